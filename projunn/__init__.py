@@ -1,0 +1,24 @@
+"""Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
+
+from projunn import diagnostics, init
+from projunn.backends import backend
+from projunn.diagnostics import unitarity_defect
+from projunn.lowrank import factorize
+from projunn.manifold import UnitaryParameter, constrain, matrix_view, unitary_parameters
+from projunn.retraction import retract, retract_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UnitaryParameter",
+    "backend",
+    "constrain",
+    "diagnostics",
+    "factorize",
+    "init",
+    "matrix_view",
+    "retract",
+    "retract_",
+    "unitarity_defect",
+    "unitary_parameters",
+]

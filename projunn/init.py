@@ -1,0 +1,89 @@
+"""Initialisers, in place: each fills every matrix of a batch with a unitary one.
+
+They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex,
+compute in float64, and return the tensor.  Rectangular matrices get orthonormal rows or
+columns, whichever are fewer.  ``generator`` is the source of the random numbers.
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import matrix_view
+
+
+def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Haar measure, the uniform distribution: Q of a Gaussian matrix' QR with R's diagonal positive.
+
+    Mezzadri, Notices of the AMS 54, 2007.
+    """
+    matrix = _matrix(tensor)
+    *batch, m, n = matrix.shape
+    shape = (*batch, max(m, n), min(m, n))
+    noise = torch.randn(shape, dtype=_precise(matrix), device=matrix.device, generator=generator)
+    q, r = torch.linalg.qr(noise)
+    q = q * r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2)
+    matrix.copy_(q if m >= n else q.mH)
+    return tensor
+
+
+def identity_(tensor: Tensor) -> Tensor:
+    """The identity (ones on the diagonal where the matrices are rectangular)."""
+    matrix = _matrix(tensor)
+    matrix.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
+    return tensor
+
+
+def henaff_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Block-diagonal plane rotations by angles uniform in (-pi, pi]; complex: diagonal phases.
+
+    Henaff, Szlam, LeCun, ICML 2016.
+    """
+    return _rotations(tensor, -pi, pi, generator)
+
+
+def cayley_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Block-diagonal plane rotations by angles uniform in [0, pi/2]; complex: diagonal phases.
+
+    Cayley transform of the skew matrices with entries tan(t/2), t uniform in [0, pi/2]: Helfrich,
+    Willmott, Ye, ICML 2018.
+    """
+    return _rotations(tensor, 0, pi / 2, generator)
+
+
+def _rotations(
+    tensor: Tensor, low: float, high: float, generator: torch.Generator | None
+) -> Tensor:
+    matrix = _matrix(tensor)
+    identity_(matrix)
+    size = min(matrix.shape[-2:])
+    planes = size if matrix.is_complex() else size // 2
+    real = _precise(matrix).to_real()
+    angles = torch.empty((*matrix.shape[:-2], planes), dtype=real, device=matrix.device)
+    angles.uniform_(low, high, generator=generator)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    if matrix.is_complex():
+        diagonal.copy_(torch.polar(torch.ones_like(angles), angles))
+        return tensor
+    cos, sin = angles.cos(), angles.sin()
+    even, odd = slice(0, 2 * planes, 2), slice(1, 2 * planes, 2)
+    diagonal[..., even].copy_(cos)
+    diagonal[..., odd].copy_(cos)
+    matrix[..., even, odd].diagonal(dim1=-2, dim2=-1).copy_(-sin)
+    matrix[..., odd, even].diagonal(dim1=-2, dim2=-1).copy_(sin)
+    return tensor
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    matrix = matrix_view(tensor).detach()
+    if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
+        raise ValueError(
+            f"tensor: got shape {tuple(tensor.shape)} and {tensor.dtype}, wanted real or complex"
+            " matrices (*batch, m, n)"
+        )
+    return matrix
+
+
+def _precise(matrix: Tensor) -> torch.dtype:
+    return torch.complex128 if matrix.is_complex() else torch.float64

@@ -1,0 +1,107 @@
+"""Low-rank factors of a gradient: ``D ~ X Y^H`` with X (*batch, m, k) and Y (*batch, n, k).
+
+Two reads of D, except for ``svd``.  The sketches are from section 3.3 of arXiv 2203.05483.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn.kernels import adjoint_product, product
+
+FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
+
+
+def factorize(
+    matrix: Tensor,
+    rank: int,
+    method: str = "lsi",
+    *,
+    basis: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Factors ``(left, right)`` of rank k with ``matrix ~ left @ right.mH``.
+
+    ==========  ================================================================================
+    method      left, right
+    ==========  ================================================================================
+    "lsi"       Y = orth(D^H R), X = D Y, with R random (m x k)
+    "subspace"  the same with R = ``basis``; feed the last ``left`` back in and it converges to the
+                leading singular subspace of a slowly changing D.  ``basis=None`` draws R at random.
+    "column"    X = orth(C), Y = D^H X, with k columns C of D drawn without replacement with
+                probability proportional to their norms
+    "svd"       the best approximation (Eckart-Young): X = U_k S_k, Y = V_k
+    ==========  ================================================================================
+
+    Args:
+        matrix: D, (*batch, m, n), real or complex; float16 and bfloat16 are computed in float32.
+        rank: k, from 1 to min(m, n).
+        method: one of the table.
+        basis: R for "subspace", (*batch, m, k), full column rank; any scale.
+        generator: source of the random numbers, on ``matrix``'s device.
+
+    Returns:
+        left (*batch, m, k) and right (*batch, n, k).  One of the two has orthonormal columns.  A zero
+        matrix gives a zero ``left`` (or, for "column", a zero ``right``); a matrix of rank below k is
+        reproduced to rounding by "svd", "lsi" and "subspace".  Never NaN for a finite matrix.
+
+    Raises:
+        ValueError: unknown ``method``, ``rank`` out of range, a ``basis`` of the wrong shape or for
+            another method.
+        TypeError: ``matrix`` is not a floating-point tensor.
+    """
+    _check(matrix, rank, method, basis)
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        matrix = matrix.float()
+    if method == "svd":
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u[..., :rank] * s[..., None, :rank].to(u.dtype), vh[..., :rank, :].mH
+    if method == "column":
+        left = orthonormalize(_sample_columns(matrix, rank, generator))
+        return left, adjoint_product(matrix, left)
+    if basis is None:
+        shape = (*matrix.shape[:-1], rank)
+        basis = torch.randn(shape, dtype=matrix.dtype, device=matrix.device, generator=generator)
+    right = orthonormalize(adjoint_product(matrix, basis.to(matrix.dtype)))
+    return product(matrix, right), right
+
+
+def orthonormalize(columns: Tensor) -> Tensor:
+    """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
+    if columns.shape[-1] > 1:
+        return torch.linalg.qr(columns)[0]
+    # Scaled by the largest entry first, so that the norm neither overflows nor underflows.
+    largest = columns.abs().amax(dim=-2, keepdim=True) if columns.shape[-2] else columns.abs()
+    columns = columns / largest.clamp_min(torch.finfo(largest.dtype).tiny)
+    norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+    return columns / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` columns without replacement, drawn in proportion to their norms."""
+    norms = torch.linalg.vector_norm(matrix, dim=-2)
+    # The first arrivals of exponential clocks whose rates are the norms are such a draw.
+    clocks = torch.empty_like(norms).exponential_(generator=generator)
+    chosen = (norms / clocks).topk(count, dim=-1).indices
+    return matrix.gather(-1, chosen.unsqueeze(-2).expand(*matrix.shape[:-1], count))
+
+
+def _check(matrix: Tensor, rank: int, method: str, basis: Tensor | None) -> None:
+    if method not in FACTORIZATIONS:
+        raise ValueError(f"method: got {method!r}, wanted one of {', '.join(FACTORIZATIONS)}")
+    if not (matrix.is_floating_point() or matrix.is_complex()):
+        raise TypeError(f"matrix: got {matrix.dtype}, wanted a real or complex floating-point dtype")
+    if matrix.ndim < 2:
+        raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, wanted (*batch, m, n)")
+    if not 1 <= rank <= max(1, min(matrix.shape[-2:])):
+        raise ValueError(
+            f"rank: got {rank}, wanted 1 to {min(matrix.shape[-2:])} for a matrix of shape"
+            f" {tuple(matrix.shape)}"
+        )
+    if basis is None:
+        return
+    if method != "subspace":
+        raise ValueError(f'basis: only method="subspace" takes one, got method={method!r}')
+    if basis.shape != (*matrix.shape[:-1], rank):
+        raise ValueError(
+            f"basis: got shape {tuple(basis.shape)}, wanted {(*matrix.shape[:-1], rank)}"
+        )

@@ -1,0 +1,179 @@
+"""Which parameters are unitary, and how their matrices are laid out.
+
+A unitary parameter is an ``nn.Parameter`` of the class ``UnitaryParameter``.  It holds a batch of
+matrices in one of three layouts, and `matrix_view` shows them all as (*batch, m, n):
+
+* real, or natively complex: (*batch, m, n);
+* ``pairs``: complex as interleaved real pairs, (*batch, m, n, 2), as our own layers store it;
+* ``blocks > 1``: that many matrices stacked along the rows, (blocks m, n), as the gates of
+  ``nn.LSTM`` and ``nn.GRU`` are.
+"""
+
+import copy
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+MATRIX_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+
+
+class UnitaryParameter(nn.Parameter):
+    """A parameter whose matrices stay unitary (orthogonal, semi-orthogonal) under `projunn.optim`.
+
+    Args:
+        data: the matrices, in one of the layouts of this module's page.  Kept as they are:
+            initialise with `projunn.init`, or use `projunn.constrain` to project.
+        requires_grad: as in ``nn.Parameter``.
+        pairs: the last axis holds real and imaginary part.
+        blocks: number of matrices stacked along the rows.
+
+    The mark survives ``deepcopy``, pickling, ``torch.save`` and ``load``, ``Module.to`` and
+    ``load_state_dict``.
+    """
+
+    pairs: bool
+    blocks: int
+
+    def __new__(
+        cls, data: Tensor, requires_grad: bool = True, *, pairs: bool = False, blocks: int = 1
+    ) -> "UnitaryParameter":
+        self = cast(UnitaryParameter, super().__new__(cls, data, requires_grad))
+        return _mark(self, pairs, blocks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UnitaryParameter":
+        if id(self) not in memo:
+            data = self.data.clone(memory_format=torch.preserve_format)
+            result = _rebuild(data, self.requires_grad, self.pairs, self.blocks)
+            result.grad = copy.deepcopy(self.grad, memo)
+            memo[id(self)] = result
+        return cast(UnitaryParameter, memo[id(self)])
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self.data, self.requires_grad, self.pairs, self.blocks)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return "Unitary parameter containing:\n" + Tensor.__repr__(self.data)
+
+
+def _rebuild(data: Tensor, requires_grad: bool, pairs: bool, blocks: int) -> UnitaryParameter:
+    return UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks)
+
+
+def _mark(parameter: nn.Parameter, pairs: bool, blocks: int) -> UnitaryParameter:
+    parameter.__class__ = UnitaryParameter
+    marked = cast(UnitaryParameter, parameter)
+    marked.pairs, marked.blocks = pairs, blocks
+    return marked
+
+
+def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor``, laid out as ``parameter`` is, seen as matrices (*batch, m, n); shares memory."""
+    if not isinstance(parameter, UnitaryParameter):
+        return tensor
+    if parameter.pairs:
+        tensor = torch.view_as_complex(tensor)
+    if parameter.blocks > 1:
+        tensor = tensor.unflatten(-2, (parameter.blocks, -1))
+    return tensor
+
+
+def matrix_view(parameter: Tensor) -> Tensor:
+    """The matrices of a parameter, (*batch, m, n), complex where they are; a view, with autograd.
+
+    Any tensor that is no `UnitaryParameter` comes back as it is.
+    """
+    return view_like(parameter, parameter)
+
+
+def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
+    """The unitary parameters of ``module``, each once, in the order of ``module.parameters()``."""
+    return [p for p in module.parameters() if isinstance(p, UnitaryParameter)]
+
+
+def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = None) -> nn.Module:
+    """Make the existing parameter ``module.name`` unitary, in place, and return ``module``.
+
+    The parameter's matrices are replaced by their polar factors, the nearest unitary (or
+    semi-orthogonal) matrices, and the parameter object itself is marked: ties, optimizers and
+    ``nn.RNN``'s flat weights go on working.
+
+    Args:
+        module: e.g. ``nn.Linear``, ``nn.RNN``, ``nn.GRU``, ``nn.LSTM``; float32, float64, complex64
+            or complex128.
+        name: the parameter's name: ``"weight"``, ``"weight_hh_l0"``, ...
+        blocks: number of matrices stacked along the rows.  Default: one per gate for the weights of
+            ``nn.LSTM`` (4) and ``nn.GRU`` (3), else 1.
+
+    Raises:
+        ValueError: no such parameter, not a matrix, a convolution's filter (use `projunn.nn`'s
+            convolutions), rows not divisible by ``blocks``, or non-finite entries.
+        TypeError: a dtype that is not one of the four.
+    """
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        known = ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
+        raise ValueError(
+            f"name: {type(module).__name__} has no parameter {name!r} of its own (it has: {known})"
+        )
+    if isinstance(module, nn.modules.conv._ConvNd):
+        raise ValueError(
+            f"module: the filter of {type(module).__name__} is not one matrix, and orthogonal slices"
+            " would not make the convolution norm-preserving"
+        )
+    if isinstance(parameter, UnitaryParameter):
+        return module
+    if blocks is None:
+        gates = next((g for cls, g in _GATES.items() if isinstance(module, cls)), 1)
+        blocks = 1 if name.startswith("weight_hr") else gates
+    if parameter.ndim < 2 or parameter.numel() == 0:
+        raise ValueError(f"name: {name!r} has shape {tuple(parameter.shape)}, not (*batch, m, n)")
+    if blocks < 1 or parameter.shape[-2] % blocks:
+        raise ValueError(f"blocks: {blocks} does not divide the {parameter.shape[-2]} rows of {name!r}")
+    if parameter.dtype not in MATRIX_DTYPES:
+        raise TypeError(f"name: {name!r} is {parameter.dtype}; wanted one of {dtype_names()}")
+    if not parameter.detach().isfinite().all():
+        raise ValueError(f"name: {name!r} has entries that are not finite")
+    _mark(parameter, False, blocks)
+    with torch.no_grad():
+        matrix = matrix_view(parameter)
+        matrix.copy_(nearest(matrix))
+    keep_marks(module)
+    return module
+
+
+def marks(module: nn.Module) -> dict[str, tuple[bool, int]]:
+    """Layout (pairs, blocks) of the unitary parameters that ``module`` itself holds, by name."""
+    held = module._parameters.items()
+    return {n: (p.pairs, p.blocks) for n, p in held if isinstance(p, UnitaryParameter)}
+
+
+def restore_marks(module: nn.Module, known: dict[str, tuple[bool, int]]) -> None:
+    """Mark again the parameters that were replaced by plain ones."""
+    for name, (pairs, blocks) in known.items():
+        parameter = module._parameters.get(name)
+        if parameter is not None and not isinstance(parameter, UnitaryParameter):
+            _mark(parameter, pairs, blocks)
+
+
+def keep_marks(module: nn.Module) -> None:
+    """Let the marks of ``module`` outlast ``load_state_dict(..., assign=True)``."""
+    module.register_load_state_dict_post_hook(partial(_after_load, known=marks(module)))
+
+
+def _after_load(module: nn.Module, _: object, known: dict[str, tuple[bool, int]]) -> None:
+    restore_marks(module, known)
+
+
+def dtype_names() -> str:
+    """The dtypes a unitary weight can have, for error messages."""
+    return ", ".join(str(d).removeprefix("torch.") for d in MATRIX_DTYPES)
+
+
+def nearest(matrix: Tensor) -> Tensor:
+    """The polar factor of each matrix, by SVD in float64: (*batch, m, n), same dtype."""
+    precise = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+    u, _, vh = torch.linalg.svd(precise, full_matrices=False)
+    return (u @ vh).to(matrix.dtype)

@@ -1,0 +1,90 @@
+"""A product of block-diagonal unitary matrices with shuffles in between."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from projunn.init import haar_
+from projunn.manifold import matrix_view
+from projunn.nn.module import UnitaryModule, positive
+
+
+class BlockUnitaryLinear(UnitaryModule):
+    """``y = x (B_f P ... B_2 P B_1)^T + b``: block-diagonal unitary factors B with shuffles P.
+
+    Each factor holds ``num_blocks`` unitary matrices of size ``block_size`` on its diagonal; it costs
+    a ``num_blocks``-th of a dense layer.  With ``num_factors=1`` the features of different blocks never
+    mix; between two factors the perfect shuffle, (block, position) to (position, block), sends the
+    features of each block to all others.  Every factor and the whole map preserve the norm.
+
+    Args:
+        num_blocks: blocks a factor.
+        block_size: rows and columns of a block.
+        bias: learn an additive bias.
+        num_factors: block-diagonal factors, with a shuffle between each two.
+        device, dtype: as in `projunn.nn.UnitaryLinear`.
+
+    Shape:
+        input and output (*, num_blocks block_size).
+
+    Attributes:
+        weight: the `projunn.UnitaryParameter`, (num_factors, num_blocks, block_size, block_size), with
+            a trailing axis of real and imaginary part if complex.  Haar-distributed at the start.
+        bias: the bias, uniform in +-1/sqrt(block_size) at the start, or None.
+
+    Raises:
+        ValueError: sizes that are not positive, or input of another size.
+        TypeError: another dtype.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        bias: bool = True,
+        *,
+        num_factors: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.num_blocks = positive("num_blocks", num_blocks)
+        self.block_size = positive("block_size", block_size)
+        self.num_factors = positive("num_factors", num_factors)
+        self.weight = self._matrices(
+            num_factors, num_blocks, block_size, block_size, device=device
+        )
+        self.bias = self._plain(num_blocks * block_size, device=device) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        haar_(self.weight)
+        if self.bias is not None:
+            bound = self.block_size**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        features = self.num_blocks * self.block_size
+        if input.ndim == 0 or input.shape[-1] != features:
+            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
+        factors = matrix_view(self.weight)
+        x = input.to(factors.dtype) if self.is_complex else input
+        # Blocks first, so that each factor is one batched product: (blocks, rows, size).
+        x = rearrange(x.reshape(-1, features), "r (b s) -> b r s", b=self.num_blocks)
+        for i, factor in enumerate(factors.unbind(0)):
+            if i:
+                x = rearrange(x, "b r s -> r (s b)")
+                x = rearrange(x, "r (b s) -> b r s", b=self.num_blocks)
+            x = x @ factor.mT
+        output = rearrange(x, "b r s -> r (b s)").reshape(input.shape)
+        return output if self.bias is None else output + self._numbers(self.bias)
+
+    def extra_repr(self) -> str:
+        kind = ", complex" if self.is_complex else ""
+        return (
+            f"num_blocks={self.num_blocks}, block_size={self.block_size},"
+            f" num_factors={self.num_factors}, bias={self.bias is not None}{kind}"
+        )

@@ -1,0 +1,77 @@
+"""A linear layer with a unitary weight."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from projunn.init import haar_
+from projunn.manifold import matrix_view
+from projunn.nn.module import UnitaryModule, positive
+
+
+class UnitaryLinear(UnitaryModule):
+    """``y = x W^T + b`` with ``W^H W = I``: `torch.nn.Linear` with a unitary weight.
+
+    A square layer preserves norms; one with ``out_features > in_features`` too (an isometry); one
+    with ``out_features < in_features`` has orthonormal rows (a co-isometry).
+
+    Args:
+        in_features: size of the last axis of the input.
+        out_features: size of the last axis of the output.
+        bias: learn an additive bias.
+        device: as in ``torch.nn.Linear``.
+        dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+
+    Shape:
+        input (*, in_features), output (*, out_features); a complex layer takes real input too.
+
+    Attributes:
+        weight: the `projunn.UnitaryParameter`, (out_features, in_features), with a trailing axis of
+            real and imaginary part if complex.  Haar-distributed at the start.
+        bias: the bias, stored likewise, uniform in +-1/sqrt(in_features) at the start, or None.
+        matrix: the weight as real or complex numbers, (out_features, in_features).
+
+    Raises:
+        ValueError: sizes that are not positive.
+        TypeError: another dtype.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.in_features = positive("in_features", in_features)
+        self.out_features = positive("out_features", out_features)
+        self.weight = self._matrices(out_features, in_features, device=device)
+        self.bias = self._plain(out_features, device=device) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        haar_(self.weight)
+        if self.bias is not None:
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def matrix(self) -> Tensor:
+        return matrix_view(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.is_complex and not input.is_complex():
+            input = input.to(self._stored.to_complex())
+        bias = None if self.bias is None else self._numbers(self.bias)
+        return functional.linear(input, self.matrix, bias)
+
+    def extra_repr(self) -> str:
+        kind = ", complex" if self.is_complex else ""
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{kind}"

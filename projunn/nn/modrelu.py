@@ -1,0 +1,44 @@
+"""The modReLU activation."""
+
+import torch
+from torch import Tensor, nn
+
+from projunn.kernels import apply_nonlinearity
+from projunn.nn.module import positive
+
+
+class ModReLU(nn.Module):
+    """``modReLU(z) = z/|z| max(|z| + b, 0)``, with one learned real b per feature.
+
+    It changes the size of a number and keeps its phase (its sign, if real), so it goes with unitary
+    weights; 0 at z = 0.  Arjovsky, Shah, Bengio, ICML 2016, equation 8.
+
+    Args:
+        num_features: size of the last axis of the input.
+        device: as in ``torch.nn`` modules.
+        dtype: dtype of b, real; default: PyTorch's default dtype.
+
+    Shape:
+        input and output (*, num_features), real or complex.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = positive("num_features", num_features)
+        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw b anew, uniform in +-0.01."""
+        nn.init.uniform_(self.bias, -0.01, 0.01)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return apply_nonlinearity(input, self.bias, "modrelu")
+
+    def extra_repr(self) -> str:
+        return f"num_features={self.num_features}"

@@ -1,0 +1,57 @@
+"""What the unitary layers share: how their parameters are stored and stay recognised."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names, marks, restore_marks
+
+
+class UnitaryModule(nn.Module):
+    """Base of the layers: complex parameters are stored as real pairs, marks outlast replacement.
+
+    ``Module.to_empty``, conversions and ``load_state_dict(assign=True)`` may replace parameters by
+    new ones; here the replaced unitary ones are marked again.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in MATRIX_DTYPES:
+            raise TypeError(f"dtype: got {dtype}, wanted one of {dtype_names()}")
+        self.is_complex = dtype.is_complex
+        self._stored = dtype.to_real()
+
+    def _matrices(self, *shape: int, device: torch.device | str | None) -> UnitaryParameter:
+        return UnitaryParameter(self._empty(*shape, device=device), pairs=self.is_complex)
+
+    def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
+        return nn.Parameter(self._empty(*shape, device=device))
+
+    def _empty(self, *shape: int, device: torch.device | str | None) -> Tensor:
+        shape = (*shape, 2) if self.is_complex else shape
+        return torch.empty(shape, dtype=self._stored, device=device)
+
+    def _numbers(self, stored: Tensor) -> Tensor:
+        """A stored parameter as the real or complex numbers it means."""
+        return torch.view_as_complex(stored) if self.is_complex else stored
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        known = marks(self)
+        super()._apply(fn, recurse)
+        restore_marks(self, known)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        known = marks(self)
+        super()._load_from_state_dict(*args, **kwargs)
+        restore_marks(self, known)
+
+
+def positive(name: str, value: int) -> int:
+    """``value``, checked to be a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
+    return value

@@ -1,0 +1,235 @@
+"""Recurrent layers with a unitary hidden-to-hidden weight."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+from projunn.init import henaff_
+from projunn.kernels import NONLINEARITIES, recurrence
+from projunn.manifold import UnitaryParameter
+from projunn.nn.module import UnitaryModule, positive
+
+
+class _Recurrent(UnitaryModule):
+    """Parameters of layers ``h' = f(W_ih x + b_ih + W_hh h)``, named as in ``torch.nn``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        nonlinearity: str,
+        bias: bool,
+        suffixes: list[str],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(dtype)
+        if nonlinearity not in NONLINEARITIES:
+            wanted = ", ".join(NONLINEARITIES)
+            raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
+        if self.is_complex and nonlinearity == "relu":
+            raise ValueError(
+                'nonlinearity: "relu" has no meaning for complex numbers; wanted "modrelu", "tanh" or'
+                ' "identity"'
+            )
+        self.input_size = positive("input_size", input_size)
+        self.hidden_size = positive("hidden_size", hidden_size)
+        self.nonlinearity = nonlinearity
+        self.bias = bias
+        for i, suffix in enumerate(suffixes):
+            size = hidden_size if i else input_size
+            setattr(self, f"weight_ih{suffix}", self._plain(hidden_size, size, device=device))
+            weight_hh = self._matrices(hidden_size, hidden_size, device=device)
+            setattr(self, f"weight_hh{suffix}", weight_hh)
+            if bias:
+                setattr(self, f"bias_ih{suffix}", self._plain(hidden_size, device=device))
+            if nonlinearity == "modrelu":
+                offset = torch.empty(hidden_size, dtype=self._stored, device=device)
+                setattr(self, f"modrelu_bias{suffix}", nn.Parameter(offset))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew: W_hh `projunn.init.henaff_`, W_ih and b_ih as in ``nn.RNN``."""
+        bound = self.hidden_size**-0.5
+        for name, parameter in self.named_parameters():
+            if isinstance(parameter, UnitaryParameter):
+                henaff_(parameter)
+            elif name.startswith("modrelu"):
+                nn.init.uniform_(parameter, -0.01, 0.01)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> Tensor:
+        """All states (T, batch, n) from the input (T, batch, input_size) of one layer."""
+        weight: Tensor = getattr(self, f"weight_hh{suffix}")
+        projected = self._project(input, suffix)
+        if initial is None:
+            initial = projected.new_zeros(projected.shape[1:])
+        elif self.is_complex:
+            initial = torch.view_as_real(initial.to(self._stored.to_complex()))
+        offset = getattr(self, f"modrelu_bias{suffix}", None)
+        states = recurrence(
+            projected, initial.to(projected.dtype), weight, offset, self.nonlinearity
+        )
+        return self._numbers(states)
+
+    def _project(self, input: Tensor, suffix: str) -> Tensor:
+        weight: Tensor = getattr(self, f"weight_ih{suffix}")
+        bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
+        if not self.is_complex:
+            projected = functional.linear(input, weight, bias)
+        elif input.is_complex():
+            numbers = None if bias is None else self._numbers(bias)
+            projected = torch.view_as_real(functional.linear(input, self._numbers(weight), numbers))
+        else:  # a real input meets real and imaginary parts as so many real outputs
+            rows = weight.permute(0, 2, 1).flatten(0, 1)
+            flat = functional.linear(input, rows, None if bias is None else bias.flatten())
+            projected = flat.unflatten(-1, (self.hidden_size, 2))
+        return projected.to(self._stored)
+
+    def extra_repr(self) -> str:
+        kind = ", complex" if self.is_complex else ""
+        return (
+            f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r},"
+            f" bias={self.bias}{kind}"
+        )
+
+
+class UnitaryRNN(_Recurrent):
+    """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called and returning as `nn.RNN`.
+
+    The projection of the whole input and the gradient of W_hh are one GEMM each, outside the loop over
+    time, which is a single operator (`projunn.kernels.recurrence`).
+
+    Args:
+        input_size: features of the input.
+        hidden_size: n, features of the hidden state.
+        num_layers: recurrent layers, each fed by the one before.
+        nonlinearity: f: ``"modrelu"``, ``"relu"`` (real only), ``"tanh"`` or ``"identity"``.
+        bias: use b_ih.  (modReLU has its own bias in any case.)
+        batch_first: input and output are (batch, T, features).
+        dropout: probability of dropout on the output of each layer but the last.
+        device: as in ``torch.nn.RNN``.
+        dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+
+    Shape:
+        input (T, batch, input_size), or (batch, T, input_size) with ``batch_first``, or (T, input_size)
+        without batch; real, or complex for a complex layer.  hx (num_layers, batch, n), or
+        (num_layers, n) without batch; zeros if not given.
+        Returns ``output``, the states of the last layer, (T, batch, n), laid out as the input, and
+        ``h_n`` (num_layers, batch, n), both complex for a complex layer.
+
+    Attributes:
+        weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter`, `projunn.init.henaff_` at the
+            start.
+        weight_ih_l[k], bias_ih_l[k], modrelu_bias_l[k]: the others.  Complex ones have a trailing axis
+            of real and imaginary part.
+
+    Raises:
+        ValueError: sizes, shapes or options that do not fit.
+        TypeError: another dtype, or a ``PackedSequence`` (pad and mask instead).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "modrelu",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        suffixes = [f"_l{i}" for i in range(positive("num_layers", num_layers))]
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: got {dropout!r}, wanted a probability from 0 to 1")
+        super().__init__(input_size, hidden_size, nonlinearity, bias, suffixes, device, dtype)
+        self._suffixes = suffixes
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = dropout
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if isinstance(input, PackedSequence):
+            raise TypeError("input: got a PackedSequence, wanted a padded tensor")
+        if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: got shape {tuple(input.shape)}, wanted (T, batch, {self.input_size}),"
+                f" (batch, T, {self.input_size}) with batch_first, or (T, {self.input_size})"
+            )
+        unbatched = input.ndim == 2
+        batch_axis = 1 if unbatched or not self.batch_first else 0
+        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1 - batch_axis)
+        if x.shape[0] == 0:
+            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted at least one time step")
+        wanted = (self.num_layers, *(() if unbatched else (x.shape[1],)), self.hidden_size)
+        if hx is not None and hx.shape != wanted:
+            raise ValueError(f"hx: got shape {tuple(hx.shape)}, wanted {wanted}")
+        initial = hx.unsqueeze(1) if hx is not None and unbatched else hx
+        last = []
+        for i, suffix in enumerate(self._suffixes):
+            if i and self.dropout:
+                x = self._drop(x)
+            x = self._run(x, None if initial is None else initial[i], suffix)
+            last.append(x[-1])
+        h_n = torch.stack(last)
+        if unbatched:
+            return x.squeeze(1), h_n.squeeze(1)
+        return x.transpose(0, 1 - batch_axis), h_n
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not x.is_complex():
+            return functional.dropout(x, self.dropout, self.training)
+        return x * functional.dropout(torch.ones_like(x.real), self.dropout, self.training)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        for name, usual in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0)):
+            if getattr(self, name) != usual:
+                text += f", {name}={getattr(self, name)}"
+        return text
+
+
+class UnitaryRNNCell(_Recurrent):
+    """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called and returning as `nn.RNNCell`.
+
+    For loops over time that need the state at every step; over a whole sequence `UnitaryRNN` is
+    faster.  Arguments and attributes are those of `UnitaryRNN`, the latter without ``_l[k]``.
+
+    Shape:
+        input (batch, input_size) or (input_size,); hx (batch, n) or (n,), zeros if not given.
+        Returns h' of the shape of hx.
+
+    Raises:
+        ValueError: sizes, shapes or options that do not fit.
+        TypeError: another dtype.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "modrelu",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, nonlinearity, bias, [""], device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: got shape {tuple(input.shape)}, wanted (batch, {self.input_size}) or"
+                f" ({self.input_size},)"
+            )
+        wanted = (*input.shape[:-1], self.hidden_size)
+        if hx is not None and hx.shape != wanted:
+            raise ValueError(f"hx: got shape {tuple(hx.shape)}, wanted {wanted}")
+        x = input if input.ndim == 2 else input.unsqueeze(0)
+        h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
+        return self._run(x.unsqueeze(0), h, "")[0].reshape(wanted)

@@ -1,0 +1,91 @@
+"""AdamW, with unitary parameters."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.optim.unitary import Matrices, UnitaryOptimizer, add_square_
+
+
+class AdamW(UnitaryOptimizer):
+    """`torch.optim.AdamW` that keeps unitary parameters unitary.
+
+    For a unitary W with gradient G at step t, elementwise, the square being |G|^2 = G conj(G) if
+    complex:
+
+        M <- beta1 M + (1 - beta1) G        V <- beta2 V + (1 - beta2) |G|^2
+        direction  M / (1 - beta1^t) / (sqrt(V / (1 - beta2^t)) + eps)
+        amsgrad: the maximum of all V so far in place of V
+        W <- retraction of W - unitary_lr (direction at rank k)
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable,
+            fused: as in ``torch.optim.AdamW``; ``foreach``, ``capturable``, ``differentiable``,
+            ``fused`` and weight decay act on the other parameters only.
+        rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
+
+    Bad steps, errors and source: as `projunn.optim.SGD`.
+    """
+
+    plain_rule = torch.optim.AdamW
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        rank: int = 1,
+        retraction: str = "exp",
+        factorization: str = "subspace",
+        unitary_lr: float | Tensor | None = None,
+        polish_every: int | None = None,
+    ) -> None:
+        rule = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(
+            params,
+            rule,
+            rank=rank,
+            retraction=retraction,
+            factorization=factorization,
+            unitary_lr=unitary_lr,
+            polish_every=polish_every,
+        )
+
+    def _direction(
+        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor:
+        beta1, beta2 = group["betas"]
+        clean = matrices.clean(grad)
+        mean = matrices.zeros(state, "exp_avg")
+        mean.mul_(matrices.decay(beta1)).add_(clean, alpha=1 - beta1)
+        average = matrices.squares(state, "exp_avg_sq")
+        add_square_(average.mul_(matrices.decay(beta2)), clean, 1 - beta2)
+        if group["amsgrad"]:
+            largest = matrices.squares(state, "max_exp_avg_sq")
+            average = torch.maximum(largest, average, out=largest)
+        correction1 = 1 - beta1 ** state["step"]
+        correction2 = 1 - beta2 ** state["step"]
+        spread = average.sqrt().mul_(correction2**-0.5).add_(group["eps"])
+        return mean / spread.mul_(correction1)

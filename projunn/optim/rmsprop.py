@@ -1,0 +1,88 @@
+"""RMSprop, with unitary parameters."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.optim.unitary import Matrices, UnitaryOptimizer, add_square_
+
+
+class RMSprop(UnitaryOptimizer):
+    """`torch.optim.RMSprop` that keeps unitary parameters unitary.
+
+    For a unitary W with gradient G, elementwise, the square being |G|^2 = G conj(G) if complex:
+
+        V <- alpha V + (1 - alpha) |G|^2     direction G / (sqrt(V) + eps)
+        centered: V - |M|^2 in place of V, with M <- alpha M + (1 - alpha) G
+        momentum: B <- mu B + direction, and B is the direction
+        W <- retraction of W - unitary_lr (direction at rank k)
+
+    Args:
+        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
+            differentiable: as in ``torch.optim.RMSprop``; ``capturable``, ``foreach``,
+            ``differentiable`` and weight decay act on the other parameters only.
+        rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
+
+    Bad steps, errors and source: as `projunn.optim.SGD`.
+    """
+
+    plain_rule = torch.optim.RMSprop
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        rank: int = 1,
+        retraction: str = "exp",
+        factorization: str = "subspace",
+        unitary_lr: float | Tensor | None = None,
+        polish_every: int | None = None,
+    ) -> None:
+        rule = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        super().__init__(
+            params,
+            rule,
+            rank=rank,
+            retraction=retraction,
+            factorization=factorization,
+            unitary_lr=unitary_lr,
+            polish_every=polish_every,
+        )
+
+    def _direction(
+        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor:
+        alpha = group["alpha"]
+        clean, decay = matrices.clean(grad), matrices.decay(alpha)
+        average = add_square_(matrices.squares(state, "square_avg").mul_(decay), clean, 1 - alpha)
+        if group["centered"]:
+            mean = matrices.zeros(state, "grad_avg").mul_(decay).add_(clean, alpha=1 - alpha)
+            average = add_square_(average.clone(), mean, -1.0).clamp_min_(0)
+        direction = clean / average.sqrt().add_(group["eps"])
+        if group["momentum"] == 0:
+            return direction
+        buffer = matrices.zeros(state, "momentum_buffer")
+        return buffer.mul_(matrices.decay(group["momentum"])).add_(direction)

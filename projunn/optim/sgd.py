@@ -1,0 +1,94 @@
+"""Stochastic gradient descent, with unitary parameters."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.optim.unitary import Matrices, UnitaryOptimizer
+
+
+class SGD(UnitaryOptimizer):
+    """`torch.optim.SGD` that keeps unitary parameters unitary.
+
+    For a unitary W with gradient G, momentum mu and dampening d:
+
+        B <- mu B + (1 - d) G  (first step: B = G)      direction B, or G + mu B with Nesterov
+        W <- retraction of W - unitary_lr (direction at rank k)
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable,
+            fused: as in ``torch.optim.SGD``; the last three act on the other parameters only, and
+            weight decay, which has no meaning on the manifold, too.
+        rank: k, of the step of each unitary matrix.
+        retraction: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``: `projunn.retract`.
+        factorization: ``"subspace"``, ``"lsi"``, ``"column"`` or ``"svd"``: `projunn.factorize`.
+        unitary_lr: learning rate of the unitary parameters; default lr / 32.  A scheduler that changes
+            ``lr`` changes it in proportion.
+        polish_every: steps between two corrections of rounding drift; 0 for none.  Default: often
+            enough to keep float32 weights within about 1e-6 of unitary, at a few percent of the step.
+
+    All but ``params`` can be given per parameter group.  A step with a gradient that is not finite
+    leaves the matrix and its state as they were and is counted: `skipped_steps`.
+
+    Raises:
+        ValueError: an option out of its range.
+        TypeError: a unitary parameter in half precision.
+
+    Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
+    """
+
+    plain_rule = torch.optim.SGD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        rank: int = 1,
+        retraction: str = "exp",
+        factorization: str = "subspace",
+        unitary_lr: float | Tensor | None = None,
+        polish_every: int | None = None,
+    ) -> None:
+        rule = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(
+            params,
+            rule,
+            rank=rank,
+            retraction=retraction,
+            factorization=factorization,
+            unitary_lr=unitary_lr,
+            polish_every=polish_every,
+        )
+
+    def _direction(
+        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor:
+        mu = group["momentum"]
+        if mu == 0:
+            return grad
+        first = "momentum_buffer" not in state
+        clean = matrices.clean(grad)
+        buffer = matrices.zeros(state, "momentum_buffer")
+        buffer.mul_(matrices.decay(mu)).add_(clean, alpha=1 if first else 1 - group["dampening"])
+        return grad.add(buffer, alpha=mu) if group["nesterov"] else buffer

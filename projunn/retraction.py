@@ -1,0 +1,112 @@
+"""Retractions: bring ``W + X Y^H`` back to the unitary matrices, in O(k n^2).
+
+A step ``D = X Y^H`` at a unitary W multiplies it from the right by an exactly unitary matrix that
+differs from the identity only in the span of the step:
+
+    Z = W^H X        [Y, Z] = Q [R_y, R_z]        W' = W + (W Q) F Q^H
+
+F is a 2k x 2k unitary matrix minus the identity (`projunn.kernels.rotation`), Q has orthonormal
+columns (`projunn.kernels.basis`); both are float64.  ``W Q`` is computed as a product: replacing
+``W Z`` by X, equal in exact arithmetic, would make rounding grow from step to step.  Because
+``I + Q F Q^H`` is unitary for steps of any size, nothing here can leave the manifold by more than
+rounding.  There is no n x n decomposition and, in place, no second n x n matrix.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn.kernels import (
+    RETRACTIONS,
+    adjoint_product,
+    product,
+    rank_update_,
+    rotation,
+    step_basis,
+)
+from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
+
+
+def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
+    """The unitary matrix reached from ``weight`` by the step ``left @ right.mH``; a new tensor.
+
+    ==========  =======================================================  ===================
+    retraction  result, with D = left right^H, A = (W^H D - D^H W)/2     in arXiv 2203.05483
+    ==========  =======================================================  ===================
+    "exp"       W exp(A)                                                 projUNN-T
+    "polar"     W polar(I + W^H D) = polar(W + D), the nearest unitary   projUNN-D
+    "cayley"    W (I - A/2)^-1 (I + A/2)                                 (for comparison)
+    ==========  =======================================================  ===================
+
+    Wide weights (m < n) with orthonormal rows use the same formulas, tall ones (m > n) their mirror
+    image: the unitary factor acts from the larger side.  (For rectangular W, "polar" is this isometric
+    retraction; the nearest semi-unitary matrix to W + D only to first order.)
+
+    Args:
+        weight: (*batch, m, n), unitary; float32, float64, complex64 or complex128.  A
+            `projunn.UnitaryParameter` is read as its matrices.
+        left: (*batch, m, k), k from 1 to min(m, n); dtype and device of ``weight``.
+        right: (*batch, n, k), likewise.
+        retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
+
+    Returns:
+        (*batch, m, n).  Accurate to a few ulp of the matrix: under 1e-13 (float64) and 5e-6 (float32)
+        for steps of norm up to 2, "polar" divided by the smallest singular value of W + D.
+        A zero step returns ``weight`` exactly, and so does a step that cannot be taken: factors that
+        are not finite, or a result that they do not determine to working precision ("polar": W + D is
+        singular; "exp": angles above eps^-1/2).
+
+    Raises:
+        ValueError: unknown ``retraction``, or shapes or devices that do not fit.
+        TypeError: dtypes that do not fit.
+    """
+    result = matrix_view(weight).clone()
+    take_step_(result, left, right, retraction)
+    return result
+
+
+def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
+    """`retract`, in place, without recording gradients; returns ``weight``."""
+    with torch.no_grad():
+        take_step_(matrix_view(weight), left, right, retraction)
+    return weight
+
+
+def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
+    """Retract matrices in place; returns the mask (*batch) of the steps that were taken."""
+    _check(weight, left, right, retraction)
+    precision = torch.finfo(weight.dtype).eps
+    tall = weight.shape[-2] > weight.shape[-1]
+    # The mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
+    pulled = product(weight, right) if tall else adjoint_product(weight, left)
+    q, r_y, r_z = step_basis(left if tall else right, pulled)
+    f, taken = rotation(r_y, r_z, retraction, precision)
+    q = torch.where(taken[..., None, None], q, 0.0)
+    basis = q.to(weight.dtype)
+    if tall:
+        rank_update_(weight, (q @ f.mH).to(weight.dtype), adjoint_product(weight, basis))
+    else:
+        rank_update_(weight, product(weight, basis), (q @ f.mH).to(weight.dtype))
+    return taken
+
+
+def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:
+    if retraction not in RETRACTIONS:
+        raise ValueError(f"retraction: got {retraction!r}, wanted one of {', '.join(RETRACTIONS)}")
+    if weight.dtype not in MATRIX_DTYPES:
+        raise TypeError(f"weight: got {weight.dtype}, wanted one of {dtype_names()}")
+    if weight.ndim < 2:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, wanted (*batch, m, n)")
+    *batch, m, n = weight.shape
+    for name, factor, rows in (("left", left, m), ("right", right, n)):
+        if factor.dtype != weight.dtype:
+            raise TypeError(f"{name}: got {factor.dtype}, wanted weight's dtype {weight.dtype}")
+        if factor.device != weight.device:
+            raise ValueError(f"{name}: is on {factor.device}, wanted weight's device {weight.device}")
+        k = factor.shape[-1] if factor.ndim else 0
+        if factor.shape != (*batch, rows, k) or not 1 <= k <= max(1, min(m, n)):
+            raise ValueError(
+                f"{name}: got shape {tuple(factor.shape)}, wanted {(*batch, rows)} + (k,) with"
+                f" 1 <= k <= {min(m, n)} for a weight of shape {tuple(weight.shape)}"
+            )
+    if left.shape[-1] != right.shape[-1]:
+        raise ValueError(f"right: has rank {right.shape[-1]}, left has rank {left.shape[-1]}")
