@@ -4,8 +4,8 @@ One operation a file, each with its formula, a plain reference and the path that
 projUNN step passes through them in this order::
 
     products     Z = W^H X                      one read of W
-    basis        [Y, Z] = Q [R_y, R_z]          n x 2k, Q with orthonormal columns
-    rotation     F = f(R_z R_y^H) - I           2k x 2k, unitary minus identity
+    basis        Z Y^H = Q E Q^H                n x 2k, Q with orthonormal columns
+    rotation     F = f(E) - I                   2k x 2k, unitary minus identity
     products     L = W Q                        one read of W
     rank_update  W += L (Q F^H)^H               one read and write of W
 

@@ -1,26 +1,27 @@
-"""Orthonormal basis of a step: ``[Y, Z] = Q [R_y, R_z]`` in float64, without Householder QR.
+"""The step in an orthonormal basis: ``W^H D = Z Y^H = Q E Q^H`` in float64, without Householder QR.
 
-Y and Z are (*batch, n, k); Q is (*batch, n, 2k) with orthonormal columns, R_y and R_z are
-(*batch, 2k, k).  A retraction built on Q is a *small* unitary matrix acting in the span of the
+Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that span both, E is
+(*batch, 2k, 2k).  A retraction built on Q is a *small* unitary matrix acting in the span of the
 step, so it stays unitary whatever the size or the conditioning of the step.
 
 k = 1 is Gram-Schmidt done twice ("twice is enough").  k > 1 is the Gram matrix' inverse square
 root, three times, the smallest eigenvalues floored (shifted CholeskyQR3; Fukaya, Kannan,
 Nakatsukasa, Yamamoto, Yanagisawa, SIAM J. Sci. Comput. 42, 2020).  Dependent, zero, or more than
-n columns are no special case: directions the step does not have get coordinates of rounding size.
+n columns are no special case: directions the step does not have get entries of rounding size.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
 _TINY = torch.finfo(torch.float64).tiny
 
 
-def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, R_y, R_z with ``right = Q R_y`` and ``pulled = Q R_z``, in float64 or complex128.
+def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and E with ``pulled @ right^H = Q E Q^H``, in float64 or complex128.
 
-    Columns with a non-finite entry give non-finite coordinates, never an exception.
+    Columns with a non-finite entry give a non-finite E, never an exception.
     """
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
@@ -29,7 +30,8 @@ def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _gram_basis(torch.cat([y, z], dim=-1), right.shape[-1])
 
 
-def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """y = q1 a and z = q1 b + q2 c, so that E = [[a b, 0], [a c, 0]]."""
     a = torch.linalg.vector_norm(y, dim=-2, keepdim=True)
     q1 = y / a.clamp_min(_TINY)
     q1_adjoint = q1.mH
@@ -39,20 +41,19 @@ def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rest = rest - q1 * again
     c = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
     q2 = rest / c.clamp_min(_TINY)
-    r_y = torch.cat([a, torch.zeros_like(a)], dim=-2).to(y.dtype)
-    r_z = torch.cat([b + again, c.to(y.dtype)], dim=-2)
-    return torch.cat([q1, q2], dim=-1), r_y, r_z
+    column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
+    return torch.cat([q1, q2], dim=-1), pad(column, (0, 1))
 
 
-def _gram_basis(columns: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _gram_basis(columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
     finite = norms.isfinite().all(dim=-1, keepdim=True)
     q = torch.where(finite, columns / norms.clamp_min(_TINY), 0.0)
-    r = torch.diag_embed(norms.squeeze(-2)).to(q.dtype)
+    r = torch.diag_embed(norms.squeeze(-2)).to(q.dtype)  # columns = q r throughout
     for _ in range(3):
         eigenvalues, vectors = torch.linalg.eigh(q.mH @ q)
         floor = (_FLOOR * eigenvalues[..., -1:]).clamp_min(_TINY)
         root = eigenvalues.maximum(floor).sqrt()
         q = q @ (vectors / root.unsqueeze(-2))
         r = (root.unsqueeze(-1) * vectors.mH) @ r
-    return q, r[..., :k], r[..., k:]
+    return q, r[..., k:] @ r[..., :k].mH

@@ -22,8 +22,9 @@ def rank_update_(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``W += L R^H`` in place; returns ``weight``."""
     rank = left.shape[-1]
     if not weight.is_complex() and rank <= _MAX_PASSES:
+        rows = right.mT.contiguous()  # a pass is vectorised only along a contiguous row
         for j in range(rank):
-            weight.addcmul_(left[..., j : j + 1], right[..., j].unsqueeze(-2))
+            weight.addcmul_(left[..., j : j + 1], rows[..., j : j + 1, :])
         return weight
     if weight.ndim == 2:
         return weight.addmm_(left, right.mH)

@@ -1,15 +1,13 @@
 """The small unitary matrix of a step, minus the identity, in float64.
 
-A step ``D = X Y^H`` at W, with ``W^H X = Z = Q R_z`` and ``Y = Q R_y``, is ``W^H D = Q E Q^H`` with
-``E = R_z R_y^H`` (2k x 2k).  With ``A = (E - E^H)/2`` the three retractions are ``W (I + Q F Q^H)``:
+A step D at W is ``W^H D = Q E Q^H`` in its basis (`projunn.kernels.basis`), E of size 2k x 2k.  With
+``A = (E - E^H)/2`` the three retractions are ``W (I + Q F Q^H)``:
 
     exp      F = e^A - I                          projUNN-T  (arXiv 2203.05483, section 3)
     polar    F = polar(I + E) - I                 projUNN-D, the nearest unitary matrix to W + D
-    cayley   F = (I - A/2)^-1 (I + A/2) - I
+    cayley   F = (I - A/2)^-1 (I + A/2) - I       = (I - A/2)^-1 A
 
-k = 1 is in closed form.  There ``R_y = (a, 0)``, ``R_z = (b, c)`` with a, c >= 0, so that with
-``s = a c/2`` and ``t = a Im b`` we have ``A = [[i t, -s], [s, 0]]``: for real matrices the exponential
-is the plane rotation by the angle s.
+k = 1 is in closed form; for real matrices e^A is then the plane rotation by the angle A_21.
 """
 
 import torch
@@ -18,24 +16,20 @@ from torch import Tensor
 RETRACTIONS = ("exp", "polar", "cayley")
 
 
-def rotation(
-    r_y: Tensor, r_z: Tensor, retraction: str, precision: float
-) -> tuple[Tensor, Tensor]:
+def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
     """F (*batch, 2k, 2k) and a mask (*batch) of the steps that can be taken.
 
-    The mask is False, and F zero, where a coordinate is not finite or the result is not determined to
-    working ``precision``: for ``polar`` where the smallest singular value of W + D is below
-    4 ``precision`` times the largest (in the span of the step), for ``exp`` where it would turn a
-    plane by more than ``precision**-0.5`` radians.
+    The mask is False, and F zero, where E is not finite or the result is not determined to working
+    ``precision``: for ``polar`` where the smallest singular value of W + D is below 4 ``precision``
+    times the largest (in the span of the step), for ``exp`` where it would turn a plane by more than
+    ``precision**-0.5`` radians.
     """
-    usable = r_y.isfinite().all(dim=(-2, -1)) & r_z.isfinite().all(dim=(-2, -1))
-    if r_y.shape[-1] == 1:
-        f, regular = _closed_form(r_y, r_z, retraction, precision)
+    if e.shape[-1] == 2:
+        f, usable = _closed_form(e, retraction, precision)
     else:
-        gate = usable[..., None, None]
-        e = torch.where(gate, r_z, 0.0) @ torch.where(gate, r_y, 0.0).mH
-        f, regular = _dense(e, retraction, precision)
-    usable = usable & regular
+        finite = e.isfinite().all(dim=(-2, -1))
+        f, regular = _dense(torch.where(finite[..., None, None], e, 0.0), retraction, precision)
+        usable = finite & regular
     return torch.where(usable[..., None, None], f, 0.0), usable
 
 
@@ -47,44 +41,60 @@ def _dense(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor
     a = (e - e.mH) / 2
     if retraction == "cayley":
         f = torch.linalg.solve(identity - a / 2, a)
-        return f, torch.ones_like(f[..., 0, 0], dtype=torch.bool)
+        return f, f.isfinite().all(dim=(-2, -1))
     angles, vectors = torch.linalg.eigh(-1j * a)
     phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1
     f = (vectors * phases.unsqueeze(-2)) @ vectors.mH
     return f if e.is_complex() else f.real, angles.abs().amax(-1) < precision**-0.5
 
 
-def _closed_form(
-    r_y: Tensor, r_z: Tensor, retraction: str, precision: float
-) -> tuple[Tensor, Tensor]:
-    a = r_y[..., 0, 0].real if r_y.is_complex() else r_y[..., 0, 0]
-    b, c = r_z[..., 0, 0], r_z[..., 1, 0]
+def _closed_form(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
+    """`_dense` for 2 x 2.  Every comparison below is False for NaN."""
+    e11, e12, e21, e22 = e.flatten(-2).unbind(-1)
     if retraction == "polar":
-        # polar of N = [[p, 0], [r, 1]] is (N + e^(i arg det N) adj(N)^H) / (sum of singular values)
-        p, r = 1 + a * b, a * c
-        size = p.abs()
-        phase = p.sgn()
-        total = torch.hypot(1 + size, r.abs())
-        f = _matrix((p + phase) / total - 1, -phase * r / total, r / total, (1 + size) / total - 1)
-        squares = size.square() + r.abs().square() + 1
+        # polar(N) = (N + e^(i arg det N) adj(N)^H) / (sum of the singular values), N = I + E
+        n11, n22 = 1 + e11, 1 + e22
+        det = n11 * n22 - e12 * e21
+        phase, size = det.sgn(), det.abs()
+        squares = sum(x.abs().square() for x in (n11, e12, e21, n22))
+        total = (squares + 2 * size).sqrt()
+        f = _matrix(
+            (n11 + phase * n22.conj()) / total - 1,
+            (e12 - phase * e21.conj()) / total,
+            (e21 - phase * e12.conj()) / total,
+            (n22 + phase * n11.conj()) / total - 1,
+        )
         return f, size > 4 * precision * squares
-    s = a * c / 2
+    # A = [[i t, -conj(s)], [s, i u]]
+    s = (e21 - e12.conj()) / 2
+    limit = precision**-0.5 if retraction == "exp" else torch.inf
+    if not e.is_complex():
+        if retraction == "cayley":
+            half = s.square() / 2
+            diagonal, corner = -half / (1 + half / 2), s / (1 + half / 2)
+        else:
+            diagonal, corner = s.cos() - 1, s.sin()
+        return _matrix(diagonal, -corner, corner, diagonal), s.abs() < limit
+    t, u = e11.imag, e22.imag
     if retraction == "cayley":
-        half = s.square() / 2
-        turn = 1j * (a * b.imag) if b.is_complex() else torch.zeros_like(s)
-        det = 1 - turn / 2 + half / 2
-        f = _matrix((turn - half) / det, -s / det, s / det, -half / det)
-        return f, torch.ones_like(a, dtype=torch.bool)
-    if not b.is_complex():
-        cos, sin = s.cos(), s.sin()
-        return _matrix(cos - 1, -sin, sin, cos - 1), s.abs() < precision**-0.5
-    mean = a * b.imag / 2
-    angle = torch.hypot(mean, s.real)
-    sinc = torch.sinc(angle / torch.pi)
+        # (I - A/2)^-1 A = (adj(I - A/2) A) / det(I - A/2), and adj(I - A/2) A = A - det(A)/2 I
+        minor = s.abs().square() - t * u
+        det = 1 + minor / 4 - 0.5j * (t + u)
+        f = _matrix(1j * t - minor / 2, -s.conj(), s, 1j * u - minor / 2) / det[..., None, None]
+        return f, minor.abs() < limit
+    # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), with eigenvalues i (mean +- w)
+    mean, tilt = (t + u) / 2, (t - u) / 2
+    w = (tilt.square() + s.abs().square()).sqrt()
     phase = torch.polar(torch.ones_like(mean), mean)
-    cos, tilt, shear = angle.cos(), 1j * mean * sinc, sinc * s
-    f = _matrix(phase * (cos + tilt) - 1, -phase * shear, phase * shear, phase * (cos - tilt) - 1)
-    return f, angle < precision**-0.5
+    cos, sinc = w.cos(), torch.sinc(w / torch.pi)
+    corner, slope = phase * sinc * s, 1j * tilt * sinc
+    f = _matrix(
+        phase * (cos + slope) - 1,
+        -phase * sinc * s.conj(),
+        corner,
+        phase * (cos - slope) - 1,
+    )
+    return f, mean.abs() + w < limit
 
 
 def _matrix(f11: Tensor, f12: Tensor, f21: Tensor, f22: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
 
-from projunn import diagnostics, init
+from projunn import diagnostics, init, nn, optim
 from projunn.backends import backend
 from projunn.diagnostics import unitarity_defect
 from projunn.lowrank import factorize
@@ -17,6 +17,8 @@ __all__ = [
     "factorize",
     "init",
     "matrix_view",
+    "nn",
+    "optim",
     "retract",
     "retract_",
     "unitarity_defect",

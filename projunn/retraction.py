@@ -3,7 +3,7 @@
 A step ``D = X Y^H`` at a unitary W multiplies it from the right by an exactly unitary matrix that
 differs from the identity only in the span of the step:
 
-    Z = W^H X        [Y, Z] = Q [R_y, R_z]        W' = W + (W Q) F Q^H
+    Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H
 
 F is a 2k x 2k unitary matrix minus the identity (`projunn.kernels.rotation`), Q has orthonormal
 columns (`projunn.kernels.basis`); both are float64.  ``W Q`` is computed as a product: replacing
@@ -78,8 +78,8 @@ def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> 
     tall = weight.shape[-2] > weight.shape[-1]
     # The mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
-    q, r_y, r_z = step_basis(left if tall else right, pulled)
-    f, taken = rotation(r_y, r_z, retraction, precision)
+    q, e = step_basis(left if tall else right, pulled)
+    f, taken = rotation(e, retraction, precision)
     q = torch.where(taken[..., None, None], q, 0.0)
     basis = q.to(weight.dtype)
     if tall:
