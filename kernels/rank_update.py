@@ -6,7 +6,6 @@ No m x n temporary is made: a few columns go one broadcast pass each, which for 
 beats a GEMM whose inner dimension is that short; more columns go as one GEMM.
 """
 
-import torch
 from torch import Tensor
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
@@ -33,4 +32,3 @@ def rank_update_(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     for block, l, r in zip(weight.unbind(0), left.unbind(0), right.unbind(0), strict=True):
         rank_update_(block, l, r)
     return weight
-

@@ -71,6 +71,7 @@ def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:
     elif nonlinearity == "tanh":
         z.tanh_()
     elif nonlinearity == "modrelu":
+        assert bias is not None
         size = z.abs()
         grown = (size + bias).relu_()
         if z.is_complex():
@@ -143,8 +144,9 @@ def _recurrence_backward(
 @_recurrence_backward.register_fake
 def _(grad, states, initial, weight, bias, nonlinearity):  # type: ignore[no-untyped-def]
     grad_bias = grad.new_empty(0) if bias is None else torch.empty_like(bias)
-    contiguous = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in
-                  (states, initial, weight)]
+    contiguous = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (states, initial, weight)
+    ]
     return *contiguous, grad_bias
 
 
@@ -155,9 +157,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     states, initial, weight, bias = ctx.saved_tensors
-    *grads, grad_bias = _recurrence_backward(
-        grad, states, initial, weight, bias, ctx.nonlinearity
-    )
+    *grads, grad_bias = _recurrence_backward(grad, states, initial, weight, bias, ctx.nonlinearity)
     return *grads, None if bias is None else grad_bias, None
 
 

@@ -8,7 +8,7 @@ E = W^H W - I into one of norm at most 3/4 |E|^2 + 1/4 |E|^3, that is, into roun
 import torch
 from torch import Tensor
 
-_PERIOD = 256  # steps; the defect after so many float32 steps is about 6e-7
+_PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/measured.md)
 
 
 def polish_period(weight: Tensor) -> int:

@@ -52,9 +52,7 @@ def cayley_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return _rotations(tensor, 0, pi / 2, generator)
 
 
-def _rotations(
-    tensor: Tensor, low: float, high: float, generator: torch.Generator | None
-) -> Tensor:
+def _rotations(tensor: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     matrix = _matrix(tensor)
     identity_(matrix)
     size = min(matrix.shape[-2:])

@@ -9,6 +9,7 @@ from torch import Tensor
 from projunn.kernels import adjoint_product, product
 
 FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
+_SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
 
 
 def factorize(
@@ -69,11 +70,9 @@ def orthonormalize(columns: Tensor) -> Tensor:
     """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
     if columns.shape[-1] > 1:
         return torch.linalg.qr(columns)[0]
-    # Scaled by the largest entry first, so that the norm neither overflows nor underflows.
-    largest = columns.abs().amax(dim=-2, keepdim=True) if columns.shape[-2] else columns.abs()
-    columns = columns / largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
-    return columns / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    precise = torch.complex128 if columns.is_complex() else torch.float64
+    norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True, dtype=precise)
+    return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
 
 
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
@@ -102,6 +101,4 @@ def _check(matrix: Tensor, rank: int, method: str, basis: Tensor | None) -> None
     if method != "subspace":
         raise ValueError(f'basis: only method="subspace" takes one, got method={method!r}')
     if basis.shape != (*matrix.shape[:-1], rank):
-        raise ValueError(
-            f"basis: got shape {tuple(basis.shape)}, wanted {(*matrix.shape[:-1], rank)}"
-        )
+        raise ValueError(f"basis: got shape {tuple(basis.shape)}, wanted {(*matrix.shape[:-1], rank)}")

@@ -40,7 +40,7 @@ class UnitaryParameter(nn.Parameter):
     def __new__(
         cls, data: Tensor, requires_grad: bool = True, *, pairs: bool = False, blocks: int = 1
     ) -> "UnitaryParameter":
-        self = cast(UnitaryParameter, super().__new__(cls, data, requires_grad))
+        self = super().__new__(cls, data, requires_grad)
         return _mark(self, pairs, blocks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "UnitaryParameter":
@@ -54,8 +54,8 @@ class UnitaryParameter(nn.Parameter):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self.data, self.requires_grad, self.pairs, self.blocks)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return "Unitary parameter containing:\n" + Tensor.__repr__(self.data)
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Unitary parameter containing:\n{self.data!r}"
 
 
 def _rebuild(data: Tensor, requires_grad: bool, pairs: bool, blocks: int) -> UnitaryParameter:

@@ -53,9 +53,7 @@ class BlockUnitaryLinear(UnitaryModule):
         self.num_blocks = positive("num_blocks", num_blocks)
         self.block_size = positive("block_size", block_size)
         self.num_factors = positive("num_factors", num_factors)
-        self.weight = self._matrices(
-            num_factors, num_blocks, block_size, block_size, device=device
-        )
+        self.weight = self._matrices(num_factors, num_blocks, block_size, block_size, device=device)
         self.bias = self._plain(num_blocks * block_size, device=device) if bias else None
         self.reset_parameters()
 

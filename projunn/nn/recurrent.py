@@ -69,9 +69,7 @@ class _Recurrent(UnitaryModule):
         elif self.is_complex:
             initial = torch.view_as_real(initial.to(self._stored.to_complex()))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
-        states = recurrence(
-            projected, initial.to(projected.dtype), weight, offset, self.nonlinearity
-        )
+        states = recurrence(projected, initial.to(projected.dtype), weight, offset, self.nonlinearity)
         return self._numbers(states)
 
     def _project(self, input: Tensor, suffix: str) -> Tensor:

@@ -88,9 +88,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._plain_step()
-        for index, (group, p) in enumerate(
-            (group, p) for group in self.param_groups for p in group["params"]
-        ):
+        members = [(g, p) for g in self.param_groups for p in g["params"]]
+        for index, (group, p) in enumerate(members):
             if isinstance(p, UnitaryParameter) and p.grad is not None:
                 self._unitary_step(p, p.grad, self.state[p], group, index)
         return loss
@@ -129,6 +128,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             weight, left * (rate if group["maximize"] else -rate), right, group["retraction"]
         )
         state["skipped"].add_(taken.logical_not().sum())
+        if group["factorization"] == "subspace":
+            # A zero step leaves the probe alone, which starts the basis afresh.
+            basis, probe = matrices.view(state["basis"]), matrices.view(state["probe"])
+            warm = orthonormalize(left).add_(probe, alpha=_PROBE)
+            basis.copy_(torch.where(taken[..., None, None], warm, basis))
 
         period = group["polish_every"]
         if period is None:
@@ -148,24 +152,21 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if method == "svd":
             left, right = factorize(matrices.clean(direction), rank, "svd")
             return matrices.gate(left), right
-        # The seed depends on the step and the parameter only: the same on resume and on replicas.
-        generator = torch.Generator(direction.device).manual_seed((state["step"] << 20) + index)
+
+        def generator() -> torch.Generator:
+            # A function of the step and the parameter only: the same on resume and on replicas.
+            seed = (state["step"] << 20) + index
+            return torch.Generator(direction.device).manual_seed(seed)
+
         if method != "subspace":
-            return factorize(direction, rank, method, generator=generator)
+            return factorize(direction, rank, method, generator=generator())
         shape = (*direction.shape[:-1], rank)
         if "probe" not in state or matrices.view(state["probe"]).shape != shape:
-            noise = torch.randn(
-                shape, dtype=direction.dtype, device=direction.device, generator=generator
-            )
+            noise = torch.empty(shape, dtype=direction.dtype, device=direction.device)
+            noise.normal_(generator=generator())
             state["probe"] = matrices.store(orthonormalize(noise))
             state["basis"] = state["probe"].clone()
-        probe, basis = matrices.view(state["probe"]), matrices.view(state["basis"])
-        left, right = factorize(direction, rank, "subspace", basis=basis)
-        moved = orthonormalize(left)
-        # A zero or non-finite step says nothing about the gradient: keep the basis there.
-        size = moved.abs().sum((-2, -1), keepdim=True)
-        basis.copy_(torch.where((size > 0) & size.isfinite(), moved + _PROBE * probe, basis))
-        return left, right
+        return factorize(direction, rank, "subspace", basis=matrices.view(state["basis"]))
 
     def skipped_steps(self) -> int:
         """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.

@@ -1,0 +1,44 @@
+# make train: train the main job.  make test: run the tests.  Either sets up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TRAIN_ARGS ?= adding
+PYTEST_ARGS ?=
+# Without an NVIDIA GPU the CPU build of torch is enough, and gigabytes smaller.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup train test lint bench clean
+help:
+	@echo "make train | test | lint | bench | setup | clean"
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
+	  else "projunn needs Python 3.11 to 3.13; $(PYTHON) is %d.%d (make PYTHON=...)" % v)'
+	@echo "Setting up $(VENV): a minute or two"
+	@$(PYTHON) -m venv $(VENV)
+	@command -v nvidia-smi >/dev/null || $(INSTALL) --only-binary=:all: "torch==$(TORCH)+cpu" \
+	  2>/dev/null || $(INSTALL) --index-url $(CPU_INDEX) "torch==$(TORCH)"
+	@$(INSTALL) -e ".[dev]"
+	@touch $@
+
+train: setup
+	$(BIN)/projunn train $(TRAIN_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	@$(INSTALL) -e ".[dev,bench]"
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
