@@ -4,7 +4,13 @@ from projunn import diagnostics, init, nn, optim
 from projunn.backends import backend
 from projunn.diagnostics import unitarity_defect
 from projunn.lowrank import factorize
-from projunn.manifold import UnitaryParameter, constrain, matrix_view, unitary_parameters
+from projunn.manifold import (
+    UnitaryParameter,
+    constrain,
+    matrix_view,
+    unitary_parameters,
+    view_like,
+)
 from projunn.retraction import retract, retract_
 
 __version__ = "0.1.0"
@@ -23,4 +29,5 @@ __all__ = [
     "retract_",
     "unitarity_defect",
     "unitary_parameters",
+    "view_like",
 ]

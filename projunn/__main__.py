@@ -1,0 +1,7 @@
+"""``python -m projunn``."""
+
+import sys
+
+from projunn.cli import main
+
+sys.exit(main())

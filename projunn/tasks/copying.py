@@ -1,0 +1,64 @@
+"""The copying problem: repeat ten symbols after a long delay."""
+
+from functools import cached_property
+from math import log
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from projunn.tasks.task import Batch, SequenceTask, TaskOptions, test_generator
+
+_SYMBOLS = 8
+_COUNT = 10
+_BLANK, _GO = _SYMBOLS, _SYMBOLS + 1
+_TEST_SIZE = 250
+
+
+class Copying(SequenceTask):
+    """Ten symbols out of eight, T - 1 blanks, a "go" sign, ten blanks; repeat the ten at the end.
+
+    The target is blank for the first T + 10 steps and the ten symbols then.  Knowing when to answer
+    but not what scores 10 ln 8 / (T + 20), the cross-entropy averaged over all T + 20 steps.
+    Accuracy is over the ten symbols.  Hochreiter, Schmidhuber, Neural Computation 9, 1997; this form:
+    Arjovsky, Shah, Bengio, ICML 2016, section 4.1.
+    """
+
+    summary = "repeat ten symbols after a delay (classification at every step, --length)"
+    loss_name = "cross-entropy"
+    defaults: ClassVar[dict[str, Any]] = {"hidden": 190, "steps": 4000}
+    every_step = True
+
+    def __init__(self, options: TaskOptions) -> None:
+        super().__init__(options)
+        if options.length < 1:
+            raise ValueError(f"length: got {options.length}, wanted at least 1")
+        self.input_size, self.output_size = _SYMBOLS + 2, _SYMBOLS + 1
+        self.naive = _COUNT * log(_SYMBOLS) / (options.length + 2 * _COUNT)
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        return self._draw(self.options.batch_size, generator)
+
+    def test_data(self) -> Batch:
+        return self._held_out
+
+    @cached_property
+    def _held_out(self) -> Batch:
+        return self._draw(_TEST_SIZE, test_generator())
+
+    def _draw(self, count: int, generator: torch.Generator) -> Batch:
+        delay = self.options.length
+        symbols = torch.randint(0, _SYMBOLS, (_COUNT, count), generator=generator)
+        shown = torch.full((delay + 2 * _COUNT, count), _BLANK)
+        shown[:_COUNT] = symbols
+        shown[delay + _COUNT - 1] = _GO
+        target = torch.full_like(shown, _BLANK)
+        target[-_COUNT:] = symbols
+        return functional.one_hot(shown, _SYMBOLS + 2).float(), target
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output[-_COUNT:].argmax(-1) == target[-_COUNT:]).float().mean()

@@ -1,0 +1,60 @@
+"""Learn an unknown unitary matrix from examples."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from projunn.init import haar_
+from projunn.tasks.task import Batch, Score, TaskOptions
+
+
+class Unitary:
+    """Learn a Haar-random unitary (or orthogonal) matrix U from pairs (x, U x), x of norm 1.
+
+    The model is one linear layer W, the loss is ‖W x - U x‖^2 summed over the batch, so that a step
+    of learning rate 1/2 along one example maps that example to its target.  The score is the relative
+    error ‖W - U‖_F / ‖U‖_F, which a random guess puts at sqrt(2).  arXiv 2203.05483, section 4.1.
+    """
+
+    summary = "learn a Haar-random unitary matrix from pairs x, U x (--size)"
+    loss_name = "relative error"
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer": "sgd",
+        "batch_size": 16,
+        "size": 256,
+        "lr": 16.0,
+        "unitary_lr": 0.5,
+        "dtype": "complex64",
+        "steps": 4000,
+    }
+    every_step = False
+
+    def __init__(self, options: TaskOptions) -> None:
+        if options.size < 1:
+            raise ValueError(f"size: got {options.size}, wanted at least 1")
+        self.options = options
+        self.input_size = self.output_size = options.size
+        self.naive = 2**0.5
+        dtype = torch.complex64 if options.complex else torch.float32
+        source = torch.Generator().manual_seed(options.seed)
+        self.target = haar_(torch.empty(options.size, options.size, dtype=dtype), source)
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        shape = (self.options.batch_size, self.options.size)
+        x = torch.randn(shape, dtype=self.target.dtype, generator=generator)
+        x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x, x @ self.target.mT
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).abs().square().sum()
+
+    def accuracy(self, output: Tensor, target: Tensor) -> None:
+        return None
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, device: torch.device) -> Score:
+        weight = model(torch.eye(self.options.size, dtype=self.target.dtype, device=device)).mT
+        target = self.target.to(device)
+        error = torch.linalg.matrix_norm(weight - target) / torch.linalg.matrix_norm(target)
+        return Score(error.item())

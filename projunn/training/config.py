@@ -1,0 +1,128 @@
+"""What to train: the options of a run, checked, and kept in its folder as JSON."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from projunn.kernels import NONLINEARITIES, RETRACTIONS
+from projunn.lowrank import FACTORIZATIONS
+from projunn.tasks import TASKS, TaskOptions
+
+BODIES = ("unitary", "lstm", "gru", "rnn", "linear")
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+INITS = ("haar", "identity", "henaff", "cayley")
+DTYPES = ("float32", "complex64")
+
+_CHOICES = {
+    "task": tuple(TASKS),
+    "nonlinearity": NONLINEARITIES,
+    "retraction": RETRACTIONS,
+    "factorization": FACTORIZATIONS,
+    "optimizer": OPTIMIZERS,
+    "init": INITS,
+    "dtype": DTYPES,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of ``projunn train``; the names are those of its flags."""
+
+    task: str
+    length: int = 200
+    size: int = 128
+    dataset: str = "digits"
+    permuted: bool = False
+    hidden: int = 128
+    nonlinearity: str = "modrelu"
+    init: str = "henaff"
+    dtype: str = "float32"
+    compare: tuple[str, ...] = ()
+    optimizer: str = "rmsprop"
+    lr: float = 1e-3
+    unitary_lr: float | None = None
+    momentum: float = 0.0
+    rank: int = 1
+    retraction: str = "exp"
+    factorization: str = "subspace"
+    batch_size: int = 50
+    steps: int | None = None
+    seconds: float | None = None
+    log_every: int = 100
+    seed: int = 0
+    device: str = "auto"
+
+    @classmethod
+    def for_task(cls, task: str, **given: Any) -> "TrainConfig":
+        """The task's own defaults, with the options that were ``given`` (not None) in their place."""
+        if task not in TASKS:
+            raise ValueError(f"task: got {task!r}, wanted one of {', '.join(TASKS)}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        defaults = dict(TASKS[task].defaults)
+        if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
+            defaults.pop("steps", None)
+        return cls(task, **{**defaults, **chosen})
+
+    def __post_init__(self) -> None:
+        for name, wanted in _CHOICES.items():
+            got = getattr(self, name)
+            if got not in wanted:
+                raise ValueError(f"{name}: got {got!r}, wanted one of {', '.join(wanted)}")
+        for name in ("hidden", "rank", "batch_size", "log_every", "length", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        for name in ("lr", "unitary_lr", "seconds", "steps"):
+            got = getattr(self, name)
+            if got is not None and not 0 <= got < float("inf"):
+                raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
+        if self.steps is None and self.seconds is None:
+            raise ValueError("steps: give a budget in steps or in seconds")
+        bodies = ("linear",) if self.task == "unitary" else BODIES[1:4]
+        for body in self.compare:
+            if body not in bodies:
+                raise ValueError(
+                    f"compare: got {body!r}, wanted some of {', '.join(bodies)} for {self.task!r}"
+                )
+
+    @property
+    def task_options(self) -> TaskOptions:
+        return TaskOptions(
+            length=self.length,
+            size=self.size,
+            batch_size=self.batch_size,
+            complex=self.dtype == "complex64",
+            permuted=self.permuted,
+            dataset=self.dataset,
+            seed=self.seed,
+        )
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainConfig":
+        """Read what `save` wrote; ValueError tells what is wrong with the file."""
+        try:
+            values = json.loads(path.read_text())
+            known = {field.name for field in fields(cls)}
+            if not isinstance(values, dict) or not known >= set(values):
+                raise ValueError("it has options that this version does not know")
+            values["compare"] = tuple(values.get("compare", ()))
+            return cls(**values)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no configuration of a run: {error}") from error
+
+    def extended(self, steps: int | None, seconds: float | None) -> "TrainConfig":
+        """The same run with another budget, where one is given."""
+        if steps is None and seconds is None:
+            return self
+        return replace(self, steps=steps, seconds=seconds)

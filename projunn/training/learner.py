@@ -1,0 +1,144 @@
+"""One model in training: its optimizer, its stream of data, and what it has logged."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import projunn
+from projunn import diagnostics, optim
+from projunn.tasks import Task
+from projunn.training.config import TrainConfig
+from projunn.training.models import build
+
+
+@dataclass(frozen=True)
+class LogPoint:
+    """A line of ``metrics.jsonl``."""
+
+    model: str
+    step: int
+    seconds: float  # of training, without the evaluations
+    train_loss: float  # mean since the last point
+    test_loss: float
+    test_accuracy: float | None
+    defect: float | None  # largest unitarity defect of its matrices
+    energy: float | None  # share of the last gradient's energy at the rank that was used
+    skipped: int | None
+
+
+class Learner:
+    """A model, built and seeded by the configuration, that takes steps and logs itself."""
+
+    def __init__(self, body: str, task: Task, config: TrainConfig) -> None:
+        self.body, self.task, self.config = body, task, config
+        self.device = config.torch_device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model: nn.Module = build(body, task, config).to(self.device)
+        self.optimizer = _optimizer(self.model, config)
+        # Every learner of a run sees the same stream of batches.
+        self.generator = torch.Generator().manual_seed(config.seed + 1)
+        self.step = 0
+        self.seconds = 0.0
+        self.points: list[LogPoint] = []
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_count = 0
+
+    @property
+    def finished(self) -> bool:
+        steps, seconds = self.config.steps, self.config.seconds
+        return (steps is not None and self.step >= steps) or (
+            seconds is not None and self.seconds >= seconds
+        )
+
+    def take_step(self) -> None:
+        """One batch: forward, backward, optimizer; logs itself when a log point is reached."""
+        started = time.perf_counter()
+        x, y = (t.to(self.device) for t in self.task.batch(self.generator))
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        self._loss_sum += loss.detach()
+        self._loss_count += 1
+        self.step += 1
+        due = self.step % self.config.log_every == 0
+        if due and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+        if due or self.finished:
+            self.log()
+
+    def log(self) -> None:
+        """Measure the model and add a point, unless the last point is of this very step."""
+        if self.points and self.points[-1].step == self.step:
+            return
+        score = self.task.score(self.model, self.device)
+        weights = projunn.unitary_parameters(self.model)
+        defect = energy = skipped = None
+        if weights:
+            defect = max(projunn.unitarity_defect(w).max().item() for w in weights)
+            energy = _energy(weights, self.config.rank)
+            skipped = self.optimizer.skipped_steps()  # type: ignore[attr-defined]
+        mean = self._loss_sum.item() / max(1, self._loss_count)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        self.points.append(
+            LogPoint(
+                self.body,
+                self.step,
+                round(self.seconds, 3),
+                mean,
+                score.loss,
+                score.accuracy,
+                defect,
+                energy,
+                skipped,
+            )
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, of types that ``weights_only`` loading takes."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss_sum": self._loss_sum.item(),
+            "loss_count": self._loss_count,
+            "points": [asdict(point) for point in self.points],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._loss_sum.fill_(state["loss_sum"])
+        self._loss_count = state["loss_count"]
+        self.points = [LogPoint(**point) for point in state["points"]]
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    unitary = {
+        "rank": config.rank,
+        "retraction": config.retraction,
+        "factorization": config.factorization,
+        "unitary_lr": config.unitary_lr,
+    }
+    rule = {"sgd": optim.SGD, "rmsprop": optim.RMSprop, "adamw": optim.AdamW}[config.optimizer]
+    return rule(model.parameters(), lr=config.lr, **momentum, **unitary)  # type: ignore[arg-type]
+
+
+def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:
+    shares: list[Tensor] = []
+    for weight in weights:
+        if weight.grad is not None and weight.grad.isfinite().all():
+            gradient = diagnostics.captured_energy(projunn.view_like(weight, weight.grad), rank)
+            shares.append(gradient.mean())
+    return torch.stack(shares).mean().item() if shares else None

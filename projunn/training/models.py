@@ -1,0 +1,50 @@
+"""Models for the tasks: a recurrent body with a linear readout, or one linear layer."""
+
+import torch
+from torch import Tensor, nn
+
+from projunn import init
+from projunn import nn as unitary_nn
+from projunn.tasks import Task, Unitary
+from projunn.training.config import TrainConfig
+
+
+class SequenceModel(nn.Module):
+    """A body called as ``nn.RNN``, and a linear readout of its last state or of every one.
+
+    Complex states are read out as their real and imaginary parts.
+    """
+
+    def __init__(self, body: nn.Module, features: int, outputs: int, every_step: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.readout = nn.Linear(features, outputs)
+        self.every_step = every_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.body(x)[0]
+        if not self.every_step:
+            states = states[-1]
+        if states.is_complex():
+            states = torch.view_as_real(states).flatten(-2)
+        return self.readout(states)
+
+
+def build(body: str, task: Task, config: TrainConfig) -> nn.Module:
+    """The model called ``body`` for the task, in float32 (or complex64), on the CPU."""
+    dtype = getattr(torch, config.dtype)
+    if isinstance(task, Unitary):
+        size = (task.input_size, task.output_size)
+        if body == "linear":
+            return nn.Linear(*size, bias=False, dtype=dtype)
+        return unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype)
+    size = (task.input_size, config.hidden)
+    features = config.hidden
+    recurrent: nn.Module
+    if body == "unitary":
+        recurrent = unitary_nn.UnitaryRNN(*size, nonlinearity=config.nonlinearity, dtype=dtype)
+        getattr(init, f"{config.init}_")(recurrent.weight_hh_l0)
+        features *= 2 if dtype.is_complex else 1
+    else:
+        recurrent = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[body](*size)
+    return SequenceModel(recurrent, features, task.output_size, task.every_step)

@@ -1,0 +1,109 @@
+"""A run: learners trained side by side on the same data, and the folder that holds the results."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from projunn.tasks import TASKS
+from projunn.training.checkpoint import load_checkpoint, save_checkpoint
+from projunn.training.config import TrainConfig
+from projunn.training.learner import Learner
+
+_CHECKPOINT_EVERY = 30.0  # seconds
+_SLICE = 10  # steps of one learner before it is the next one's turn
+
+
+class Run:
+    """The learners of a configuration and their folder.
+
+    The folder holds ``config.json``, ``metrics.jsonl``, ``plot.png`` and ``checkpoint.pt``.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.task = TASKS[config.task](config.task_options)
+        bodies = ("unitary", *config.compare)
+        self.learners = [Learner(body, self.task, config) for body in bodies]
+
+    @classmethod
+    def resume(cls, folder: Path, steps: int | None = None, seconds: float | None = None) -> "Run":
+        """The run of a folder, where its checkpoint left it; with another budget if one is given.
+
+        Raises:
+            ValueError: the folder holds no configuration and checkpoint that fit each other.
+        """
+        config = TrainConfig.load(folder / "config.json").extended(steps, seconds)
+        run = cls(config, folder)
+        states = load_checkpoint(folder / "checkpoint.pt", config.torch_device)
+        if set(states) != {learner.body for learner in run.learners}:
+            raise ValueError(f"{folder}: the checkpoint holds other models than config.json names")
+        for learner in run.learners:
+            try:
+                learner.load_state_dict(states[learner.body])
+            except (KeyError, RuntimeError, TypeError) as error:
+                message = f"{folder}: checkpoint.pt does not fit config.json"
+                raise ValueError(message) from error
+        return run
+
+    def save(self) -> None:
+        """Write everything but the plot."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.save(self.folder / "config.json")
+        lines = [json.dumps(asdict(point)) for learner in self.learners for point in learner.points]
+        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+        states = {learner.body: learner.state_dict() for learner in self.learners}
+        save_checkpoint(self.folder / "checkpoint.pt", states)
+
+
+def train(run: Run) -> bool:
+    """Train until the budget is spent or the process is told to stop; False if it was told to.
+
+    Either way the folder holds a valid checkpoint, the metrics and the plot when it returns.
+    """
+    from projunn.training.display import Display
+    from projunn.training.plots import plot_run
+
+    run.save()
+    saved = time.monotonic()
+    with _stop_requests() as stopped, Display(run.task, run.learners) as display:
+        while not stopped and not all(learner.finished for learner in run.learners):
+            for learner in run.learners:
+                logged = len(learner.points)
+                for _ in range(_SLICE):
+                    if stopped or learner.finished:
+                        break
+                    learner.take_step()
+                display.advance(learner)
+                if len(learner.points) > logged:
+                    display.log(learner)
+            if time.monotonic() - saved > _CHECKPOINT_EVERY:
+                run.save()
+                saved = time.monotonic()
+    run.save()
+    points = [point for learner in run.learners for point in learner.points]
+    plot_run(run.folder / "plot.png", run.task, run.config, points)
+    display.close(run.learners, run.folder, interrupted=bool(stopped))
+    return not stopped
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that fills when the process gets SIGINT or SIGTERM, in place of dying of it."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 2:  # insisting means it
+            raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
