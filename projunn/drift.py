@@ -27,5 +27,5 @@ def polish_(weight: Tensor) -> Tensor:
         gram = weight @ weight.mH if wide else weight.mH @ weight
         error = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - gram
         near = torch.linalg.matrix_norm(error, keepdim=True) < 0.5
-        half = torch.where(near, error / 2, 0.0)
-        return weight.add_(half @ weight if wide else weight @ half)
+        correction = error @ weight if wide else weight @ error
+        return weight.add_(torch.where(near, correction, 0.0), alpha=0.5)

@@ -49,23 +49,22 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
 
     Returns:
-        (*batch, m, n).  Accurate to a few ulp of the matrix: under 1e-13 (float64) and 5e-6 (float32)
-        for steps of norm up to 2, "polar" divided by the smallest singular value of W + D.
-        A zero step returns ``weight`` exactly, and so does a step that cannot be taken: factors that
-        are not finite, or a result that they do not determine to working precision ("polar": W + D is
-        singular; "exp": angles above eps^-1/2).
+        (*batch, m, n), without gradient: a step is no part of a model.  Accurate to a few ulp: under
+        1e-13 (float64) and 5e-6 (float32) for steps of norm up to 2, "polar" divided by the smallest
+        singular value of W + D.  A zero step returns ``weight`` exactly, and so does a step that cannot
+        be taken: factors that are not finite, or a result that they do not determine to working
+        precision ("polar": W + D is singular; "exp": angles above eps^-1/2).
 
     Raises:
         ValueError: unknown ``retraction``, or shapes or devices that do not fit.
         TypeError: dtypes that do not fit.
     """
-    result = matrix_view(weight).clone()
-    take_step_(result, left, right, retraction)
-    return result
+    result = matrix_view(weight).detach().clone()
+    return retract_(result, left, right, retraction)
 
 
 def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
-    """`retract`, in place, without recording gradients; returns ``weight``."""
+    """`retract`, in place; returns ``weight``."""
     with torch.no_grad():
         take_step_(matrix_view(weight), left, right, retraction)
     return weight
@@ -74,18 +73,18 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
 def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
     """Retract matrices in place; returns the mask (*batch) of the steps that were taken."""
     _check(weight, left, right, retraction)
-    precision = torch.finfo(weight.dtype).eps
+    dtype = weight.dtype
     tall = weight.shape[-2] > weight.shape[-1]
     # The mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
     q, e = step_basis(left if tall else right, pulled)
-    f, taken = rotation(e, retraction, precision)
+    f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
     q = torch.where(taken[..., None, None], q, 0.0)
-    basis = q.to(weight.dtype)
+    turned, basis = (q @ f.mH).to(dtype), q.to(dtype)
     if tall:
-        rank_update_(weight, (q @ f.mH).to(weight.dtype), adjoint_product(weight, basis))
+        rank_update_(weight, turned, adjoint_product(weight, basis))
     else:
-        rank_update_(weight, product(weight, basis), (q @ f.mH).to(weight.dtype))
+        rank_update_(weight, product(weight, basis), turned)
     return taken
 
 

@@ -155,7 +155,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
         def generator() -> torch.Generator:
             # A function of the step and the parameter only: the same on resume and on replicas.
-            seed = (state["step"] << 20) + index
+            seed = (1_000_003 * state["step"] + index) % 2**32
             return torch.Generator(direction.device).manual_seed(seed)
 
         if method != "subspace":

@@ -27,7 +27,7 @@ class Copying(SequenceTask):
 
     summary = "repeat ten symbols after a delay (classification at every step, --length)"
     loss_name = "cross-entropy"
-    defaults: ClassVar[dict[str, Any]] = {"hidden": 190, "steps": 4000}
+    defaults: ClassVar[dict[str, Any]] = {"batch_size": 32, "unitary_lr": 2e-4, "steps": 3000}
     every_step = True
 
     def __init__(self, options: TaskOptions) -> None:

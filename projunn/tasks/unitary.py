@@ -8,13 +8,16 @@ from torch import Tensor, nn
 from projunn.init import haar_
 from projunn.tasks.task import Batch, Score, TaskOptions
 
+_TARGET_SEED = 1_000_003  # away from the seeds of weights and data, or W would start at U
+
 
 class Unitary:
     """Learn a Haar-random unitary (or orthogonal) matrix U from pairs (x, U x), x of norm 1.
 
     The model is one linear layer W, the loss is ‖W x - U x‖^2 summed over the batch, so that a step
     of learning rate 1/2 along one example maps that example to its target.  The score is the relative
-    error ‖W - U‖_F / ‖U‖_F, which a random guess puts at sqrt(2).  arXiv 2203.05483, section 4.1.
+    error ‖W - U‖_F / ‖U‖_F, which a random guess puts at sqrt(2).  A real U has determinant 1, and so
+    should W at the start: rotations do not lead from one sign to the other.  arXiv 2203.05483, 4.1.
     """
 
     summary = "learn a Haar-random unitary matrix from pairs x, U x (--size)"
@@ -37,8 +40,9 @@ class Unitary:
         self.input_size = self.output_size = options.size
         self.naive = 2**0.5
         dtype = torch.complex64 if options.complex else torch.float32
-        source = torch.Generator().manual_seed(options.seed)
-        self.target = haar_(torch.empty(options.size, options.size, dtype=dtype), source)
+        source = torch.Generator().manual_seed(_TARGET_SEED + options.seed)
+        target = haar_(torch.empty(options.size, options.size, dtype=dtype), source)
+        self.target = make_rotation_(target)
 
     def batch(self, generator: torch.Generator) -> Batch:
         shape = (self.options.batch_size, self.options.size)
@@ -58,3 +62,10 @@ class Unitary:
         target = self.target.to(device)
         error = torch.linalg.matrix_norm(weight - target) / torch.linalg.matrix_norm(target)
         return Score(error.item())
+
+
+def make_rotation_(matrix: Tensor) -> Tensor:
+    """Give a real orthogonal matrix determinant 1, by the sign of its first row; in place."""
+    if not matrix.is_complex() and torch.linalg.det(matrix) < 0:
+        matrix[0].neg_()
+    return matrix

@@ -56,14 +56,14 @@ class Display:
         bar = self._bars[learner.body]
         self._progress.update(bar, completed=min(1.0, max(shares)))
         if learner.points:
-            numbers = _numbers(self.task, learner.points[-1], learner)
+            numbers = _numbers(self.task, learner.points[-1])
             self._progress.update(bar, numbers=numbers)
 
-    def log(self, learner: Learner) -> None:
+    def log(self, point: LogPoint) -> None:
         """Say a new log point where there are no bars."""
         if not self._live:
-            numbers = _numbers(self.task, learner.points[-1], learner)
-            self.console.print(f"{learner.body:<8} step {learner.step:>6}  {numbers}", soft_wrap=True)
+            numbers = _numbers(self.task, point)
+            self.console.print(f"{point.model:<8} step {point.step:>6}  {numbers}", soft_wrap=True)
 
     def close(self, learners: Iterable[Learner], folder: Path, interrupted: bool) -> None:
         """The table of results and where everything lies."""
@@ -98,13 +98,13 @@ class Display:
         self.console.print(f"Results: {folder}/ ({files})", soft_wrap=True)
 
 
-def _numbers(task: Task, point: LogPoint, learner: Learner) -> str:
+def _numbers(task: Task, point: LogPoint) -> str:
     """Loss, accuracy, speed and defect of a log point in one line."""
     text = f"loss {point.test_loss:.3g} (naive {task.naive:.3g})"
     if point.test_accuracy is not None:
         text += f"  accuracy {point.test_accuracy:.1%}"
-    if learner.seconds:
-        text += f"  {learner.step / learner.seconds:.1f} steps/s"
+    if point.seconds:
+        text += f"  {point.step / point.seconds:.1f} steps/s"
     if point.defect is not None:
         text += f"  defect {point.defect:.1e}"
     return text

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from projunn import init
 from projunn import nn as unitary_nn
 from projunn.tasks import Task, Unitary
+from projunn.tasks.unitary import make_rotation_
 from projunn.training.config import TrainConfig
 
 
@@ -37,7 +38,9 @@ def build(body: str, task: Task, config: TrainConfig) -> nn.Module:
         size = (task.input_size, task.output_size)
         if body == "linear":
             return nn.Linear(*size, bias=False, dtype=dtype)
-        return unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype)
+        layer = unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype)
+        make_rotation_(layer.matrix.detach())
+        return layer
     size = (task.input_size, config.hidden)
     features = config.hidden
     recurrent: nn.Module

@@ -79,8 +79,8 @@ def train(run: Run) -> bool:
                         break
                     learner.take_step()
                 display.advance(learner)
-                if len(learner.points) > logged:
-                    display.log(learner)
+                for point in learner.points[logged:]:
+                    display.log(point)
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 run.save()
                 saved = time.monotonic()

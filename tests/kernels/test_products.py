@@ -1,0 +1,25 @@
+"""Skinny products, in every orientation and batch shape."""
+
+import pytest
+import torch
+
+from projunn.kernels import adjoint_product, product
+from tests.dense import precise, roundoff
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5), (3, 6, 6), (2, 2, 4, 5), (0, 4, 4), (1, 1)])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_products(dtype, shape, k):
+    *batch, m, n = shape
+    w, x, y = (torch.randn(*batch, *s, dtype=dtype) for s in ((m, n), (m, k), (n, k)))
+    for result, expected in (
+        (adjoint_product(w, x), precise(w).mH @ precise(x)),
+        (product(w, y), precise(w) @ precise(y)),
+        (
+            product(w.mT.contiguous().mT, y[..., :1].expand(y.shape)),
+            precise(w) @ precise(y[..., :1].expand(y.shape)),
+        ),
+    ):
+        assert result.shape == expected.shape
+        assert result.dtype == dtype
+        torch.testing.assert_close(precise(result), expected, atol=60 * roundoff(dtype), rtol=0)

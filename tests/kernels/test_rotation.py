@@ -1,0 +1,62 @@
+"""The small unitary matrices: closed forms and decompositions against their definitions."""
+
+import pytest
+import torch
+
+from projunn.kernels import rotation
+from tests.dense import RETRACTIONS, unitary_factor
+
+KINDS = (torch.float64, torch.complex128)
+PRECISION = 1e-16
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize("size", [2, 4, 10])
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e-3, 1.0, 30.0])
+def test_equals_the_definition(kind, retraction, size, scale):
+    e = torch.randn(5, size, size, dtype=kind) * scale
+    f, usable = rotation(e, retraction, PRECISION)
+    assert usable.all()
+    identity = torch.eye(size, dtype=kind)
+    condition = 1.0
+    if retraction == "polar":
+        condition = min(1.0, torch.linalg.svdvals(identity + e).min().item())
+    error = (f + identity - unitary_factor(e, retraction)).abs().max()
+    assert error < 2e-14 * (1 + scale) / condition
+    unitarity = (f + identity).mH @ (f + identity) - identity
+    assert unitarity.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_closed_form_agrees_with_decomposition(kind, retraction):
+    e = torch.randn(50, 2, 2, dtype=kind)
+    larger = torch.zeros(50, 4, 4, dtype=kind)
+    larger[:, :2, :2] = e
+    f, _ = rotation(e, retraction, PRECISION)
+    g, _ = rotation(larger, retraction, PRECISION)
+    torch.testing.assert_close(f, g[:, :2, :2], atol=2e-13, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_cannot_be_taken(kind, size):
+    e = torch.randn(4, size, size, dtype=kind)
+    e[1] = -torch.eye(size, dtype=kind)  # I + E = 0
+    e[2] = torch.nan
+    e[3] *= 1e9  # turns by more than 1e8 radians
+    expected = {"polar": [1, 0, 0, 1], "exp": [1, 1, 0, 0], "cayley": [1, 1, 0, 1]}
+    for retraction, mask in expected.items():
+        f, usable = rotation(e, retraction, PRECISION)
+        assert usable.tolist() == [bool(m) for m in mask], retraction
+        assert torch.count_nonzero(f[~usable]) == 0
+        assert f.isfinite().all()
+
+
+def test_real_exponential_is_a_plane_rotation():
+    e = torch.tensor([[0.0, 0.0], [0.6, 0.0]], dtype=torch.float64)  # a c = 0.6: an angle of 0.3
+    f, _ = rotation(e, "exp", PRECISION)
+    cos, sin = torch.tensor([0.3], dtype=torch.float64).cos(), torch.tensor(0.3).double().sin()
+    expected = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    torch.testing.assert_close(f + torch.eye(2), expected, atol=1e-7, rtol=0)

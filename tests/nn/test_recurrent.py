@@ -1,0 +1,159 @@
+"""Recurrent layers against torch's own and against loops of their cell."""
+
+import pytest
+import torch
+from torch import nn
+
+from projunn import init
+from projunn.nn import UnitaryRNN, UnitaryRNNCell
+from tests.dense import defect
+
+COMPLEX = (torch.complex64, torch.complex128)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_equals_torchs_rnn(nonlinearity, layers, batch_first, unbatched, with_state):
+    options = {"batch_first": batch_first, "nonlinearity": nonlinearity}
+    ours = UnitaryRNN(3, 5, layers, dtype=torch.float64, **options)
+    theirs = nn.RNN(3, 5, layers, dtype=torch.float64, **options)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter.copy_(getattr(ours, name)) if hasattr(ours, name) else parameter.zero_()
+    x = torch.randn((4, 3) if unbatched else (4, 2, 3), dtype=torch.float64)
+    batch = () if unbatched else (4 if batch_first else 2,)
+    hx = torch.randn(layers, *batch, 5, dtype=torch.float64) if with_state else None
+    results, expected = ours(x, hx), theirs(x, hx)
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.shape == wanted.shape
+        torch.testing.assert_close(result, wanted)
+    results[0].square().sum().backward()
+    expected[0].square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, getattr(theirs, name).grad)
+
+
+@pytest.mark.parametrize("nonlinearity", ["modrelu", "tanh", "identity"])
+def test_equals_a_loop_of_its_cell(dtype, nonlinearity):
+    rnn = UnitaryRNN(3, 4, nonlinearity=nonlinearity, dtype=dtype)
+    cell = UnitaryRNNCell(3, 4, nonlinearity=nonlinearity, dtype=dtype)
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in rnn.state_dict().items()})
+    x, h = torch.randn(6, 2, 3, dtype=dtype), torch.randn(2, 4, dtype=dtype)
+    output, last = rnn(x, h.unsqueeze(0))
+    for step in range(6):
+        h = cell(x[step], h)
+        torch.testing.assert_close(h, output[step])
+    torch.testing.assert_close(last[0], h)
+    torch.testing.assert_close(cell(x[0, 0], h[0]), cell(x[0], h)[0])
+    torch.testing.assert_close(cell(x[0]), cell(x[0], torch.zeros(2, 4, dtype=dtype)))
+
+
+@pytest.mark.parametrize("kind", COMPLEX)
+def test_complex_layer_takes_real_input(kind):
+    rnn = UnitaryRNN(3, 4, dtype=kind)
+    x = torch.randn(5, 2, 3, dtype=kind.to_real())
+    torch.testing.assert_close(rnn(x)[0], rnn(x.to(kind))[0])
+    assert rnn(x)[0].dtype == rnn(x)[1].dtype == kind
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
+def test_gradients_through_the_layer(kind):
+    rnn = UnitaryRNN(2, 3, num_layers=2, dtype=kind)
+    x = torch.randn(4, 2, 2, dtype=kind, requires_grad=True)
+    h = torch.randn(2, 2, 3, dtype=kind, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, h: rnn(x, h)[0], (x, h))
+    names = [name for name, _ in rnn.named_parameters()]
+
+    def of_parameters(*values):
+        return torch.func.functional_call(rnn, dict(zip(names, values, strict=True)), (x.detach(),))[0]
+
+    assert torch.autograd.gradcheck(of_parameters, tuple(rnn.parameters()))
+
+
+def test_gradient_norm_survives_five_hundred_steps():
+    rnn = UnitaryRNN(1, 32, nonlinearity="identity")
+    init.haar_(rnn.weight_hh_l0)
+    h = torch.randn(1, 3, 32, requires_grad=True)
+    cotangent = torch.randn(3, 32)
+    (gradient,) = torch.autograd.grad(rnn(torch.zeros(500, 3, 1), h)[1][0], h, cotangent)
+    sizes = torch.linalg.vector_norm(gradient[0], dim=-1)
+    torch.testing.assert_close(sizes, torch.linalg.vector_norm(cotangent, dim=-1), rtol=1e-4, atol=0)
+
+
+def test_dropout_acts_between_layers_in_training_only():
+    rnn = UnitaryRNN(2, 8, num_layers=2, dropout=0.5)
+    x = torch.randn(5, 2, 2)
+    assert not torch.equal(rnn(x)[0], rnn(x)[0])
+    rnn.eval()
+    assert torch.equal(rnn(x)[0], rnn(x)[0])
+    complex_ = UnitaryRNN(2, 8, num_layers=2, dropout=1.0, bias=False, dtype=torch.complex64)
+    assert torch.count_nonzero(complex_(x)[0]) == 0
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_compiles_as_one_graph(kind):
+    rnn = UnitaryRNN(3, 4, dtype=kind)
+    x = torch.randn(50, 2, 3, requires_grad=True)
+    compiled = torch.compile(lambda x: torch.view_as_real(rnn(x)[0] + 0j), fullgraph=True)
+    (expected,) = torch.autograd.grad(torch.view_as_real(rnn(x)[0] + 0j).square().sum(), x)
+    result = compiled(x)
+    torch.testing.assert_close(result, torch.view_as_real(rnn(x)[0] + 0j))
+    (gradient,) = torch.autograd.grad(result.square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_runs_under_autocast():
+    rnn = UnitaryRNN(3, 4, nonlinearity="tanh")
+    x = torch.randn(5, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = rnn(x)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, rnn(x)[0], atol=0.05, rtol=0.05)
+    output.sum().backward()
+    assert rnn.weight_hh_l0.grad.dtype == torch.float32
+
+
+def test_parameters_and_repr():
+    rnn = UnitaryRNN(3, 4, num_layers=2, batch_first=True, dtype=torch.complex64)
+    names = {name for name, _ in rnn.named_parameters()}
+    assert names == {
+        f"{kind}_l{i}" for kind in ("weight_ih", "weight_hh", "bias_ih", "modrelu_bias") for i in (0, 1)
+    }
+    assert rnn.weight_ih_l1.shape == (4, 4, 2)
+    assert defect(torch.view_as_complex(rnn.weight_hh_l1.detach())) < 1e-6
+    assert repr(rnn) == (
+        "UnitaryRNN(3, 4, nonlinearity='modrelu', bias=True, complex, num_layers=2, batch_first=True)"
+    )
+    assert "bias_ih_l0" not in dict(UnitaryRNN(3, 4, bias=False).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: UnitaryRNN(3, 4, nonlinearity="gelu"), ValueError, "nonlinearity: got 'gelu'"),
+        (lambda: UnitaryRNN(3, 4, nonlinearity="relu", dtype=torch.complex64), ValueError, "relu"),
+        (lambda: UnitaryRNN(3, 0), ValueError, "hidden_size: got 0"),
+        (lambda: UnitaryRNN(3, 4, num_layers=0), ValueError, "num_layers: got 0"),
+        (lambda: UnitaryRNN(3, 4, dropout=2), ValueError, "dropout: got 2"),
+        (lambda: UnitaryRNN(3, 4)(torch.ones(5, 2, 2)), ValueError, r"input: got shape \(5, 2, 2\)"),
+        (lambda: UnitaryRNN(3, 4)(torch.ones(0, 2, 3)), ValueError, "at least one time step"),
+        (
+            lambda: UnitaryRNN(3, 4)(torch.ones(5, 2, 3), torch.ones(1, 3, 4)),
+            ValueError,
+            r"hx: got shape \(1, 3, 4\), wanted \(1, 2, 4\)",
+        ),
+        (
+            lambda: UnitaryRNN(3, 4)(nn.utils.rnn.pack_sequence([torch.ones(5, 3)])),
+            TypeError,
+            "PackedSequence",
+        ),
+        (lambda: UnitaryRNNCell(3, 4)(torch.ones(2, 2)), ValueError, r"input: got shape \(2, 2\)"),
+        (lambda: UnitaryRNNCell(3, 4)(torch.ones(2, 3), torch.ones(4)), ValueError, "hx: got"),
+    ],
+)
+def test_errors(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

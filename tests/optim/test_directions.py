@@ -1,0 +1,97 @@
+"""The direction of a unitary step is the one that torch's rule takes."""
+
+import pytest
+import torch
+from torch import nn
+
+from projunn import optim
+from projunn.nn import UnitaryLinear
+from tests.dense import retracted
+from tests.optim.test_plain_rules import CASES
+
+LR = 0.05
+
+
+def twins(kind):
+    """A unitary weight, and a free copy of it."""
+    layer = UnitaryLinear(4, 4, bias=False, dtype=kind)
+    return layer, nn.Parameter(layer.matrix.detach().clone())
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_full_rank_step_follows_torchs_direction(name, options):
+    options = {**options, "lr": LR, "weight_decay": 0.0}
+    layer, free = twins(torch.float64)
+    exact = {"unitary_lr": LR, "rank": 4, "factorization": "svd", "polish_every": 0}
+    optimizer = getattr(optim, name)(layer.parameters(), **options, **exact)
+    reference = getattr(torch.optim, name)([free], **options)
+    for _ in range(6):
+        weight = layer.matrix.detach().clone()
+        layer.weight.grad = torch.randn(4, 4, dtype=torch.float64)
+        before = free.detach().clone()
+        free.grad = layer.weight.grad.clone()
+        optimizer.step()
+        reference.step()
+        step = free.detach() - before
+        expected = retracted(weight, step, torch.eye(4, dtype=torch.float64), "exp")
+        torch.testing.assert_close(layer.matrix.detach(), expected, atol=1e-7, rtol=0)
+
+
+def complex_direction(name, options, gradients):
+    """The rule written out for complex numbers, the square being g conj(g)."""
+    m = torch.zeros_like(gradients[0])
+    v = torch.zeros(m.shape, dtype=torch.float64)
+    for t, g in enumerate(gradients, 1):
+        if name == "AdamW":
+            m = 0.9 * m + 0.1 * g
+            v = 0.999 * v + 0.001 * (g * g.conj()).real
+            direction = m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        else:
+            v = 0.99 * v + 0.01 * (g * g.conj()).real
+            average = v
+            if options.get("centered"):
+                m = 0.99 * m + 0.01 * g
+                average = v - (m * m.conj()).real
+            direction = g / (average.sqrt() + 1e-8)
+    return direction
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("RMSprop", {}), ("RMSprop", {"centered": True}), ("AdamW", {})]
+)
+def test_complex_second_moments_are_real(name, options):
+    layer, _ = twins(torch.complex128)
+    exact = {"unitary_lr": LR, "rank": 4, "factorization": "svd", "polish_every": 0}
+    optimizer = getattr(optim, name)(layer.parameters(), lr=LR, **options, **exact)
+    gradients = [torch.randn(4, 4, dtype=torch.complex128) for _ in range(4)]
+    for gradient in gradients:
+        weight = layer.matrix.detach().clone()
+        layer.weight.grad = torch.view_as_real(gradient).clone()
+        optimizer.step()
+    step = -LR * complex_direction(name, options, gradients)
+    expected = retracted(weight, step, torch.eye(4, dtype=torch.complex128), "exp")
+    torch.testing.assert_close(layer.matrix.detach(), expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
+def test_pairs_and_complex_storage_take_the_same_steps(name):
+    import projunn
+
+    layer = UnitaryLinear(4, 4, bias=False, dtype=torch.complex64)
+    native = nn.Linear(4, 4, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        native.weight.copy_(layer.matrix)
+    projunn.constrain(native)
+    with torch.no_grad():
+        native.weight.copy_(layer.matrix)
+    momentum = {} if name == "AdamW" else {"momentum": 0.9}
+    optimizers = [
+        getattr(optim, name)(m.parameters(), lr=0.1, unitary_lr=0.1, rank=2, **momentum)
+        for m in (layer, native)
+    ]
+    for _ in range(5):
+        native.weight.grad = torch.randn(4, 4, dtype=torch.complex64)
+        layer.weight.grad = torch.view_as_real(native.weight.grad).clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(layer.matrix, native.weight)

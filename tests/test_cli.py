@@ -1,0 +1,67 @@
+"""The command line: what it prints, and how it says no."""
+
+import pytest
+
+from projunn.cli import main
+
+QUICK = ["--hidden", "8", "--length", "10", "--batch-size", "4", "--log-every", "5"]
+
+
+def test_train_prints_progress_and_results(tmp_path, capsys):
+    arguments = ["train", "adding", *QUICK, "--steps", "10", "--compare", "lstm"]
+    assert main([*arguments, "--out", str(tmp_path / "r")]) == 0
+    printed = capsys.readouterr().out
+    assert "unitary  step      5  loss" in printed
+    assert "steps/s  defect" in printed
+    assert "a naive guess scores 0.1667" in printed
+    assert str(tmp_path / "r") in printed.replace("\n", "")
+
+
+def test_resume_goes_on(tmp_path, capsys):
+    folder = str(tmp_path / "r")
+    assert main(["train", "adding", *QUICK, "--steps", "5", "--out", folder]) == 0
+    assert main(["train", "--resume", folder, "--steps", "10"]) == 0
+    assert "unitary  step     10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "task: give one of adding"),
+        (["train", "adding", "--lr", "-1"], "lr: got -1.0"),
+        (["train", "adding", "--compare", "transformer"], "compare: got 'transformer'"),
+        (["train", "adding", "--device", "cuda:99"], "device: 'cuda:99' is not available"),
+        (["train", "adding", "--device", "toaster"], "device: 'toaster' is not available"),
+        (["train", "pixels", "--dataset", "cats"], "dataset: got 'cats'"),
+        (["train", "--resume", "nowhere"], "nowhere/config.json is no configuration"),
+        (["train", "--resume", "nowhere", "--lr", "1"], "resume: cannot be combined with lr"),
+    ],
+)
+def test_one_line_for_a_mistake(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten(tmp_path, capsys):
+    arguments = ["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_unknown_options_and_help():
+    for arguments, status in ((["train", "cats"], 2), (["fly"], 2), (["train", "--help"], 0)):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == status
+
+
+def test_info_tells_versions_and_backend(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("projunn", "torch", "triton", "python", "backend", "gpu"):
+        assert word in printed

@@ -1,0 +1,181 @@
+"""Unitary parameters: recognised, and still recognised after everything a module goes through."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import projunn
+from projunn import UnitaryParameter, constrain, matrix_view, unitary_parameters
+from projunn.nn import BlockUnitaryLinear, UnitaryLinear, UnitaryRNN
+from tests.dense import defect, polar
+
+
+def modules():
+    torch.manual_seed(0)
+    return {
+        "linear": UnitaryLinear(4, 4),
+        "complex linear": UnitaryLinear(4, 6, dtype=torch.complex64),
+        "block": BlockUnitaryLinear(2, 3, num_factors=2),
+        "rnn": UnitaryRNN(2, 4, num_layers=2, dtype=torch.complex64),
+        "constrained linear": constrain(nn.Linear(5, 4)),
+        "constrained complex linear": constrain(nn.Linear(5, 4, dtype=torch.complex64)),
+        "constrained lstm": constrain(nn.LSTM(3, 4), "weight_hh_l0"),
+        "nested": nn.Sequential(nn.Linear(3, 4), constrain(nn.Linear(4, 4)), UnitaryLinear(4, 4)),
+    }
+
+
+def torch_saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def state_loaded(module, assign):
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    other.load_state_dict(state, assign=assign)
+    return other
+
+
+JOURNEYS = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "torch.save": torch_saved,
+    "state_dict": lambda m: state_loaded(m, assign=False),
+    "state_dict, assign": lambda m: state_loaded(m, assign=True),
+    "deepcopy, then state_dict, assign": lambda m: state_loaded(copy.deepcopy(m), assign=True),
+    "to": lambda m: copy.deepcopy(m).to("cpu"),
+    "train and eval": lambda m: copy.deepcopy(m).eval().requires_grad_(False).train(),
+}
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+@pytest.mark.parametrize("name", modules())
+def test_marks_survive(name, journey):
+    module = modules()[name]
+    other = JOURNEYS[journey](module)
+    before, after = unitary_parameters(module), unitary_parameters(other)
+    assert len(after) == len(before) > 0
+    for p, q in zip(before, after, strict=True):
+        assert (q.pairs, q.blocks) == (p.pairs, p.blocks)
+        assert torch.equal(matrix_view(q), matrix_view(p))
+        assert defect(matrix_view(q)) < 1e-6
+
+
+@pytest.mark.parametrize("name", modules())
+def test_conversion_to_double(name):
+    module = modules()[name].double() if "complex linear" not in name else modules()[name]
+    assert all(defect(matrix_view(p)) < 1e-6 for p in unitary_parameters(module))
+    if "constrained complex" not in name and "complex" not in name:
+        assert all(p.dtype == torch.float64 for p in unitary_parameters(module))
+
+
+def test_layers_made_on_the_meta_device_keep_their_marks():
+    with torch.device("meta"):
+        layer = UnitaryRNN(2, 4, dtype=torch.complex64)
+    assert len(unitary_parameters(layer)) == 1
+    layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    (weight,) = unitary_parameters(layer)
+    assert weight.pairs
+    assert defect(matrix_view(weight)) < 1e-6
+
+
+def test_gradient_goes_along_with_a_deepcopy():
+    layer = UnitaryLinear(3, 3)
+    layer(torch.ones(1, 3)).sum().backward()
+    other = copy.deepcopy(layer)
+    assert torch.equal(other.weight.grad, layer.weight.grad)
+    assert other.weight.grad is not layer.weight.grad
+
+
+def test_tied_weights_stay_tied():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    constrain(first)
+    assert second.weight is first.weight
+    assert isinstance(second.weight, UnitaryParameter)
+    pair = copy.deepcopy(nn.ModuleList([first, second]))
+    assert pair[0].weight is pair[1].weight
+    assert len(unitary_parameters(pair)) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
+def test_constrain_takes_the_nearest_matrix(kind, shape):
+    layer = nn.Linear(shape[1], shape[0], dtype=kind)
+    weight, identity = layer.weight.detach().clone(), id(layer.weight)
+    assert constrain(layer) is layer
+    assert id(layer.weight) == identity
+    u, _, vh = torch.linalg.svd(weight, full_matrices=False)
+    torch.testing.assert_close(layer.weight.detach(), u @ vh, atol=1e-5, rtol=0)
+    assert defect(layer.weight.detach()) < 1e-6
+    before = layer.weight.detach().clone()
+    assert constrain(layer) is layer  # twice is once
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(("cls", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1), (nn.LSTMCell, 4)])
+def test_recurrent_weights_are_one_matrix_a_gate(cls, gates):
+    cell = cls is nn.LSTMCell
+    module, name = cls(3, 4), "weight_hh" if cell else "weight_hh_l0"
+    before = getattr(module, name).detach().clone()
+    constrain(module, name)
+    (weight,) = unitary_parameters(module)
+    assert weight.shape == (gates * 4, 4)
+    assert matrix_view(weight).shape == ((gates, 4, 4) if gates > 1 else (4, 4))
+    for gate, old in zip(weight.detach().view(gates, 4, 4), before.view(gates, 4, 4), strict=True):
+        torch.testing.assert_close(gate, polar(old), atol=1e-5, rtol=0)
+    optimizer = projunn.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(5):
+        output = module(torch.randn(2, 3)) if cell else module(torch.randn(5, 2, 3))
+        optimizer.zero_grad()
+        output[0].square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(weight, before)
+    assert defect(matrix_view(weight).detach()) < 1e-6
+
+
+def test_projection_weight_of_an_lstm_is_one_matrix():
+    module = constrain(nn.LSTM(3, 6, proj_size=4), "weight_hr_l0")
+    assert matrix_view(unitary_parameters(module)[0]).shape == (4, 6)
+
+
+def test_matrix_view_of_anything_else_is_itself():
+    tensor = torch.ones(3, 3)
+    assert matrix_view(tensor) is tensor
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "options", "error", "words"),
+    [
+        (nn.Linear(3, 3), "weights", {}, ValueError, ["name", "'weights'", "weight, bias"]),
+        (nn.Linear(3, 3), "bias", {}, ValueError, ["name", "(3,)"]),
+        (nn.Conv2d(3, 3, 3), "weight", {}, ValueError, ["module", "Conv2d"]),
+        (nn.Linear(3, 4), "weight", {"blocks": 3}, ValueError, ["blocks", "3", "4 rows"]),
+        (nn.Linear(3, 3).half(), "weight", {}, TypeError, ["name", "float16", "float32"]),
+        (nn.ReLU(), "weight", {}, ValueError, ["name", "none"]),
+    ],
+)
+def test_constrain_names_what_is_wrong(module, name, options, error, words):
+    with pytest.raises(error) as caught:
+        constrain(module, name, **options)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_constrain_refuses_what_is_not_finite_and_changes_nothing():
+    layer = nn.Linear(3, 3)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        constrain(layer)
+    assert type(layer.weight) is nn.Parameter

@@ -1,0 +1,160 @@
+"""Runs: what they leave behind, and that they can be interrupted and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from projunn.training import Run, TrainConfig, train
+from projunn.training.checkpoint import load_checkpoint
+
+SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5}
+
+
+def run(folder, steps, task="adding", **options):
+    result = Run(TrainConfig.for_task(task, steps=steps, **{**SMALL, **options}), folder)
+    assert train(result)
+    return result
+
+
+def without_times(points):
+    return [{k: v for k, v in vars(point).items() if k != "seconds"} for point in points]
+
+
+def test_leaves_config_metrics_plot_and_checkpoint(tmp_path):
+    result = run(tmp_path / "r", 12, compare=("lstm", "gru", "rnn"))
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "plot.png",
+        "checkpoint.pt",
+    }
+    assert TrainConfig.load(tmp_path / "r" / "config.json") == result.config
+    lines = [json.loads(s) for s in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["model"] == "unitary"] == [5, 10, 12]
+    assert {x["model"] for x in lines} == {"unitary", "lstm", "gru", "rnn"}
+    unitary = [x for x in lines if x["model"] == "unitary"]
+    assert all(0 < x["defect"] < 1e-6 and 0 < x["energy"] <= 1 for x in unitary)
+    assert all(x["skipped"] == 0 for x in unitary)
+    assert all(x["defect"] is None for x in lines if x["model"] == "lstm")
+    assert (tmp_path / "r" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("adding", {"optimizer": "adamw", "compare": ("lstm",)}),
+        ("copying", {"dtype": "complex64", "factorization": "lsi", "rank": 2}),
+        ("pixels", {"retraction": "polar", "factorization": "column", "momentum": 0.5}),
+        ("unitary", {"size": 6, "compare": ("linear",), "retraction": "cayley"}),
+    ],
+)
+def test_resumes_bit_for_bit(tmp_path, task, options):
+    whole = run(tmp_path / "whole", 14, task, **options)
+    run(tmp_path / "parts", 7, task, **options)
+    torch.manual_seed(123)
+    resumed = Run.resume(tmp_path / "parts", steps=14)
+    assert train(resumed)
+    for ours, theirs in zip(resumed.learners, whole.learners, strict=True):
+        for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            assert torch.equal(p, q)
+        # The first part logged its last step, 7, as a run does; all other points are the same, but
+        # for the mean training loss of step 10, which is now over steps 8 to 10.
+        mine = {p["step"]: p for p in without_times(ours.points)}
+        wanted = {p["step"]: p for p in without_times(theirs.points)}
+        assert list(mine) == [5, 7, 10, 14]
+        mine[10]["train_loss"] = wanted[10]["train_loss"]
+        assert {step: mine[step] for step in wanted} == wanted
+
+
+def test_compared_models_see_the_same_batches(tmp_path):
+    result = Run(TrainConfig.for_task("adding", steps=1, compare=("lstm",), **SMALL), tmp_path)
+    first, second = (learner.task.batch(learner.generator) for learner in result.learners)
+    assert torch.equal(first[0], second[0])
+
+
+def test_seconds_are_a_budget(tmp_path):
+    config = TrainConfig.for_task("adding", seconds=0.2, **SMALL)
+    result = Run(config, tmp_path)
+    assert train(result)
+    assert 0.2 <= result.learners[0].seconds < 2
+
+
+def test_learns_a_unitary_matrix(tmp_path):
+    config = TrainConfig.for_task("unitary", size=16, steps=300, log_every=100)
+    result = Run(config, tmp_path)
+    assert train(result)
+    losses = [point.test_loss for point in result.learners[0].points]
+    assert losses[0] > 10 * losses[-1]
+    assert losses[-1] < 1e-5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
+    folder = tmp_path / "r"
+    command = [sys.executable, "-m", "projunn", "train", "adding", "--hidden", "8", "--length", "10"]
+    options = ["--steps", "1000000", "--log-every", "5", "--out", str(folder)]
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    try:
+        for line in process.stdout:
+            if "step" in line:
+                break
+        time.sleep(0.2)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "--resume" in output
+    state = load_checkpoint(folder / "checkpoint.pt", torch.device("cpu"))["unitary"]
+    assert state["step"] > 0
+    assert (folder / "plot.png").exists()
+    resumed = Run.resume(folder, steps=state["step"] + 3)
+    assert train(resumed)
+    assert resumed.learners[0].step == state["step"] + 3
+
+
+def test_broken_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no configuration"):
+        Run.resume(tmp_path)
+    run(tmp_path, 2)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        Run.resume(tmp_path)
+    checkpoint.unlink()
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        Run.resume(tmp_path)
+    checkpoint.write_bytes(content)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"hidden": 8', '"hidden": 9'))
+    with pytest.raises(ValueError, match="does not fit"):
+        Run.resume(tmp_path)
+    config.write_text(config.read_text().replace('"hidden"', '"widht"'))
+    with pytest.raises(ValueError, match="options that this version does not know"):
+        Run.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        ("cats", {}, "task: got 'cats', wanted one of adding"),
+        ("adding", {"rank": 0}, "rank: got 0"),
+        ("adding", {"lr": -1.0}, "lr: got -1.0"),
+        ("adding", {"lr": float("nan")}, "lr: got nan"),
+        ("adding", {"retraction": "qr"}, "retraction: got 'qr'"),
+        ("adding", {"compare": ("linear",)}, "compare: got 'linear', wanted some of lstm"),
+        ("unitary", {"compare": ("lstm",)}, "compare: got 'lstm', wanted some of linear"),
+    ],
+)
+def test_options_are_checked(task, options, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig.for_task(task, **options)
