@@ -48,9 +48,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         unitary_lr: float | Tensor | None,
         polish_every: int | None,
     ) -> None:
-        self._rule_options = rule_options
+        checked = self.plain_rule([torch.zeros(0)], **rule_options)
         defaults = {
-            **self._make_plain().defaults,
+            **checked.defaults,
             "rank": rank,
             "retraction": retraction,
             "factorization": factorization,
@@ -58,10 +58,6 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             "polish_every": polish_every,
         }
         super().__init__(params, defaults)
-
-    def _make_plain(self) -> torch.optim.Optimizer:
-        """Torch's optimizer of the same rule; its own checks read the options."""
-        return type(self).plain_rule([torch.zeros(0)], **self._rule_options)
 
     def _direction(
         self, matrices: "Matrices", grad: Tensor, state: dict[str, Any], group: dict[str, Any]
@@ -77,8 +73,12 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         # Schedulers change lr; an explicit unitary_lr moves in proportion to it.
         lr = added["lr"]
         added.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
-        for p in added["params"]:
-            _check_parameter(p)
+        try:
+            for p in added["params"]:
+                _check_parameter(p)
+        except TypeError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -102,7 +102,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if not any(group["params"] for group in groups):
             return
         if not hasattr(self, "_plain"):  # made late: pickling and deepcopy leave it out
-            self._plain = type(self).plain_rule([torch.zeros(0)], lr=self.param_groups[0]["lr"])
+            self._plain = self.plain_rule([torch.zeros(0)])
         self._plain.param_groups, self._plain.state = groups, self.state
         self._plain.step()
 
@@ -114,7 +114,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         group: dict[str, Any],
         index: int,
     ) -> None:
-        weight, grad = view_like(p, p.detach()), view_like(p, gradient.to(p.dtype))
+        if gradient.layout != torch.strided:
+            raise TypeError(
+                f"params: a unitary parameter has a {gradient.layout} gradient, wanted dense"
+            )
+        weight, grad = view_like(p, p.detach()), view_like(p, gradient.to(p.dtype).contiguous())
         matrices = Matrices(p, grad)
         if "step" not in state:
             state["step"] = 0

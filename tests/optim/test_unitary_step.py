@@ -240,8 +240,9 @@ def test_learning_rates():
     assert optimizer.param_groups[1]["rank"] == 2
     assert unitary_learning_rate(optimizer.param_groups[0]) == 0.25
     assert unitary_learning_rate(optimizer.param_groups[1]) == 0.5 / 32
+    schedule = lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer.step()  # no gradients: nothing moves
-    lr_scheduler.ExponentialLR(optimizer, 0.5).step()
+    schedule.step()
     assert unitary_learning_rate(optimizer.param_groups[0]) == pytest.approx(0.125)
     assert unitary_learning_rate(optimizer.param_groups[1]) == pytest.approx(0.25 / 32)
 
@@ -342,3 +343,31 @@ def test_options_are_checked(rule, options, words):
 def test_half_precision_weights_are_refused(rule):
     with pytest.raises(TypeError, match=r"params: .* torch.bfloat16, wanted one of float32"):
         rule(UnitaryLinear(3, 3).bfloat16().parameters())
+
+
+def test_a_refused_group_is_not_added():
+    optimizer = optim.SGD(UnitaryLinear(3, 3).parameters())
+    with pytest.raises(TypeError, match="float16"):
+        optimizer.add_param_group({"params": UnitaryLinear(3, 3).half().parameters()})
+    with pytest.raises(ValueError, match="rank"):
+        optimizer.add_param_group({"params": UnitaryLinear(3, 3).parameters(), "rank": -1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_sparse_gradients_are_refused():
+    layer = UnitaryLinear(3, 3, bias=False)
+    layer.weight.grad = torch.eye(3).to_sparse()
+    with pytest.raises(TypeError, match=r"sparse_coo gradient, wanted dense"):
+        optim.SGD(layer.parameters()).step()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_strided_gradients(kind):
+    layers = [UnitaryLinear(4, 4, bias=False, dtype=kind) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    gradient = torch.randn(layers[0].weight.shape)
+    layers[0].weight.grad = gradient
+    layers[1].weight.grad = gradient.transpose(0, 1).contiguous().transpose(0, 1)
+    for layer in layers:
+        optim.SGD(layer.parameters(), lr=1).step()
+    torch.testing.assert_close(layers[0].weight, layers[1].weight)

@@ -1,0 +1,24 @@
+"""The README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 5
+    assert all(len(example.splitlines()) <= 15 for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example(number, capsys):
+    exec(compile(EXAMPLES[number], f"README example {number}", "exec"), {})
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
+        assert (Path(__file__).parents[1] / target).exists(), target
