@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TRAIN_ARGS ?= copying --compare lstm
+TRAIN_ARGS ?= copying --compare lstm --seconds 60
 PYTEST_ARGS ?=
 # Without an NVIDIA GPU the CPU build of torch is enough, and gigabytes smaller.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
