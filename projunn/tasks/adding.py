@@ -1,18 +1,15 @@
 """The adding problem: the sum of the two marked numbers of a long sequence."""
 
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.task import Batch, SequenceTask, TaskOptions, test_generator
-
-_TEST_SIZE = 500
+from projunn.tasks.task import Batch, GeneratedTask, TaskOptions
 
 
-class Adding(SequenceTask):
+class Adding(GeneratedTask):
     """Each of T steps shows a number, uniform in [0, 1), and a mark; sum the two marked numbers.
 
     One mark lies in each half of the sequence.  Guessing the mean, 1, scores the variance of the sum
@@ -22,6 +19,7 @@ class Adding(SequenceTask):
 
     summary = "sum the two marked numbers of a sequence (regression, --length)"
     loss_name = "mean squared error"
+    test_size = 500
     defaults: ClassVar[dict[str, Any]] = {"hidden": 170, "nonlinearity": "relu", "steps": 9000}
 
     def __init__(self, options: TaskOptions) -> None:
@@ -30,17 +28,7 @@ class Adding(SequenceTask):
             raise ValueError(f"length: got {options.length}, wanted at least 2")
         self.input_size, self.output_size, self.naive = 2, 1, 1 / 6
 
-    def batch(self, generator: torch.Generator) -> Batch:
-        return self._draw(self.options.batch_size, generator)
-
-    def test_data(self) -> Batch:
-        return self._held_out
-
-    @cached_property
-    def _held_out(self) -> Batch:
-        return self._draw(_TEST_SIZE, test_generator())
-
-    def _draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
         length, half = self.options.length, self.options.length // 2
         numbers = torch.rand(length, count, generator=generator)
         first = torch.randint(0, half, (1, count), generator=generator)

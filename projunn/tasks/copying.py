@@ -1,6 +1,5 @@
 """The copying problem: repeat ten symbols after a long delay."""
 
-from functools import cached_property
 from math import log
 from typing import Any, ClassVar
 
@@ -8,15 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.task import Batch, SequenceTask, TaskOptions, test_generator
+from projunn.tasks.task import Batch, GeneratedTask, TaskOptions
 
 _SYMBOLS = 8
 _COUNT = 10
 _BLANK, _GO = _SYMBOLS, _SYMBOLS + 1
-_TEST_SIZE = 250
 
 
-class Copying(SequenceTask):
+class Copying(GeneratedTask):
     """Ten symbols out of eight, T - 1 blanks, a "go" sign, ten blanks; repeat the ten at the end.
 
     The target is blank for the first T + 10 steps and the ten symbols then.  Knowing when to answer
@@ -27,6 +25,7 @@ class Copying(SequenceTask):
 
     summary = "repeat ten symbols after a delay (classification at every step, --length)"
     loss_name = "cross-entropy"
+    test_size = 250
     defaults: ClassVar[dict[str, Any]] = {"batch_size": 32, "unitary_lr": 2e-4, "steps": 3000}
     every_step = True
 
@@ -37,17 +36,7 @@ class Copying(SequenceTask):
         self.input_size, self.output_size = _SYMBOLS + 2, _SYMBOLS + 1
         self.naive = _COUNT * log(_SYMBOLS) / (options.length + 2 * _COUNT)
 
-    def batch(self, generator: torch.Generator) -> Batch:
-        return self._draw(self.options.batch_size, generator)
-
-    def test_data(self) -> Batch:
-        return self._held_out
-
-    @cached_property
-    def _held_out(self) -> Batch:
-        return self._draw(_TEST_SIZE, test_generator())
-
-    def _draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
         delay = self.options.length
         symbols = torch.randint(0, _SYMBOLS, (_COUNT, count), generator=generator)
         shown = torch.full((delay + 2 * _COUNT, count), _BLANK)

@@ -5,6 +5,7 @@ same generator state gives the same batch.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +89,21 @@ class SequenceTask:
         return Score(losses, None if right is None else rights)
 
 
-def test_generator() -> torch.Generator:
-    """A fresh source of the held-out data."""
-    return torch.Generator().manual_seed(_TEST_SEED)
+class GeneratedTask(SequenceTask):
+    """A task whose data are made up as they are needed: subclasses `draw` them."""
+
+    test_size: ClassVar[int]
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """``count`` sequences and their targets."""
+        raise NotImplementedError
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        return self.draw(self.options.batch_size, generator)
+
+    def test_data(self) -> Batch:
+        return self._held_out
+
+    @cached_property
+    def _held_out(self) -> Batch:
+        return self.draw(self.test_size, torch.Generator().manual_seed(_TEST_SEED))
