@@ -75,8 +75,7 @@ def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:
         size = z.abs()
         grown = (size + bias).relu_()
         if z.is_complex():
-            scale = grown.div_(size.clamp_min_(torch.finfo(size.dtype).tiny))
-            torch.view_as_real(z).mul_(scale.unsqueeze(-1))
+            z.mul_(grown.div_(size.clamp_min_(torch.finfo(size.dtype).tiny)))
         else:
             torch.mul(z.sign_(), grown, out=z)
 
@@ -96,14 +95,13 @@ def _activation_gradient(
     else:
         # dh = dz + (b/|z|) (dz - u Re(conj(u) dz)) with u = h/|h|, where |h| = |z| + b > 0
         assert bias is not None
+        tiny = torch.finfo(bias.dtype).tiny
         size = h.abs()
+        ratio = bias / (size - bias).clamp_min_(tiny)
+        radial = (carry * h.conj()).real * ratio / size.square().clamp_min_(tiny)
         active = size > 0
-        ratio = torch.where(active, bias / (size - bias).clamp_min(torch.finfo(size.dtype).tiny), 0)
-        g, pair = torch.view_as_real(carry), torch.view_as_real(h)
-        radial = (g * pair).sum(-1) * ratio / size.square().clamp_min(torch.finfo(size.dtype).tiny)
-        result = torch.view_as_real(out)
-        torch.mul(g, (ratio + active).unsqueeze(-1), out=result)
-        result.addcmul_(pair, radial.unsqueeze(-1), value=-1)
+        torch.mul(carry, torch.where(active, 1 + ratio, 0.0), out=out)
+        out.sub_(h * torch.where(active, radial, 0.0))
 
 
 @torch.library.custom_op("projunn::recurrence_backward", mutates_args=())
