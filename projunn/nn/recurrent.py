@@ -50,14 +50,20 @@ class _Recurrent(UnitaryModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew: W_hh `projunn.init.henaff_`, W_ih and b_ih as in ``nn.RNN``."""
-        bound = self.hidden_size**-0.5
+        """Draw the parameters anew: W_hh `projunn.init.henaff_`, W_ih Xavier uniform, b_ih zero.
+
+        (A unitary recurrence never forgets: a bias adds up over all time steps.)
+        """
         for name, parameter in self.named_parameters():
             if isinstance(parameter, UnitaryParameter):
                 henaff_(parameter)
             elif name.startswith("modrelu"):
                 nn.init.uniform_(parameter, -0.01, 0.01)
+            elif name.startswith("bias"):
+                nn.init.zeros_(parameter)
             else:
+                parts = 2 if self.is_complex else 1
+                bound = (6 / parts / (parameter.shape[0] + parameter.shape[1])) ** 0.5
                 nn.init.uniform_(parameter, -bound, bound)
 
     def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> Tensor:
