@@ -1,20 +1,41 @@
-"""``python -m bench [NAME ...]``: run benchmarks, print them, append rows to ``bench/results/``."""
+"""``python -m bench [NAME ...]``: run benchmarks, print tables, append to ``bench/results/``."""
 
 import argparse
 import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from bench.records import FOLDER, Results
 
 NAMES = ("update", "recurrence", "stability", "drift")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
+    parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder that gets the rows")
     arguments = parser.parse_args()
-    for name in arguments.names or NAMES:
+    for name in arguments.names:
         if name not in NAMES:
             parser.error(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
-        importlib.import_module(f"bench.bench_{name}").run(quick=arguments.quick)
+    if arguments.list:
+        for name in NAMES:
+            summary = (_benchmark(name).__doc__ or "").splitlines()[0]
+            print(f"{name:12} {summary}")
+        return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for name in arguments.names or NAMES:
+        _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick)
+
+
+def _benchmark(name: str) -> ModuleType:
+    return importlib.import_module(f"bench.bench_{name}")
 
 
 if __name__ == "__main__":

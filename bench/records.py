@@ -1,8 +1,9 @@
-"""Rows of results: printed as a table, appended to ``bench/results/NAME.jsonl``, never overwritten."""
+"""Rows of results: printed as tables, appended to ``NAME.jsonl`` in a folder, never overwritten."""
 
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -12,21 +13,52 @@ import torch
 
 from bench.timing import Times
 
-RESULTS = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
 
 
-def environment() -> dict[str, Any]:
+class Results:
+    """Where the rows of a run of benchmarks go.
+
+    Args:
+        folder: made when the first row is written.
+        quick: the run was a short one; its rows say so.
+    """
+
+    def __init__(self, folder: Path = FOLDER, *, quick: bool = False) -> None:
+        self.folder = folder
+        self.quick = quick
+
+    def append(self, name: str, rows: list[Row]) -> None:
+        """Append the rows, each with its environment, to the results of benchmark ``name``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shared = environment() | {"quick": self.quick}
+        with (self.folder / f"{name}.jsonl").open("a") as file:
+            for row in rows:
+                file.write(json.dumps(shared | row) + "\n")
+
+    def report(self, name: str, title: str, rows: list[Row]) -> None:
+        """`append`, and print as a table."""
+        show(title, rows)
+        self.append(name, rows)
+
+
+def environment() -> Row:
     """What a number depends on besides the code."""
     try:
         triton: str | None = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = None
-    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit or None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -43,21 +75,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def record(name: str, rows: list[dict[str, Any]]) -> None:
-    """Append the rows to the results of benchmark ``name``."""
-    RESULTS.mkdir(exist_ok=True)
-    shared = environment()
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
-        for row in rows:
-            file.write(json.dumps({**shared, **row}) + "\n")
-
-
-def timing_rows(case: dict[str, Any], times: dict[str, Times], peer: str) -> list[dict[str, Any]]:
-    """One row a callable: milliseconds, and its time as a ratio to that of ``peer``."""
+def timing_rows(case: Row, times: dict[str, Times], peer: str) -> list[Row]:
+    """One row a callable: milliseconds, and its time as a multiple of that of ``peer``."""
     return [
-        {
-            **case,
+        case
+        | {
             "what": what,
+            "rounds": len(own.milliseconds),
             "median_ms": round(own.median, 4),
             "p20_ms": round(own.quantile(20), 4),
             "p80_ms": round(own.quantile(80), 4),
@@ -68,16 +92,30 @@ def timing_rows(case: dict[str, Any], times: dict[str, Times], peer: str) -> lis
     ]
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a plain table."""
-    if not rows:
+def show(title: str, rows: list[Row]) -> None:
+    """Print rows of the same keys as a table, with ``rich`` where it is installed.
+
+    What all of them share is left to the title.
+    """
+    names = [n for n in rows[0] if len(rows) == 1 or any(row[n] != rows[0][n] for row in rows)]
+    lines = [[_text(row[name]) for name in names] for row in rows]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]
+        print(f"\n{title}")
+        for line in (names, *lines):
+            print("  ".join(t.ljust(width) for t, width in zip(line, widths, strict=True)))
         return
-    names = list(rows[0])
-    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    print(f"\n{title}")
-    for line in cells:
-        print("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        numeric = not isinstance(rows[0][name], str)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    print()
+    Console().print(table)
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Times of several callables in one process, taken in turn, so that they share the machine's moods."""
+"""Times of several callables in one process, taken in turn: they share the machine's moods."""
 
 import gc
 import time
@@ -9,41 +9,64 @@ from statistics import quantiles
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the repetitions of one callable."""
+    """Milliseconds of the counted calls of one callable, one for each round."""
 
-    seconds: list[float]
+    milliseconds: tuple[float, ...]
 
     def quantile(self, percent: int) -> float:
-        """In milliseconds."""
-        if len(self.seconds) == 1:
-            return self.seconds[0] * 1e3
-        return quantiles(self.seconds, n=100, method="inclusive")[percent - 1] * 1e3
+        return _quantile(self.milliseconds, percent)
 
     @property
     def median(self) -> float:
         return self.quantile(50)
 
-    def ratio(self, other: "Times") -> float:
-        """Median over the rounds of own time / other's time in the same round."""
-        pairs = zip(self.seconds, other.seconds, strict=True)
-        return Times([a / b for a, b in pairs]).median / 1e3
+    def ratio(self, peer: "Times") -> float:
+        """Median over the rounds of own time / the peer's time in the same round."""
+        pairs = zip(self.milliseconds, peer.milliseconds, strict=True)
+        return _quantile([own / other for own, other in pairs], 50)
 
 
-def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
-    """Run every callable once a round, A B C A B C ..., after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    enabled = gc.isenabled()
+def measure(
+    cases: dict[str, Callable[[], object]],
+    rounds: int,
+    *,
+    primed: bool = True,
+    seconds: float = float("inf"),
+) -> dict[str, Times]:
+    """Call every case once a round, A B C A B C ..., after a round of warm-up that is not counted.
+
+    Args:
+        cases: what to time, by name.
+        rounds: counted rounds.
+        primed: call a case once more, not counted, right before its counted call: what it reads is
+            as warm as in a training loop, which has just used the weight and written the gradient,
+            instead of evicted by the case before it.
+        seconds: stop after the first round that ends later than this, if there were three.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    collecting = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
-        for number in range(rounds + 1):
+        for call in cases.values():
+            call()
+        begun = time.perf_counter()
+        for number in range(1, rounds + 1):
             for name, call in cases.items():
-                call()  # the caches are this callable's own, as they are in a training loop
+                if primed:
+                    call()
                 started = time.perf_counter_ns()
                 call()
-                elapsed = time.perf_counter_ns() - started
-                if number:
-                    seconds[name].append(elapsed / 1e9)
+                taken[name].append((time.perf_counter_ns() - started) / 1e6)
+            if number >= 3 and time.perf_counter() - begun > seconds:
+                break
     finally:
-        if enabled:
+        if collecting:
             gc.enable()
-    return {name: Times(values) for name, values in seconds.items()}
+    return {name: Times(tuple(times)) for name, times in taken.items()}
+
+
+def _quantile(values: list[float] | tuple[float, ...], percent: int) -> float:
+    if len(values) == 1:
+        return values[0]
+    return quantiles(values, n=100, method="inclusive")[percent - 1]

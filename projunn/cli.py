@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from projunn.backends import chosen_backend
 from projunn.tasks import TASKS
-from projunn.training.config import _CHOICES, TrainConfig
+from projunn.training.config import CHOICES, TrainConfig
 
 _INTERRUPTED = 130
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("PROJUNN_TRACEBACK"):
             raise
-        print(f"projunn: {error}", file=sys.stderr)
+        lines = str(error).splitlines() or [type(error).__name__]
+        print(f"projunn: {lines[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -60,7 +62,7 @@ def _add_train(commands: Any) -> None:
 
     def option(flag: str, kind: Any, text: str, group: Any) -> None:
         name = flag.removeprefix("--").replace("-", "_")
-        shown = _CHOICES.get(name)
+        shown = CHOICES.get(name)
         text += f" ({', '.join(shown)})" if shown else ""
         metavar = {int: "N", float: "X", str: name.upper()}[kind]
         group.add_argument(flag, type=kind, choices=shown, help=text, metavar=metavar)
@@ -106,13 +108,19 @@ def _add_train(commands: Any) -> None:
 
 
 def _defaults() -> str:
+    data = {"unitary": ("size",), "pixels": ("dataset",)}
+    rule = ("dtype", "optimizer", "lr", "unitary_lr", "batch_size", "steps")
     lines = ["defaults:"]
     for name in TASKS:
         config = TrainConfig.for_task(name)
-        kept = ("hidden", "optimizer", "lr", "unitary_lr", "batch_size", "steps", "nonlinearity")
+        model = () if name == "unitary" else ("hidden", "nonlinearity", "init")
+        kept = (*data.get(name, ("length",)), *model, *rule)
         values = [f"{key} {getattr(config, key)}" for key in kept if getattr(config, key) is not None]
-        lines.append(f"  {name:<9}" + ", ".join(values))
-    return "\n".join(lines)
+        text = textwrap.fill(", ".join(values), 78, subsequent_indent=" " * 11, break_on_hyphens=False)
+        lines.append(f"  {name:<9}{text}")
+    every = ("rank", "retraction", "factorization", "momentum", "log_every", "seed", "device")
+    lines.append("  all      " + ", ".join(f"{key} {getattr(config, key)}" for key in every))
+    return "\n".join(lines).replace("_", "-")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -128,7 +136,9 @@ def _train(arguments: argparse.Namespace) -> int:
     task, out, resume = (options.pop(name) for name in ("task", "out", "resume"))
     del options["run"]
     if resume is not None:
-        given = [name for name, value in {**options, "task": task, "out": out}.items() if value]
+        given = [
+            name for name, value in {**options, "task": task, "out": out}.items() if value is not None
+        ]
         extra = sorted(set(given) - {"steps", "seconds"})
         if extra:
             raise ValueError(f"resume: cannot be combined with {', '.join(extra)}")
@@ -137,20 +147,13 @@ def _train(arguments: argparse.Namespace) -> int:
         if task is None:
             raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
         config = TrainConfig.for_task(task, **options)
-        _check_device(config)
         folder = out or Path("runs") / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out: {folder} is a file, wanted a folder")
         if (folder / "checkpoint.pt").exists():
             raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
         run = Run(config, folder)
     return 0 if train(run) else _INTERRUPTED
-
-
-def _check_device(config: TrainConfig) -> None:
-    try:
-        torch.empty(0, device=config.torch_device)
-    except (RuntimeError, AssertionError) as error:
-        message = f"device: {config.device!r} is not available here"
-        raise ValueError(message) from error
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 """The command line: what it prints, and how it says no."""
 
+import sys
+
 import pytest
 
 from projunn.cli import main
@@ -35,6 +37,8 @@ def test_resume_goes_on(tmp_path, capsys):
         (["train", "pixels", "--dataset", "cats"], "dataset: got 'cats'"),
         (["train", "--resume", "nowhere"], "nowhere/config.json is no configuration"),
         (["train", "--resume", "nowhere", "--lr", "1"], "resume: cannot be combined with lr"),
+        (["train", "--resume", "nowhere", "--seed", "0"], "resume: cannot be combined with seed"),
+        (["train", "adding", "--steps", "0"], "steps: got 0"),
     ],
 )
 def test_one_line_for_a_mistake(tmp_path, monkeypatch, capsys, arguments, words):
@@ -51,6 +55,41 @@ def test_a_run_is_never_overwritten(tmp_path, capsys):
     assert main(arguments) == 0
     assert main(arguments) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_out_may_not_be_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path / "file")]) == 2
+    assert "is a file, wanted a folder" in capsys.readouterr().err
+
+
+def test_resume_without_the_device_of_the_run(tmp_path, capsys):
+    assert main(["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path)]) == 0
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"auto"', '"cuda:99"'))
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "device: 'cuda:99' is not available" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "task"), [("rich", "adding"), ("matplotlib", "adding"), ("sklearn", "pixels")]
+)
+def test_missing_packages_name_the_extra(tmp_path, monkeypatch, capsys, package, task):
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["train", task, "--steps", "1", "--out", str(tmp_path / "r")]) == 2
+    captured = capsys.readouterr()
+    assert "pip install 'projunn[train]'" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_help_tells_the_defaults_of_every_task(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    for words in ("adding   length 200, hidden 170", "unitary  size 256, dtype complex64", "rank 1"):
+        assert words in printed
 
 
 def test_unknown_options_and_help():

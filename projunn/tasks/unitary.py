@@ -26,7 +26,7 @@ class Unitary:
         "optimizer": "sgd",
         "batch_size": 16,
         "size": 256,
-        "lr": 16.0,
+        "lr": 0.5,
         "unitary_lr": 0.5,
         "dtype": "complex64",
         "steps": 4000,

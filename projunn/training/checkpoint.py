@@ -1,22 +1,19 @@
 """Checkpoints: written whole or not at all, read without running any code in them."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from projunn.training.atomic import replacing
 
 _FORMAT = 1
 
 
 def save_checkpoint(path: Path, learners: dict[str, dict[str, Any]]) -> None:
     """Write the learners' states; a reader sees the old file or the new one, never half of one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         torch.save({"format": _FORMAT, "learners": learners}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -32,10 +29,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, dict[str, Any
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
         learners: dict[str, dict[str, Any]] = content["learners"]
+        for state in learners.values():
+            state["generator"] = state["generator"].cpu()
     except Exception as error:  # torch.load meets broken files with many kinds of exception
         raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-    for state in learners.values():
-        state["generator"] = state["generator"].cpu()
     return learners
 
 

@@ -10,13 +10,14 @@ import torch
 from projunn.kernels import NONLINEARITIES, RETRACTIONS
 from projunn.lowrank import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions
+from projunn.training.atomic import replacing
 
 BODIES = ("unitary", "lstm", "gru", "rnn", "linear")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 INITS = ("haar", "identity", "henaff", "cayley")
 DTYPES = ("float32", "complex64")
 
-_CHOICES = {
+CHOICES = {
     "task": tuple(TASKS),
     "nonlinearity": NONLINEARITIES,
     "retraction": RETRACTIONS,
@@ -67,19 +68,27 @@ class TrainConfig:
         return cls(task, **{**defaults, **chosen})
 
     def __post_init__(self) -> None:
-        for name, wanted in _CHOICES.items():
+        for name, wanted in CHOICES.items():
             got = getattr(self, name)
             if got not in wanted:
                 raise ValueError(f"{name}: got {got!r}, wanted one of {', '.join(wanted)}")
         for name in ("hidden", "rank", "batch_size", "log_every", "length", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
-        for name in ("lr", "unitary_lr", "seconds", "steps"):
+        for name in ("lr", "unitary_lr", "momentum"):
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
+        for name in ("steps", "seconds"):
+            got = getattr(self, name)
+            if got is not None and not 0 < got < float("inf"):
+                raise ValueError(f"{name}: got {got}, wanted a finite number above 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: got {self.seed}, wanted 0 to 4294967295")
         if self.steps is None and self.seconds is None:
             raise ValueError("steps: give a budget in steps or in seconds")
+        if len(set(self.compare)) < len(self.compare):
+            raise ValueError(f"compare: got {','.join(self.compare)}, wanted each model once")
         bodies = ("linear",) if self.task == "unitary" else BODIES[1:4]
         for body in self.compare:
             if body not in bodies:
@@ -105,8 +114,16 @@ class TrainConfig:
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def check_device(self) -> None:
+        """Raise ValueError if the device is not one of this machine."""
+        try:
+            torch.empty(0, device=self.torch_device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device: {self.device!r} is not available here") from error
+
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        with replacing(path) as file:
+            file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":

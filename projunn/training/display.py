@@ -57,7 +57,9 @@ class Display:
         self._progress.update(bar, completed=min(1.0, max(shares)))
         if learner.points:
             numbers = _numbers(self.task, learner.points[-1])
-            self._progress.update(bar, numbers=numbers)
+        else:
+            numbers = f"step {learner.step}, first loss at step {config.log_every}"
+        self._progress.update(bar, numbers=numbers)
 
     def log(self, point: LogPoint) -> None:
         """Say a new log point where there are no bars."""

@@ -65,7 +65,7 @@ class Learner:
         self._loss_sum += loss.detach()
         self._loss_count += 1
         self.step += 1
-        due = self.step % self.config.log_every == 0
+        due = self._is_due(self.step)
         if due and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - started
@@ -73,7 +73,11 @@ class Learner:
             self.log()
 
     def log(self) -> None:
-        """Measure the model and add a point, unless the last point is of this very step."""
+        """Measure the model and add a point, unless the last point is of this very step.
+
+        A point between two regular ones (a run was stopped, its budget was spent) leaves no trace
+        in what follows: the mean loss goes on, and resuming drops the point.
+        """
         if self.points and self.points[-1].step == self.step:
             return
         score = self.task.score(self.model, self.device)
@@ -84,8 +88,9 @@ class Learner:
             energy = _energy(weights, self.config.rank)
             skipped = self.optimizer.skipped_steps()  # type: ignore[attr-defined]
         mean = self._loss_sum.item() / max(1, self._loss_count)
-        self._loss_sum.zero_()
-        self._loss_count = 0
+        if self._is_due(self.step):
+            self._loss_sum.zero_()
+            self._loss_count = 0
         self.points.append(
             LogPoint(
                 self.body,
@@ -120,7 +125,11 @@ class Learner:
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.fill_(state["loss_sum"])
         self._loss_count = state["loss_count"]
-        self.points = [LogPoint(**point) for point in state["points"]]
+        points = [LogPoint(**point) for point in state["points"]]
+        self.points = [point for point in points if self._is_due(point.step)]
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.config.log_every == 0
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """The picture of a run: loss against the naive baseline, unitarity defect, captured energy."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _COLORS = {
     "rnn": "#7a7a7a",
     "linear": "#d9730d",
 }
+_AXIS = {"step": "step", "seconds": "seconds of training"}
 _STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
 
 
@@ -27,10 +29,12 @@ def plot_run(path: Path, task: Task, config: TrainConfig, points: list[LogPoint]
         figure = Figure(figsize=(12, 4), layout="constrained")
         loss, defect, energy = figure.subplots(1, 3, width_ratios=(2, 1, 1))
         figure.suptitle(_title(task, config), fontweight="bold")
-        _draw_loss(loss, task, points)
+        # A budget in seconds is shared by time: then the slower model's curve is as long.
+        axis = "step" if config.seconds is None else "seconds"
+        _draw_loss(loss, task, points, axis)
         unitary = [p for p in points if p.defect is not None]
-        _draw_defect(defect, unitary)
-        _draw_energy(energy, config, unitary)
+        _draw_defect(defect, unitary, axis)
+        _draw_energy(energy, config, unitary, axis)
         figure.savefig(path, dpi=130)
 
 
@@ -42,15 +46,15 @@ def _title(task: Task, config: TrainConfig) -> str:
     return f"{name}: {width}, rank {config.rank}, {config.retraction}"
 
 
-def _draw_loss(axes: Axes, task: Task, points: list[LogPoint]) -> None:
+def _draw_loss(axes: Axes, task: Task, points: list[LogPoint], axis: str) -> None:
     for body in dict.fromkeys(p.model for p in points):
         own = [p for p in points if p.model == body]
         color = _COLORS[body]
-        steps = [p.step for p in own]
+        at = [getattr(p, axis) for p in own]
         if task.loss_name != "relative error":
-            axes.plot(steps, [p.train_loss for p in own], color=color, alpha=0.3, linewidth=1)
+            axes.plot(at, [p.train_loss for p in own], color=color, alpha=0.3, linewidth=1)
         label = f"{body} ({own[-1].test_loss:.2g} after {own[-1].seconds:.0f} s)"
-        axes.plot(steps, [p.test_loss for p in own], color=color, linewidth=2, label=label)
+        axes.plot(at, [p.test_loss for p in own], color=color, linewidth=2, label=label)
     axes.axhline(task.naive, color="black", linestyle=":", linewidth=1.2)
     axes.annotate(
         f"naive {task.naive:.3g}",
@@ -60,20 +64,26 @@ def _draw_loss(axes: Axes, task: Task, points: list[LogPoint]) -> None:
         xytext=(-4, 4),
         ha="right",
     )
-    axes.set(xlabel="step", ylabel=task.loss_name, yscale="log", title="loss on held-out data")
-    axes.legend(loc="lower left", frameon=False)
+    title = "loss on held-out data"
+    if points and task.loss_name != "relative error":
+        title += " (faint: in training)"
+    axes.set(xlabel=_AXIS[axis], ylabel=task.loss_name, yscale="log", title=title)
+    if points:
+        axes.legend(loc="best", framealpha=0.85, edgecolor="none")
 
 
-def _draw_defect(axes: Axes, points: list[LogPoint]) -> None:
+def _draw_defect(axes: Axes, points: list[LogPoint], axis: str) -> None:
     defects = [max(p.defect or 0.0, 1e-9) for p in points]
-    axes.plot([p.step for p in points], defects, color=_COLORS["unitary"])
-    axes.set(xlabel="step", yscale="log", ylim=(1e-8, 1e-4))
+    axes.plot([getattr(p, axis) for p in points], defects, color=_COLORS["unitary"])
+    top = max([1e-5, *(2 * d for d in defects if isfinite(d))])
+    axes.set(xlabel=_AXIS[axis], yscale="log", ylim=(1e-8, max(1e-4, top)))
     axes.set_title("unitarity defect  ‖WᴴW − I‖ / √n")
     axes.grid(axis="y", alpha=0.3)
 
 
-def _draw_energy(axes: Axes, config: TrainConfig, points: list[LogPoint]) -> None:
+def _draw_energy(axes: Axes, config: TrainConfig, points: list[LogPoint], axis: str) -> None:
     shown = [p for p in points if p.energy is not None]
-    axes.plot([p.step for p in shown], [p.energy or 0.0 for p in shown], color=_COLORS["unitary"])
-    axes.set(xlabel="step", ylim=(0, 1.02), title=f"gradient energy at rank {config.rank}")
+    at = [getattr(p, axis) for p in shown]
+    axes.plot(at, [p.energy or 0.0 for p in shown], color=_COLORS["unitary"])
+    axes.set(xlabel=_AXIS[axis], ylim=(0, 1.02), title=f"gradient energy at rank {config.rank}")
     axes.grid(axis="y", alpha=0.3)

@@ -1,6 +1,7 @@
 """A run: learners trained side by side on the same data, and the folder that holds the results."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from projunn.tasks import TASKS
+from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint, save_checkpoint
 from projunn.training.config import TrainConfig
-from projunn.training.learner import Learner
+from projunn.training.learner import Learner, LogPoint
 
 _CHECKPOINT_EVERY = 30.0  # seconds
 _SLICE = 10  # steps of one learner before it is the next one's turn
@@ -25,6 +28,7 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
+        config.check_device()
         self.config, self.folder = config, folder
         self.task = TASKS[config.task](config.task_options)
         bodies = ("unitary", *config.compare)
@@ -45,7 +49,7 @@ class Run:
         for learner in run.learners:
             try:
                 learner.load_state_dict(states[learner.body])
-            except (KeyError, RuntimeError, TypeError) as error:
+            except Exception as error:  # a state that was tampered with fails in any way
                 message = f"{folder}: checkpoint.pt does not fit config.json"
                 raise ValueError(message) from error
         return run
@@ -54,10 +58,23 @@ class Run:
         """Write everything but the plot."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.save(self.folder / "config.json")
-        lines = [json.dumps(asdict(point)) for learner in self.learners for point in learner.points]
-        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+        with replacing(self.folder / "metrics.jsonl") as file:
+            for point in self.points:
+                file.write((json.dumps(_finite(point), allow_nan=False) + "\n").encode())
         states = {learner.body: learner.state_dict() for learner in self.learners}
         save_checkpoint(self.folder / "checkpoint.pt", states)
+
+    @property
+    def points(self) -> list[LogPoint]:
+        """What all learners have logged, one learner after another."""
+        return [point for learner in self.learners for point in learner.points]
+
+
+def _finite(point: LogPoint) -> dict[str, Any]:
+    """A log point as JSON can hold it: a diverged number is null."""
+    values = asdict(point)
+    diverged = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+    return {**values, **dict.fromkeys(diverged)}
 
 
 def train(run: Run) -> bool:
@@ -84,9 +101,15 @@ def train(run: Run) -> bool:
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 run.save()
                 saved = time.monotonic()
-    run.save()
-    points = [point for learner in run.learners for point in learner.points]
-    plot_run(run.folder / "plot.png", run.task, run.config, points)
+        run.save()  # before the measurements, which take a moment
+        for learner in run.learners:
+            logged = len(learner.points)
+            learner.log()
+            display.advance(learner)
+            for point in learner.points[logged:]:
+                display.log(point)
+        run.save()
+        plot_run(run.folder / "plot.png", run.task, run.config, run.points)
     display.close(run.learners, run.folder, interrupted=bool(stopped))
     return not stopped
 

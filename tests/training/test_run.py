@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from projunn.training import Run, TrainConfig, train
+from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint
+from projunn.training.learner import Learner
 
 SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5}
 
@@ -63,13 +65,10 @@ def test_resumes_bit_for_bit(tmp_path, task, options):
     for ours, theirs in zip(resumed.learners, whole.learners, strict=True):
         for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
             assert torch.equal(p, q)
-        # The first part logged its last step, 7, as a run does; all other points are the same, but
-        # for the mean training loss of step 10, which is now over steps 8 to 10.
-        mine = {p["step"]: p for p in without_times(ours.points)}
-        wanted = {p["step"]: p for p in without_times(theirs.points)}
-        assert list(mine) == [5, 7, 10, 14]
-        mine[10]["train_loss"] = wanted[10]["train_loss"]
-        assert {step: mine[step] for step in wanted} == wanted
+        assert torch.equal(ours.generator.get_state(), theirs.generator.get_state())
+        # The first part ended with a point at step 7; nothing of it is left.
+        assert without_times(ours.points) == without_times(theirs.points)
+        assert [point.step for point in ours.points] == [5, 10, 14]
 
 
 def test_compared_models_see_the_same_batches(tmp_path):
@@ -121,6 +120,89 @@ def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
     assert resumed.learners[0].step == state["step"] + 3
 
 
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    options = {"compare": ("lstm",), **SMALL}
+    whole = run(tmp_path / "whole", 40, compare=("lstm",))
+    stopped = Run(TrainConfig.for_task("adding", steps=40, **options), tmp_path / "parts")
+    take_step = Learner.take_step
+
+    def stop_at_13(learner):
+        take_step(learner)
+        if learner.body == "unitary" and learner.step == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Learner, "take_step", stop_at_13)
+    assert not train(stopped)
+    monkeypatch.undo()
+    assert [learner.step for learner in stopped.learners] == [13, 10]  # in mid-slice
+    assert stopped.learners[0].points[-1].step == 13  # measured where it stopped
+    resumed = Run.resume(tmp_path / "parts")
+    assert train(resumed)
+    for ours, theirs in zip(resumed.learners, whole.learners, strict=True):
+        assert without_times(ours.points) == without_times(theirs.points)
+        for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_interruption_before_the_first_log_point_has_a_picture(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Learner, "take_step", lambda learner: os.kill(os.getpid(), signal.SIGINT))
+    stopped = Run(TrainConfig.for_task("adding", steps=40, **SMALL), tmp_path)
+    assert not train(stopped)
+    assert (tmp_path / "plot.png").exists()
+    assert not [w for w in recwarn if "legend" in str(w.message)]
+
+
+def test_diverged_numbers_are_null(tmp_path):
+    run(tmp_path, 10, "unitary", size=4, lr=1e30, unitary_lr=0.5, compare=("linear",))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    points = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert points[-1]["model"] == "linear"
+    assert points[-1]["test_loss"] is None
+
+
+def test_a_broken_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("old")
+
+    def write_half():
+        with replacing(path) as file:
+            file.write(b"half of the ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == "old"
+
+
+def test_default_lr_suits_the_compared_linear_layer(tmp_path):
+    result = run(tmp_path, 200, "unitary", size=8, compare=("linear",), log_every=100)
+    assert all(learner.points[-1].test_loss < 1e-3 for learner in result.learners)
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda states: states["unitary"].pop("generator"),
+        lambda states: states["unitary"].update(optimizer=3),
+        lambda states: states["unitary"].update(model=None),
+        lambda states: states["unitary"].update(points=[{"a": 1}]),
+        lambda states: states.update(unitary=[1, 2]),
+        lambda states: states.clear(),
+    ],
+)
+def test_altered_checkpoints_are_refused(tmp_path, tamper):
+    run(tmp_path, 2)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    tamper(content["learners"])
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint"):
+        Run.resume(tmp_path)
+
+
 def test_broken_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no configuration"):
         Run.resume(tmp_path)
@@ -150,6 +232,11 @@ def test_broken_folders_are_refused(tmp_path):
         ("adding", {"rank": 0}, "rank: got 0"),
         ("adding", {"lr": -1.0}, "lr: got -1.0"),
         ("adding", {"lr": float("nan")}, "lr: got nan"),
+        ("adding", {"momentum": -1.0}, "momentum: got -1.0"),
+        ("adding", {"steps": 0}, "steps: got 0, wanted a finite number above 0"),
+        ("adding", {"seconds": 0.0}, "seconds: got 0.0"),
+        ("adding", {"seed": -1}, "seed: got -1, wanted 0 to 4294967295"),
+        ("adding", {"compare": ("lstm", "lstm")}, "compare: got lstm,lstm, wanted each model once"),
         ("adding", {"retraction": "qr"}, "retraction: got 'qr'"),
         ("adding", {"compare": ("linear",)}, "compare: got 'linear', wanted some of lstm"),
         ("unitary", {"compare": ("lstm",)}, "compare: got 'lstm', wanted some of linear"),
