@@ -20,7 +20,12 @@ class Adding(GeneratedTask):
     summary = "sum the two marked numbers of a sequence (regression, --length)"
     loss_name = "mean squared error"
     test_size = 500
-    defaults: ClassVar[dict[str, Any]] = {"hidden": 170, "nonlinearity": "relu", "steps": 9000}
+    defaults: ClassVar[dict[str, Any]] = {
+        "hidden": 170,
+        "init": "cayley",
+        "nonlinearity": "relu",
+        "steps": 9000,
+    }
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
