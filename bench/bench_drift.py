@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from bench.records import Results, Row, show
 from bench.timing import measure
 from projunn import unitarity_defect
-from projunn.drift import polish_, polish_period
+from projunn.drift import polish_period
+from projunn.kernels import polish_
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
 

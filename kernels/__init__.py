@@ -1,21 +1,30 @@
 """Operations on batches of square or rectangular matrices, imported as ``projunn.kernels``.
 
-One operation a file, each with its formula, a plain reference and the path that runs.  A
-projUNN step passes through them in this order::
+One operation a file, each with its formula, a plain reference, the PyTorch path, and the operator
+``torch.ops.projunn.*`` that GPUs and ``torch.compile`` go through.  A projUNN step passes through
+them in this order::
 
-    products     Z = W^H X                      one read of W
-    basis        Z Y^H = Q E Q^H                n x 2k, Q with orthonormal columns
-    rotation     F = f(E) - I                   2k x 2k, unitary minus identity
-    products     L = W Q                        one read of W
-    rank_update  W += L (Q F^H)^H               one read and write of W
+    factor       Y = orth(D^H R), X = D Y       two reads of D
+    products     Z = W^H X                      one read of W           \\
+    basis        Z Y^H = Q E Q^H                n x 2k, Q orthonormal    |
+    rotation     F = f(E) - I                   2k x 2k                  | retract
+    products     L = W Q                        one read of W            |
+    rank_update  W += L (Q F^H)^H               one read and write of W /
 
-and ``recurrence`` is the time loop of the unitary RNN.  Nothing here imports ``projunn``.
+`fused_step` is all of it for parameters of one shape, and ``recurrence`` the time loop of the unitary
+RNN.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are configured, ``backends`` what
+runs when.  Nothing here imports ``projunn``, and nothing but ``jit`` imports triton.
 """
 
 from projunn.kernels.basis import step_basis
+from projunn.kernels.factor import factor, orthonormalize
+from projunn.kernels.fused_step import fused_step_
+from projunn.kernels.polish import polish_, polish_when_due_
 from projunn.kernels.products import adjoint_product, product
+from projunn.kernels.random import seeded_normal
 from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
+from projunn.kernels.retract import retract_
 from projunn.kernels.rotation import RETRACTIONS, rotation
 
 __all__ = [
@@ -23,9 +32,16 @@ __all__ = [
     "RETRACTIONS",
     "adjoint_product",
     "apply_nonlinearity",
+    "factor",
+    "fused_step_",
+    "orthonormalize",
+    "polish_",
+    "polish_when_due_",
     "product",
     "rank_update_",
     "recurrence",
+    "retract_",
     "rotation",
+    "seeded_normal",
     "step_basis",
 ]

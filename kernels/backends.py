@@ -115,3 +115,12 @@ def _problem(name: str) -> str | None:
             return "triton was imported without its interpreter; start with TRITON_INTERPRET=1"
         os.environ["TRITON_INTERPRET"] = "1"
     return None
+
+
+def opaque(tensor: Tensor) -> bool:
+    """Whether an operation on this tensor goes through its registered operator.
+
+    Under ``torch.compile``, for fake tensors and on devices it does; eager CPU code calls what the
+    operator calls, without the operator's overhead.
+    """
+    return torch.compiler.is_compiling() or tensor.device.type != "cpu"

@@ -17,6 +17,8 @@ from math import atan, atan2, cos, inf, sin, sqrt
 import torch
 from torch import Tensor
 
+from projunn.kernels import iterations
+
 RETRACTIONS = ("exp", "polar", "cayley")
 
 
@@ -41,6 +43,8 @@ def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tens
 
 def _dense(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
     identity = torch.eye(e.shape[-1], dtype=e.dtype, device=e.device)
+    if e.device.type != "cpu":
+        return _iterated(e, identity, retraction, precision)
     if retraction == "polar":
         u, s, vh = torch.linalg.svd(identity + e)
         return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0]
@@ -52,6 +56,23 @@ def _dense(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor
     phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1
     f = (vectors * phases.unsqueeze(-2)) @ vectors.mH
     return f if e.is_complex() else f.real, angles.abs().amax(-1) < precision**-0.5
+
+
+def _iterated(e: Tensor, identity: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
+    """`_dense` without a decomposition, for which a device would have to report to the host."""
+    a = (e - e.mH) / 2
+    if retraction == "polar":
+        u, regular = iterations.polar_factor(identity + e)
+        f, usable = u - identity, regular > 4 * precision
+    elif retraction == "cayley":
+        f = torch.linalg.solve_ex(identity - a / 2, a).result
+        usable = f.isfinite().all(dim=(-2, -1))
+    else:
+        size = torch.linalg.matrix_norm(a)
+        usable = size.square() * precision < e.shape[-1]
+        f = iterations.exponential(torch.where(usable[..., None, None], a, 0.0))
+    error = torch.linalg.matrix_norm(f + f.mH + f.mH @ f)
+    return f, usable & (error < 1e-9)
 
 
 def _single(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:

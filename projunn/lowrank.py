@@ -6,10 +6,9 @@ Two reads of D, except for ``svd``.  The sketches are from section 3.3 of arXiv 
 import torch
 from torch import Tensor
 
-from projunn.kernels import adjoint_product, product
+from projunn.kernels import adjoint_product, factor, orthonormalize
 
 FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
-_SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
 
 
 def factorize(
@@ -62,17 +61,7 @@ def factorize(
     if basis is None:
         shape = (*matrix.shape[:-1], rank)
         basis = torch.randn(shape, dtype=matrix.dtype, device=matrix.device, generator=generator)
-    right = orthonormalize(adjoint_product(matrix, basis.to(matrix.dtype)))
-    return product(matrix, right), right
-
-
-def orthonormalize(columns: Tensor) -> Tensor:
-    """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
-    if columns.shape[-1] > 1:
-        return torch.linalg.qr(columns)[0]
-    precise = torch.complex128 if columns.is_complex() else torch.float64
-    norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True, dtype=precise)
-    return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    return factor(matrix, basis.to(matrix.dtype))
 
 
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -3,7 +3,7 @@
 A step ``D = X Y^H`` at a unitary W multiplies it from the right by an exactly unitary matrix that
 differs from the identity only in the span of the step:
 
-    Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H
+    Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn.kernels.retract_`)
 
 F is a 2k x 2k unitary matrix minus the identity (`projunn.kernels.rotation`), Q has orthonormal
 columns (`projunn.kernels.basis`); both are float64.  ``W Q`` is computed as a product: replacing
@@ -15,14 +15,8 @@ rounding.  There is no n x n decomposition and, in place, no second n x n matrix
 import torch
 from torch import Tensor
 
-from projunn.kernels import (
-    RETRACTIONS,
-    adjoint_product,
-    product,
-    rank_update_,
-    rotation,
-    step_basis,
-)
+from projunn import kernels
+from projunn.kernels import RETRACTIONS
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
 
 
@@ -73,25 +67,7 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
 def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
     """Retract matrices in place; returns the mask (*batch) of the steps that were taken."""
     _check(weight, left, right, retraction)
-    dtype = weight.dtype
-    tall = weight.shape[-2] > weight.shape[-1]
-    # The mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
-    pulled = product(weight, right) if tall else adjoint_product(weight, left)
-    q, e = step_basis(left if tall else right, pulled)
-    f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    if not known_to_hold(taken):
-        q = torch.where(taken[..., None, None], q, 0.0)
-    turned, basis = (f.conj() @ q.mT).mT.to(dtype), q.to(dtype)
-    if tall:
-        rank_update_(weight, turned, adjoint_product(weight, basis))
-    else:
-        rank_update_(weight, product(weight, basis), turned)
-    return taken
-
-
-def known_to_hold(mask: Tensor) -> bool:
-    """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
-    return mask.device.type == "cpu" and bool(mask.all())
+    return kernels.retract_(weight, left, right, retraction)
 
 
 def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from projunn import init
-from projunn.drift import polish_, polish_period
+from projunn.drift import polish_period
+from projunn.kernels import polish_
 from tests.dense import defect, precise, roundoff
 
 

@@ -30,7 +30,10 @@ from projunn.kernels.jit.tiles import (
 
 @triton.jit
 def _block(active, blocks, ACTIVE: tl.constexpr):
-    """Parameter, block in it, and whether there is one: negative entries of ``active`` are none."""
+    """Parameter, block in it, and whether there is one: negative entries of ``active`` are none.
+
+    An active list belongs to one parameter, and the directions to its entries.
+    """
     index = tl.program_id(0)
     if ACTIVE:
         index = tl.load(active + index).to(tl.int32)
@@ -70,10 +73,11 @@ def plane_step_kernel(
         return
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
-    d = pointer(directions, entry, D_TYPE) + block * m * n * WIDTH
+    slot = tl.program_id(0).to(tl.int64)
+    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
     r = pointer(bases, entry, tl.float32) + block * m * WIDTH
     g = pointer(probes, entry, tl.float32) + block * m * WIDTH
-    x = scratch + tl.program_id(0).to(tl.int64) * m * WIDTH
+    x = scratch + slot * m * WIDTH
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)
@@ -236,10 +240,11 @@ def wide_step_kernel(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
     w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
-    d = pointer(directions, entry, D_TYPE) + block * m * n * WIDTH
+    slot = tl.program_id(0).to(tl.int64)
+    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
     r = pointer(bases, entry, tl.float32) + block * m * k * WIDTH
     g = pointer(probes, entry, tl.float32) + block * m * k * WIDTH
-    x = scratch + tl.program_id(0).to(tl.int64) * m * k * WIDTH
+    x = scratch + slot * m * k * WIDTH
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)

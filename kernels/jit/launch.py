@@ -12,8 +12,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from projunn.kernels.factor import MAX_RANK
 from projunn.kernels.jit.fused_step import plane_step_kernel, wide_step_kernel
 from projunn.kernels.jit.plane import CAYLEY, EXP, POLAR
+from projunn.kernels.jit.polish import correct_kernel, residual_kernel, settle_kernel
 from projunn.kernels.jit.rank_update import rank_update_kernel
 from projunn.kernels.jit.streaming import (
     adjoint_product_kernel,
@@ -24,6 +26,7 @@ from projunn.kernels.jit.streaming import (
     turn_rows_kernel,
     warm_basis_kernel,
 )
+from projunn.kernels.polish import NEAR
 from projunn.kernels.tuning import (
     Config,
     Problem,
@@ -41,7 +44,6 @@ TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
 }
 PRECISION = torch.finfo(torch.float32).eps
-MAX_RANK = 8  # of the float64 matrices that fit the registers; wider steps use library functions
 
 _MAX_TABLES = 4096
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
@@ -109,7 +111,10 @@ def fused_step(
     warm: bool,
     config: Config | None = None,
 ) -> None:
-    """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ()."""
+    """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
+
+    With ``active`` (A,) one parameter, and its direction is (A, m, n).
+    """
     w, k = weights[0], bases[0].shape[-1]
     blocks, m, n = w.shape
     count = blocks * len(weights) if active is None else active.shape[0]
@@ -363,3 +368,21 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
         BN=min(2048, power_of_two(m)),
         num_warps=4,
     )
+
+
+def polish(weight: Tensor, step: Tensor, period: int) -> None:
+    """`projunn.kernels.polish_` of (B, m, n), in place, if the device's ``step`` is due."""
+    count, m, n = weight.shape
+    if weight.numel() == 0:
+        return
+    size = min(m, n)
+    error = weight.new_empty(count, size, size)
+    moved = torch.empty_like(weight)
+    sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
+    w, e, v = _floats(weight), _floats(error), _floats(moved)
+    constants = {"PAIRS": weight.is_complex(), "B": 32, "num_warps": 4}
+    tiles, rows, columns = -(-size // 32), -(-m // 32), -(-n // 32)
+    wide = m < n
+    residual_kernel[(tiles, tiles, count)](w, e, sums, step, period, m, n, WIDE=wide, **constants)
+    correct_kernel[(rows, columns, count)](w, e, v, step, period, m, n, WIDE=wide, **constants)
+    settle_kernel[(rows, columns, count)](w, v, sums, step, period, NEAR, m, n, **constants)

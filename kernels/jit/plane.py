@@ -7,10 +7,11 @@
 import triton
 import triton.language as tl
 
+from projunn.kernels.factor import PROBE as _PROBE
+
 # Norms below are zero: nothing can be divided by them.
 TINY = tl.constexpr(1e-150)
-# Share of the probe in a warm basis: `projunn.kernels.fused_step`.
-PROBE = tl.constexpr(0.01)
+PROBE = tl.constexpr(_PROBE)
 EXP = tl.constexpr(0)
 POLAR = tl.constexpr(1)
 CAYLEY = tl.constexpr(2)

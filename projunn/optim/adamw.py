@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.unitary import Matrices, UnitaryOptimizer, add_square_
+from projunn.optim.matrices import Matrices, add_square_, count_of
+from projunn.optim.unitary import UnitaryOptimizer
 
 
 class AdamW(UnitaryOptimizer):
@@ -85,7 +86,7 @@ class AdamW(UnitaryOptimizer):
         if group["amsgrad"]:
             largest = matrices.squares(state, "max_exp_avg_sq")
             average = torch.maximum(largest, average, out=largest)
-        correction1 = 1 - beta1 ** state["step"]
-        correction2 = 1 - beta2 ** state["step"]
+        steps = count_of(state["step"])
+        correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps
         spread = average.sqrt().mul_(correction2**-0.5).add_(group["eps"])
         return mean / spread.mul_(correction1)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.unitary import Matrices, UnitaryOptimizer, add_square_
+from projunn.optim.matrices import Matrices, add_square_
+from projunn.optim.unitary import UnitaryOptimizer
 
 
 class RMSprop(UnitaryOptimizer):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.unitary import Matrices, UnitaryOptimizer
+from projunn.optim.matrices import Matrices
+from projunn.optim.unitary import UnitaryOptimizer
 
 
 class SGD(UnitaryOptimizer):

@@ -1,9 +1,9 @@
 """The optimizer step of a unitary parameter, common to every rule.
 
     gradient -> direction (the rule's momentum, second moments)    n x n, as torch.optim has it
-             -> low-rank factors X Y^H of -lr direction            projunn.lowrank
-             -> retraction of W + X Y^H, in place                  projunn.retraction
-             -> once in a while a polish against drift             projunn.drift
+             -> low-rank factors X Y^H of -lr direction            projunn.kernels.fused_step_: all
+             -> retraction of W + X Y^H, in place                  parameters of one shape together
+             -> once in a while a polish against drift             projunn.kernels.polish_
 
 Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
 """
@@ -14,22 +14,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from projunn.drift import polish_, polish_period
-from projunn.kernels import RETRACTIONS
-from projunn.lowrank import FACTORIZATIONS, factorize, orthonormalize
+from projunn.drift import polish_period
+from projunn.kernels import (
+    RETRACTIONS,
+    fused_step_,
+    orthonormalize,
+    polish_,
+    polish_when_due_,
+    retract_,
+    seeded_normal,
+)
+from projunn.lowrank import FACTORIZATIONS, factorize
 from projunn.manifold import (
     MATRIX_DTYPES,
     UnitaryParameter,
     dtype_names,
     view_like,
 )
-from projunn.retraction import known_to_hold, take_step_
+from projunn.optim.matrices import Matrices, active_matrices
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
-# Share of a fixed random direction in the warm basis, without which a gradient orthogonal to the
-# basis would be invisible for ever.
-_PROBE = 0.01
 
 
 class UnitaryOptimizer(torch.optim.Optimizer):
@@ -48,9 +53,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         unitary_lr: float | Tensor | None,
         polish_every: int | None,
     ) -> None:
-        checked = self.plain_rule([torch.zeros(0)], **rule_options)
+        self._plain = self.plain_rule([torch.zeros(0)], **rule_options)
         defaults = {
-            **checked.defaults,
+            **self._plain.defaults,
             "rank": rank,
             "retraction": retraction,
             "factorization": factorization,
@@ -80,6 +85,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    @torch.compiler.disable  # Dynamo loses the state of parameters of our class: a step runs eagerly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure`` as in `torch.optim`."""
@@ -88,10 +94,21 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._plain_step()
+        together: dict[tuple[Any, ...], list[Matrices]] = {}
         members = [(g, p) for g in self.param_groups for p in g["params"]]
         for index, (group, p) in enumerate(members):
+            if not isinstance(p, UnitaryParameter) or p.grad is None:
+                continue
+            matrices = self._prepare(p, p.grad, self.state[p], group, index)
+            if group["factorization"] == "subspace":
+                together.setdefault(_likeness(matrices, group), []).append(matrices)
+            else:
+                self._single_step(matrices, group, index)
+        for alike in together.values():
+            self._fused_step(alike)
+        for group, p in members:
             if isinstance(p, UnitaryParameter) and p.grad is not None:
-                self._unitary_step(p, p.grad, self.state[p], group, index)
+                self._polish(p, self.state[p], group)
         return loss
 
     def _plain_step(self) -> None:
@@ -101,78 +118,97 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             groups.append({**group, "params": plain})
         if not any(group["params"] for group in groups):
             return
-        if not hasattr(self, "_plain"):  # made late: pickling and deepcopy leave it out
+        if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
             self._plain = self.plain_rule([torch.zeros(0)])
         self._plain.param_groups, self._plain.state = groups, self.state
         self._plain.step()
 
-    def _unitary_step(
+    def _prepare(
         self,
         p: UnitaryParameter,
         gradient: Tensor,
         state: dict[str, Any],
         group: dict[str, Any],
         index: int,
-    ) -> None:
-        if gradient.layout != torch.strided:
-            raise TypeError(
-                f"params: a unitary parameter has a {gradient.layout} gradient, wanted dense"
-            )
-        weight, grad = view_like(p, p.detach()), view_like(p, gradient.to(p.dtype).contiguous())
-        matrices = Matrices(p, grad)
+    ) -> Matrices:
+        """The matrices of a parameter with their direction; its state as it is from now on."""
+        values, active = active_matrices(p, gradient)
+        matrices = Matrices(p, values, active, state, group)
         if "step" not in state:
-            state["step"] = 0
+            on_device = group.get("capturable", False)
+            state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
             state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
         state["step"] += 1
-
-        direction = matrices.gate(self._direction(matrices, grad, state, group))
-        left, right = self._factorize(matrices, direction, state, group, index)
-        rate = unitary_learning_rate(group)
-        taken = take_step_(
-            weight, left * (rate if group["maximize"] else -rate), right, group["retraction"]
-        )
-        usual = known_to_hold(taken)
-        if not usual:
-            state["skipped"].add_(taken.logical_not().sum())
+        own = matrices.rule_state()
+        matrices.direction = matrices.gate(self._direction(matrices, matrices.grad, own, group))
+        matrices.keep_rule_state(own)
         if group["factorization"] == "subspace":
-            # A zero step leaves the probe alone, which starts the basis afresh.
-            basis, probe = matrices.view(state["basis"]), matrices.view(state["probe"])
-            warm = orthonormalize(left).add_(probe, alpha=_PROBE)
-            basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
+            view = view_like(p, p.detach())
+            rank = min(group["rank"], *view.shape[-2:])
+            shape = (*view.shape[:-1], rank)
+            if "probe" not in state or matrices.view(state["probe"]).shape != shape:
+                noise = seeded_normal(view, shape, index)
+                state["probe"] = matrices.store(orthonormalize(noise))
+                state["basis"] = state["probe"].clone()
+        return matrices
 
-        period = group["polish_every"]
-        if period is None:
-            period = polish_period(weight)
-        if period and state["step"] % period == 0:
-            polish_(weight)
+    def _fused_step(self, alike: list[Matrices]) -> None:
+        """Parameters of one shape and one rate: `projunn.kernels.fused_step_`."""
+        first = alike[0]
+        rate = unitary_learning_rate(first.group)
+        scale = rate if isinstance(rate, Tensor) else None
+        sign = -1.0 if first.group["maximize"] else 1.0
+        fused_step_(
+            [m.stored_weight for m in alike],
+            [m.store(m.direction) for m in alike],
+            [m.state["basis"] for m in alike],
+            [m.state["probe"] for m in alike],
+            [m.state["skipped"] for m in alike],
+            sign if scale is not None else sign * rate,
+            scale,
+            first.group["retraction"],
+            first.parameter.pairs,
+            first.active,
+        )
 
-    def _factorize(
-        self,
-        matrices: "Matrices",
-        direction: Tensor,
-        state: dict[str, Any],
-        group: dict[str, Any],
-        index: int,
-    ) -> tuple[Tensor, Tensor]:
-        rank, method = min(group["rank"], *direction.shape[-2:]), group["factorization"]
+    def _single_step(self, matrices: Matrices, group: dict[str, Any], index: int) -> None:
+        """One parameter, its factors drawn at random or by SVD."""
+        direction, state, method = matrices.direction, matrices.state, group["factorization"]
+        rank = min(group["rank"], *direction.shape[-2:])
         if method == "svd":
             left, right = factorize(matrices.clean(direction), rank, "svd")
-            return matrices.gate(left), right
-
-        def generator() -> torch.Generator:
+            left = matrices.gate(left)
+        else:
+            if state["step"].device.type != "cpu":
+                raise ValueError(
+                    f'factorization: "{method}" draws random numbers on the host; wanted "subspace" with'
+                    " capturable=True"
+                )
             # A function of the step and the parameter only: the same on resume and on replicas.
-            seed = (1_000_003 * state["step"] + index) % 2**32
-            return torch.Generator(direction.device).manual_seed(seed)
+            seed = (1_000_003 * int(state["step"].item()) + index) % 2**32
+            source = torch.Generator(direction.device).manual_seed(seed)
+            left, right = factorize(direction, rank, method, generator=source)
+        rate = unitary_learning_rate(group)
+        left = left * (rate if group["maximize"] else -rate)
+        weight = view_like(matrices.parameter, matrices.parameter.detach())
+        if matrices.active is None:
+            taken = retract_(weight, left, right, group["retraction"])
+        else:
+            blocks = weight.flatten(0, -3)
+            taken = retract_(blocks, left, right, group["retraction"], matrices.active)
+        state["skipped"].add_(taken.logical_not().sum())
 
-        if method != "subspace":
-            return factorize(direction, rank, method, generator=generator())
-        shape = (*direction.shape[:-1], rank)
-        if "probe" not in state or matrices.view(state["probe"]).shape != shape:
-            noise = torch.empty(shape, dtype=direction.dtype, device=direction.device)
-            noise.normal_(generator=generator())
-            state["probe"] = matrices.store(orthonormalize(noise))
-            state["basis"] = state["probe"].clone()
-        return factorize(direction, rank, "subspace", basis=matrices.view(state["basis"]))
+    def _polish(self, p: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+        weight, period = view_like(p, p.detach()), group["polish_every"]
+        if period is None:
+            period = polish_period(weight)
+        if not period:
+            return
+        if state["step"].device.type != "cpu":
+            stored = p.detach() if p.pairs else weight
+            polish_when_due_(stored, state["step"], period, p.pairs)
+        elif state["step"].item() % period == 0:
+            polish_(weight)
 
     def skipped_steps(self) -> int:
         """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.
@@ -182,71 +218,14 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))
 
 
-class Matrices:
-    """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
-
-    A matrix is sound if its gradient is finite.  The state of the others must not move: averages are
-    multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
-    """
-
-    def __init__(self, parameter: UnitaryParameter, grad: Tensor) -> None:
-        self.parameter = parameter
-        self.grad = grad
-        self._finite: Tensor | None = None
-
-    @property
-    def finite(self) -> Tensor:
-        """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
-        if self._finite is None:
-            norm = torch.linalg.vector_norm(self.grad, dim=(-2, -1), keepdim=True)
-            self._finite = norm.isfinite()
-        return self._finite
-
-    def clean(self, tensor: Tensor) -> Tensor:
-        """``tensor`` with the unsound matrices set to zero."""
-        if known_to_hold(self.finite):
-            return tensor
-        return torch.where(self.finite, tensor, 0.0)
-
-    def gate(self, tensor: Tensor) -> Tensor:
-        """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
-        if self._finite is None or known_to_hold(self._finite):
-            return tensor
-        return torch.where(self._finite, tensor, torch.nan)
-
-    def decay(self, factor: float) -> Tensor:
-        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1)."""
-        return torch.where(self.finite, factor, 1.0).to(self.grad.dtype.to_real())
-
-    def store(self, tensor: Tensor) -> Tensor:
-        """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
-        return torch.view_as_real(tensor).contiguous() if self.parameter.pairs else tensor
-
-    def view(self, stored: Tensor) -> Tensor:
-        """The inverse of `store`; shares memory."""
-        return torch.view_as_complex(stored) if self.parameter.pairs else stored
-
-    def zeros(self, state: dict[str, Any], name: str) -> Tensor:
-        """The average ``name`` of matrices like the gradient, created as zeros where it is missing."""
-        if name not in state:
-            state[name] = self.store(torch.zeros_like(self.grad, memory_format=torch.contiguous_format))
-        return self.view(state[name])
-
-    def squares(self, state: dict[str, Any], name: str) -> Tensor:
-        """Likewise for an average of squares |.|^2, real."""
-        if name not in state:
-            state[name] = torch.zeros(
-                self.grad.shape, dtype=self.grad.dtype.to_real(), device=self.grad.device
-            )
-        return state[name]
-
-
-def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
-    """``average += weight |tensor|^2``, elementwise; |z|^2 = z conj(z) is real."""
-    if not tensor.is_complex():
-        return average.addcmul_(tensor, tensor, value=weight)
-    pairs = torch.view_as_real(tensor)
-    return average.add_(pairs.square().sum(-1), alpha=weight)
+def _likeness(matrices: Matrices, group: dict[str, Any]) -> tuple[Any, ...]:
+    """What parameters that step together have in common; those with an active list step alone."""
+    p, rate = matrices.parameter, unitary_learning_rate(group)
+    alone = None if matrices.active is None else id(p)
+    same_rate = id(group["lr"]) if isinstance(rate, Tensor) else rate
+    kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, matrices.direction.dtype)
+    rule = (group["rank"], group["retraction"], group["maximize"])
+    return (*kind, *rule, same_rate, alone)
 
 
 def unitary_learning_rate(group: dict[str, Any]) -> Any:

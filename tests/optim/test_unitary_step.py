@@ -357,7 +357,7 @@ def test_a_refused_group_is_not_added():
 def test_sparse_gradients_are_refused():
     layer = UnitaryLinear(3, 3, bias=False)
     layer.weight.grad = torch.eye(3).to_sparse()
-    with pytest.raises(TypeError, match=r"sparse_coo gradient, wanted dense"):
+    with pytest.raises(TypeError, match=r"sparse_coo gradient, wanted a dense one"):
         optim.SGD(layer.parameters()).step()
 
 

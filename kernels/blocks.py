@@ -1,0 +1,32 @@
+"""Batches of matrices as the kernels want them: one leading axis, contiguous."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+
+def as_blocks(tensor: Tensor) -> Tensor:
+    """(*batch, rows, columns) as (B, rows, columns)."""
+    return tensor.reshape(-1, *tensor.shape[-2:])
+
+
+@contextmanager
+def flattened(matrices: Tensor) -> Iterator[Tensor]:
+    """``matrices`` as contiguous (B, m, n) to write to; strided ones get the result copied back."""
+    if matrices.is_contiguous():
+        yield as_blocks(matrices)
+        return
+    copy = matrices.contiguous()
+    yield as_blocks(copy)
+    matrices.copy_(copy)
+
+
+def present(active: Tensor) -> Tensor:
+    """The entries of an active list that name a block.  (Waits for a device: PyTorch path only.)"""
+    return active[active >= 0].long()
+
+
+def known_to_hold(mask: Tensor) -> bool:
+    """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
+    return mask.device.type == "cpu" and bool(mask.all())
