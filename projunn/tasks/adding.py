@@ -24,7 +24,10 @@ class Adding(GeneratedTask):
         "hidden": 170,
         "init": "cayley",
         "nonlinearity": "relu",
-        "steps": 9000,
+        "unitary_lr": 1e-4,
+        "schedule": "cooldown",
+        "clip": 1.0,
+        "steps": 12000,
     }
 
     def __init__(self, options: TaskOptions) -> None:
