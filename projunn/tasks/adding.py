@@ -24,9 +24,7 @@ class Adding(GeneratedTask):
         "hidden": 170,
         "init": "cayley",
         "nonlinearity": "relu",
-        "unitary_lr": 1e-4,
         "schedule": "cooldown",
-        "clip": 1.0,
         "steps": 12000,
     }
 
