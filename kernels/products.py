@@ -10,6 +10,10 @@ These two functions are the only place that knows.
 import torch
 from torch import Tensor
 
+# Up to this size a real W is still cached, and one core is faster with the transposed product of two
+# columns; larger matrices and two cores are not (docs/measured.md).
+_CACHED = 1 << 20
+
 
 def adjoint_product(weight: Tensor, factor: Tensor) -> Tensor:
     """``W^H X``: (*batch, m, n) and (*batch, m, k) give (*batch, n, k), stored column-major."""
@@ -26,4 +30,7 @@ def product(weight: Tensor, factor: Tensor) -> Tensor:
     if k == 1:  # a batch of matrix-vector products: BLAS wants two columns
         factor = torch.cat([factor, torch.zeros_like(factor)], dim=-1)
     columns = factor.mT.contiguous().mT
+    cached = k == 2 and weight.ndim == 2 and not weight.is_complex() and weight.numel() <= _CACHED
+    if cached and weight.device.type == "cpu" and torch.get_num_threads() == 1:
+        return (columns.mT @ weight.mT).mT
     return (weight @ columns)[..., :k]

@@ -87,6 +87,8 @@ def _add_train(commands: Any) -> None:
     option("--optimizer", str, "the rule", rule)
     option("--lr", float, "learning rate", rule)
     option("--unitary-lr", float, "that of the unitary weights; default: lr / 32", rule)
+    option("--schedule", str, "of both rates; cooldown: down to 0 in the last third", rule)
+    option("--clip", float, "largest norm of the whole gradient; default: none", rule)
     option("--momentum", float, "of sgd and rmsprop", rule)
     option("--rank", int, "rank of the steps", rule)
     option("--retraction", str, "back to the unitary matrices", rule)
@@ -109,7 +111,7 @@ def _add_train(commands: Any) -> None:
 
 def _defaults() -> str:
     data = {"unitary": ("size",), "pixels": ("dataset",)}
-    rule = ("dtype", "optimizer", "lr", "unitary_lr", "batch_size", "steps")
+    rule = ("dtype", "optimizer", "lr", "unitary_lr", "schedule", "clip", "batch_size", "steps")
     lines = ["defaults:"]
     for name in TASKS:
         config = TrainConfig.for_task(name)

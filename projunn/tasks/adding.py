@@ -24,7 +24,8 @@ class Adding(GeneratedTask):
         "hidden": 170,
         "init": "cayley",
         "nonlinearity": "relu",
-        "steps": 9000,
+        "schedule": "cooldown",
+        "steps": 12000,
     }
 
     def __init__(self, options: TaskOptions) -> None:

@@ -16,6 +16,7 @@ BODIES = ("unitary", "lstm", "gru", "rnn", "linear")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 INITS = ("haar", "identity", "henaff", "cayley")
 DTYPES = ("float32", "complex64")
+SCHEDULES = ("constant", "cooldown")
 
 CHOICES = {
     "task": tuple(TASKS),
@@ -25,6 +26,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "init": INITS,
     "dtype": DTYPES,
+    "schedule": SCHEDULES,
 }
 
 
@@ -45,6 +47,8 @@ class TrainConfig:
     optimizer: str = "rmsprop"
     lr: float = 1e-3
     unitary_lr: float | None = None
+    schedule: str = "constant"
+    clip: float | None = None
     momentum: float = 0.0
     rank: int = 1
     retraction: str = "exp"
@@ -79,7 +83,7 @@ class TrainConfig:
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
-        for name in ("steps", "seconds"):
+        for name in ("clip", "steps", "seconds"):
             got = getattr(self, name)
             if got is not None and not 0 < got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number above 0")

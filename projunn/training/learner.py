@@ -13,6 +13,8 @@ from projunn.tasks import Task
 from projunn.training.config import TrainConfig
 from projunn.training.models import build
 
+_COOLDOWN = 3  # the last third of the budget: its inverse
+
 
 @dataclass(frozen=True)
 class LogPoint:
@@ -49,9 +51,15 @@ class Learner:
 
     @property
     def finished(self) -> bool:
+        return self.progress >= 1
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, of the scarcer one if there are two."""
         steps, seconds = self.config.steps, self.config.seconds
-        return (steps is not None and self.step >= steps) or (
-            seconds is not None and self.seconds >= seconds
+        return max(
+            0.0 if steps is None else self.step / steps,
+            0.0 if seconds is None else self.seconds / seconds,
         )
 
     def take_step(self) -> None:
@@ -61,6 +69,10 @@ class Learner:
         self.optimizer.zero_grad()
         loss = self.task.loss(self.model(x), y)
         loss.backward()
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for group in self.optimizer.param_groups:  # the unitary rate moves in proportion
+            group["lr"] = self.config.lr * rate_factor(self.config.schedule, self.progress)
         self.optimizer.step()
         self._loss_sum += loss.detach()
         self._loss_count += 1
@@ -130,6 +142,13 @@ class Learner:
 
     def _is_due(self, step: int) -> bool:
         return step % self.config.log_every == 0
+
+
+def rate_factor(schedule: str, progress: float) -> float:
+    """What the learning rates are multiplied with when this share of the budget is spent."""
+    if schedule == "constant":
+        return 1.0
+    return min(1.0, _COOLDOWN * max(0.0, 1 - progress))
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

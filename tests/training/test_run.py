@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from projunn.optim.unitary import unitary_learning_rate
+from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
 from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint
@@ -50,7 +52,8 @@ def test_leaves_config_metrics_plot_and_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        ("adding", {"optimizer": "adamw", "compare": ("lstm",)}),
+        # (constant: a cooldown depends on the budget, and this test extends it)
+        ("adding", {"optimizer": "adamw", "compare": ("lstm",), "schedule": "constant"}),
         ("copying", {"dtype": "complex64", "factorization": "lsi", "rank": 2}),
         ("pixels", {"retraction": "polar", "factorization": "column", "momentum": 0.5}),
         ("unitary", {"size": 6, "compare": ("linear",), "retraction": "cayley"}),
@@ -69,6 +72,38 @@ def test_resumes_bit_for_bit(tmp_path, task, options):
         # The first part ended with a point at step 7; nothing of it is left.
         assert without_times(ours.points) == without_times(theirs.points)
         assert [point.step for point in ours.points] == [5, 10, 14]
+
+
+def test_cooldown_lowers_both_rates_to_zero_in_the_last_third(tmp_path, monkeypatch):
+    rates = []
+    learner_step = Learner.take_step
+
+    def noting(learner):
+        learner_step(learner)
+        group = learner.optimizer.param_groups[0]
+        rates.append((group["lr"], unitary_learning_rate(group)))
+
+    monkeypatch.setattr(Learner, "take_step", noting)
+    run(tmp_path / "r", 12, schedule="cooldown", lr=0.3, unitary_lr=0.1)
+    plain, unitary = zip(*rates, strict=True)
+    assert plain[:9] == (0.3,) * 9
+    assert plain[9:] == pytest.approx((0.225, 0.15, 0.075))
+    assert unitary == pytest.approx([rate / 3 for rate in plain])
+
+
+def test_clip_bounds_the_gradient(tmp_path):
+    result = run(tmp_path / "r", 1, clip=1e-3)
+    parameters = result.learners[0].model.parameters()
+    norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_time_budget_has_a_cooldown_too():
+    config = TrainConfig.for_task("adding", seconds=10.0, schedule="cooldown", **SMALL)
+    learner = Learner("unitary", TASKS["adding"](config.task_options), config)
+    learner.seconds = 9.0
+    learner.take_step()
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * config.lr)
 
 
 def test_compared_models_see_the_same_batches(tmp_path):
