@@ -85,7 +85,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.compiler.disable  # Dynamo loses the state of parameters of our class: a step runs eagerly
+    # Dynamo loses the state of parameters of our class: a step runs eagerly.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure`` as in `torch.optim`."""
