@@ -9,23 +9,33 @@ projUNN step passes through them in this order::
     products     L = W Q                        one read of W
     rank_update  W += L (Q F^H)^H               one read and write of W
 
-and ``recurrence`` is the time loop of the unitary RNN.  Nothing here imports ``projunn``.
+``recurrence`` is the time loop of the unitary RNN; ``convolution`` the Fourier-domain convolution,
+made of ``spectral`` products over the bins that ``frequencies`` tells apart.  Nothing here imports
+``projunn``.
 """
 
 from projunn.kernels.basis import step_basis
+from projunn.kernels.convolution import fourier_convolution
+from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.products import adjoint_product, product
 from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
 from projunn.kernels.rotation import RETRACTIONS, rotation
+from projunn.kernels.spectral import spectral_gradient, spectral_product
 
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
+    "Frequencies",
     "adjoint_product",
     "apply_nonlinearity",
+    "fourier_convolution",
+    "frequencies",
     "product",
     "rank_update_",
     "recurrence",
     "rotation",
+    "spectral_gradient",
+    "spectral_product",
     "step_basis",
 ]
