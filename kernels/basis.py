@@ -12,7 +12,6 @@ n columns are no special case: directions the step does not have get entries of 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 _FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
 _TINY = torch.finfo(torch.float64).tiny
@@ -21,28 +20,28 @@ _TINY = torch.finfo(torch.float64).tiny
 def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
     """Q and E with ``pulled @ right^H = Q E Q^H``, in float64 or complex128.
 
-    Columns with a non-finite entry give a non-finite E, never an exception.
+    Q is stored column-major.  Columns with a non-finite entry give a non-finite E, never an exception.
     """
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
     if right.shape[-1] == 1:
-        return _plane(y, z)
+        return _plane(y.mT, z.mT)
     return _gram_basis(torch.cat([y, z], dim=-1), right.shape[-1])
 
 
 def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """y = q1 a and z = q1 b + q2 c, so that E = [[a b, 0], [a c, 0]]."""
-    a = torch.linalg.vector_norm(y, dim=-2, keepdim=True)
+    """y = a q1 and z = b q1 + c q2, all rows (*batch, 1, n), so that E = [[a b, 0], [a c, 0]]."""
+    a = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
     q1 = y / a.clamp_min(_TINY)
     q1_adjoint = q1.mH
-    b = q1_adjoint @ z
-    rest = z - q1 * b
-    again = q1_adjoint @ rest
-    rest = rest - q1 * again
-    c = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
+    b = z @ q1_adjoint
+    rest = torch.addcmul(z, b, q1, value=-1)
+    again = rest @ q1_adjoint
+    rest = torch.addcmul(rest, again, q1, value=-1)
+    c = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
     q2 = rest / c.clamp_min(_TINY)
     column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
-    return torch.cat([q1, q2], dim=-1), pad(column, (0, 1))
+    return torch.cat([q1, q2], dim=-2).mT, torch.cat([column, torch.zeros_like(column)], dim=-1)
 
 
 def _gram_basis(columns: Tensor, k: int) -> tuple[Tensor, Tensor]:

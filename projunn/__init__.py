@@ -1,8 +1,8 @@
 """Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
 
 from projunn import diagnostics, init, nn, optim
-from projunn.backends import backend
 from projunn.diagnostics import unitarity_defect
+from projunn.kernels.backends import backend
 from projunn.lowrank import factorize
 from projunn.manifold import (
     UnitaryParameter,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from projunn.backends import chosen_backend
+from projunn.kernels.backends import chosen_backend
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
 
@@ -163,7 +163,7 @@ def _info(arguments: argparse.Namespace) -> int:
     rows.append(("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) or "none"))
-    rows.append(("backend", f"{backend} ({chosen_by}): every operation runs in PyTorch"))
+    rows.append(("backend", f"{backend} ({chosen_by})"))
     for name, value in rows:
         print(f"{name:<9}{value}")
     return 0

@@ -79,13 +79,19 @@ def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> 
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
     q, e = step_basis(left if tall else right, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    q = torch.where(taken[..., None, None], q, 0.0)
-    turned, basis = (q @ f.mH).to(dtype), q.to(dtype)
+    if not known_to_hold(taken):
+        q = torch.where(taken[..., None, None], q, 0.0)
+    turned, basis = (f.conj() @ q.mT).mT.to(dtype), q.to(dtype)
     if tall:
         rank_update_(weight, turned, adjoint_product(weight, basis))
     else:
         rank_update_(weight, product(weight, basis), turned)
     return taken
+
+
+def known_to_hold(mask: Tensor) -> bool:
+    """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:

@@ -33,7 +33,7 @@ def test_wheel_holds_every_module_and_no_kernels_package(wheel):
         for path in (ROOT / "projunn").rglob("*.py")
         if "kernels" not in path.parts
     }
-    sources |= {f"projunn/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    sources |= {f"projunn/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")}
     assert {n for n in names if n.endswith(".py")} == sources
     assert "projunn/py.typed" in names
     assert any(n.endswith("LICENSE") for n in names)

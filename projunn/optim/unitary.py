@@ -23,7 +23,7 @@ from projunn.manifold import (
     dtype_names,
     view_like,
 )
-from projunn.retraction import take_step_
+from projunn.retraction import known_to_hold, take_step_
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
@@ -131,12 +131,14 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         taken = take_step_(
             weight, left * (rate if group["maximize"] else -rate), right, group["retraction"]
         )
-        state["skipped"].add_(taken.logical_not().sum())
+        usual = known_to_hold(taken)
+        if not usual:
+            state["skipped"].add_(taken.logical_not().sum())
         if group["factorization"] == "subspace":
             # A zero step leaves the probe alone, which starts the basis afresh.
             basis, probe = matrices.view(state["basis"]), matrices.view(state["probe"])
             warm = orthonormalize(left).add_(probe, alpha=_PROBE)
-            basis.copy_(torch.where(taken[..., None, None], warm, basis))
+            basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
 
         period = group["polish_every"]
         if period is None:
@@ -202,13 +204,13 @@ class Matrices:
 
     def clean(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to zero."""
-        if self.finite.device.type == "cpu" and bool(self.finite.all()):
+        if known_to_hold(self.finite):
             return tensor
         return torch.where(self.finite, tensor, 0.0)
 
     def gate(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
-        if self._finite is None or (self._finite.device.type == "cpu" and bool(self._finite.all())):
+        if self._finite is None or known_to_hold(self._finite):
             return tensor
         return torch.where(self._finite, tensor, torch.nan)
 

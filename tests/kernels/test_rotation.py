@@ -60,3 +60,15 @@ def test_real_exponential_is_a_plane_rotation():
     cos, sin = torch.tensor([0.3], dtype=torch.float64).cos(), torch.tensor(0.3).double().sin()
     expected = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
     torch.testing.assert_close(f + torch.eye(2), expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_a_single_matrix_agrees_with_a_batch(retraction):
+    e = torch.randn(60, 2, 2, dtype=torch.float64) * torch.logspace(-6, 1, 60)[:, None, None]
+    e[0], e[1], e[2] = -torch.eye(2), torch.nan, 0.0
+    e[3], e[4] = e[3] * 1e20, torch.inf
+    f, usable = rotation(e, retraction, PRECISION)
+    for i in range(len(e)):
+        g, one_usable = rotation(e[i], retraction, PRECISION)
+        assert bool(one_usable) == bool(usable[i])
+        torch.testing.assert_close(g, f[i], atol=1e-13, rtol=0)

@@ -1,0 +1,17 @@
+"""The Triton side of the operations: jit functions, launchers, and how they are configured.
+
+Importing it needs triton, so nothing but `projunn.kernels`' dispatch imports it, and only when a Triton
+path runs.  From the bottom up::
+
+    tiles          a tile of a real or complex matrix: load, store, products with columns
+    plane          k = 1: basis and rotation of a step, closed form
+    small          k > 1: float64 functions of 2k x 2k matrices in registers
+    fused_step     factor, project, retract, write: one program a block, one launch
+    streaming      products, basis, row update of one large matrix, a launch each
+    rank_update    the block-sparse low-rank update
+    polish         Newton-Schulz against drift, when it is due
+    launch         pointer tables, grids, and what each launch passes
+
+Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
+matrices (``PAIRS`` False) ``im`` is a stand-in that is never read.
+"""

@@ -1,0 +1,272 @@
+"""Configurations of the Triton kernels: which tile sizes and warps a launch takes, and why.
+
+A configuration comes from the first of these that has it:
+
+1. the user's table, written by ``projunn autotune``: ``<gpu>.json`` in `cache_folder`;
+2. the table that ships for that GPU, ``kernels/configs/<gpu>.json``;
+3. `closed_form`, from the device's properties, which always works.
+
+A table maps a *bucket* (operation, real or complex, k, size, number of matrices, each rounded up to
+a power of two) to a configuration and the time measured for it.  It says which GPU, triton and torch
+it was measured with; one that is broken, foreign or from another compute capability is refused, with
+a warning, as if it were not there.  Nothing here imports triton or touches a device at import.
+"""
+
+import importlib.resources
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch: tiles of rows x columns numbers, warps a program.
+
+    ``hold``: (turn_rows) whole rows stay in registers.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    hold: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a configuration is chosen for: ``blocks`` matrices m x n, rank k."""
+
+    operation: str
+    pairs: bool
+    k: int
+    m: int
+    n: int
+    blocks: int
+
+    @property
+    def columns(self) -> int:
+        """k as the kernels see it: a power of two."""
+        return power_of_two(self.k)
+
+    @property
+    def width(self) -> int:
+        return 2 if self.pairs else 1
+
+    @property
+    def bucket(self) -> str:
+        """The key of a table."""
+        kind = "complex" if self.pairs else "real"
+        blocks = min(power_of_two(self.blocks), 1024)
+        size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
+        return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The properties of a GPU that a configuration depends on."""
+
+    name: str = "interpreter"
+    capability: str = "0.0"
+    processors: int = 4
+    shared_memory: int = 101_376
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below ``size``."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+# -- closed form and candidates ---------------------------------------------------------------------
+
+
+def closed_form(problem: Problem, device: Device) -> Config:
+    """A configuration that always works: about 32 floats of the matrix a thread."""
+    p, operation = problem, problem.operation
+    n, m = power_of_two(p.n), power_of_two(p.m)
+    if operation == "fused_step":
+        budget = 8192 if p.k == 1 else 2048
+        rows = max(1, min(m, budget // (n * p.width)))
+        return Config(rows, n, _warps(rows * n * p.width, 32 if p.k == 1 else 8))
+    if operation == "basis":
+        columns = min(n, 2048 if p.k == 1 else max(16, 1024 // p.columns))
+        return Config(1, columns, 8 if n > 256 else 4)
+    if operation == "turn_rows":
+        if n * p.width <= 16384 and p.k <= 4:
+            rows = max(1, min(m, 4096 // (n * p.width)))
+            return Config(rows, n, _warps(rows * n * p.width, 32), hold=True)
+        columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
+        return Config(min(m, 4), columns, 4)
+    if operation == "rank_update":
+        columns = min(n, 128 // p.width)
+        return Config(max(1, min(m, 2048 // (columns * p.width))), columns, 4)
+    floats = 4096 // (p.columns * p.width)  # accumulators: columns x tile
+    if operation == "product":
+        columns = max(16, min(n, 512 // p.columns))
+        return Config(max(1, min(m, floats // columns)), columns, 4)
+    columns = min(n, 64 if p.columns <= 4 else 32)  # adjoint_product
+    return Config(max(1, min(m, floats // columns)), columns, 4)
+
+
+def _warps(floats: int, each: int) -> int:
+    """Warps such that a thread has about ``each`` floats of the tile."""
+    return min(16, max(1, power_of_two(floats // (32 * each))))
+
+
+def candidates(problem: Problem, device: Device) -> list[Config]:
+    """What the autotuner tries: neighbours of the closed form that fit the registers."""
+    first = closed_form(problem, device)
+    found = [first]
+    for rows in (first.rows // 4, first.rows // 2, first.rows, first.rows * 2, first.rows * 4):
+        for columns in _column_choices(problem, first):
+            for warps in (first.warps // 2, first.warps, first.warps * 2):
+                config = Config(rows, columns, warps, first.hold)
+                if config not in found and _fits(config, problem):
+                    found.append(config)
+    return found
+
+
+def _column_choices(problem: Problem, first: Config) -> tuple[int, ...]:
+    if first.hold or problem.operation == "fused_step":
+        return (first.columns,)  # the whole width
+    return (first.columns // 2, first.columns, first.columns * 2)
+
+
+def _fits(config: Config, problem: Problem) -> bool:
+    """Sizes in range, and a tile of 4 to 32 floats a thread (16 where k > 1 adds columns)."""
+    p = problem
+    if not 1 <= config.warps <= 16 or config.rows < 1 or config.rows > power_of_two(p.m):
+        return False
+    if config.columns < min(16, power_of_two(p.n)) or config.columns > power_of_two(p.n):
+        return False
+    floats = config.rows * config.columns * p.width
+    if p.operation in ("adjoint_product", "product"):
+        floats *= p.columns
+    if p.operation == "turn_rows" and not config.hold:
+        floats *= 2 * p.columns
+    if p.operation == "basis":
+        floats = config.columns * p.columns * p.width
+        return config.rows == 1 and 1 <= floats // (32 * config.warps) <= 16
+    each = floats / (32 * config.warps)
+    most = 32 if p.k == 1 or p.operation != "fused_step" else 8
+    least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)
+    return least <= each <= most
+
+
+def row_splits(problem: Problem, config: Config, device: Device) -> int:
+    """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
+
+    At least 64 rows each, so that the partial sums stay a few percent of the traffic.
+    """
+    tiles = -(-problem.n // config.columns) * max(1, problem.blocks)
+    wanted = -(-4 * device.processors // tiles)
+    return max(1, min(wanted, problem.m // 64))
+
+
+# -- tables -----------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where the user's tables are: ``PROJUNN_CACHE``, or ``projunn`` in the user's cache."""
+    given = os.environ.get("PROJUNN_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "projunn"
+
+
+def table_name(gpu: str) -> str:
+    """``NVIDIA H100 80GB HBM3`` -> ``nvidia-h100-80gb-hbm3.json``."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json"
+
+
+def read_table(text: str, device: Device, source: str) -> dict[str, Config]:
+    """The configurations of a table.
+
+    Raises:
+        ValueError: it is broken, or was measured on another GPU.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+        if (content["gpu"], content["capability"]) != (device.name, device.capability):
+            raise ValueError(f"it was measured on {content['gpu']} ({content['capability']})")
+        return {bucket: _checked(entry["config"]) for bucket, entry in content["entries"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source}: not a table for {device.name}: {error}") from error
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    config = Config(**values)
+    for name in ("rows", "columns", "warps"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1 or value & (value - 1):
+            raise ValueError(f"{name} is {value!r}, not a power of two")
+    return config
+
+
+def tables(device: Device) -> Iterator[tuple[str, dict[str, Config]]]:
+    """The tables in force for a GPU, the user's first, each with where it comes from."""
+    name = table_name(device.name)
+    user = cache_folder() / name
+    shipped = importlib.resources.files("projunn.kernels") / "configs" / name
+    for source, file in ((str(user), user), ("shipped", shipped)):
+        if not file.is_file():
+            continue
+        try:
+            yield source, read_table(file.read_text(), device, str(file))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"tuning table ignored: {error}", stacklevel=2)
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    """The properties of a device; of a small stand-in GPU for the CPU, where the interpreter runs."""
+    if device.type != "cuda":
+        return Device()
+    properties = torch.cuda.get_device_properties(device)
+    return Device(
+        properties.name,
+        f"{properties.major}.{properties.minor}",
+        properties.multi_processor_count,
+        getattr(properties, "shared_memory_per_block_optin", 101_376),
+    )
+
+
+@cache
+def _tables_of(device: Device) -> tuple[tuple[str, dict[str, Config]], ...]:
+    return () if device == Device() else tuple(tables(device))
+
+
+@cache
+def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
+    """The configuration of a problem, and where it comes from."""
+    for source, entries in _tables_of(device):
+        config = entries.get(problem.bucket)
+        if config is not None:
+            return config, source
+    return closed_form(problem, device), "closed form"
+
+
+def forget() -> None:
+    """Read the tables anew: after tuning."""
+    _tables_of.cache_clear()
+    config_for.cache_clear()
+
+
+def entry(config: Config, milliseconds: float, gigabytes_per_second: float) -> dict[str, Any]:
+    """What a table holds for a bucket."""
+    return {
+        "config": asdict(config),
+        "ms": round(milliseconds, 6),
+        "gb_per_s": round(gigabytes_per_second, 1),
+    }

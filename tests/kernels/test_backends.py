@@ -1,0 +1,74 @@
+"""The choice of the backend."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import projunn
+from projunn.kernels import backends
+from projunn.kernels.backends import chosen_backend, uses_triton
+
+
+def test_default_setter_and_context(monkeypatch):
+    monkeypatch.delenv("PROJUNN_BACKEND", raising=False)
+    assert chosen_backend() == ("auto", "default")
+    with projunn.backend("torch"):
+        assert chosen_backend() == ("torch", "projunn.backend")
+        with projunn.backend("auto"):
+            assert chosen_backend()[0] == "auto"
+        assert chosen_backend()[0] == "torch"
+    assert chosen_backend() == ("auto", "default")
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("PROJUNN_BACKEND", "torch")
+    assert chosen_backend() == ("torch", "PROJUNN_BACKEND")
+    monkeypatch.setenv("PROJUNN_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="PROJUNN_BACKEND: got 'cuda'"):
+        chosen_backend()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_triton_without_a_gpu_raises_and_changes_nothing():
+    with pytest.raises(RuntimeError, match="name: backend 'triton' is not available"):
+        projunn.backend("triton")
+    assert chosen_backend()[1] == "default"
+
+
+def test_without_triton_explicit_choices_raise_and_auto_falls_back(monkeypatch):
+    monkeypatch.setattr(backends, "triton_installed", lambda: False)
+    for name in ("triton", "interpret"):
+        with pytest.raises(RuntimeError, match="triton is not installed"):
+            projunn.backend(name)
+    assert not uses_triton(torch.ones(1))
+
+
+def test_what_runs_where():
+    assert not uses_triton(torch.ones(1))
+    with projunn.backend("interpret"):
+        assert uses_triton(torch.ones(1))
+        assert uses_triton(torch.ones(1, dtype=torch.complex64))
+        assert not uses_triton(torch.ones(1, dtype=torch.float64))
+        with projunn.backend("torch"):
+            assert not uses_triton(torch.ones(1))
+
+
+def test_interpreter_must_come_first():
+    code = """
+import os, sys
+os.environ.pop("TRITON_INTERPRET", None)
+import triton, projunn
+try:
+    projunn.backend("interpret")
+except RuntimeError as error:
+    sys.exit(0 if "TRITON_INTERPRET=1" in str(error) else 1)
+sys.exit(2)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="name: got 'tpu', wanted one of auto"):
+        projunn.backend("tpu")
