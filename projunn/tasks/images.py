@@ -34,6 +34,8 @@ class Images:
         "batch_size": 64,
         "steps": 1200,
     }
+    # Small turns add up over a hundred layers.
+    model_defaults: ClassVar[dict[str, dict[str, Any]]] = {"deep": {"unitary_lr": 1e-4}}
     every_step = False
 
     def __init__(self, options: TaskOptions) -> None:

@@ -73,6 +73,8 @@ class TrainConfig:
             raise ValueError(f"task: got {task!r}, wanted one of {', '.join(TASKS)}")
         chosen = {name: value for name, value in given.items() if value is not None}
         defaults = dict(TASKS[task].defaults)
+        by_model = getattr(TASKS[task], "model_defaults", {})
+        defaults |= by_model.get(chosen.get("model"), {})
         if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
             defaults.pop("steps", None)
         return cls(task, **{**defaults, **chosen})

@@ -73,8 +73,13 @@ class Run:
 def _finite(point: LogPoint) -> dict[str, Any]:
     """A log point as JSON can hold it: a diverged number is null."""
     values = asdict(point)
-    diverged = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
-    return {**values, **dict.fromkeys(diverged)}
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def train(run: Run) -> bool:

@@ -46,6 +46,18 @@ def test_unitary_depth_trains_where_plain_depth_does_not(tmp_path):
     assert plain.test_accuracy < 0.25
 
 
+def test_diverged_gains_are_null(tmp_path, monkeypatch):
+    monkeypatch.setattr("projunn.training.learner.norm_gains", lambda *_: [1.0, float("inf")])
+    run(tmp_path, model="deep", width=4, depth=2, steps=1)
+    assert '"gains": [1.0, null]' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_deep_models_turn_slower():
+    assert TrainConfig.for_task("images", model="deep").unitary_lr == 1e-4
+    assert TrainConfig.for_task("images", model="deep", unitary_lr=0.1).unitary_lr == 0.1
+    assert TrainConfig.for_task("images").unitary_lr == 4e-3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
