@@ -9,7 +9,7 @@ import torch
 
 from bench.records import FOLDER, Results
 
-NAMES = ("update", "recurrence", "stability", "drift")
+NAMES = ("update", "recurrence", "conv", "stability", "drift")
 
 
 def main() -> None:

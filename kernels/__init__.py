@@ -11,13 +11,17 @@ them in this order::
     products     L = W Q                        one read of W            |
     rank_update  W += L (Q F^H)^H               one read and write of W /
 
-`fused_step` is all of it for parameters of one shape, and ``recurrence`` the time loop of the unitary
-RNN.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are configured, ``backends`` what
-runs when.  Nothing here imports ``projunn``, and nothing but ``jit`` imports triton.
+`fused_step` is all of it for parameters of one shape, ``recurrence`` the time loop of the unitary RNN,
+and ``convolution`` the Fourier-domain convolution, made of ``spectral`` products over the bins that
+``frequencies`` tells apart.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are
+configured, ``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit``
+imports triton.
 """
 
 from projunn.kernels.basis import step_basis
+from projunn.kernels.convolution import fourier_convolution
 from projunn.kernels.factor import factor, orthonormalize
+from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.fused_step import fused_step_
 from projunn.kernels.polish import polish_, polish_when_due_
 from projunn.kernels.products import adjoint_product, product
@@ -26,13 +30,17 @@ from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
 from projunn.kernels.retract import retract_
 from projunn.kernels.rotation import RETRACTIONS, rotation
+from projunn.kernels.spectral import spectral_gradient, spectral_product
 
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
+    "Frequencies",
     "adjoint_product",
     "apply_nonlinearity",
     "factor",
+    "fourier_convolution",
+    "frequencies",
     "fused_step_",
     "orthonormalize",
     "polish_",
@@ -43,5 +51,7 @@ __all__ = [
     "retract_",
     "rotation",
     "seeded_normal",
+    "spectral_gradient",
+    "spectral_product",
     "step_basis",
 ]

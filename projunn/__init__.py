@@ -1,8 +1,9 @@
 """Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
 
-from projunn import diagnostics, init, nn, optim
+from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect
 from projunn.kernels.backends import backend
+from projunn.lipschitz import certified_accuracy, lipschitz_bound
 from projunn.lowrank import factorize
 from projunn.manifold import (
     UnitaryParameter,
@@ -18,11 +19,14 @@ __version__ = "0.1.0"
 __all__ = [
     "UnitaryParameter",
     "backend",
+    "certified_accuracy",
     "constrain",
     "diagnostics",
     "factorize",
     "init",
+    "lipschitz_bound",
     "matrix_view",
+    "models",
     "nn",
     "optim",
     "retract",

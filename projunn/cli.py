@@ -70,24 +70,33 @@ def _add_train(commands: Any) -> None:
     data = train.add_argument_group("task")
     option("--length", int, "length of the sequence, delay of copying", data)
     option("--size", int, "size of the matrix to learn (unitary)", data)
-    option("--dataset", str, "digits or mnist (pixels)", data)
+    option("--dataset", str, "digits or mnist (pixels), cifar10, cifar100 (images)", data)
     data.add_argument("--permuted", action="store_true", default=None, help="shuffle the pixels")
+    data.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="shift (and mirror) the images",
+    )
     model = train.add_argument_group("model")
     option("--hidden", int, "hidden units", model)
     option("--nonlinearity", str, "of the unitary RNN", model)
     option("--init", str, "of the recurrent weight", model)
+    option("--model", str, "of the images", model)
+    option("--width", int, "channels of the first convolution", model)
+    option("--depth", int, "convolutions of the deep model", model)
     option("--dtype", str, "orthogonal or unitary weights", model)
     model.add_argument(
         "--compare",
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
-        help="train these beside it, on the same data: lstm, gru, rnn; linear for the unitary task",
+        help="train these beside it: lstm, gru, rnn; linear (unitary); plain, cayley (images)",
     )
     rule = train.add_argument_group("optimizer")
     option("--optimizer", str, "the rule", rule)
     option("--lr", float, "learning rate", rule)
     option("--unitary-lr", float, "that of the unitary weights; default: lr / 32", rule)
-    option("--schedule", str, "of both rates; cooldown: down to 0 in the last third", rule)
+    option("--schedule", str, "of both rates over the budget; cooldown: to 0 in the last third", rule)
     option("--clip", float, "largest norm of the whole gradient; default: none", rule)
     option("--momentum", float, "of sgd and rmsprop", rule)
     option("--rank", int, "rank of the steps", rule)
@@ -110,12 +119,13 @@ def _add_train(commands: Any) -> None:
 
 
 def _defaults() -> str:
-    data = {"unitary": ("size",), "pixels": ("dataset",)}
+    data = {"unitary": ("size",), "pixels": ("dataset",), "images": ("dataset", "augment")}
+    models = {"unitary": (), "images": ("model", "width", "depth")}
     rule = ("dtype", "optimizer", "lr", "unitary_lr", "schedule", "clip", "batch_size", "steps")
     lines = ["defaults:"]
     for name in TASKS:
         config = TrainConfig.for_task(name)
-        model = () if name == "unitary" else ("hidden", "nonlinearity", "init")
+        model = models.get(name, ("hidden", "nonlinearity", "init"))
         kept = (*data.get(name, ("length",)), *model, *rule)
         values = [f"{key} {getattr(config, key)}" for key in kept if getattr(config, key) is not None]
         text = textwrap.fill(", ".join(values), 78, subsequent_indent=" " * 11, break_on_hyphens=False)

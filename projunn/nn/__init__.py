@@ -1,8 +1,21 @@
 """Layers with unitary (complex) and orthogonal (real) weights, to be trained with `projunn.optim`."""
 
 from projunn.nn.block import BlockUnitaryLinear
+from projunn.nn.conv import UnitaryConv1d, UnitaryConv2d, UnitaryConv3d
+from projunn.nn.groupsort import GroupSort, MaxMin
 from projunn.nn.linear import UnitaryLinear
 from projunn.nn.modrelu import ModReLU
 from projunn.nn.recurrent import UnitaryRNN, UnitaryRNNCell
 
-__all__ = ["BlockUnitaryLinear", "ModReLU", "UnitaryLinear", "UnitaryRNN", "UnitaryRNNCell"]
+__all__ = [
+    "BlockUnitaryLinear",
+    "GroupSort",
+    "MaxMin",
+    "ModReLU",
+    "UnitaryConv1d",
+    "UnitaryConv2d",
+    "UnitaryConv3d",
+    "UnitaryLinear",
+    "UnitaryRNN",
+    "UnitaryRNNCell",
+]

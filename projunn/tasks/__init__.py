@@ -2,15 +2,17 @@
 
 from projunn.tasks.adding import Adding
 from projunn.tasks.copying import Copying
+from projunn.tasks.images import Images
 from projunn.tasks.pixels import Pixels
 from projunn.tasks.task import Batch, Score, SequenceTask, TaskOptions
 from projunn.tasks.unitary import Unitary
 
-Task = SequenceTask | Unitary
+Task = SequenceTask | Unitary | Images
 
 TASKS: dict[str, type[Task]] = {
     "adding": Adding,
     "copying": Copying,
+    "images": Images,
     "pixels": Pixels,
     "unitary": Unitary,
 }
@@ -20,6 +22,7 @@ __all__ = [
     "Adding",
     "Batch",
     "Copying",
+    "Images",
     "Pixels",
     "Score",
     "SequenceTask",

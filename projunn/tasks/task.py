@@ -25,6 +25,7 @@ class TaskOptions:
     batch_size: int = 50
     complex: bool = False
     permuted: bool = False
+    augment: bool = False
     dataset: str = "digits"
     seed: int = 0
 

@@ -12,11 +12,13 @@ from projunn.lowrank import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions
 from projunn.training.atomic import replacing
 
-BODIES = ("unitary", "lstm", "gru", "rnn", "linear")
+BODIES = ("unitary", "lstm", "gru", "rnn", "linear", "plain", "cayley")
+COMPARED = {"unitary": ("linear",), "images": ("plain", "cayley")}
+MODELS = ("resnet9", "deep", "lipschitz")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 INITS = ("haar", "identity", "henaff", "cayley")
 DTYPES = ("float32", "complex64")
-SCHEDULES = ("constant", "cooldown")
+SCHEDULES = ("constant", "cooldown", "cosine", "step")
 
 CHOICES = {
     "task": tuple(TASKS),
@@ -26,6 +28,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "init": INITS,
     "dtype": DTYPES,
+    "model": MODELS,
     "schedule": SCHEDULES,
 }
 
@@ -39,6 +42,10 @@ class TrainConfig:
     size: int = 128
     dataset: str = "digits"
     permuted: bool = False
+    augment: bool = False
+    model: str = "resnet9"
+    width: int = 16
+    depth: int = 100
     hidden: int = 128
     nonlinearity: str = "modrelu"
     init: str = "henaff"
@@ -67,6 +74,8 @@ class TrainConfig:
             raise ValueError(f"task: got {task!r}, wanted one of {', '.join(TASKS)}")
         chosen = {name: value for name, value in given.items() if value is not None}
         defaults = dict(TASKS[task].defaults)
+        by_model = getattr(TASKS[task], "model_defaults", {})
+        defaults |= by_model.get(chosen.get("model"), {})
         if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
             defaults.pop("steps", None)
         return cls(task, **{**defaults, **chosen})
@@ -76,7 +85,7 @@ class TrainConfig:
             got = getattr(self, name)
             if got not in wanted:
                 raise ValueError(f"{name}: got {got!r}, wanted one of {', '.join(wanted)}")
-        for name in ("hidden", "rank", "batch_size", "log_every", "length", "size"):
+        for name in ("hidden", "rank", "batch_size", "log_every", "length", "size", "width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
         for name in ("lr", "unitary_lr", "momentum"):
@@ -93,12 +102,17 @@ class TrainConfig:
             raise ValueError("steps: give a budget in steps or in seconds")
         if len(set(self.compare)) < len(self.compare):
             raise ValueError(f"compare: got {','.join(self.compare)}, wanted each model once")
-        bodies = ("linear",) if self.task == "unitary" else BODIES[1:4]
+        bodies = COMPARED.get(self.task, BODIES[1:4])
         for body in self.compare:
             if body not in bodies:
                 raise ValueError(
                     f"compare: got {body!r}, wanted some of {', '.join(bodies)} for {self.task!r}"
                 )
+
+        if self.task == "images" and (self.dtype != "float32" or self.width % 2):
+            raise ValueError("dtype, width: images take float32 and an even width")
+        if self.model == "lipschitz" and "plain" in self.compare:
+            raise ValueError("compare: got 'plain', wanted 'cayley': plain layers are not 1-Lipschitz")
 
     @property
     def task_options(self) -> TaskOptions:
@@ -108,6 +122,7 @@ class TrainConfig:
             batch_size=self.batch_size,
             complex=self.dtype == "complex64",
             permuted=self.permuted,
+            augment=self.augment,
             dataset=self.dataset,
             seed=self.seed,
         )

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 import projunn
 from projunn import diagnostics, optim
-from projunn.tasks import Task
+from projunn.models import CayleyConv2d
+from projunn.nn import UnitaryConv2d
+from projunn.tasks import Images, Task
 from projunn.training.config import TrainConfig
 from projunn.training.models import build
 
@@ -29,6 +32,7 @@ class LogPoint:
     defect: float | None  # largest unitarity defect of its matrices
     energy: float | None  # share of the last gradient's energy at the rank that was used
     skipped: int | None
+    gains: list[float] | None = None  # output norm / input norm of each convolution, on held-out images
 
 
 class Learner:
@@ -93,7 +97,7 @@ class Learner:
         if self.points and self.points[-1].step == self.step:
             return
         score = self.task.score(self.model, self.device)
-        weights = projunn.unitary_parameters(self.model)
+        weights = [w for w in projunn.unitary_parameters(self.model) if w.numel()]
         defect = energy = skipped = None
         if weights:
             defect = max(projunn.unitarity_defect(w).max().item() for w in weights)
@@ -114,6 +118,7 @@ class Learner:
                 defect,
                 energy,
                 skipped,
+                norm_gains(self.model, self.task, self.device),
             )
         )
 
@@ -146,8 +151,13 @@ class Learner:
 
 def rate_factor(schedule: str, progress: float) -> float:
     """What the learning rates are multiplied with when this share of the budget is spent."""
+    done = min(1.0, progress)
     if schedule == "constant":
         return 1.0
+    if schedule == "cosine":
+        return (1 + cos(pi * done)) / 2
+    if schedule == "step":
+        return 0.1 ** int(done * 3)
     return min(1.0, _COOLDOWN * max(0.0, 1 - progress))
 
 
@@ -161,6 +171,29 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     }
     rule = {"sgd": optim.SGD, "rmsprop": optim.RMSprop, "adamw": optim.AdamW}[config.optimizer]
     return rule(model.parameters(), lr=config.lr, **momentum, **unitary)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def norm_gains(model: nn.Module, task: Task, device: torch.device) -> list[float] | None:
+    """How much each convolution grows the norm of what it gets, biases left out, on held-out images."""
+    if not isinstance(task, Images):
+        return None
+    gains: list[float] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        bias = getattr(layer, "bias", None)
+        linear = output if bias is None else output - bias[:, None, None]
+        gains.append(float(linear.norm() / inputs[0].norm().clamp_min(1e-30)))
+
+    kinds = (UnitaryConv2d, CayleyConv2d, nn.Conv2d)
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    training = model.training
+    model.eval()
+    model(task.test_data()[0][:64].to(device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return gains
 
 
 def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:

@@ -1,11 +1,11 @@
-"""Models for the tasks: a recurrent body with a linear readout, or one linear layer."""
+"""Models for the tasks: a recurrent body with a linear readout, a linear layer, or convolutions."""
 
 import torch
 from torch import Tensor, nn
 
-from projunn import init
+from projunn import init, models
 from projunn import nn as unitary_nn
-from projunn.tasks import Task, Unitary
+from projunn.tasks import Images, Task, Unitary
 from projunn.tasks.unitary import make_rotation_
 from projunn.training.config import TrainConfig
 
@@ -41,6 +41,15 @@ def build(body: str, task: Task, config: TrainConfig) -> nn.Module:
         layer = unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype)
         make_rotation_(layer.matrix.detach())
         return layer
+    if isinstance(task, Images):
+        network = {
+            "resnet9": models.ResNet9,
+            "deep": models.DeepConvNet,
+            "lipschitz": models.LipschitzConvNet,
+        }[config.model]
+        depth = {"depth": config.depth} if config.model == "deep" else {}
+        shape = (task.channels, task.output_size, task.image_size)
+        return network(*shape, conv=body, width=config.width, **depth)
     size = (task.input_size, config.hidden)
     features = config.hidden
     recurrent: nn.Module

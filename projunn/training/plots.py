@@ -12,23 +12,25 @@ from projunn.tasks import Task
 from projunn.training.config import TrainConfig
 from projunn.training.learner import LogPoint
 
-_COLORS = {
+COLORS = {
     "unitary": "#0b6e99",
     "lstm": "#d9730d",
     "gru": "#8f6ac0",
     "rnn": "#7a7a7a",
     "linear": "#d9730d",
+    "plain": "#d9730d",
+    "cayley": "#448361",
 }
 _AXIS = {"step": "step", "seconds": "seconds of training"}
-_STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
 
 
 def plot_run(path: Path, task: Task, config: TrainConfig, points: list[LogPoint]) -> None:
     """Draw the log points of a run into a PNG file."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 4), layout="constrained")
         loss, defect, energy = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-        figure.suptitle(_title(task, config), fontweight="bold")
+        figure.suptitle(title(task, config), fontweight="bold")
         # A budget in seconds is shared by time: then the slower model's curve is as long.
         axis = "step" if config.seconds is None else "seconds"
         _draw_loss(loss, task, points, axis)
@@ -38,10 +40,13 @@ def plot_run(path: Path, task: Task, config: TrainConfig, points: list[LogPoint]
         figure.savefig(path, dpi=130)
 
 
-def _title(task: Task, config: TrainConfig) -> str:
+def title(task: Task, config: TrainConfig) -> str:
+    """What was trained, in one line."""
     name = config.task
     if config.task in ("adding", "copying"):
         name += f", length {config.length}"
+    if config.task == "images":
+        return f"{config.dataset}: {config.model}, rank {config.rank}, {config.retraction}"
     width = f"n = {config.size}" if config.task == "unitary" else f"{config.hidden} hidden units"
     return f"{name}: {width}, rank {config.rank}, {config.retraction}"
 
@@ -49,7 +54,7 @@ def _title(task: Task, config: TrainConfig) -> str:
 def _draw_loss(axes: Axes, task: Task, points: list[LogPoint], axis: str) -> None:
     for body in dict.fromkeys(p.model for p in points):
         own = [p for p in points if p.model == body]
-        color = _COLORS[body]
+        color = COLORS[body]
         at = [getattr(p, axis) for p in own]
         if task.loss_name != "relative error":
             axes.plot(at, [p.train_loss for p in own], color=color, alpha=0.3, linewidth=1)
@@ -74,7 +79,7 @@ def _draw_loss(axes: Axes, task: Task, points: list[LogPoint], axis: str) -> Non
 
 def _draw_defect(axes: Axes, points: list[LogPoint], axis: str) -> None:
     defects = [max(p.defect or 0.0, 1e-9) for p in points]
-    axes.plot([getattr(p, axis) for p in points], defects, color=_COLORS["unitary"])
+    axes.plot([getattr(p, axis) for p in points], defects, color=COLORS["unitary"])
     top = max([1e-5, *(2 * d for d in defects if isfinite(d))])
     axes.set(xlabel=_AXIS[axis], yscale="log", ylim=(1e-8, max(1e-4, top)))
     axes.set_title("unitarity defect  ‖WᴴW − I‖ / √n")
@@ -84,6 +89,6 @@ def _draw_defect(axes: Axes, points: list[LogPoint], axis: str) -> None:
 def _draw_energy(axes: Axes, config: TrainConfig, points: list[LogPoint], axis: str) -> None:
     shown = [p for p in points if p.energy is not None]
     at = [getattr(p, axis) for p in shown]
-    axes.plot(at, [p.energy or 0.0 for p in shown], color=_COLORS["unitary"])
+    axes.plot(at, [p.energy or 0.0 for p in shown], color=COLORS["unitary"])
     axes.set(xlabel=_AXIS[axis], ylim=(0, 1.02), title=f"gradient energy at rank {config.rank}")
     axes.grid(axis="y", alpha=0.3)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from projunn.tasks import TASKS
+from projunn.tasks import TASKS, Images
 from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint, save_checkpoint
 from projunn.training.config import TrainConfig
@@ -73,8 +73,13 @@ class Run:
 def _finite(point: LogPoint) -> dict[str, Any]:
     """A log point as JSON can hold it: a diverged number is null."""
     values = asdict(point)
-    diverged = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
-    return {**values, **dict.fromkeys(diverged)}
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def train(run: Run) -> bool:
@@ -83,6 +88,7 @@ def train(run: Run) -> bool:
     Either way the folder holds a valid checkpoint, the metrics and the plot when it returns.
     """
     from projunn.training.display import Display
+    from projunn.training.image_plots import plot_images
     from projunn.training.plots import plot_run
 
     run.save()
@@ -109,7 +115,11 @@ def train(run: Run) -> bool:
             for point in learner.points[logged:]:
                 display.log(point)
         run.save()
-        plot_run(run.folder / "plot.png", run.task, run.config, run.points)
+        picture = run.folder / "plot.png"
+        if isinstance(run.task, Images):
+            plot_images(picture, run.task, run.learners)
+        else:
+            plot_run(picture, run.task, run.config, run.points)
     display.close(run.learners, run.folder, interrupted=bool(stopped))
     return not stopped
 

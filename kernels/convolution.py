@@ -1,0 +1,150 @@
+"""Circular convolution by a full-size filter held in the Fourier domain, forward and backward.
+
+    y = F^-1 (W F x) + b        F the discrete Fourier transform over the spatial axes
+
+x (batch, n, *size) and y (batch, m, *size) are real, W is ``weight`` (paired, m, n, 2) and
+``own_weight`` (own, m, n) of `projunn.kernels.spectral`.  Complex signals have no ``own_weight`` and
+travel as real pairs, with a trailing axis of size 2.  The bias b (m) or (m, 2) is N b at the zero
+frequency.  With F F^H = N the backward is
+
+    dx = F^-1 (W^H F dy)        dW_k = c/N sum_b (F dy)_k conj(F x)_k^T        db = sum_b (F dy)_0
+
+with c = 1, but 2 at paired bins of real signals, since W_-k = conj(W_k) moves along.  As one operator
+on real tensors it hides every complex number from ``torch.compile``.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn.kernels.frequencies import frequencies
+from projunn.kernels.spectral import (
+    spectral_gradient,
+    spectral_product,
+    spectral_product_reference,
+)
+
+
+def fourier_convolution_reference(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> Tensor:
+    """The formula on real or complex tensors, with autograd's own gradient."""
+    dims = tuple(range(2, input.ndim))
+    if own_weight is None:
+        y = torch.fft.ifftn(
+            spectral_product_reference(torch.fft.fftn(input, dim=dims), weight, None, size), dim=dims
+        )
+    else:
+        x = torch.fft.rfftn(input, dim=dims)
+        y = torch.fft.irfftn(spectral_product_reference(x, weight, own_weight, size), s=size, dim=dims)
+    return y if bias is None else y + bias.view(-1, *(1 for _ in size))
+
+
+@torch.library.custom_op("projunn::fourier_convolution", mutates_args=())
+def fourier_convolution(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The convolution, and the spectrum of ``input``, which the backward needs."""
+    spectrum = _transform(input, size, own_weight is not None)
+    product = spectral_product(spectrum, weight, own_weight, size, False)
+    if bias is not None:
+        points = frequencies(tuple(size), own_weight is not None).points
+        _zero_bin(product, own_weight is not None).add_(bias, alpha=points)
+    return _inverse(product, size, own_weight is not None), spectrum
+
+
+@fourier_convolution.register_fake
+def _(input, weight, own_weight, bias, size):  # type: ignore[no-untyped-def]
+    real = own_weight is not None
+    batch, n, *rest = input.shape
+    shape = frequencies(tuple(size), real).shape
+    return input.new_empty(batch, weight.shape[1], *rest), input.new_empty(batch, n, *shape, 2)
+
+
+@torch.library.custom_op("projunn::fourier_convolution_backward", mutates_args=())
+def fourier_convolution_backward(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, weight, own_weight and bias; empty where not ``wanted``.
+
+    ``wanted`` has three entries: input, the weights, bias.
+    """
+    real = own_weight is not None
+    g = _transform(grad, size, real)
+    grad_input = grad_weight = grad_own = grad_bias = None
+    if wanted[0]:
+        grad_input = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
+    if wanted[1]:
+        scale = 1 / frequencies(tuple(size), real).points
+        grad_weight, grad_own = spectral_gradient(g, spectrum, size, real, scale)
+    if wanted[2]:
+        grad_bias = _zero_bin(g, real).sum(0)
+    empty = [grad.new_empty(0) for _ in range(4)]
+    results = (grad_input, grad_weight, grad_own, grad_bias)
+    first, second, third, fourth = (e if r is None else r for r, e in zip(results, empty, strict=True))
+    return first, second, third, fourth
+
+
+@fourier_convolution_backward.register_fake
+def _(grad, spectrum, weight, own_weight, size, wanted):  # type: ignore[no-untyped-def]
+    batch, n = spectrum.shape[:2]
+    m = weight.shape[1]
+    real = own_weight is not None
+    own = len(frequencies(tuple(size), real).own)
+    return (
+        grad.new_empty((batch, n, *grad.shape[2:]) if wanted[0] else 0),
+        grad.new_empty(weight.shape if wanted[1] else 0),
+        grad.new_empty((own, *weight.shape[1:3]) if wanted[1] else 0),
+        grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
+    )
+
+
+def _transform(signal: Tensor, size: list[int], real: bool) -> Tensor:
+    dims = tuple(range(2, 2 + len(size)))
+    if signal.numel() == 0:  # MKL refuses empty batches
+        return signal.new_zeros(*signal.shape[:2], *frequencies(tuple(size), real).shape, 2)
+    if real:
+        return torch.view_as_real(torch.fft.rfftn(signal, dim=dims)).contiguous()
+    numbers = torch.view_as_complex(signal.contiguous())
+    return torch.view_as_real(torch.fft.fftn(numbers, dim=dims)).contiguous()
+
+
+def _inverse(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
+    dims = tuple(range(2, 2 + len(size)))
+    if spectrum.numel() == 0:
+        return spectrum.new_zeros(*spectrum.shape[:2], *size, *(() if real else (2,)))
+    numbers = torch.view_as_complex(spectrum)
+    if real:
+        return torch.fft.irfftn(numbers, s=size, dim=dims).contiguous()
+    return torch.view_as_real(torch.fft.ifftn(numbers, dim=dims)).contiguous()
+
+
+def _zero_bin(spectrum: Tensor, real: bool) -> Tensor:
+    """The zero frequency, (batch, channels) or, of complex signals, (batch, channels, 2); a view."""
+    first = spectrum.flatten(2, -2)[:, :, 0]
+    return first[..., 0] if real else first
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, weight, own_weight, _, ctx.size = inputs
+    _, spectrum = output
+    ctx.mark_non_differentiable(spectrum)
+    ctx.save_for_backward(spectrum, weight, own_weight)
+
+
+def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+    spectrum, weight, own_weight = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = [needs[0], needs[1] or needs[2], needs[3]]
+    grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
+    kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
+    return *kept, None
+
+
+fourier_convolution.register_autograd(_backward, setup_context=_setup_context)
+for _device in ("cpu", "cuda"):
+    fourier_convolution.register_autocast(_device, torch.float32)

@@ -1,0 +1,110 @@
+"""How far a classifier's answers hold: Lipschitz bounds from measured norms, certified accuracy."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from projunn.models.cayley import CayleyConv2d
+from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
+from projunn.nn.conv import _UnitaryConv
+
+_CONTRACTIONS = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Tanh,
+    nn.Identity,
+    nn.Flatten,
+    nn.Dropout,  # the identity in evaluation
+    nn.PixelUnshuffle,
+    nn.AdaptiveAvgPool2d,
+    GroupSort,
+)
+
+
+@torch.no_grad()
+def operator_norm(layer: nn.Module) -> float:
+    """The largest factor by which a layer can stretch the 2-norm of a difference of inputs.
+
+    Measured, in float64: the largest singular value of the weight, over all frequencies for
+    convolutions.  1 for known contractions such as ReLU and `projunn.nn.GroupSort`.
+
+    Raises:
+        TypeError: a kind of layer with no known bound (batch normalisation, residual sums, ...).
+    """
+    if isinstance(layer, (_UnitaryConv, CayleyConv2d)):
+        matrices = layer.frequency_response()
+    elif isinstance(layer, UnitaryLinear):
+        matrices = layer.matrix
+    elif isinstance(layer, BlockUnitaryLinear):
+        weight = layer._numbers(layer.weight)
+        per_factor = torch.linalg.matrix_norm(_precise(weight), 2).amax(-1)
+        return float(per_factor.prod())
+    elif isinstance(layer, nn.Linear):
+        matrices = layer.weight
+    elif isinstance(layer, _CONTRACTIONS):
+        return 1.0
+    else:
+        raise TypeError(f"layer: no bound is known for {type(layer).__name__}")
+    return float(torch.linalg.matrix_norm(_precise(matrices), 2).max())
+
+
+def lipschitz_bound(model: nn.Module) -> float:
+    """A Lipschitz constant of a chain of layers: the product of their measured norms.
+
+    Args:
+        model: an ``nn.Sequential``, nested or not, or a single layer.
+
+    Raises:
+        TypeError: a layer that `operator_norm` does not know.
+    """
+    if isinstance(model, nn.Sequential):
+        bound = 1.0
+        for layer in model:
+            bound *= lipschitz_bound(layer)
+        return bound
+    return operator_norm(model)
+
+
+@torch.no_grad()
+def certified_accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    radii: Sequence[float],
+    lipschitz: float | None = None,
+) -> list[float]:
+    """Share of inputs answered rightly whatever is added to them, up to each radius in 2-norm.
+
+        margin = (logit of the right class) - (largest other logit) > sqrt(2) L radius
+
+    Two logits of an L-Lipschitz model differ by a sqrt(2) L-Lipschitz function (Tsuzuku, Sato,
+    Sugiyama, NeurIPS 2018).  L is measured on the weights as they are, so rounding drift and layers
+    that are not orthogonal are paid for, not assumed away.
+
+    Args:
+        model: gives logits (batch, classes); evaluated as it is, call ``eval()`` first.
+        batches: pairs of inputs and labels.
+        radii: 0 gives the plain accuracy.
+        lipschitz: L; default `lipschitz_bound` of ``model``.
+
+    Raises:
+        ValueError: a radius below 0, or no input.
+        TypeError: ``lipschitz`` is not given, and a layer has no known bound.
+    """
+    if any(r < 0 for r in radii):
+        raise ValueError(f"radii: got {list(radii)}, wanted none below 0")
+    constant = lipschitz_bound(model) if lipschitz is None else lipschitz
+    margins = []
+    for inputs, labels in batches:
+        logits = model(inputs).double()
+        right = logits.gather(1, labels[:, None])
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        margins.append(right.squeeze(1) - others.amax(1))
+    if not margins or not sum(len(m) for m in margins):
+        raise ValueError("batches: got no input, wanted at least one")
+    margin = torch.cat(margins)
+    return [float((margin > 2**0.5 * constant * r).double().mean()) for r in radii]
+
+
+def _precise(matrices: Tensor) -> Tensor:
+    return matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)

@@ -1,0 +1,9 @@
+"""Networks of norm-preserving convolutions, with plain ones of the same shape to compare with."""
+
+from projunn.models.cayley import CayleyConv2d
+from projunn.models.deep import DeepConvNet
+from projunn.models.layers import CONVOLUTIONS
+from projunn.models.lipschitz import LipschitzConvNet
+from projunn.models.resnet9 import ResNet9
+
+__all__ = ["CONVOLUTIONS", "CayleyConv2d", "DeepConvNet", "LipschitzConvNet", "ResNet9"]

@@ -1,0 +1,79 @@
+"""The Cayley convolution of Trockman and Kolter (ICLR 2021): a baseline to compare with."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CayleyConv2d(nn.Module):
+    """An orthogonal circular convolution by a Cayley transform at every frequency, from a k x k filter.
+
+    At each frequency of the image's half grid the filter's transform, scaled to norm g, is W = [U; V]
+    with U square, and
+
+        A = U - U^H + V^H V        Q = [(I - A) (I + A)^-1; -2 V (I + A)^-1]
+
+    which has orthonormal columns (orthonormal rows, by transposition, where out < in).  The matrices are
+    made anew in every forward pass, O(C^3) a frequency, and autograd goes through the inverse; the
+    parameters are unconstrained.  Trockman, Kolter, ICLR 2021, sections 3 and 4.
+
+    Args:
+        in_channels, out_channels, spatial_size, stride, bias: as in `projunn.nn.UnitaryConv2d`.
+        kernel_size: taps of the filter along each axis.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spatial_size: int | tuple[int, int],
+        stride: int = 1,
+        bias: bool = True,
+        *,
+        kernel_size: int = 3,
+    ) -> None:
+        super().__init__()
+        size = (spatial_size, spatial_size) if isinstance(spatial_size, int) else tuple(spatial_size)
+        if any(s % stride for s in size):
+            raise ValueError(f"stride: got {stride}, wanted a divisor of spatial_size {size}")
+        self.stride = stride
+        self.output_size = (size[0] // stride, size[1] // stride)
+        self.kernel_size = tuple(min(kernel_size, s) for s in self.output_size)
+        shape = (out_channels, in_channels * stride**2, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.gain = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the filter anew as ``nn.Conv2d`` does; g is its norm."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        with torch.no_grad():
+            self.gain.copy_(self.weight.norm())
+
+    def frequency_response(self) -> Tensor:
+        """Q at the half grid's frequencies, (height, width // 2 + 1, out, in)."""
+        weight = self.weight * (self.gain / self.weight.norm())
+        height, width = self.output_size
+        pad = (0, width - self.kernel_size[1], 0, height - self.kernel_size[0])
+        centre = [-(k // 2) for k in self.kernel_size]
+        taps = functional.pad(weight, pad).roll(centre, (-2, -1))
+        return _cayley(torch.fft.rfft2(taps).permute(2, 3, 0, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = functional.pixel_unshuffle(input, self.stride) if self.stride > 1 else input
+        spectrum = torch.fft.rfft2(x).permute(2, 3, 0, 1)  # (h, w, batch, in)
+        product = spectrum @ self.frequency_response().mT
+        y = torch.fft.irfft2(product.permute(2, 3, 0, 1), s=self.output_size)
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+def _cayley(w: Tensor) -> Tensor:
+    m, n = w.shape[-2:]
+    if m < n:
+        return _cayley(w.mT).mT
+    u, v = w[..., :n, :], w[..., n:, :]
+    identity = torch.eye(n, dtype=w.dtype, device=w.device)
+    a = u - u.mH + v.mH @ v
+    inverse = torch.linalg.inv(identity + a)
+    return torch.cat([(identity - a) @ inverse, -2 * v @ inverse], dim=-2)

@@ -1,0 +1,53 @@
+"""A very deep chain of convolutions, with no shortcut and no normalisation."""
+
+from torch import Tensor, nn
+
+from projunn.models.layers import convolution, image_size
+from projunn.nn import MaxMin
+
+
+class DeepConvNet(nn.Module):
+    """``depth`` convolutions in a row, each followed by an activation, and a linear layer.
+
+    There is nothing but the convolutions to carry the signal: with plain ones it dies out or explodes
+    on the way, with unitary ones and a norm-preserving activation its norm is the input's at any depth
+    (the experiment of arXiv 2203.05483 at depth 100).  The linear layer sees every pixel: averages would
+    lose most of a norm that the convolutions have kept.
+
+    Args:
+        in_channels, num_classes, image_size, conv: as in `ResNet9`; images from 2 x 2.
+        depth: convolutions.
+        width: channels of all of them; even.
+        activation: makes the activations; default `projunn.nn.MaxMin`.
+
+    Raises:
+        ValueError: an unknown ``conv``, images that are too small, or no convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        image_size: int | tuple[int, int],
+        conv: str = "unitary",
+        width: int = 16,
+        depth: int = 100,
+        activation: type[nn.Module] = MaxMin,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth: got {depth}, wanted at least 1")
+        size = _size(image_size)
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers.append(convolution(conv, width if i else in_channels, width, size, bias=True))
+            layers.append(activation())
+        self.body = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * size[0] * size[1], num_classes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.classifier(self.body(input).flatten(1))
+
+
+def _size(size: int | tuple[int, int]) -> tuple[int, int]:
+    return image_size(size, 2)

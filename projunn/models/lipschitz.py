@@ -1,0 +1,54 @@
+"""A 1-Lipschitz classifier: orthogonal layers and sorted channels from end to end."""
+
+from torch import nn
+
+from projunn.models.layers import convolution, image_size
+from projunn.nn import MaxMin, UnitaryLinear
+
+
+class LipschitzConvNet(nn.Sequential):
+    """Unitary convolutions with strides and `MaxMin`, then a `UnitaryLinear`: 1-Lipschitz in 2-norm.
+
+    `projunn.certified_accuracy` tells how far its answers hold.
+
+    Args:
+        in_channels, num_classes, image_size: as in `ResNet9`; height and width divisible by 4.
+        conv: ``"unitary"`` or ``"cayley"`` (``"plain"`` is not 1-Lipschitz).
+        width: channels of the first convolution; even.
+
+    Raises:
+        ValueError: images that are not divisible by 4, an unknown ``conv``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        image_size: int | tuple[int, int],
+        conv: str = "unitary",
+        width: int = 32,
+    ) -> None:
+        height, across = _size(image_size)
+        half, quarter = (height // 2, across // 2), (height // 4, across // 4)
+        four = 4 * width
+        super().__init__(
+            convolution(conv, in_channels, width, (height, across), bias=True),
+            MaxMin(),
+            convolution(conv, width, 2 * width, (height, across), 2, bias=True),
+            MaxMin(),
+            convolution(conv, 2 * width, 2 * width, half, bias=True),
+            MaxMin(),
+            convolution(conv, 2 * width, four, half, 2, bias=True),
+            MaxMin(),
+            convolution(conv, four, four, quarter, bias=True),
+            MaxMin(),
+            nn.Flatten(),
+            UnitaryLinear(four * quarter[0] * quarter[1], num_classes),
+        )
+
+
+def _size(size: int | tuple[int, int]) -> tuple[int, int]:
+    both = image_size(size, 4)
+    if any(s % 4 for s in both):
+        raise ValueError(f"image_size: got {size!r}, wanted height and width divisible by 4")
+    return both

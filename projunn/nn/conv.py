@@ -1,0 +1,294 @@
+"""Norm-preserving convolutions: full-size circular filters, one unitary matrix a frequency."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from projunn.init import haar_
+from projunn.kernels import fourier_convolution, frequencies
+from projunn.manifold import UnitaryParameter, matrix_view
+from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
+from projunn.nn.module import UnitaryModule, positive
+
+Size = int | Sequence[int]
+
+
+class _UnitaryConv(UnitaryModule):
+    """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
+
+    axes: int
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spatial_size: Size,
+        stride: Size = 1,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.in_channels = positive("in_channels", in_channels)
+        self.out_channels = positive("out_channels", out_channels)
+        self.spatial_size = self._per_axis("spatial_size", spatial_size)
+        self.stride = self._per_axis("stride", stride)
+        if any(s % r for s, r in zip(self.spatial_size, self.stride, strict=True)):
+            raise ValueError(
+                f"stride: got {self.stride}, wanted divisors of spatial_size {self.spatial_size}"
+            )
+        self.output_size = tuple(s // r for s, r in zip(self.spatial_size, self.stride, strict=True))
+        self._grid = frequencies(self.output_size, real=not self.is_complex)
+        shape = (out_channels, in_channels * prod(self.stride))
+        stored = torch.empty(self._grid.paired, *shape, 2, dtype=self._stored, device=device)
+        self.weight = UnitaryParameter(stored, pairs=True)
+        self.own_weight: UnitaryParameter | None = None
+        if not self.is_complex:
+            own = torch.empty(len(self._grid.own), *shape, dtype=self._stored, device=device)
+            self.own_weight = UnitaryParameter(own)
+        self.bias = self._plain(out_channels, device=device) if bias else None
+        self.reset_parameters()
+
+    def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
+        values = (value,) * self.axes if isinstance(value, int) else tuple(value)
+        if len(values) != self.axes:
+            raise ValueError(f"{name}: got {value!r}, wanted an integer or {self.axes} of them")
+        return tuple(positive(name, v) for v in values)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew: one Haar-random matrix at every frequency, the bias zero.
+
+        That is a filter of a single tap (Xiao et al., ICML 2018, "delta-orthogonal"): as local as the
+        identity filters of arXiv 2203.05483, but it mixes the channels, new ones too.  For others call
+        `projunn.init` on ``weight`` and ``own_weight``: ``identity_`` for the paper's, ``haar_`` for
+        independent matrices, whose filter fills the whole image.
+        """
+        with torch.no_grad():
+            shape, real = self.weight.shape[1:3], self.weight.new_empty(0)
+            matrix = haar_(real.new_empty(shape))
+            paired = matrix_view(self.weight)
+            if self.own_weight is None:
+                matrix = haar_(paired.new_empty(shape))
+            else:
+                self.own_weight.copy_(matrix)
+            paired.copy_(matrix)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def forward(self, input: Tensor) -> Tensor:
+        wanted = (self.in_channels, *self.spatial_size)
+        unbatched = input.ndim == self.axes + 1
+        if (
+            input.ndim not in (self.axes + 1, self.axes + 2)
+            or tuple(input.shape[-len(wanted) :]) != wanted
+        ):
+            raise ValueError(self._misfit(tuple(input.shape)))
+        x = input.unsqueeze(0) if unbatched else input
+        if self.is_complex:
+            x = torch.view_as_real(x if x.is_complex() else x.to(self._stored.to_complex()))
+        elif x.is_complex():
+            raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
+        x = self._gather_positions(x)
+        size = list(self.output_size)
+        y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
+        if self.is_complex:
+            y = torch.view_as_complex(y)
+        return y.squeeze(0) if unbatched else y
+
+    def _gather_positions(self, x: Tensor) -> Tensor:
+        """Space to depth: the positions of each cell of ``stride`` become channels."""
+        if prod(self.stride) == 1:
+            return x
+        batch, channels = x.shape[:2]
+        parts = x.shape[2 + self.axes :]  # real and imaginary, if complex
+        for axis, (size, step) in enumerate(zip(self.output_size, self.stride, strict=True)):
+            x = x.unflatten(2 + 2 * axis, (size, step))
+        cells, places = (range(start, 2 + 2 * self.axes, 2) for start in (2, 3))
+        x = x.permute(0, 1, *places, *cells, *range(2 + 2 * self.axes, x.ndim))
+        return x.reshape(batch, channels * prod(self.stride), *self.output_size, *parts)
+
+    def _misfit(self, shape: tuple[int, ...]) -> str:
+        message = (
+            f"input: got shape {shape}, wanted (batch, {self.in_channels}, *{self.spatial_size})"
+            f" or without batch"
+        )
+        spatial = shape[-self.axes :]
+        if len(shape) > self.axes and shape[-self.axes - 1] == self.in_channels:
+            message += f"; layer.resized({spatial}) gives a layer for that size"
+        return message
+
+    def _matrix_pair(self) -> tuple[Tensor, Tensor | None]:
+        return matrix_view(self.weight), self.own_weight
+
+    def frequency_response(self) -> Tensor:
+        """W_k at every frequency: (*output_size, out_channels, in_channels prod(stride)), complex.
+
+        Every one of them is unitary (semi-orthogonal); on real signals W_-k is conj(W_k).  With a
+        stride the columns are ordered (in_channels, *position in the cell).  Differentiable.
+        """
+        return full_response(*self._matrix_pair(), self._grid)
+
+    def spatial_filter(self) -> Tensor:
+        """The filter K as a plain convolution has it: (out_channels, in_channels, *spatial_size).
+
+            y[o, p] = b[o] + sum over c, q of K[o, c, q] x[c, (stride p + q) mod spatial_size]
+
+        Real for a real layer; differentiable.  So ``torch.nn.functional.conv2d(padded, K, bias,
+        stride)``, with x padded circularly by ``size - 1`` at the far end of every axis, is this layer.
+        To look at it, roll the origin to the middle: ``K.roll((h // 2, w // 2), (-2, -1))``.
+        """
+        taps = filter_taps(*self._matrix_pair(), self._grid)
+        spatial = tuple(range(self.axes))
+        taps = taps.flip(spatial).roll((1,) * self.axes, spatial)  # cross-correlation: K[-q]
+        taps = taps.movedim((-2, -1), (0, 1)).unflatten(1, (self.in_channels, *self.stride))
+        order = [axis for i in spatial for axis in (2 + self.axes + i, 2 + i)]
+        return taps.permute(0, 1, *order).reshape(
+            self.out_channels, self.in_channels, *self.spatial_size
+        )
+
+    def resized(self, spatial_size: Size) -> "_UnitaryConv":
+        """A new layer for another size of input, with this layer's filter resampled.
+
+        The frequency response, which this layer knows at its own frequencies, is interpolated to the
+        new ones by the Fourier transform of the centred filter, and each matrix replaced by the nearest
+        unitary one.  A local filter keeps its taps to the extent that unitarity allows; a size that
+        divides the other keeps the common frequencies exactly.  Give the new layer's parameters to a
+        new optimizer.
+        """
+        dtype = self._stored.to_complex() if self.is_complex else self._stored
+        layer = type(self)(
+            self.in_channels,
+            self.out_channels,
+            spatial_size,
+            self.stride,
+            self.bias is not None,
+            device=self.weight.device,
+            dtype=dtype,
+        )
+        with torch.no_grad():
+            taps = filter_taps(*self._matrix_pair(), self._grid)
+            paired, own = resample(taps, layer._grid)
+            matrix_view(layer.weight).copy_(paired)
+            if layer.own_weight is not None:
+                layer.own_weight.copy_(own)
+            if self.bias is not None and layer.bias is not None:
+                layer.bias.copy_(self.bias)
+        return layer.train(self.training)
+
+    def energy_outside(self, window: Size) -> Tensor:
+        """The energy of the filter outside a window around its centre: a scalar, differentiable.
+
+            sum over q outside of ‖K[q]‖_F^2,   from 0 to min(m, n) of the matrices
+
+        The regularizer of arXiv 2203.05483 for local filters: add a multiple of it to the loss.
+
+        Args:
+            window: taps along each axis, offsets -(w - 1) // 2 to w // 2 (in steps of ``stride``).
+
+        Raises:
+            ValueError: a window larger than the filter.
+        """
+        inside = windowed(self.weight, self.own_weight, self._grid, self._window(window))
+        count = self._grid.paired
+        outside = (self.weight - inside[:count]).square().flatten(1).sum(1)
+        if self.own_weight is None:
+            return outside.sum() / self._grid.points
+        rest = (self.own_weight - inside[count:, ..., 0]).square().flatten(1).sum(1)
+        return torch.cat([outside, rest]) @ energy_weights(self._grid, outside)
+
+    @torch.no_grad()
+    def project_gradient_(self, window: Size) -> None:
+        """Replace the gradients by their part inside a window: steps then grow local filters only.
+
+        Call it between ``backward`` and the optimizer's step; `energy_outside` says what a window is.
+        The retraction leaves the window again to second order, which the regularizer holds down.
+        """
+        grads = [p.grad for p in (self.weight, self.own_weight) if p is not None]
+        if any(g is None for g in grads):
+            return
+        grad, own = grads[0], grads[1] if len(grads) > 1 else None
+        assert grad is not None
+        # The gradient of a paired matrix counts -k too, that of an own one does not.
+        share = 1.0 if own is None else 0.5
+        inside = windowed(grad * share, own, self._grid, self._window(window))
+        grad.copy_(inside[: len(grad)] / share)
+        if own is not None:
+            own.copy_(inside[len(grad) :, ..., 0])
+
+    def _window(self, window: Size) -> tuple[int, ...]:
+        taps = self._per_axis("window", window)
+        if any(w > s for w, s in zip(taps, self.output_size, strict=True)):
+            raise ValueError(f"window: got {taps}, wanted at most the filter's {self.output_size}")
+        return taps
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, spatial_size={self.spatial_size}"
+        if prod(self.stride) != 1:
+            text += f", stride={self.stride}"
+        kind = ", complex" if self.is_complex else ""
+        return f"{text}, bias={self.bias is not None}{kind}"
+
+
+class UnitaryConv1d(_UnitaryConv):
+    """A norm-preserving circular convolution of sequences (batch, channels, length).
+
+    Arguments, attributes and methods are those of `UnitaryConv2d`; sizes are single integers.
+    """
+
+    axes = 1
+
+
+class UnitaryConv2d(_UnitaryConv):
+    """``y = K * x + b``, a circular convolution with a filter as large as the image, norm-preserving.
+
+    The discrete Fourier transform turns it into one matrix W_k a frequency, out_channels x in_channels,
+    and K * x preserves the norm exactly if all W_k are unitary (arXiv 2203.05483, section 3.4).  They
+    are what the layer holds.  On real images W_-k = conj(W_k), so half of them are free and those with
+    k = -k are real: only these are parameters, and the layer stays orthogonal through any number of
+    steps of `projunn.optim`, for every size, even or odd, square or not.
+
+    With ``out_channels > in_channels prod(stride)`` the W_k have orthonormal columns (an isometry: norms
+    are preserved), with fewer orthonormal rows (a co-isometry: an orthogonal projection followed by an
+    isometry).  A stride gathers the pixels of each cell into channels first, so nothing is dropped.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        spatial_size: height and width of the input, or one integer for both.
+        stride: downsampling, one or two integers that divide ``spatial_size``.
+        bias: learn an additive bias a channel.
+        device: as in ``torch.nn.Conv2d``.
+        dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+
+    Shape:
+        input (batch, in_channels, *spatial_size) or (in_channels, *spatial_size); output (batch,
+        out_channels, *output_size) or without batch.  A complex layer takes real input too.
+
+    Attributes:
+        weight: the free complex matrices, a `projunn.UnitaryParameter` (P, out_channels, in_channels
+            prod(stride), 2), real and imaginary part on the last axis.
+        own_weight: the real matrices of the self-conjugate frequencies, zero first, (R, out_channels,
+            in_channels prod(stride)); None for a complex layer, all of whose frequencies are free.
+        bias: (out_channels), or None; zero at the start.
+        output_size: spatial_size / stride.
+
+    Raises:
+        ValueError: sizes that are not positive or do not divide, input of another size (`resized` makes
+            a layer for that).
+        TypeError: another dtype, complex input of a real layer.
+    """
+
+    axes = 2
+
+
+class UnitaryConv3d(_UnitaryConv):
+    """A norm-preserving circular convolution of volumes (batch, channels, depth, height, width).
+
+    Arguments, attributes and methods are those of `UnitaryConv2d`; sizes have three entries.
+    """
+
+    axes = 3

@@ -1,0 +1,96 @@
+"""The Fourier-domain convolution against its formula and autograd's own gradients."""
+
+import pytest
+import torch
+
+from projunn.kernels import fourier_convolution, frequencies
+from projunn.kernels.convolution import fourier_convolution_reference
+
+CASES = [((4, 4), True), ((3, 4), True), ((5,), True), ((2, 3, 2), True), ((3, 2), False)]
+
+
+def draw(size, real, batch=2, m=3, n=2, dtype=torch.float64):
+    pair = () if real else (2,)
+    grid = frequencies(size, real)
+
+    def parameter(*shape):
+        return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+    own = parameter(len(grid.own), m, n) if real else None
+    return parameter(batch, n, *size, *pair), parameter(grid.paired, m, n, 2), own, parameter(m, *pair)
+
+
+def convolve(x, weight, own, bias, size):
+    return fourier_convolution(x, weight, own, bias, list(size))[0]
+
+
+def reference(x, weight, own, bias, size):
+    if own is None:
+        numbers = (torch.view_as_complex(t) for t in (x, weight, bias))
+        x, w, b = numbers
+        return torch.view_as_real(fourier_convolution_reference(x, w, None, b, list(size)))
+    return fourier_convolution_reference(x, torch.view_as_complex(weight), own, bias, list(size))
+
+
+@pytest.mark.parametrize(("size", "real"), CASES)
+def test_values_and_gradients(size, real):
+    tensors = draw(size, real)
+    result, expected = convolve(*tensors, size), reference(*tensors, size)
+    torch.testing.assert_close(result, expected, atol=1e-12, rtol=1e-12)
+    wanted = [t for t in tensors if t is not None]
+    cotangent = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(result, wanted, cotangent),
+        torch.autograd.grad(expected, wanted, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("size", "real"), CASES)
+def test_gradcheck_and_opcheck(size, real):
+    tensors = draw(size, real)
+    assert torch.autograd.gradcheck(lambda *t: convolve(*t, size), tensors)
+    torch.library.opcheck(fourier_convolution, (*tensors, list(size)))
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 3)])
+def test_only_the_wanted_gradients_are_made(needed):
+    size = (4, 3)
+    tensors = [t.detach().requires_grad_(i in needed) for i, t in enumerate(draw(size, True))]
+    convolve(*tensors, size).square().sum().backward()
+    assert [i for i, t in enumerate(tensors) if t.grad is not None] == list(needed)
+    full = [t.detach().requires_grad_() for t in tensors]
+    convolve(*full, size).square().sum().backward()
+    for i in needed:
+        torch.testing.assert_close(tensors[i].grad, full[i].grad)
+
+
+def test_layouts_and_empty_batches():
+    size = (4, 3)
+    x, *rest = draw(size, True)
+    expected = convolve(x, *rest, size)
+    torch.testing.assert_close(convolve(x.to(memory_format=torch.channels_last), *rest, size), expected)
+    broadcast = x[:1].expand(3, -1, -1, -1)
+    torch.testing.assert_close(convolve(broadcast, *rest, size)[2], expected[0])
+    strange = torch.randn(3, 4, 3, 2, dtype=x.dtype).permute(3, 0, 1, 2)  # a strided cotangent
+    (gradient,) = torch.autograd.grad(convolve(x, *rest, size), x, strange)
+    (wanted,) = torch.autograd.grad(convolve(x, *rest, size), x, strange.contiguous())
+    torch.testing.assert_close(gradient, wanted)
+    assert convolve(x[:0], *rest, size).shape == (0, 3, 4, 3)
+
+
+def test_error_in_single_precision():
+    size = (32, 32)
+    tensors = [t.detach() for t in draw(size, True, m=16, n=16, dtype=torch.float32)]
+    exact = reference(*(t.double() for t in tensors), size)
+    ours = (convolve(*tensors, size) - exact).abs().max()
+    theirs = (reference(*tensors, size) - exact).abs().max()
+    assert ours <= 4 * theirs + 1e-6
+
+
+def test_autocast_computes_in_single_precision():
+    tensors = [t.detach().float() for t in draw((4, 4), True)]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = convolve(tensors[0].bfloat16(), *tensors[1:], (4, 4))
+    assert result.dtype == torch.float32

@@ -1,0 +1,95 @@
+"""Networks: shapes, signals through depth, compilation."""
+
+import pytest
+import torch
+from torch import nn
+
+import projunn
+from projunn.models import CayleyConv2d, DeepConvNet, LipschitzConvNet, ResNet9
+from projunn.optim import RMSprop
+from tests.dense import defect
+
+
+@pytest.mark.parametrize("conv", ["unitary", "plain", "cayley"])
+@pytest.mark.parametrize("size", [4, (7, 9), 8])
+def test_resnet9_takes_images_of_any_size(conv, size):
+    model = ResNet9(3, 5, size, conv, width=4)
+    height, width = (size, size) if isinstance(size, int) else size
+    output = model(torch.randn(2, 3, height, width))
+    assert output.shape == (2, 5)
+    assert len(projunn.unitary_parameters(model)) == (16 if conv == "unitary" else 0)
+
+
+def test_resnet9_compiles_to_one_graph_and_matches_eager(recwarn):
+    torch._dynamo.reset()
+    model = ResNet9(1, 10, 8, width=4)
+    x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+    compiled = torch.compile(model, fullgraph=True)
+
+    def gradients(network):
+        output = network(x)
+        loss = nn.functional.cross_entropy(output, y)
+        return output, *torch.autograd.grad(loss, list(model.parameters()))
+
+    for ours, theirs in zip(gradients(compiled), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert not [w for w in recwarn if "complex" in str(w.message)]
+
+
+def test_signal_through_a_hundred_layers():
+    x = torch.randn(4, 4, 4, 4)
+    deep = DeepConvNet(4, 3, 4, width=8, depth=100)
+    y = deep.body(x)
+    torch.testing.assert_close(y.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    x.requires_grad_()
+    y = deep.body(x)
+    cotangent = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad(y, x, cotangent)
+    assert gradient.norm() > 0.3 * cotangent.norm()  # a co-isometry of 8 channels to 4
+    plain = DeepConvNet(4, 3, 4, "plain", width=8, depth=100)
+    difference = (plain.body(x) - plain.body(x.flip(0))).norm()
+    assert difference < 1e-6 * x.norm()  # plain layers have forgotten their input
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 1), (2, 5, 1), (5, 2, 1), (2, 8, 2), (2, 6, 2)])
+@pytest.mark.parametrize("image", [8, (6, 4)])
+def test_cayley_convolution_is_orthogonal(sizes, image):
+    n, m, stride = sizes
+    layer = CayleyConv2d(n, m, image, stride, bias=False).double()
+    assert defect(layer.frequency_response().detach()) < 1e-13
+    height, width = (image, image) if isinstance(image, int) else image
+    x = torch.randn(2, n, height, width, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape == (2, m, height // stride, width // stride)
+    if m >= n * stride**2:
+        torch.testing.assert_close(y.norm(), x.norm())
+    else:
+        assert y.norm() < x.norm()
+
+
+def test_lipschitz_net_is_lipschitz_before_and_after_training():
+    model = LipschitzConvNet(1, 4, 8, width=4)
+    optimizer = RMSprop(model.parameters(), lr=1e-2, unitary_lr=1e-2)
+    x, y = torch.randn(8, 1, 8, 8), torch.randint(4, (8,))
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    jacobian = torch.autograd.functional.jacobian(lambda t: model(t[None])[0], x[0])
+    assert torch.linalg.matrix_norm(jacobian.flatten(1), 2) <= 1 + 1e-5
+    assert projunn.lipschitz_bound(model) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ResNet9(1, 2, 3), "image_size: got 3, wanted height and width of at least 4"),
+        (lambda: ResNet9(1, 2, 8, "octave"), "conv: got 'octave', wanted one of unitary, plain, cayley"),
+        (lambda: DeepConvNet(1, 2, 8, depth=0), "depth: got 0"),
+        (lambda: LipschitzConvNet(1, 2, 6), "image_size: got 6, wanted height and width divisible by 4"),
+        (lambda: CayleyConv2d(1, 2, 5, 2), "stride: got 2"),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

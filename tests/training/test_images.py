@@ -1,0 +1,72 @@
+"""Runs on images: what they leave, what they learn."""
+
+import pytest
+import torch
+
+from projunn.training import Run, TrainConfig, train
+
+
+def run(folder, **options):
+    result = Run(TrainConfig.for_task("images", **options), folder)
+    assert train(result)
+    return result
+
+
+@pytest.mark.parametrize("model", ["resnet9", "deep", "lipschitz"])
+def test_every_model_trains_beside_the_others(tmp_path, model):
+    others = ("cayley",) if model == "lipschitz" else ("plain", "cayley")
+    options = {"model": model, "width": 4, "depth": 3, "steps": 4, "log_every": 2, "compare": others}
+    result = run(tmp_path, **options)
+    for learner in result.learners:
+        assert learner.points[-1].test_accuracy is not None
+        assert learner.points[-1].gains
+    unitary = result.learners[0].points[-1]
+    assert all(g <= 1 + 1e-5 for g in unitary.gains)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_schedules_and_resuming(tmp_path, schedule):
+    options = {"model": "deep", "width": 4, "depth": 2, "schedule": schedule, "log_every": 3}
+    result = run(tmp_path, steps=6, **options)
+    groups = result.learners[0].optimizer.param_groups
+    assert 0 < groups[0]["lr"] < result.config.lr
+    resumed = Run.resume(tmp_path)
+    for p, q in zip(
+        resumed.learners[0].model.parameters(), result.learners[0].model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q)
+
+
+def test_unitary_depth_trains_where_plain_depth_does_not(tmp_path):
+    options = {"model": "deep", "depth": 40, "width": 8, "lr": 3e-3, "unitary_lr": 1e-3}
+    result = run(tmp_path, **options, augment=False, steps=40, compare=("plain",), log_every=40)
+    unitary, plain = (learner.points[-1] for learner in result.learners)
+    assert unitary.test_accuracy > 0.7
+    assert plain.test_accuracy < 0.25
+
+
+def test_diverged_gains_are_null(tmp_path, monkeypatch):
+    monkeypatch.setattr("projunn.training.learner.norm_gains", lambda *_: [1.0, float("inf")])
+    run(tmp_path, model="deep", width=4, depth=2, steps=1)
+    assert '"gains": [1.0, null]' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_deep_models_turn_slower():
+    assert TrainConfig.for_task("images", model="deep").unitary_lr == 1e-4
+    assert TrainConfig.for_task("images", model="deep", unitary_lr=0.1).unitary_lr == 0.1
+    assert TrainConfig.for_task("images").unitary_lr == 4e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 3}, "images take float32 and an even width"),
+        ({"compare": ("lstm",)}, "compare: got 'lstm', wanted some of plain, cayley"),
+        ({"model": "lipschitz", "compare": ("plain",)}, "plain layers are not 1-Lipschitz"),
+        ({"schedule": "sometimes"}, "schedule: got 'sometimes'"),
+    ],
+)
+def test_options_are_checked(options, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig.for_task("images", **options)
