@@ -101,8 +101,11 @@ def closed_form(problem: Problem, device: Device) -> Config:
         rows = max(1, min(m, budget // (n * p.width)))
         return Config(rows, n, _warps(rows * n * p.width, 32 if p.k == 1 else 8))
     if operation == "basis":
-        columns = min(n, 2048 if p.k == 1 else max(16, 1024 // p.columns))
-        return Config(1, columns, 8 if n > 256 else 4)
+        if p.k == 1:
+            return Config(1, min(n, 2048), 8 if n > 256 else 4)
+        # 4 float64 numbers a thread: more, or fewer columns for more warps, spill on sm_90
+        columns = min(n, max(16, 1024 // (p.columns * p.width)))
+        return Config(1, columns, 8 if columns > 32 else 4)
     if operation == "turn_rows":
         if n * p.width <= (16384 if p.k == 1 else 8192) and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
@@ -158,7 +161,8 @@ def _fits(config: Config, problem: Problem) -> bool:
         floats *= 2 * p.columns
     if p.operation == "basis":
         floats = config.columns * p.columns * p.width
-        return config.rows == 1 and 1 <= floats // (32 * config.warps) <= 16
+        least, most = (1, 16) if p.k == 1 else (2, 4)
+        return config.rows == 1 and least <= floats // (32 * config.warps) <= most
     each = floats / (32 * config.warps)
     most = 32 if p.k == 1 or p.operation != "fused_step" else 8
     least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)

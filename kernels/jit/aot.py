@@ -39,7 +39,6 @@ ARCHITECTURES = {
     "sm_120": 101_376,
     "gfx942": 65_536,
 }
-QUICK = ("sm_80", "sm_90", "gfx942")
 STREAMING = (
     "adjoint_product_kernel",
     "product_kernel",
@@ -286,11 +285,23 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
         yield Problem("turn_rows", pairs, 1, 1000, 1000, 1), {}
 
 
-def binaries(architectures: tuple[str, ...], full: bool, only: str = "") -> list[Binary]:
+def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
+    """Each kernel once, small ranks: for the tests."""
+    yield Problem("fused_step", True, 1, 64, 64, 64), {}
+    yield Problem("fused_step", False, 2, 64, 64, 64), {"retraction": "cayley"}
+    for operation in ("adjoint_product", "product", "rank_update", "turn_rows"):
+        yield Problem(operation, True, 1, 1024, 1024, 1), {"active": True}
+    yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
+    yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
+
+
+def binaries(
+    architectures: tuple[str, ...], full: bool, only: str = "", tiny: bool = False
+) -> list[Binary]:
     """Without repetitions; ``full``: every candidate of the autotuner, not just the closed form."""
     found: dict[Binary, None] = {}
     device = Device()
-    for problem, variant in problems(full):
+    for problem, variant in tiny_problems() if tiny else problems(full):
         if only not in problem.operation:
             continue
         first = tuning.closed_form(problem, device)
@@ -320,6 +331,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m projunn.kernels.jit.aot", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="every candidate of the autotuner: hours")
+    parser.add_argument("--tiny", action="store_true", help="each kernel once: seconds")
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: all seven")
     parser.add_argument("--op", default="", help="operations whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="compile each N-th binary only")
@@ -331,7 +343,13 @@ def main() -> int:
         return 2
     import triton
 
-    work = binaries(tuple(arguments.arch.split(",")), arguments.full, arguments.op)[:: arguments.every]
+    architectures = tuple(arguments.arch.split(","))
+    unknown = set(architectures) - set(ARCHITECTURES)
+    if unknown:
+        parser.error(
+            f"arch: got {', '.join(sorted(unknown))}, wanted some of {', '.join(ARCHITECTURES)}"
+        )
+    work = binaries(architectures, arguments.full, arguments.op, arguments.tiny)[:: arguments.every]
     print(f"triton {triton.__version__}: {len(work)} binaries", flush=True)
     rows = []
     with contextlib.ExitStack() as stack:
