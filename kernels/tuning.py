@@ -107,7 +107,7 @@ def closed_form(problem: Problem, device: Device) -> Config:
         columns = min(n, max(16, 1024 // (p.columns * p.width)))
         return Config(1, columns, 8 if columns > 32 else 4)
     if operation == "turn_rows":
-        if n * p.width <= (16384 if p.k == 1 else 8192) and p.k <= 4:
+        if n * p.width <= 16384 // p.columns and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
             return Config(rows, n, _warps(rows * n * p.width, 32), hold=True)
         columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
@@ -161,8 +161,8 @@ def _fits(config: Config, problem: Problem) -> bool:
         floats *= 2 * p.columns
     if p.operation == "basis":
         floats = config.columns * p.columns * p.width
-        least, most = (1, 16) if p.k == 1 else (2, 4)
-        return config.rows == 1 and least <= floats // (32 * config.warps) <= most
+        narrow, broad = (1, 16) if p.k == 1 else (2, 4)
+        return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
     most = 32 if p.k == 1 or p.operation != "fused_step" else 8
     least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)
