@@ -103,9 +103,9 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation == "basis":
         if p.k == 1:
             return Config(1, min(n, 2048), 8 if n > 256 else 4)
-        # 4 float64 numbers a thread: more, or fewer columns for more warps, spill on sm_90
-        columns = min(n, max(16, 1024 // (p.columns * p.width)))
-        return Config(1, columns, 8 if columns > 32 else 4)
+        # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
+        columns = min(n, max(16, 512 // (p.columns * p.width)))
+        return Config(1, columns, 8 if columns > 16 else 4)
     if operation == "turn_rows":
         if n * p.width <= 16384 // p.columns and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
@@ -161,7 +161,7 @@ def _fits(config: Config, problem: Problem) -> bool:
         floats *= 2 * p.columns
     if p.operation == "basis":
         floats = config.columns * p.columns * p.width
-        narrow, broad = (1, 16) if p.k == 1 else (2, 4)
+        narrow, broad = (1, 16) if p.k == 1 else (1, 2)
         return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
     most = 32 if p.k == 1 or p.operation != "fused_step" else 8
