@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_ARGS ?= copying --compare lstm --seconds 60
 PYTEST_ARGS ?=
+AOT_ARGS ?=
 # Without an NVIDIA GPU the CPU build of torch is enough, and gigabytes smaller.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup train test lint bench clean
+.PHONY: help setup train test lint bench aot gpu clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
 	@echo "make bench   the benchmarks     make clean   remove what was made"
+	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
+	@echo "make gpu     on a GPU, in place: checks, autotune, benchmarks into gpu-results/ (or OUT=...)"
 
 setup: $(VENV)/.done
 
@@ -42,6 +45,14 @@ lint: setup
 bench: setup
 	@$(INSTALL) -e ".[dev,bench]"
 	$(BIN)/python -m bench
+
+# AOT_ARGS=--full compiles every candidate of the autotuner.
+aot: setup
+	env -u TRITON_INTERPRET $(BIN)/python -m projunn.kernels.jit.aot $(AOT_ARGS)
+
+# No setup: torch and triton of the machine are used as they are.  SANITIZE=1 adds compute-sanitizer.
+gpu:
+	$(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

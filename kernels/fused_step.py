@@ -8,8 +8,8 @@ axis of size 2.  A matrix whose step cannot be taken (not finite; W + D singular
 basis too, and counted.  ``active`` (A,) lists the matrices of one parameter's batch that take part,
 each once; the directions then are (A, m, n) and stand for those.  Negative entries stand for nothing.
 
-On a GPU, blocks of up to `MAX_FUSED` columns with m <= n and k <= 8 go in one launch for all parameters,
-each block read and written once; larger matrices in a launch for each pass.
+On a GPU, blocks of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
+launch for all parameters, each block read and written once; larger ones in a launch for each pass.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from projunn.kernels.factor import MAX_RANK, PROBE, factor, orthonormalize
 from projunn.kernels.retract import retract_
 
 MAX_FUSED = 128
+_MAX_FLOATS = 1024  # of the n x k factors, real numbers: more do not fit the registers
 
 
 def fused_step_(
@@ -100,6 +101,7 @@ def _fits_one_launch(*lists: list[Tensor]) -> bool:
         uses_triton(weight)
         and m <= n <= MAX_FUSED
         and basis.shape[-1] <= MAX_RANK
+        and n * basis.shape[-1] * (2 if weight.is_complex() else 1) <= _MAX_FLOATS
         and all(t.is_contiguous() for tensors in lists for t in tensors)
     )
 

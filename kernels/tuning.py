@@ -12,12 +12,15 @@ it was measured with; one that is broken, foreign or from another compute capabi
 a warning, as if it were not there.  Nothing here imports triton or touches a device at import.
 """
 
+import datetime
+import importlib.metadata
 import importlib.resources
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -98,10 +101,13 @@ def closed_form(problem: Problem, device: Device) -> Config:
         rows = max(1, min(m, budget // (n * p.width)))
         return Config(rows, n, _warps(rows * n * p.width, 32 if p.k == 1 else 8))
     if operation == "basis":
-        columns = min(n, 2048 if p.k == 1 else max(16, 1024 // p.columns))
-        return Config(1, columns, 8 if n > 256 else 4)
+        if p.k == 1:
+            return Config(1, min(n, 2048), 8 if n > 256 else 4)
+        # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
+        columns = min(n, max(16, 512 // (p.columns * p.width)))
+        return Config(1, columns, 8 if columns > 16 else 4)
     if operation == "turn_rows":
-        if n * p.width <= 16384 and p.k <= 4:
+        if n * p.width <= 16384 // p.columns and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
             return Config(rows, n, _warps(rows * n * p.width, 32), hold=True)
         columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
@@ -155,7 +161,8 @@ def _fits(config: Config, problem: Problem) -> bool:
         floats *= 2 * p.columns
     if p.operation == "basis":
         floats = config.columns * p.columns * p.width
-        return config.rows == 1 and 1 <= floats // (32 * config.warps) <= 16
+        narrow, broad = (1, 16) if p.k == 1 else (1, 2)
+        return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
     most = 32 if p.k == 1 or p.operation != "fused_step" else 8
     least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)
@@ -170,6 +177,40 @@ def row_splits(problem: Problem, config: Config, device: Device) -> int:
     tiles = -(-problem.n // config.columns) * max(1, problem.blocks)
     wanted = -(-4 * device.processors // tiles)
     return max(1, min(wanted, problem.m // 64))
+
+
+# -- what is tuned ---------------------------------------------------------------------------------
+
+
+def standard_problems() -> list[Problem]:
+    """Rank 1 first, and sizes that networks have: what a run with a time limit gets to."""
+    found = []
+    for k in (1, 2, 4, 8):
+        for pairs in (False, True):
+            banks = [(64, 544), (128, 144), (64, 64), (128, 8), (32, 1024)] if k < 4 else [(64, 64)]
+            for n, blocks in banks:
+                found.append(Problem("fused_step", pairs, k, n, n, blocks))
+            for n in (1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096):
+                for operation in OPERATIONS[1:]:
+                    found.append(Problem(operation, pairs, k, n, n, 1))
+    return found
+
+
+def problems_of(
+    operations: Iterable[str],
+    shapes: Iterable[tuple[int, int, int]],
+    ranks: Iterable[int],
+    kinds: Iterable[bool],
+) -> list[Problem]:
+    """Every combination; the fused step only where it is used, for n <= 128."""
+    return [
+        Problem(operation, pairs, k, m, n, blocks)
+        for k in ranks
+        for pairs in kinds
+        for blocks, m, n in shapes
+        for operation in operations
+        if k <= min(m, n) and (operation != "fused_step" or m <= n <= 128)
+    ]
 
 
 # -- tables -----------------------------------------------------------------------------------------
@@ -247,9 +288,29 @@ def _tables_of(device: Device) -> tuple[tuple[str, dict[str, Config]], ...]:
     return () if device == Device() else tuple(tables(device))
 
 
-@cache
+_given: dict[str, Config] = {}
+
+
+@contextmanager
+def using(configs: dict[str, Config]) -> Iterator[None]:
+    """Inside, launches of these operations take these configurations: for the autotuner."""
+    before = dict(_given)
+    _given.update(configs)
+    try:
+        yield
+    finally:
+        _given.clear()
+        _given.update(before)
+
+
 def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     """The configuration of a problem, and where it comes from."""
+    given = _given.get(problem.operation)
+    return _config_for(problem, device) if given is None else (given, "given")
+
+
+@cache
+def _config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     for source, entries in _tables_of(device):
         config = entries.get(problem.bucket)
         if config is not None:
@@ -257,10 +318,65 @@ def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     return closed_form(problem, device), "closed form"
 
 
+def write_table(device: Device, entries: dict[str, dict[str, Any]]) -> Path:
+    """Add entries to the user's table, which is replaced as a whole or not at all.
+
+    Other entries stay, unless the table could not be read: then it is started anew, with a warning.
+    """
+    file = cache_folder() / table_name(device.name)
+    kept: dict[str, dict[str, Any]] = {}
+    if file.exists():
+        try:
+            text = file.read_text()
+            read_table(text, device, str(file))
+            kept = json.loads(text)["entries"]
+        except (OSError, ValueError) as error:
+            warnings.warn(f"tuning table replaced: {error}", stacklevel=2)
+    content = {
+        "format": FORMAT,
+        "gpu": device.name,
+        "capability": device.capability,
+        "triton": _version("triton"),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "entries": dict(sorted((kept | entries).items())),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def in_force(device: Device) -> dict[str, str]:
+    """For each operation, where its configurations come from and why: for ``projunn info``."""
+    found = list(tables(device))
+    reasons = {}
+    for operation in OPERATIONS:
+        parts = []
+        for source, configs in found:
+            count = sum(bucket.startswith(f"{operation}/") for bucket in configs)
+            if count:
+                parts.append(f"{source} ({count} buckets)")
+        none = f"no table for {device.name} has it"
+        reasons[operation] = ", then ".join([*parts, "closed form" if parts else f"closed form: {none}"])
+    return reasons
+
+
 def forget() -> None:
     """Read the tables anew: after tuning."""
     _tables_of.cache_clear()
-    config_for.cache_clear()
+    _config_for.cache_clear()
 
 
 def entry(config: Config, milliseconds: float, gigabytes_per_second: float) -> dict[str, Any]:

@@ -57,6 +57,32 @@ def plane_basis(yr, yi, zr, zi, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def cos_sin(x):
+    """cos and sin of a float64 below 1e5 or so, to rounding: `plane_rotation` takes no larger angle.
+
+    The library's own call a subroutine for huge arguments, and registers are spilled around the call.
+    Reduction in two parts of pi/2, the first of 33 bits; polynomials of fdlibm (Sun, 1993).
+    """
+    q = tl.floor(x * 0.6366197723675814 + 0.5)
+    r = (x - q * 1.57079632673412561417) - q * 6.07710050650619224932e-11
+    z = r * r
+    s = -2.50507602534068634195e-08 + z * 1.58969099521155010221e-10
+    s = 8.33333333332248946124e-03 + z * (
+        -1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 + z * s)
+    )
+    s = r + r * z * (-1.66666666666666324348e-01 + z * s)
+    c = 2.08757232129817482790e-09 - z * 1.13596475577881948265e-11
+    c = 2.48015872894767294178e-05 + z * (-2.75573143513906633035e-07 + z * c)
+    c = 4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 + z * c)
+    c = 1.0 - (0.5 * z - z * z * c)
+    quarter = q - 4.0 * tl.floor(q * 0.25)
+    odd = (quarter == 1.0) | (quarter == 3.0)
+    cosine, sine = tl.where(odd, s, c), tl.where(odd, c, s)
+    cosine = tl.where((quarter == 1.0) | (quarter == 2.0), -cosine, cosine)
+    return cosine, tl.where(quarter >= 2.0, -sine, sine)
+
+
+@triton.jit
 def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.constexpr):
     """F = [[f11, f12], [f21, f22]] for E = [[e1, 0], [e2, 0]], e2 real, and whether it is determined.
 
@@ -103,9 +129,9 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
             # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), eigenvalues i (mean +- w)
             mean = e1i / 2.0
             w = tl.sqrt(mean * mean + s * s)
-            cw = tl.cos(w)
-            sinc = tl.where(w < 1e-8, 1.0, tl.sin(w) / tl.maximum(w, TINY))
-            pr, pi = tl.cos(mean), tl.sin(mean)
+            cw, sw = cos_sin(w)
+            sinc = tl.where(w < 1e-8, 1.0, sw / tl.maximum(w, TINY))
+            pr, pi = cos_sin(mean)
             slope = mean * sinc
             f11r, f11i = pr * cw - pi * slope - 1.0, pi * cw + pr * slope
             f12r, f12i = -pr * sinc * s, -pi * sinc * s
@@ -113,8 +139,8 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
             f22r, f22i = pr * cw + pi * slope - 1.0, pi * cw - pr * slope
             angle = tl.abs(mean) + w
         else:
-            half = tl.sin(s / 2.0)
-            f11r, f21r = -2.0 * half * half, tl.sin(s)
+            ch, sh = cos_sin(s / 2.0)
+            f11r, f21r = -2.0 * sh * sh, 2.0 * sh * ch
             f12r, f22r = -f21r, f11r
             f11i, f12i, f21i, f22i = f11r, f11r, f11r, f11r
             angle = tl.abs(s)

@@ -50,7 +50,7 @@ def rank_update_kernel(
         return
     re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
     for j in range(k):
-        lr, li = load_column(l + j * m * WIDTH, rows, rows < m, PAIRS)
-        rr, ri = load_column(r + j * n * WIDTH, columns, columns < n, PAIRS)
-        re, im = add_outer(re, im, lr, li, rr, ri, PAIRS)
+        ar, ai = load_column(l + j * m * WIDTH, rows, rows < m, PAIRS)
+        br, bi = load_column(r + j * n * WIDTH, columns, columns < n, PAIRS)
+        re, im = add_outer(re, im, ar, ai, br, bi, PAIRS)
     store_tile(w, rows, first, m, n, re, im, BN, PAIRS)

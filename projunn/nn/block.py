@@ -1,7 +1,6 @@
 """A product of block-diagonal unitary matrices with shuffles in between."""
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from projunn.init import haar_
@@ -71,13 +70,12 @@ class BlockUnitaryLinear(UnitaryModule):
         factors = matrix_view(self.weight)
         x = input.to(factors.dtype) if self.is_complex else input
         # Blocks first, so that each factor is one batched product: (blocks, rows, size).
-        x = rearrange(x.reshape(-1, features), "r (b s) -> b r s", b=self.num_blocks)
+        x = x.reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
         for i, factor in enumerate(factors.unbind(0)):
-            if i:
-                x = rearrange(x, "b r s -> r (s b)")
-                x = rearrange(x, "r (b s) -> b r s", b=self.num_blocks)
+            if i:  # (position, block) becomes (block, position)
+                x = x.permute(1, 2, 0).reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
             x = x @ factor.mT
-        output = rearrange(x, "b r s -> r (b s)").reshape(input.shape)
+        output = x.transpose(0, 1).reshape(input.shape)
         return output if self.bias is None else output + self._numbers(self.bias)
 
     def extra_repr(self) -> str:

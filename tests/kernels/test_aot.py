@@ -1,0 +1,44 @@
+"""Kernels compiled ahead of time for real GPUs: a handful; ``make aot`` does them all.
+
+In a process of its own, since this one's kernels are the interpreter's.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def run(*arguments, **environment):
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "projunn.kernels.jit.aot", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
+
+
+def test_a_few_kernels_compile_without_a_spill(tmp_path):
+    """Each kernel is in it: what the interpreter forgives, the compiler does not."""
+    out = tmp_path / "rows.jsonl"
+    result = run("--tiny", "--arch", "sm_90,gfx942", "--processes", "2", "--out", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    kernels = {row["kernel"].removesuffix("_kernel") for row in rows}
+    assert kernels >= {
+        "plane_step", "wide_step", "adjoint_product", "product", "orthonormal", "plane_basis",
+        "turn_rows", "rank_update", "warm_basis",
+    }  # fmt: skip
+    assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
+    wide = {row["kernel"]: row["wide"] for row in rows if row["architecture"] == "sm_90"}
+    assert wide["turn_rows_kernel"] > 0.9
+
+
+def test_the_interpreter_is_refused():
+    result = run("--tiny", TRITON_INTERPRET="1")
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET" in result.stderr
