@@ -95,8 +95,8 @@ def plane_step_kernel(
         yr += pr
         yi += pi
     size = tl.sqrt(square_sum(yr, yi, PAIRS))
-    inverse = (1.0 / tl.maximum(size, TINY)).to(tl.float32)
-    yr, yi = yr * inverse, yi * inverse
+    inverse = 1.0 / tl.maximum(size, TINY)  # in float64: the inverse of a zero norm is finite there
+    yr, yi = (yr * inverse).to(tl.float32), (yi * inverse).to(tl.float32)
     moves = size != 0.0  # NaN moves, and is refused below
 
     # X = D Y,  Z = -rate W^H X
@@ -151,7 +151,7 @@ def plane_step_kernel(
         store_tile(w, rows, 0, kept, n, ur, ui, BN, PAIRS)
 
     if WARM:
-        inverse = (1.0 / tl.maximum(tl.sqrt(squares), TINY)).to(tl.float32)
+        inverse = 1.0 / tl.maximum(tl.sqrt(squares), TINY)
         if PANELS > 1:
             tl.debug_barrier()
         for panel in range(PANELS):
@@ -163,8 +163,8 @@ def plane_step_kernel(
                 r,
                 rows,
                 rows < tl.where(taken, m, 0),
-                xr * inverse + PROBE * gr,
-                xi * inverse + PROBE * gi,
+                (xr * inverse).to(tl.float32) + PROBE * gr,
+                (xi * inverse).to(tl.float32) + PROBE * gi,
                 PAIRS,
             )
 

@@ -6,6 +6,7 @@ from projunn.nn.groupsort import GroupSort, MaxMin
 from projunn.nn.linear import UnitaryLinear
 from projunn.nn.modrelu import ModReLU
 from projunn.nn.recurrent import UnitaryRNN, UnitaryRNNCell
+from projunn.nn.select import select_blocks
 
 __all__ = [
     "BlockUnitaryLinear",
@@ -18,4 +19,5 @@ __all__ = [
     "UnitaryLinear",
     "UnitaryRNN",
     "UnitaryRNNCell",
+    "select_blocks",
 ]

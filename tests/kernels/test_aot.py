@@ -34,8 +34,9 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
         "turn_rows", "rank_update", "warm_basis",
     }  # fmt: skip
     assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
+    # The matrices go by 128 bits; real and imaginary parts of the factors are read apart.
     wide = {row["kernel"]: row["wide"] for row in rows if row["architecture"] == "sm_90"}
-    assert wide["turn_rows_kernel"] > 0.9
+    assert wide["turn_rows_kernel"] > 0.4
 
 
 def test_the_interpreter_is_refused():

@@ -1,0 +1,49 @@
+"""A few matrices out of a large bank, with a gradient for those alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import UnitaryParameter, view_like
+
+
+class _Select(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, indices: Tensor) -> Tensor:
+        ctx.shape = bank.shape
+        ctx.save_for_backward(indices)
+        return bank.detach().index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (indices,) = ctx.saved_tensors
+        sparse = torch.sparse_coo_tensor(
+            indices.unsqueeze(0), gradient, ctx.shape, check_invariants=False
+        )
+        return sparse, None
+
+
+def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
+    """The matrices ``bank[indices]``; the gradient of the bank is sparse, as that of a sparse embedding.
+
+    An optimizer of `projunn.optim` then reads and writes those matrices only: a bank of 10,000 of which
+    32 were selected pays for 32.  (Momentum and second moments of the others rest too.)
+
+    Args:
+        bank: (B, m, n), or (B, m, n, 2) stored as real pairs.
+        indices: (A,), int64.
+
+    Returns:
+        (A, m, n), complex where the bank is.
+
+    Raises:
+        ValueError: a bank with another number of batch dimensions, or ``indices`` that are no list.
+    """
+    if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1:
+        raise ValueError(f"bank: got shape {tuple(bank.shape)}, wanted (B, m, n), or with real pairs")
+    if indices.ndim != 1 or indices.dtype != torch.int64:
+        raise ValueError(
+            f"indices: got shape {tuple(indices.shape)} and {indices.dtype}, wanted (A,) and int64"
+        )
+    return view_like(bank, _Select.apply(bank, indices))  # type: ignore[no-untyped-call]
