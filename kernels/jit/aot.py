@@ -129,6 +129,8 @@ def launches_of(
             L.turn(w, x, y, retraction, -1.0)
             if p.k == 1:
                 L.warm_basis(x, empty(p.blocks, p.m, 1), x, torch.zeros(1, dtype=torch.int8))
+        elif p.operation == "polish":
+            L.polish(w, torch.zeros(()), 192)
         if p.operation == "basis":  # without the passes over W, which have operations of their own
             columns = ("orthonormal", "plane_basis", "basis", "warm_basis")
             return [one for one in launches if one[0].__name__.removesuffix("_kernel") in columns]
@@ -266,6 +268,8 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
         for k in ranks:
             for n in (32, 64, 128) if full else (64, 128):
                 problem = Problem("fused_step", pairs, k, n, n, 64)
+                if n * k * problem.width > 1024:
+                    continue  # such blocks are not fused
                 for retraction in ("exp", "polar", "cayley") if full or n == 64 else ("exp",):
                     yield problem, {"retraction": retraction}
                 if n == 64:
@@ -281,6 +285,8 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 problem = Problem("basis", pairs, k, n, n, 1)
                 for retraction in ("exp", "polar", "cayley") if full or n == 1024 else ("exp",):
                     yield problem, {"retraction": retraction}
+        yield Problem("polish", pairs, 1, 256, 256, 1), {}
+        yield Problem("polish", pairs, 1, 64, 128, 1), {}
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
         yield Problem("turn_rows", pairs, 1, 1000, 1000, 1), {}
 
@@ -291,6 +297,7 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     yield Problem("fused_step", False, 2, 64, 64, 64), {"retraction": "cayley"}
     for operation in ("adjoint_product", "product", "rank_update", "turn_rows"):
         yield Problem(operation, True, 1, 1024, 1024, 1), {"active": True}
+    yield Problem("polish", True, 1, 64, 128, 4), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
 
