@@ -103,6 +103,8 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation == "basis":
         if p.k == 1:
             return Config(1, min(n, 2048), 8 if n > 256 else 4)
+        if not p.pairs and p.k > 2:
+            return Config(1, min(n, 64), 4)
         # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
         columns = min(n, max(16, 512 // (p.columns * p.width)))
         return Config(1, columns, 8 if columns > 16 else 4)
@@ -161,7 +163,7 @@ def _fits(config: Config, problem: Problem) -> bool:
         floats *= 2 * p.columns
     if p.operation == "basis":
         floats = config.columns * p.columns * p.width
-        narrow, broad = (1, 16) if p.k == 1 else (1, 2)
+        narrow, broad = (1, 16) if p.k == 1 else (1, 4)
         return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
     most = 32 if p.k == 1 or p.operation != "fused_step" else 8

@@ -380,7 +380,8 @@ def polish(weight: Tensor, step: Tensor, period: int) -> None:
     moved = torch.empty_like(weight)
     sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
     w, e, v = _floats(weight), _floats(error), _floats(moved)
-    constants = {"PAIRS": weight.is_complex(), "B": 32, "num_warps": 4}
+    pairs = weight.is_complex()
+    constants = {"PAIRS": pairs, "B": 32, "num_warps": 8 if pairs else 4}
     tiles, rows, columns = -(-size // 32), -(-m // 32), -(-n // 32)
     wide = m < n
     residual_kernel[(tiles, tiles, count)](w, e, sums, step, period, m, n, WIDE=wide, **constants)
