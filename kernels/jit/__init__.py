@@ -7,7 +7,8 @@ path runs.  From the bottom up::
     plane          k = 1: basis and rotation of a step, closed form
     small          k > 1: float64 functions of 2k x 2k matrices in registers
     fused_step     factor, project, retract, write: one program a block, one launch
-    streaming      products, basis, row update of one large matrix, a launch each
+    streaming      products and row update of one large matrix, a launch each
+    step_basis     the factors between those passes
     rank_update    the block-sparse low-rank update
     polish         Newton-Schulz against drift, when it is due
     launch         pointer tables, grids, and what each launch passes

@@ -17,15 +17,13 @@ from projunn.kernels.jit.fused_step import plane_step_kernel, wide_step_kernel
 from projunn.kernels.jit.plane import CAYLEY, EXP, POLAR
 from projunn.kernels.jit.polish import correct_kernel, residual_kernel, settle_kernel
 from projunn.kernels.jit.rank_update import rank_update_kernel
-from projunn.kernels.jit.streaming import (
-    adjoint_product_kernel,
+from projunn.kernels.jit.step_basis import (
     basis_kernel,
     orthonormal_kernel,
     plane_basis_kernel,
-    product_kernel,
-    turn_rows_kernel,
     warm_basis_kernel,
 )
+from projunn.kernels.jit.streaming import adjoint_product_kernel, product_kernel, turn_rows_kernel
 from projunn.kernels.polish import NEAR
 from projunn.kernels.tuning import (
     Config,
