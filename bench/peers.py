@@ -7,6 +7,7 @@ out, with a word about it.
 
 import importlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 LR = 1e-3
 
+T = TypeVar("T")
 Step = Callable[[], object]
 
 
@@ -63,6 +65,48 @@ def geoopt(weight: Tensor, gradient: Tensor, canonical: bool) -> Step:
     return package.optim.RiemannianSGD([parameter], lr=LR).step
 
 
+def trained_peers(n: int) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+    """Bias-free n x n linear layers that others keep orthogonal, each with its optimizer."""
+    weight = nn.init.orthogonal_(torch.empty(n, n))
+
+    def of_pogo() -> tuple[nn.Module, torch.optim.Optimizer]:
+        package, base = importlib.import_module("pogo"), importlib.import_module("pogo.base")
+        layer = _Matrix(nn.Parameter(weight.clone().unsqueeze(0)))
+        return layer, package.POGO([layer.weight], base.SGD(), LR)
+
+    def of_geoopt() -> tuple[nn.Module, torch.optim.Optimizer]:
+        package = importlib.import_module("geoopt")
+        manifold = package.EuclideanStiefel()
+        layer = _Matrix(package.ManifoldParameter(weight.clone(), manifold=manifold))
+        return layer, package.optim.RiemannianSGD([layer.weight], lr=LR)
+
+    def of_geotorch() -> tuple[nn.Module, torch.optim.Optimizer]:
+        package = importlib.import_module("geotorch")
+        layer = nn.Linear(n, n, bias=False)
+        package.orthogonal(layer, "weight")
+        return layer, torch.optim.SGD(layer.parameters(), lr=LR)
+
+    def of_torch() -> tuple[nn.Module, torch.optim.Optimizer]:
+        layer = nn.Linear(n, n, bias=False)
+        parametrizations.orthogonal(layer, orthogonal_map="cayley", use_trivialization=False)
+        return layer, torch.optim.SGD(layer.parameters(), lr=LR)
+
+    return _installed(
+        {"pogo": of_pogo, "geoopt": of_geoopt, "geotorch": of_geotorch, "torch cayley": of_torch}
+    )
+
+
+class _Matrix(nn.Module):
+    """``x W^T`` for a weight (n, n), or (1, n, n) as POGO wants it."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.reshape(self.weight.shape[-2:]))
+
+
 def peers(weight: Tensor, gradient: Tensor) -> dict[str, Step]:
     """Those that are installed, each on a copy of the real ``weight``."""
     makers: dict[str, Callable[[], Step]] = {
@@ -74,7 +118,11 @@ def peers(weight: Tensor, gradient: Tensor) -> dict[str, Step]:
         "torch cayley": lambda: parametrized(weight, gradient, "cayley"),
         "torch householder": lambda: parametrized(weight, gradient, "householder"),
     }
-    found: dict[str, Step] = {}
+    return _installed(makers)
+
+
+def _installed(makers: dict[str, Callable[[], T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
     for name, make in makers.items():
         try:
             found[name] = make()

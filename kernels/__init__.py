@@ -11,7 +11,8 @@ them in this order::
     products     L = W Q                        one read of W            |
     rank_update  W += L (Q F^H)^H               one read and write of W /
 
-`fused_step` is all of it for parameters of one shape, ``recurrence`` the time loop of the unitary RNN,
+`fused_step` is all of it for parameters of one shape; ``sketch`` takes the factors of a gradient that is
+never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the unitary RNN
 and ``convolution`` the Fourier-domain convolution, made of ``spectral`` products over the bins that
 ``frequencies`` tells apart.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are
 configured, ``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit``
@@ -21,6 +22,7 @@ imports triton.
 from projunn.kernels.basis import step_basis
 from projunn.kernels.convolution import fourier_convolution
 from projunn.kernels.factor import factor, orthonormalize
+from projunn.kernels.factored_step import factored_step_
 from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.fused_step import fused_step_
 from projunn.kernels.polish import polish_, polish_when_due_
@@ -30,6 +32,7 @@ from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
 from projunn.kernels.retract import retract_
 from projunn.kernels.rotation import RETRACTIONS, rotation
+from projunn.kernels.sketch import sketch
 from projunn.kernels.spectral import spectral_gradient, spectral_product
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "adjoint_product",
     "apply_nonlinearity",
     "factor",
+    "factored_step_",
     "fourier_convolution",
     "frequencies",
     "fused_step_",
@@ -51,6 +55,7 @@ __all__ = [
     "retract_",
     "rotation",
     "seeded_normal",
+    "sketch",
     "spectral_gradient",
     "spectral_product",
     "step_basis",

@@ -119,7 +119,7 @@ def _one(
     left, right = factor(direction, basis)
     step = left * -rate if scale is None else left * (scale * -rate)
     taken = retract_(weight, step, right, retraction)
-    _settle(taken, left, basis, probe, skipped)
+    settle(taken, left, basis, probe, skipped)
 
 
 def _listed(
@@ -150,7 +150,7 @@ def _listed(
         as_blocks(basis).index_add_(0, at, change)
 
 
-def _settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
+def settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
     usual = known_to_hold(taken)
     if not usual:

@@ -2,6 +2,7 @@
 
 from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect
+from projunn.factored import FactoredTensor
 from projunn.kernels.backends import backend
 from projunn.lipschitz import certified_accuracy, lipschitz_bound
 from projunn.lowrank import factorize
@@ -17,6 +18,7 @@ from projunn.retraction import retract, retract_
 __version__ = "0.1.0"
 
 __all__ = [
+    "FactoredTensor",
     "UnitaryParameter",
     "backend",
     "certified_accuracy",

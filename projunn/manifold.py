@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from projunn.factored import FactoredTensor
+
 MATRIX_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
@@ -30,12 +32,18 @@ class UnitaryParameter(nn.Parameter):
         pairs: the last axis holds real and imaginary part.
         blocks: number of matrices stacked along the rows.
 
+    Attributes:
+        pairs, blocks: as given.
+        sketch: the factors that the next gradient's sketch starts from, where a layer with
+            ``sketch_rank`` owns the parameter; its gradients are then `projunn.FactoredTensor`.
+
     The mark survives ``deepcopy``, pickling, ``torch.save`` and ``load``, ``Module.to`` and
     ``load_state_dict``.
     """
 
     pairs: bool
     blocks: int
+    sketch: FactoredTensor | None
 
     def __new__(
         cls, data: Tensor, requires_grad: bool = True, *, pairs: bool = False, blocks: int = 1
@@ -47,25 +55,32 @@ class UnitaryParameter(nn.Parameter):
         if id(self) not in memo:
             data = self.data.clone(memory_format=torch.preserve_format)
             result = _rebuild(data, self.requires_grad, self.pairs, self.blocks)
+            result.sketch = copy.deepcopy(self.sketch, memo)
             result.grad = copy.deepcopy(self.grad, memo)
             memo[id(self)] = result
         return cast(UnitaryParameter, memo[id(self)])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (self.data, self.requires_grad, self.pairs, self.blocks)
+        return _rebuild, (self.data, self.requires_grad, self.pairs, self.blocks, self.sketch)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Unitary parameter containing:\n{self.data!r}"
 
 
-def _rebuild(data: Tensor, requires_grad: bool, pairs: bool, blocks: int) -> UnitaryParameter:
-    return UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks)
+def _rebuild(
+    data: Tensor, requires_grad: bool, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
+) -> UnitaryParameter:
+    parameter = UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks)
+    parameter.sketch = sketch
+    return parameter
 
 
-def _mark(parameter: nn.Parameter, pairs: bool, blocks: int) -> UnitaryParameter:
+def _mark(
+    parameter: nn.Parameter, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
+) -> UnitaryParameter:
     parameter.__class__ = UnitaryParameter
     marked = cast(UnitaryParameter, parameter)
-    marked.pairs, marked.blocks = pairs, blocks
+    marked.pairs, marked.blocks, marked.sketch = pairs, blocks, sketch
     return marked
 
 
@@ -144,18 +159,21 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
     return module
 
 
-def marks(module: nn.Module) -> dict[str, tuple[bool, int]]:
-    """Layout (pairs, blocks) of the unitary parameters that ``module`` itself holds, by name."""
+Marks = dict[str, tuple[bool, int, FactoredTensor | None]]
+
+
+def marks(module: nn.Module) -> Marks:
+    """(pairs, blocks, sketch) of the unitary parameters that ``module`` itself holds, by name."""
     held = module._parameters.items()
-    return {n: (p.pairs, p.blocks) for n, p in held if isinstance(p, UnitaryParameter)}
+    return {n: (p.pairs, p.blocks, p.sketch) for n, p in held if isinstance(p, UnitaryParameter)}
 
 
-def restore_marks(module: nn.Module, known: dict[str, tuple[bool, int]]) -> None:
+def restore_marks(module: nn.Module, known: Marks) -> None:
     """Mark again the parameters that were replaced by plain ones."""
-    for name, (pairs, blocks) in known.items():
+    for name, mark in known.items():
         parameter = module._parameters.get(name)
         if parameter is not None and not isinstance(parameter, UnitaryParameter):
-            _mark(parameter, pairs, blocks)
+            _mark(parameter, *mark)
 
 
 def keep_marks(module: nn.Module) -> None:
@@ -163,7 +181,7 @@ def keep_marks(module: nn.Module) -> None:
     module.register_load_state_dict_post_hook(partial(_after_load, known=marks(module)))
 
 
-def _after_load(module: nn.Module, _: object, known: dict[str, tuple[bool, int]]) -> None:
+def _after_load(module: nn.Module, _: object, known: Marks) -> None:
     restore_marks(module, known)
 
 

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from projunn.init import haar_
 from projunn.manifold import matrix_view
-from projunn.nn.module import UnitaryModule, positive
+from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.sketched import sketched_linear
 
 
 class BlockUnitaryLinear(UnitaryModule):
@@ -21,7 +22,7 @@ class BlockUnitaryLinear(UnitaryModule):
         block_size: rows and columns of a block.
         bias: learn an additive bias.
         num_factors: block-diagonal factors, with a shuffle between each two.
-        device, dtype: as in `projunn.nn.UnitaryLinear`.
+        device, dtype, sketch_rank: as in `projunn.nn.UnitaryLinear`.
 
     Shape:
         input and output (*, num_blocks block_size).
@@ -32,7 +33,7 @@ class BlockUnitaryLinear(UnitaryModule):
         bias: the bias, uniform in +-1/sqrt(block_size) at the start, or None.
 
     Raises:
-        ValueError: sizes that are not positive, or input of another size.
+        ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.
         TypeError: another dtype.
     """
 
@@ -47,18 +48,22 @@ class BlockUnitaryLinear(UnitaryModule):
         num_factors: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
     ) -> None:
         super().__init__(dtype)
         self.num_blocks = positive("num_blocks", num_blocks)
         self.block_size = positive("block_size", block_size)
         self.num_factors = positive("num_factors", num_factors)
-        self.weight = self._matrices(num_factors, num_blocks, block_size, block_size, device=device)
+        self.sketch_rank = sketch_rank
+        shape = num_factors, num_blocks, block_size, block_size
+        self.weight = self._matrices(*shape, device=device, sketch_rank=sketch_rank)
         self.bias = self._plain(num_blocks * block_size, device=device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
         haar_(self.weight)
+        start_sketch(self.weight)
         if self.bias is not None:
             bound = self.block_size**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
@@ -67,20 +72,22 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
-        factors = matrix_view(self.weight)
-        x = input.to(factors.dtype) if self.is_complex else input
+        start = self.weight.sketch
+        factors = (matrix_view(self.weight) if start is None else self.weight).unbind(0)
+        x = input.to(matrix_view(self.weight).dtype) if self.is_complex else input
         # Blocks first, so that each factor is one batched product: (blocks, rows, size).
         x = x.reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
-        for i, factor in enumerate(factors.unbind(0)):
+        for i, factor in enumerate(factors):
             if i:  # (position, block) becomes (block, position)
                 x = x.permute(1, 2, 0).reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
-            x = x @ factor.mT
+            x = x @ factor.mT if start is None else sketched_linear(x, factor, None, start.part(i))
         output = x.transpose(0, 1).reshape(input.shape)
         return output if self.bias is None else output + self._numbers(self.bias)
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""
+        sketch = "" if self.sketch_rank is None else f", sketch_rank={self.sketch_rank}"
         return (
             f"num_blocks={self.num_blocks}, block_size={self.block_size},"
-            f" num_factors={self.num_factors}, bias={self.bias is not None}{kind}"
+            f" num_factors={self.num_factors}, bias={self.bias is not None}{kind}{sketch}"
         )

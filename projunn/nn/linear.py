@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from projunn.init import haar_
 from projunn.manifold import matrix_view
-from projunn.nn.module import UnitaryModule, positive
+from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.sketched import sketched_linear
 
 
 class UnitaryLinear(UnitaryModule):
@@ -21,6 +22,10 @@ class UnitaryLinear(UnitaryModule):
         bias: learn an additive bias.
         device: as in ``torch.nn.Linear``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+        sketch_rank: rank of sketched gradients, None for dense ones.  The backward then computes only
+            the factors of the weight's gradient that `projunn.optim` steps along (`projunn.kernels.
+            sketch`): ``weight.grad`` is a `projunn.FactoredTensor`, and a step costs less than that
+            of ``nn.Linear``.  Give the optimizer the same ``rank``, or a smaller one.
 
     Shape:
         input (*, in_features), output (*, out_features); a complex layer takes real input too.
@@ -32,7 +37,7 @@ class UnitaryLinear(UnitaryModule):
         matrix: the weight as real or complex numbers, (out_features, in_features).
 
     Raises:
-        ValueError: sizes that are not positive.
+        ValueError: sizes or a ``sketch_rank`` that are not positive.
         TypeError: another dtype.
     """
 
@@ -46,17 +51,20 @@ class UnitaryLinear(UnitaryModule):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
     ) -> None:
         super().__init__(dtype)
         self.in_features = positive("in_features", in_features)
         self.out_features = positive("out_features", out_features)
-        self.weight = self._matrices(out_features, in_features, device=device)
+        self.sketch_rank = sketch_rank
+        self.weight = self._matrices(out_features, in_features, device=device, sketch_rank=sketch_rank)
         self.bias = self._plain(out_features, device=device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
         haar_(self.weight)
+        start_sketch(self.weight)
         if self.bias is not None:
             bound = self.in_features**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
@@ -67,11 +75,17 @@ class UnitaryLinear(UnitaryModule):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.is_complex and not input.is_complex():
-            input = input.to(self._stored.to_complex())
+            input = input.to(self.matrix.dtype)
         bias = None if self.bias is None else self._numbers(self.bias)
-        return functional.linear(input, self.matrix, bias)
+        start = self.weight.sketch
+        if start is None:
+            return functional.linear(input, self.matrix, bias)
+        output = sketched_linear(input.reshape(-1, input.shape[-1]), self.weight, bias, start)
+        return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""
         bias = self.bias is not None
+        if self.sketch_rank is not None:
+            kind += f", sketch_rank={self.sketch_rank}"
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{kind}"

@@ -6,7 +6,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names, marks, restore_marks
+from projunn.factored import FactoredTensor
+from projunn.kernels import orthonormalize, seeded_normal
+from projunn.manifold import (
+    MATRIX_DTYPES,
+    UnitaryParameter,
+    dtype_names,
+    marks,
+    matrix_view,
+    restore_marks,
+)
 
 
 class UnitaryModule(nn.Module):
@@ -24,8 +33,16 @@ class UnitaryModule(nn.Module):
         self.is_complex = dtype.is_complex
         self._stored = dtype.to_real()
 
-    def _matrices(self, *shape: int, device: torch.device | str | None) -> UnitaryParameter:
-        return UnitaryParameter(self._empty(*shape, device=device), pairs=self.is_complex)
+    def _matrices(
+        self, *shape: int, device: torch.device | str | None, sketch_rank: int | None = None
+    ) -> UnitaryParameter:
+        weight = UnitaryParameter(self._empty(*shape, device=device), pairs=self.is_complex)
+        if sketch_rank is not None:
+            rank = min(positive("sketch_rank", sketch_rank), *shape[-2:])
+            left, right = (torch.empty(*shape[:-2], n, rank, device=device) for n in shape[-2:])
+            kind = self._stored.to_complex() if self.is_complex else self._stored
+            weight.sketch = FactoredTensor(left.to(kind), right.to(kind), self.is_complex)
+        return weight
 
     def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
         return nn.Parameter(self._empty(*shape, device=device))
@@ -42,6 +59,10 @@ class UnitaryModule(nn.Module):
         known = marks(self)
         super()._apply(fn, recurse)
         restore_marks(self, known)
+        for parameter in self._parameters.values():
+            if isinstance(parameter, UnitaryParameter) and parameter.sketch is not None:
+                moved = fn(parameter.sketch.left), fn(parameter.sketch.right)
+                parameter.sketch = parameter.sketch.with_factors(*moved)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -55,3 +76,12 @@ def positive(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
     return value
+
+
+@torch.no_grad()
+def start_sketch(weight: UnitaryParameter) -> None:
+    """Let the first sketch of a weight's gradient start from a random basis; the same for every shape."""
+    if weight.sketch is not None:
+        left = weight.sketch.left
+        left.copy_(orthonormalize(seeded_normal(matrix_view(weight), left.shape, 0)))
+        weight.sketch.right.zero_()

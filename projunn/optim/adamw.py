@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn.optim.factored import FactoredGradient, Factors
 from projunn.optim.matrices import Matrices, add_square_, count_of
 from projunn.optim.unitary import UnitaryOptimizer
 
@@ -90,3 +91,14 @@ class AdamW(UnitaryOptimizer):
         correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps
         spread = average.sqrt().mul_(correction2**-0.5).add_(group["eps"])
         return mean / spread.mul_(correction1)
+
+    def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
+        if group["amsgrad"]:
+            raise ValueError("amsgrad: got True, wanted False for a parameter with sketched gradients")
+        beta1, beta2 = group["betas"]
+        steps = count_of(gradient.state["step"])
+        mean = gradient.average("exp_avg", gradient.clean, beta1, 1 - beta1)
+        left, right = gradient.over_root_of_squares(
+            "exp_avg_sq", mean, beta2, 1 - beta2**steps, group["eps"]
+        )
+        return left / (1 - beta1**steps), right

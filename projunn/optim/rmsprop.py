@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn.optim.factored import FactoredGradient, Factors
 from projunn.optim.matrices import Matrices, add_square_
 from projunn.optim.unitary import UnitaryOptimizer
 
@@ -87,3 +88,12 @@ class RMSprop(UnitaryOptimizer):
             return direction
         buffer = matrices.zeros(state, "momentum_buffer")
         return buffer.mul_(matrices.decay(group["momentum"])).add_(direction)
+
+    def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
+        if group["centered"]:
+            raise ValueError("centered: got True, wanted False for a parameter with sketched gradients")
+        scaled = gradient.over_root_of_squares(
+            "square_avg", gradient.clean, group["alpha"], 1.0, group["eps"]
+        )
+        momentum = group["momentum"]
+        return gradient.average("momentum_buffer", scaled, momentum) if momentum else scaled

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn.optim.factored import FactoredGradient, Factors
 from projunn.optim.matrices import Matrices
 from projunn.optim.unitary import UnitaryOptimizer
 
@@ -93,3 +94,14 @@ class SGD(UnitaryOptimizer):
         buffer = matrices.zeros(state, "momentum_buffer")
         buffer.mul_(matrices.decay(mu)).add_(clean, alpha=1 if first else 1 - group["dampening"])
         return grad.add(buffer, alpha=mu) if group["nesterov"] else buffer
+
+    def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
+        momentum = group["momentum"]
+        if momentum == 0:
+            return gradient.factors
+        weight = 1 - group["dampening"]
+        held = gradient.average("momentum_buffer", gradient.clean, momentum, weight, first=1.0)
+        if not group["nesterov"]:
+            return held
+        left, right = gradient.factors
+        return torch.cat([left, held[0] * momentum], -1), torch.cat([right, held[1]], -1)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from projunn.drift import polish_period
+from projunn.factored import FactoredTensor
 from projunn.kernels import (
     RETRACTIONS,
+    factored_step_,
     fused_step_,
     orthonormalize,
     polish_,
@@ -31,6 +33,7 @@ from projunn.manifold import (
     dtype_names,
     view_like,
 )
+from projunn.optim.factored import FactoredGradient, Factors, truncated
 from projunn.optim.matrices import Matrices, active_matrices
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
@@ -70,6 +73,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         """The rule's step direction for one unitary parameter, like ``grad``; updates ``state``."""
         raise NotImplementedError
 
+    def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
+        """The same in factors, for a sketched gradient; updates ``gradient.state``."""
+        raise NotImplementedError
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         group = {**self.defaults, **param_group}
         _check_options(group)
@@ -99,6 +106,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         members = [(g, p) for g in self.param_groups for p in g["params"]]
         for index, (group, p) in enumerate(members):
             if not isinstance(p, UnitaryParameter) or p.grad is None:
+                continue
+            if isinstance(p.grad, FactoredTensor):
+                self._factored_step(p, p.grad, self.state[p], group)
                 continue
             matrices = self._prepare(p, p.grad, self.state[p], group, index)
             if group["factorization"] == "subspace":
@@ -135,11 +145,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         """The matrices of a parameter with their direction; its state as it is from now on."""
         values, active = active_matrices(p, gradient)
         matrices = Matrices(p, values, active, state, group)
-        if "step" not in state:
-            on_device = group.get("capturable", False)
-            state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
-            state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
-        state["step"] += 1
+        _count(p, state, group)
         own = matrices.rule_state()
         matrices.direction = matrices.gate(self._direction(matrices, matrices.grad, own, group))
         matrices.keep_rule_state(own)
@@ -199,6 +205,36 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             taken = retract_(blocks, left, right, group["retraction"], matrices.active)
         state["skipped"].add_(taken.logical_not().sum())
 
+    def _factored_step(
+        self, p: UnitaryParameter, grad: FactoredTensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """A parameter with a sketched gradient: `projunn.kernels.factored_step_`."""
+        if p.sketch is None:
+            raise TypeError(
+                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs to"
+                " no layer with sketch_rank"
+            )
+        _count(p, state, group)
+        gradient = FactoredGradient(p, grad, state)
+        direction = truncated(*self._factored_direction(gradient, group), group["rank"])
+        left, right = gradient.gate(direction)
+        rate = unitary_learning_rate(group)
+        sign = -1.0 if group["maximize"] else 1.0
+        factored_step_(
+            p.detach(),
+            left,
+            right,
+            gradient.factors[0],
+            state["basis"],
+            state["probe"],
+            state["skipped"],
+            sign if isinstance(rate, Tensor) else sign * rate,
+            rate if isinstance(rate, Tensor) else None,
+            group["retraction"],
+            p.pairs,
+        )
+        p.sketch.left.copy_(gradient.view(state["basis"]))
+
     def _polish(self, p: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         weight, period = view_like(p, p.detach()), group["polish_every"]
         if period is None:
@@ -211,12 +247,28 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         elif state["step"].item() % period == 0:
             polish_(weight)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
+                basis = state["basis"]
+                p.sketch.left.copy_(torch.view_as_complex(basis) if p.pairs else basis)
+
     def skipped_steps(self) -> int:
         """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.
 
         The counters live on the devices of the parameters; this call reads them and so waits.
         """
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))
+
+
+def _count(p: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """One step more."""
+    if "step" not in state:
+        on_device = group.get("capturable", False)
+        state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
+        state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
+    state["step"] += 1
 
 
 def _likeness(matrices: Matrices, group: dict[str, Any]) -> tuple[Any, ...]:

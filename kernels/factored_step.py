@@ -1,0 +1,75 @@
+"""The optimizer step of one parameter whose direction is already in factors: retract, refresh the basis.
+
+    W <- retraction of W - rate X Y^H        R <- orth(S) + 0.01 probe
+
+W is (*batch, m, n), X (*batch, m, k), Y (*batch, n, k); the warm basis R, its probe and S, the left
+factor of the gradient, are (*batch, m, r).  ``skipped`` () counts the matrices whose step cannot be
+taken: they and their bases are left as they were.  With ``pairs``, W, R and the probe are stored as real
+pairs, with a trailing axis of size 2, while the factors are complex.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn.kernels.backends import opaque
+from projunn.kernels.fused_step import settle
+from projunn.kernels.retract import retract_
+
+
+def factored_step_(
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sketched: Tensor,
+    basis: Tensor,
+    probe: Tensor,
+    skipped: Tensor,
+    rate: float,
+    scale: Tensor | None = None,
+    retraction: str = "exp",
+    pairs: bool = False,
+) -> None:
+    """Take the step in place; the learning rate is ``rate``, times the 0-d ``scale`` if given."""
+    step = _operator if opaque(weight) else _step
+    step(weight, left, right, sketched, basis, probe, skipped, rate, scale, retraction, pairs)
+
+
+def _step(
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sketched: Tensor,
+    basis: Tensor,
+    probe: Tensor,
+    skipped: Tensor,
+    rate: float,
+    scale: Tensor | None,
+    retraction: str,
+    pairs: bool,
+) -> None:
+    if pairs:
+        weight, basis, probe = (torch.view_as_complex(t) for t in (weight, basis, probe))
+    step = left * -rate if scale is None else left * (scale * -rate)
+    settle(retract_(weight, step, right, retraction), sketched, basis, probe, skipped)
+
+
+@torch.library.custom_op("projunn::factored_step_", mutates_args=("weight", "basis", "skipped"))
+def _operator(
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sketched: Tensor,
+    basis: Tensor,
+    probe: Tensor,
+    skipped: Tensor,
+    rate: float,
+    scale: Tensor | None,
+    retraction: str,
+    pairs: bool,
+) -> None:
+    _step(weight, left, right, sketched, basis, probe, skipped, rate, scale, retraction, pairs)
+
+
+@_operator.register_fake
+def _(*arguments):  # type: ignore[no-untyped-def]
+    return None

@@ -1,0 +1,246 @@
+"""A tensor known by its low-rank factors: the gradient of a weight that is sketched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+class FactoredTensor(torch.Tensor):
+    """``L R^H`` of shape (*batch, m, n), held as L (*batch, m, r) and R (*batch, n, r).
+
+    This is what ``weight.grad`` is for layers with ``sketch_rank``.  It adds up exactly, the rank of a
+    sum being the sum of the ranks, and it can do what training loops do with gradients: be scaled,
+    zeroed, detached, cloned, converted, added to a dense tensor, and give its Frobenius norm, so that
+    ``zero_grad``, ``clip_grad_norm_`` and ``GradScaler`` work as they are.  (The norm is that of
+    ``L R^H``, the gradient as sketched, without what the sketch left out.)
+
+    Args:
+        left: L, real or complex.
+        right: R, of the same dtype and batch.
+        pairs: the tensor stands for a complex one stored as real pairs, (*batch, m, n, 2), and is real,
+            while the factors are complex.
+
+    Attributes:
+        left, right, pairs: as given.
+
+    Raises:
+        TypeError: an operation that needs the entries; ``to_dense()`` forms them.
+    """
+
+    left: Tensor
+    right: Tensor
+    pairs: bool
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, left: Tensor, right: Tensor, pairs: bool = False) -> "FactoredTensor":
+        shape = (*left.shape[:-1], right.shape[-2], *((2,) if pairs else ()))
+        dtype = left.dtype.to_real() if pairs else left.dtype
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=left.device)
+        self.left, self.right, self.pairs = left, right, pairs
+        return self
+
+    def __init__(self, left: Tensor, right: Tensor, pairs: bool = False) -> None:
+        pass
+
+    @property
+    def rank(self) -> int:
+        """r, the number of columns of the factors."""
+        return self.left.shape[-1]
+
+    def to_dense(self, *arguments: Any, **options: Any) -> Tensor:
+        """The entries, (*batch, m, n) or (*batch, m, n, 2)."""
+        product = self.left @ _adjoint(self.right)
+        return torch.view_as_real(product) if self.pairs else product
+
+    def with_factors(self, left: Tensor, right: Tensor) -> "FactoredTensor":
+        """Another tensor of this kind."""
+        return FactoredTensor(left, right, self.pairs)
+
+    def part(self, index: int) -> "FactoredTensor":
+        """The tensor at an index of the first batch axis; shares memory."""
+        return self.with_factors(self.left[index], self.right[index])
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.rank}, dtype={self.dtype})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FactoredTensor":
+        return self.with_factors(self.left.clone(), self.right.clone())
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return FactoredTensor, (self.left, self.right, self.pairs)
+
+    def __tensor_flatten__(self) -> tuple[list[str], bool]:
+        return ["left", "right"], self.pairs
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], pairs: bool, size: object, stride: object
+    ) -> "FactoredTensor":
+        return FactoredTensor(inner["left"], inner["right"], pairs)
+
+    def _stable_hash_for_caching(self) -> str:
+        return f"projunn.FactoredTensor pairs={self.pairs}"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Any:
+        rule = _RULES.get(operator)
+        if rule is None:
+            raise TypeError(
+                f"{operator}: not known for the low-rank factors of a gradient; call to_dense() on it"
+                " first, or build the layer without sketch_rank"
+            )
+        return rule(*arguments, **(options or {}))
+
+
+def squared_norm(left: Tensor, right: Tensor) -> Tensor:
+    """``‖L R^H‖_F^2`` (*batch), in float64: tr(L^H L R^H R)."""
+    precise = torch.complex128 if left.is_complex() else torch.float64
+    a, b = left.to(precise), right.to(precise)
+    return ((_adjoint(a) @ a) * (_adjoint(b) @ b).mT).sum((-2, -1)).real.clamp_min(0)
+
+
+def _adjoint(factor: Tensor) -> Tensor:
+    """``factor.mH``, computed: a conjugate view is misread inside ``__torch_dispatch__``."""
+    return factor.conj_physical().mT
+
+
+def _apply(change: Callable[[Tensor], Tensor]) -> Callable[..., FactoredTensor]:
+    return lambda a, **_: a.with_factors(change(a.left), change(a.right))
+
+
+def _scale(a: Any, factor: Any) -> Any:
+    if not isinstance(a, FactoredTensor):
+        a, factor = factor, a
+    return a.with_factors(a.left * factor, a.right)
+
+
+def _scale_(a: FactoredTensor, factor: Any) -> FactoredTensor:
+    a.left = a.left * factor
+    return a
+
+
+def _divide(a: FactoredTensor, factor: Any) -> FactoredTensor:
+    return a.with_factors(a.left / factor, a.right)
+
+
+def _divide_(a: FactoredTensor, factor: Any) -> FactoredTensor:
+    a.left = a.left / factor
+    return a
+
+
+def _sum(a: FactoredTensor, b: FactoredTensor, alpha: float) -> tuple[Tensor, Tensor]:
+    b_left = b.left if alpha == 1 else b.left * alpha
+    return torch.cat([a.left, b_left], -1), torch.cat([a.right, b.right], -1)
+
+
+def _add(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    if isinstance(a, FactoredTensor) and isinstance(b, FactoredTensor):
+        return a.with_factors(*_sum(a, b, alpha))
+    first = a.to_dense() if isinstance(a, FactoredTensor) else a
+    second = b.to_dense() if isinstance(b, FactoredTensor) else b
+    return torch.add(first, second, alpha=alpha)
+
+
+def _add_(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    if not isinstance(a, FactoredTensor):
+        assert isinstance(b, FactoredTensor)
+        return a.add_(b.to_dense(), alpha=alpha)
+    if not isinstance(b, FactoredTensor):
+        raise TypeError(
+            "a dense gradient cannot be added in place to the factors of a sketched one: use the weight"
+            " outside its layer only in the same backward, or build the layer without sketch_rank"
+        )
+    a.left, a.right = _sum(a, b, alpha)
+    return a
+
+
+def _zero_(a: FactoredTensor) -> FactoredTensor:
+    a.left = torch.zeros_like(a.left)
+    a.right = torch.where(a.right.isfinite(), a.right, 0.0)
+    return a
+
+
+def _copy_(a: Tensor, b: Tensor, *_: Any) -> Tensor:
+    if not isinstance(a, FactoredTensor):
+        assert isinstance(b, FactoredTensor)
+        return a.copy_(b.to_dense())
+    if not isinstance(b, FactoredTensor):
+        raise TypeError("a dense tensor cannot be copied into the factors of a sketched gradient")
+    a.left, a.right = b.left.to(a.left, copy=True), b.right.to(a.right, copy=True)
+    return a
+
+
+def _convert(a: FactoredTensor, *, dtype: torch.dtype | None = None, **options: Any) -> FactoredTensor:
+    if dtype is not None and a.pairs:
+        dtype = dtype.to_complex()
+    options = {k: v for k, v in options.items() if k in ("device", "non_blocking")}
+    copies = [t.to(dtype=dtype, copy=True, **options) for t in (a.left, a.right)]
+    return a.with_factors(*copies)
+
+
+def _norm(a: FactoredTensor, order: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Tensor:
+    if order not in (None, 2) or dim not in (None, []):
+        raise TypeError(
+            f"norm of order {order} over dim {dim}: the factors of a sketched gradient give the"
+            " Frobenius norm of the whole only (clip_grad_norm_ with norm_type=2)"
+        )
+    return squared_norm(a.left, a.right).sum().sqrt().to(a.dtype.to_real())
+
+
+def _stack(tensors: list[FactoredTensor], dim: int = 0) -> Tensor:
+    if dim != 0 or not all(isinstance(t, FactoredTensor) for t in tensors):
+        return torch.stack([t.to_dense() for t in tensors], dim)
+    rank = max(t.rank for t in tensors)
+    parts = [
+        torch.stack([torch.nn.functional.pad(f, (0, rank - f.shape[-1])) for f in factors])
+        for factors in ([t.left for t in tensors], [t.right for t in tensors])
+    ]
+    return tensors[0].with_factors(parts[0], parts[1])
+
+
+def _unscale_(tensors: list[Tensor], found: Tensor, inverse: Tensor) -> None:
+    """`GradScaler`: scale the dense ones and the left factors, look at all."""
+    lefts, rights, others = [], [], []
+    for t in tensors:
+        if isinstance(t, FactoredTensor):
+            t.left = t.left.clone()
+            lefts.append(torch.view_as_real(t.left) if t.pairs else t.left)
+            rights.append(torch.view_as_real(t.right) if t.pairs else t.right)
+        else:
+            others.append(t)
+    unscale = aten._amp_foreach_non_finite_check_and_unscale_.default
+    unscale(others + lefts, found, inverse)
+    unscale([r.clone() for r in rights], found, torch.ones_like(inverse))
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    aten.detach.default: _apply(lambda t: t.detach()),
+    aten.alias.default: _apply(lambda t: t),
+    aten.clone.default: _apply(lambda t: t.clone()),
+    aten._to_copy.default: _convert,
+    aten.mul.Tensor: _scale,
+    aten.mul.Scalar: _scale,
+    aten.mul_.Tensor: _scale_,
+    aten.mul_.Scalar: _scale_,
+    aten.div.Tensor: _divide,
+    aten.div.Scalar: _divide,
+    aten.div_.Tensor: _divide_,
+    aten.div_.Scalar: _divide_,
+    aten.neg.default: lambda a: _scale(a, -1),
+    aten.add.Tensor: _add,
+    aten.add_.Tensor: _add_,
+    aten.zero_.default: _zero_,
+    aten.copy_.default: _copy_,
+    aten.norm.Scalar: _norm,
+    aten.linalg_vector_norm.default: _norm,
+    aten.stack.default: _stack,
+    aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
+}

@@ -1,0 +1,68 @@
+"""Factors of a gradient that is never formed, against those of the gradient."""
+
+import pytest
+import torch
+
+from projunn.kernels import factor, sketch
+from projunn.kernels.sketch import sketch_reference
+
+
+def problem(dtype, batch=(), rows=7, n=5, m=6, k=2):
+    x = torch.randn(*batch, rows, n, dtype=dtype)
+    g = torch.randn(*batch, rows, m, dtype=dtype)
+    return x, g, torch.randn(*batch, m, k, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_factors_of_the_gradient(dtype, batch, k, rows):
+    x, g, basis = problem(dtype, batch, rows, k=k)
+    left, right = sketch(x, g, basis)
+    gradient = g.mT @ x.conj()
+    if rows >= k:  # else the right factor is not unique
+        expected = factor(gradient, basis)
+        torch.testing.assert_close(left @ right.mH, expected[0] @ expected[1].mH, atol=1e-4, rtol=1e-4)
+        reference = sketch_reference(x, g, basis)
+        torch.testing.assert_close(left @ right.mH, reference[0] @ reference[1].mH, atol=1e-4, rtol=1e-4)
+    if rows <= k == 5:  # all of it
+        torch.testing.assert_close(left @ right.mH, gradient, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(right.mH @ right, torch.eye(k, dtype=dtype).expand(*batch, k, k))
+    assert left.is_contiguous()
+    assert right.is_contiguous()
+
+
+def test_error_in_float32_is_that_of_the_formed_gradient():
+    x, g, basis = problem(torch.float64, rows=300, n=64, m=48, k=4)
+    exact = next(f[0] @ f[1].mH for f in (sketch_reference(x, g, basis),))
+    small = [t.float() for t in (x, g, basis)]
+    errors = []
+    for left, right in (sketch(*small), sketch_reference(*small)):
+        errors.append((left.double() @ right.double().mH - exact).norm() / exact.norm())
+    assert errors[0] <= 4 * errors[1] + 1e-7, errors
+
+
+def test_no_rows_and_zero_rows_give_a_zero_left_factor():
+    for k in (1, 3):
+        for rows in (0, 4):
+            x, g, basis = problem(torch.float32, rows=rows, k=k)
+            left, right = sketch(x, torch.zeros_like(g), basis)
+            assert left.shape == (6, k)
+            assert right.shape == (5, k)
+            assert left.count_nonzero() == 0
+            assert right.isfinite().all()
+
+
+def test_half_precision_gradients_are_read_as_they_are():
+    x, g, basis = problem(torch.float32, rows=32, k=1)
+    left, right = sketch(x, g.bfloat16(), basis)
+    assert left.dtype == right.dtype == torch.float32
+    expected = sketch(x, g, basis)
+    full = expected[0] @ expected[1].mH
+    assert (left @ right.mH - full).norm() < 0.03 * full.norm()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_operator(kind):
+    x, g, basis = problem(kind, (2,))
+    torch.library.opcheck(torch.ops.projunn.sketch, (x, g, basis))
