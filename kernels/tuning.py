@@ -111,7 +111,8 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation == "turn_rows":
         if n * p.width <= 16384 // p.columns and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
-            return Config(rows, n, _warps(rows * n * p.width, 32), hold=True)
+            each = 32 if p.columns * p.width <= 2 else 16  # compilers load all columns at once
+            return Config(rows, n, _warps(rows * n * p.width, each), hold=True)
         columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
         return Config(min(m, 4), columns, 4)
     if operation == "rank_update":
@@ -166,7 +167,11 @@ def _fits(config: Config, problem: Problem) -> bool:
         narrow, broad = (1, 16) if p.k == 1 else (1, 4)
         return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
-    most = 32 if p.k == 1 or p.operation != "fused_step" else 8
+    most = 32
+    if p.operation == "fused_step" and p.k > 1:
+        most = 8
+    if config.hold and p.columns * p.width > 2:
+        most = 16
     least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)
     return least <= each <= most
 

@@ -4,6 +4,7 @@ Importing it needs triton, so nothing but `projunn.kernels`' dispatch imports it
 path runs.  From the bottom up::
 
     tiles          a tile of a real or complex matrix: load, store, products with columns
+    float64        reciprocal, root, cos and sin without subroutines
     plane          k = 1: basis and rotation of a step, closed form
     small          k > 1: float64 functions of 2k x 2k matrices in registers
     fused_step     factor, project, retract, write: one program a block, one launch
@@ -12,6 +13,9 @@ path runs.  From the bottom up::
     rank_update    the block-sparse low-rank update
     polish         Newton-Schulz against drift, when it is due
     launch         pointer tables, grids, and what each launch passes
+    interception   something in the kernels' place: for what follows, and the tests
+    autotune       times configurations
+    aot            compiles for GPUs that are not there: aot_problems launches, binaries reads
 
 Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
 matrices (``PAIRS`` False) ``im`` is a stand-in that is never read.

@@ -67,6 +67,15 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     return table
 
 
+def options(warps: int) -> dict[str, int]:
+    """Options of a launch: warps, and all the registers that a thread of so many warps can have.
+
+    Where no maximum is given, ptxas aims at an occupancy and spills a few bytes to reach it.
+    """
+    limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+    return {"num_warps": warps} | limit
+
+
 def problem_of(operation: str, matrix: Tensor, k: int, count: int) -> Problem:
     return Problem(operation, matrix.is_complex(), k, matrix.shape[-2], matrix.shape[-1], count)
 
@@ -136,8 +145,7 @@ def fused_step(
         "BM": c.rows,
         "BN": power_of_two(n),
         "PANELS": panels,
-        "num_warps": c.warps,
-    }
+    } | options(c.warps)
     others = (
         _list(tables[0], active),
         scratch,
@@ -181,7 +189,7 @@ def adjoint_partials(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return partial
 
@@ -207,7 +215,7 @@ def product_columns(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return result
 
@@ -252,7 +260,7 @@ def rank_update(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
 
 
@@ -272,7 +280,7 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
         PAIRS=matrix.is_complex(),
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return product_columns(matrix, right, active).mT, right.mT
 
@@ -309,8 +317,7 @@ def turn(
         "PAIRS": weight.is_complex(),
         "COUNT": skipped is not None,
         "BN": c.columns,
-        "num_warps": c.warps,
-    }
+    } | options(c.warps)
     counter = taken if skipped is None else skipped
     if k == 1:
         plane_basis_kernel[(count,)](*tensors, taken, counter, *sizes, **constants)
@@ -349,7 +356,7 @@ def turn_rows(
         BN=c.columns,
         S=s,
         HOLD=c.hold,
-        num_warps=c.warps,
+        **options(c.warps),
     )
 
 
@@ -364,7 +371,7 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
         m,
         PAIRS=left.is_complex(),
         BN=min(2048, power_of_two(m)),
-        num_warps=4,
+        **options(4),
     )
 
 
@@ -379,7 +386,7 @@ def polish(weight: Tensor, step: Tensor, period: int) -> None:
     sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
     w, e, v = _floats(weight), _floats(error), _floats(moved)
     pairs = weight.is_complex()
-    constants = {"PAIRS": pairs, "B": 32, "num_warps": 8 if pairs else 4}
+    constants = {"PAIRS": pairs, "B": 32} | options(8 if pairs else 4)
     tiles, rows, columns = -(-size // 32), -(-m // 32), -(-n // 32)
     wide = m < n
     residual_kernel[(tiles, tiles, count)](w, e, sums, step, period, m, n, WIDE=wide, **constants)
