@@ -1,19 +1,21 @@
 """Times the candidates of each problem on the GPU and keeps the winners: ``projunn autotune``.
 
-The tensors are its own, and what a kernel changes is restored before each candidate.  The table of the
-GPU is written after every problem, so an interrupted run keeps what it has; `tuning.forget` at the end
-makes it take effect in the running process too.
+The tensors are its own, and what a kernel changes is restored before each candidate; one whose binary
+spills registers is not timed.  The table of the GPU is written after every problem, so an interrupted
+run keeps what it has; `tuning.forget` at the end makes it take effect in the running process too.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn.kernels import tuning
+from projunn.kernels.jit.interception import intercepted
 from projunn.kernels.tuning import Config, Device, Problem
 
 Run = Callable[[], object]
@@ -78,6 +80,9 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
         restore()
         with tuning.using({problem.operation: config}):
             try:
+                if spills(run):
+                    failed = "it spills registers"
+                    continue
                 times[config] = timer(run)
             except Exception as error:  # out of registers or shared memory: not a candidate
                 failed = (str(error).splitlines() or [type(error).__name__])[0]
@@ -87,6 +92,22 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
     first = times.get(tuning.closed_form(problem, properties), float("nan"))
     rate = traffic(problem) / times[best] / 1e6
     return Result(problem, best, times[best], rate, first, len(times))
+
+
+def spills(run: Run) -> bool:
+    """Whether a kernel that ``run`` launches keeps registers in memory, by its binary."""
+    binaries: list[Any] = []
+
+    class Noting:
+        def __init__(self, kernel: Any) -> None:
+            self._kernel = kernel
+
+        def __getitem__(self, grid: object) -> Any:
+            return lambda *args, **constants: binaries.append(self._kernel[grid](*args, **constants))
+
+    with intercepted(Noting):
+        run()
+    return any(getattr(binary, "n_spills", 0) for binary in binaries)  # interpreted: there is none
 
 
 def traffic(problem: Problem) -> int:
