@@ -10,11 +10,14 @@ x (T, batch, n) is the projected input, W (n, n), f one of ``NONLINEARITIES``:
 Complex numbers travel as real pairs, a trailing axis of size 2 on every tensor but ``bias``.  Only
 the states are kept for backward: f' is recovered from f(z).  The gradient of W is formed once,
 after the loop, by one GEMM over all T x batch rows.  As one opaque operator it costs the same to
-compile for any T.  modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
+compile for any T.  On a GPU the loop is one launch in each direction (`jit/recurrence.py`); elsewhere
+it is a loop of GEMMs into the tensor of the states.  modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 """
 
 import torch
 from torch import Tensor
+
+from projunn.kernels.backends import uses_triton
 
 NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
 
@@ -45,6 +48,12 @@ def recurrence(
     inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
 ) -> Tensor:
     """All T hidden states, (T, batch, n), or (T, batch, n, 2) where ``weight`` is (n, n, 2)."""
+    if uses_triton(inputs):
+        from projunn.kernels.jit import recurrence_launch
+
+        return recurrence_launch.forward(
+            inputs.contiguous(), initial.contiguous(), weight.contiguous(), bias, nonlinearity
+        )
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     x, h, w, out = _matrices(weight.ndim == 3, inputs, initial, weight, states)
     transposed = w.mT
@@ -113,6 +122,8 @@ def _recurrence_backward(
     bias: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if uses_triton(states):
+        return _triton_backward(grad, states, initial, weight, bias, nonlinearity)
     pairs = weight.ndim == 3
     grad_inputs = torch.empty_like(states)
     g, h, h0, w, dz = _matrices(pairs, grad, states, initial, weight, grad_inputs)
@@ -125,10 +136,7 @@ def _recurrence_backward(
         if t:
             carry = torch.addmm(g[t - 1], dz[t], conjugate, out=buffer)
     grad_initial = dz[0] @ conjugate
-    grad_weight = (h0.mH @ dz[0]).mT
-    if steps > 1:
-        grad_weight = grad_weight + (h[:-1].flatten(0, 1).mH @ dz[1:].flatten(0, 1)).mT
-    grad_weight = grad_weight.contiguous()
+    grad_weight = _weight_gradient(h, h0, dz)
     if bias is None:
         grad_bias = grad.new_empty(0)
     else:
@@ -137,6 +145,39 @@ def _recurrence_backward(
     if pairs:
         grad_initial, grad_weight = map(torch.view_as_real, (grad_initial, grad_weight))
     return grad_inputs, grad_initial, grad_weight, grad_bias
+
+
+def _triton_backward(
+    grad: Tensor,
+    states: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from projunn.kernels.jit import recurrence_launch
+
+    grad_inputs, grad_initial, grad_bias = recurrence_launch.backward(
+        grad.contiguous(), states, weight.contiguous(), bias, nonlinearity
+    )
+    h, h0, dz = _matrices(weight.ndim == 3, states, initial, grad_inputs)
+    grad_weight = _weight_gradient(h, h0, dz)
+    if weight.ndim == 3:
+        grad_weight = torch.view_as_real(grad_weight)
+    return (
+        grad_inputs,
+        grad_initial,
+        grad_weight,
+        grad.new_empty(0) if grad_bias is None else grad_bias,
+    )
+
+
+def _weight_gradient(h: Tensor, h0: Tensor, dz: Tensor) -> Tensor:
+    """``sum_t dz_t^T conj(h_{t-1})``, contiguous: a GEMM over T x batch rows, and one for h_0."""
+    grad_weight = (h0.mH @ dz[0]).mT
+    if h.shape[0] > 1:
+        grad_weight = grad_weight + (h[:-1].flatten(0, 1).mH @ dz[1:].flatten(0, 1)).mT
+    return grad_weight.contiguous()
 
 
 @_recurrence_backward.register_fake

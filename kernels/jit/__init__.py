@@ -10,8 +10,9 @@ path runs.  From the bottom up::
     streaming      products and row update of one large matrix, a launch each
     step_basis     the factors between those passes
     rank_update    the block-sparse low-rank update
+    recurrence     the time loop of an RNN, forward and backward, a launch each
     polish         Newton-Schulz against drift, when it is due
-    launch         pointer tables, grids, and what each launch passes
+    launch         pointer tables, grids, and what each launch passes (recurrence_launch: of the loop)
 
 Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
 matrices (``PAIRS`` False) ``im`` is a stand-in that is never read.

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -76,19 +77,51 @@ def recorded() -> Iterator[list[tuple[Any, tuple, dict]]]:
     """The launches that happen inside, noted instead of made."""
     from triton.runtime.jit import JITFunction
 
-    from projunn.kernels.jit import launch
-
-    kernels = {name: v for name, v in vars(launch).items() if isinstance(v, JITFunction)}
+    kernels = [
+        (module, name, value)
+        for module in launchers()
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction)
+    ]
     if not kernels:
         raise RuntimeError("aot: TRITON_INTERPRET is set, which leaves nothing to compile")
     launches: list[tuple[Any, tuple, dict]] = []
-    for name, kernel in kernels.items():
-        setattr(launch, name, _Recorder(kernel, launches))
+    for module, name, kernel in kernels:
+        setattr(module, name, _Recorder(kernel, launches))
     try:
         yield launches
     finally:
-        for name, kernel in kernels.items():
-            setattr(launch, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+
+
+def launchers() -> tuple[ModuleType, ...]:
+    """The modules that launch kernels."""
+    from projunn.kernels.jit import launch, recurrence_launch
+
+    return launch, recurrence_launch
+
+
+def _time_loop(problem: Problem, config: Config, nonlinearity: str, precision: str) -> None:
+    from projunn.kernels.jit import recurrence_launch
+
+    p = problem
+    pair = (2,) if p.pairs else ()
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty((1,) * len(shape + pair)).expand(*shape, *pair)
+
+    states, w = empty(p.blocks, p.m, p.n), empty(p.n, p.n)
+    bias = torch.empty(p.n) if nonlinearity == "modrelu" else None
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        if p.operation == "recurrence":
+            recurrence_launch.forward(states, states[0], w, bias, nonlinearity, config)
+        else:
+            recurrence_launch.backward(states, states, w, bias, nonlinearity, config)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def launches_of(
@@ -98,6 +131,8 @@ def launches_of(
     retraction: str = "exp",
     active: bool = False,
     gradient: torch.dtype = torch.float32,
+    nonlinearity: str = "modrelu",
+    precision: str = "highest",
 ) -> list[tuple[Any, tuple, dict]]:
     """The launches of an operation: kernel, arguments, constants."""
     from projunn.kernels.jit import launch as L
@@ -131,6 +166,8 @@ def launches_of(
                 L.warm_basis(x, empty(p.blocks, p.m, 1), x, torch.zeros(1, dtype=torch.int8))
         elif p.operation == "polish":
             L.polish(w, torch.zeros(()), 192)
+        elif p.operation in tuning.TIME_LOOPS:
+            _time_loop(p, config, nonlinearity, precision)
         if p.operation == "basis":  # without the passes over W, which have operations of their own
             columns = ("orthonormal", "plane_basis", "basis", "warm_basis")
             return [one for one in launches if one[0].__name__.removesuffix("_kernel") in columns]
@@ -186,9 +223,7 @@ def compiled(what: Binary) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from projunn.kernels.jit import launch
-
-    kernel = getattr(launch, what.kernel)
+    kernel = next(vars(m)[what.kernel] for m in launchers() if what.kernel in vars(m))
     amd = what.architecture.startswith("gfx")
     number = what.architecture.removeprefix("sm_")
     target = GPUTarget("hip", number, 64) if amd else GPUTarget("cuda", int(number), 32)
@@ -285,6 +320,14 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 problem = Problem("basis", pairs, k, n, n, 1)
                 for retraction in ("exp", "polar", "cayley") if full or n == 1024 else ("exp",):
                     yield problem, {"retraction": retraction}
+        for operation in tuning.TIME_LOOPS:
+            for n in (16, 33, 64, 190, 512):
+                problem = Problem(operation, pairs, 1, 128, n, 1000)
+                for precision in ("highest", "high", "medium"):
+                    yield problem, {"precision": precision}
+                for nonlinearity in ("relu", "tanh", "identity") if full or n in (64, 190) else ():
+                    if not (pairs and nonlinearity == "relu"):
+                        yield problem, {"nonlinearity": nonlinearity}
         yield Problem("polish", pairs, 1, 256, 256, 1), {}
         yield Problem("polish", pairs, 1, 64, 128, 1), {}
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
@@ -298,6 +341,9 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     for operation in ("adjoint_product", "product", "rank_update", "turn_rows"):
         yield Problem(operation, True, 1, 1024, 1024, 1), {"active": True}
     yield Problem("polish", True, 1, 64, 128, 4), {}
+    yield Problem("recurrence", False, 1, 128, 190, 1000), {"precision": "high"}
+    yield Problem("recurrence", True, 1, 128, 190, 1000), {"nonlinearity": "tanh"}
+    yield Problem("recurrence_backward", True, 1, 128, 190, 1000), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
 
@@ -317,6 +363,8 @@ def binaries(
                 why = " ".join([problem.bucket, *(str(v) for v in variant.values())])
                 why += f" {config.rows}x{config.columns}"
                 for architecture in architectures:
+                    if constants.get("PRECISION", "ieee") != "ieee" and architecture.startswith("gfx"):
+                        continue  # launched on NVIDIA only
                     found[binary(kernel, args, constants, architecture, why)] = None
     return list(found)
 

@@ -7,8 +7,8 @@ import torch
 
 import projunn
 from projunn import init
-from projunn.kernels import factor, fused_step_, retract_
-from projunn.kernels.jit import launch
+from projunn.kernels import factor, fused_step_, recurrence, retract_
+from projunn.kernels.jit import launch, recurrence_launch
 from projunn.optim import SGD
 
 
@@ -26,9 +26,10 @@ class Counter:
 @pytest.fixture
 def launches(monkeypatch):
     seen = []
-    for name, kernel in list(vars(launch).items()):
-        if name.endswith("_kernel"):
-            monkeypatch.setattr(launch, name, Counter(name, kernel, seen))
+    for module in (launch, recurrence_launch):
+        for name, kernel in list(vars(module).items()):
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(module, name, Counter(name, kernel, seen))
     with projunn.backend("interpret"):
         yield seen
 
@@ -72,3 +73,10 @@ def test_a_bank_pays_for_its_active_blocks(launches):
     projunn.nn.select_blocks(bank, chosen).square().sum().backward()
     SGD([bank], lr=0.1).step()
     assert launches == [("plane_step", 32)]
+
+
+@pytest.mark.parametrize("n", [16, 70])
+def test_all_of_time_is_one_launch_each_way(launches, n):
+    x, h, w = (torch.randn(s, requires_grad=True) for s in ((7, 33, n), (33, n), (n, n)))
+    recurrence(x, h, w / n, None, "tanh").sum().backward()
+    assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
