@@ -141,9 +141,9 @@ def _time_loop(problem: Problem) -> Config:
     The tiles are those that spill on no architecture with any precision (docs/measured.md).
     """
     n, pairs = max(16, power_of_two(problem.n)), problem.pairs
-    if n <= (32 if pairs else 64):
+    if n <= 32:
         return Config(16, n, 8, hold=True)
-    return Config(16, 64 if pairs else 128, 8, depth=16 if pairs else 32)
+    return Config(16, min(n, 64 if pairs else 128), 8, depth=16 if pairs else 32)
 
 
 def _time_loop_candidates(problem: Problem, device: Device) -> list[Config]:

@@ -60,6 +60,7 @@ class Binary:
     warps: int
     architecture: str
     why: str = field(compare=False, default="")
+    registers: int = 0
 
 
 class _Recorder:
@@ -200,6 +201,7 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
         warps,
         architecture,
         why,
+        constants.get("maxnreg", 0),
     )
 
 
@@ -235,8 +237,11 @@ def compiled(what: Binary) -> dict[str, Any]:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in what.aligned},
     )
     started, log = time.perf_counter(), io.StringIO()
+    options = {"num_warps": what.warps}
+    if what.registers and not amd:
+        options["maxnreg"] = what.registers
     with contextlib.redirect_stdout(log):
-        code = triton.compile(source, target=target, options={"num_warps": what.warps})
+        code = triton.compile(source, target=target, options=options)
     row = {
         "kernel": what.kernel,
         "architecture": what.architecture,

@@ -46,6 +46,11 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
     return TRITON_DTYPES[dtype]
 
 
+def _registers(warps: int) -> dict[str, int]:
+    """All the registers there are: left to itself, ptxas spills to save some (docs/measured.md)."""
+    return {} if torch.version.hip is not None else {"maxnreg": min(255, 65_536 // (32 * warps))}
+
+
 def _constants(
     operation: str, states: Tensor, weight: Tensor, nonlinearity: str, given: Config | None
 ) -> dict[str, object]:
@@ -66,7 +71,7 @@ def _constants(
         "PRECISION": dot_precision(weight),
         "STAGES": c.stages,
         "num_warps": c.warps,
-    }
+    } | _registers(c.warps)
 
 
 def forward(

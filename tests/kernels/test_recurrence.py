@@ -129,7 +129,7 @@ def check(tensors, complex_, nonlinearity, factor=8, floor=1e-6):
         assert (own - precise).abs().max() <= allowed
 
 
-# n up to 32 (complex) and 64 (real) is held in registers, more passes in panels.
+# n up to 32 is held in registers, more passes in panels.
 @needs_triton
 @pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
 @pytest.mark.parametrize(
