@@ -190,4 +190,4 @@ def test_a_thousand_steps_compile_as_few_do():
     torch.testing.assert_close(last, expected_last)
     for ours, parameter in zip(gradients, rnn.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad)
-    assert seconds < 60  # 5 s on two quiet cores, C++ compiler included; an unrolled loop takes minutes
+    assert seconds < 60  # 7 s measured on a loaded machine, C++ compiler included
