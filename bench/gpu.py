@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import projunn
+from bench import gpu_recurrence
 from bench.records import Results
 
 CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 120.0
@@ -303,6 +304,12 @@ def bench(out: Path) -> bool:
 
     tuning.forget()
     results, begun = Results(out), time.monotonic()
+    for hidden in (190, 512):
+        for nonlinearity, precision in (("relu", "highest"), ("relu", "high"), ("modrelu", "high")):
+            torch.set_float32_matmul_precision(precision)
+            title = f"training step of an RNN, {hidden} units, {nonlinearity}, {precision}"
+            results.report("gpu", title, gpu_recurrence.rows(hidden, nonlinearity, seconds=2.0))
+    torch.set_float32_matmul_precision("highest")
     shapes = [(n, n) for n in (1024, 2048, 4096, 8192, 16384)] + [(544, 64, 64), (144, 128, 128)]
     for shape in shapes:
         for dtype in (torch.float32, torch.complex64):

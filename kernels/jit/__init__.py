@@ -11,8 +11,9 @@ path runs.  From the bottom up::
     streaming      products and row update of one large matrix, a launch each
     step_basis     the factors between those passes
     rank_update    the block-sparse low-rank update
+    recurrence     the time loop of an RNN, forward and backward, a launch each
     polish         Newton-Schulz against drift, when it is due
-    launch         pointer tables, grids, and what each launch passes
+    launch         pointer tables, grids, and what each launch passes; launch_recurrence: of the loop
     interception   something in the kernels' place: for what follows, and the tests
     autotune       times configurations
     aot            compiles for GPUs that are not there: aot_problems launches, binaries reads

@@ -39,10 +39,14 @@ def launches_of(
     retraction: str = "exp",
     active: bool = False,
     gradient: torch.dtype = torch.float32,
+    nonlinearity: str = "modrelu",
+    precision: str = "highest",
 ) -> list[Launch]:
     """The launches of an operation."""
     from projunn.kernels.jit import launch as L
 
+    if problem.operation in tuning.TIME_LOOPS:
+        return _time_loop(problem, config, nonlinearity, precision)
     p = problem
     dtype = torch.complex64 if p.pairs else torch.float32
 
@@ -78,6 +82,29 @@ def launches_of(
         return launches
 
 
+def _time_loop(p: Problem, config: Config, nonlinearity: str, precision: str) -> list[Launch]:
+    from projunn.kernels.jit import launch_recurrence as L
+
+    pair = (2,) if p.pairs else ()
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty((1,) * len(shape + pair)).expand(*shape, *pair)
+
+    states, w = empty(p.blocks, p.m, p.n), empty(p.n, p.n)
+    bias = torch.empty(p.n) if nonlinearity == "modrelu" else None
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with recorded() as launches:
+            if p.operation == "recurrence":
+                L.forward(states, states[0], w, bias, nonlinearity, config)
+            else:
+                L.backward(states, states, w, bias, nonlinearity, config)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return launches
+
+
 def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
     """Representative problems, and the variants of their launches."""
     ranks = (1, 2, 4, 8)
@@ -102,6 +129,14 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 problem = Problem("basis", pairs, k, n, n, 1)
                 for retraction in ("exp", "polar", "cayley") if full or n == 1024 else ("exp",):
                     yield problem, {"retraction": retraction}
+        for operation in tuning.TIME_LOOPS:
+            for n in (16, 33, 64, 190, 512):
+                problem = Problem(operation, pairs, 1, 128, n, 1000)
+                for precision in ("highest", "high", "medium"):
+                    yield problem, {"precision": precision}
+                for nonlinearity in ("relu", "tanh", "identity") if full or n in (64, 190) else ():
+                    if not (pairs and nonlinearity == "relu"):
+                        yield problem, {"nonlinearity": nonlinearity}
         yield Problem("polish", pairs, 1, 256, 256, 1), {}
         yield Problem("polish", pairs, 1, 64, 128, 1), {}
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
@@ -115,5 +150,8 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     for operation in ("adjoint_product", "product", "rank_update", "turn_rows"):
         yield Problem(operation, True, 1, 1024, 1024, 1), {"active": True}
     yield Problem("polish", True, 1, 64, 128, 4), {}
+    yield Problem("recurrence", False, 1, 128, 190, 1000), {"precision": "high"}
+    yield Problem("recurrence", True, 1, 128, 190, 1000), {"nonlinearity": "tanh"}
+    yield Problem("recurrence_backward", True, 1, 128, 190, 1000), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}

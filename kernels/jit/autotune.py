@@ -114,6 +114,7 @@ def traffic(problem: Problem) -> int:
     """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
     p = problem
     passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
+    passes |= {"recurrence": 2, "recurrence_backward": 3}
     return passes.get(p.operation, 3) * p.blocks * p.m * p.n * p.width * 4
 
 
@@ -122,6 +123,8 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
     from projunn.kernels.jit import launch as L
 
     p = problem
+    if p.operation in tuning.TIME_LOOPS:
+        return _time_loop_case(p, device)
     dtype = torch.complex64 if p.pairs else torch.float32
 
     def normal(*shape: int) -> Tensor:
@@ -172,6 +175,25 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
             tensor.copy_(copy)
 
     return run, restore
+
+
+def _time_loop_case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
+    """modReLU, which has the most to do; nothing is changed in place."""
+    from projunn.kernels.jit import launch_recurrence
+
+    p = problem
+    pair = (2,) if p.pairs else ()
+    x, g = (torch.randn(p.blocks, p.m, p.n, *pair, device=device) for _ in range(2))
+    weight = torch.randn(p.n, p.n, *pair, device=device) / (p.n * p.width) ** 0.5
+    bias = torch.zeros(p.n, device=device)
+
+    def forward() -> object:
+        return launch_recurrence.forward(x, x[0], weight, bias, "modrelu")
+
+    def backward() -> object:
+        return launch_recurrence.backward(g, x, weight, bias, "modrelu")
+
+    return forward if p.operation == "recurrence" else backward, lambda: None
 
 
 def cold_time(run: Run, repetitions: int = 15) -> float:

@@ -31,7 +31,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Binary:
-    """One compilation: a kernel of `launch`, its argument types, constants and options."""
+    """One compilation: a kernel of a launcher, its argument types, constants and options."""
 
     kernel: str
     signature: tuple[tuple[str, str], ...]
@@ -48,6 +48,8 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
     options = {name: constants[name] for name in _OPTIONS & constants.keys()}
     if architecture.startswith("gfx"):
         options.pop("maxnreg", None)
+        if "PRECISION" in constants:  # the one there is
+            constants = constants | {"PRECISION": "ieee"}
     values = dict(zip(kernel.arg_names, args, strict=False)) | constants
     for name in kernel.arg_names:
         value, known = values[name], name in constants

@@ -50,13 +50,18 @@ _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """Their addresses as an int64 tensor on their device.
 
-    Tables are kept: tensors that stay where they are, as the parameters and the gradients of a captured
-    graph do, cost one copy from the host in all.
+    Tables are kept: tensors that stay where they are, as parameters do, cost one copy from the host in
+    all.  A table made while a CUDA graph is captured is filled by launches of the graph and not kept: a
+    replay would copy from host memory that is long gone.
     """
     device = tensors[0].device
     key = (device, *(t.data_ptr() for t in tensors))
     table = _tables.get(key)
-    if table is None:
+    if table is None and _capturing(device):
+        table = torch.empty(len(tensors), dtype=torch.int64, device=device)
+        for entry, tensor in zip(table.unbind(), tensors, strict=True):
+            entry.fill_(tensor.data_ptr())
+    elif table is None:
         host = torch.tensor(key[1:], dtype=torch.int64)
         table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         _tables[key] = table
@@ -65,6 +70,10 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     else:
         _tables.move_to_end(key)
     return table
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def options(warps: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.kernels import factor, fused_step_, rank_update_, retract_, tuning
+from projunn.kernels import factor, fused_step_, rank_update_, recurrence, retract_, tuning
 from projunn.kernels.jit import launch
 from projunn.kernels.jit.interception import intercepted
 from projunn.kernels.tuning import Config
@@ -185,3 +185,10 @@ def test_a_bank_pays_for_its_active_blocks(launches, passes):
     assert launches == [("plane_step", 32)]
     reads, writes = passes(bank.detach())
     assert (reads * 10_000, writes * 10_000) == pytest.approx((32, 32))
+
+
+@pytest.mark.parametrize("n", [16, 70])
+def test_all_of_time_is_one_launch_each_way(launches, n):
+    x, h, w = (torch.randn(s, requires_grad=True) for s in ((7, 33, n), (33, n), (n, n)))
+    recurrence(x, h, w / n, None, "tanh").sum().backward()
+    assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
