@@ -6,7 +6,8 @@ committed: ``<gpu>.json`` (the tuned table, for ``kernels/configs/``), ``checks.
 
     checks      each operation against float64 PyTorch on the CPU, by float32 PyTorch's error
     autotune    the standard problems, rank 1 first, until its time is up
-    bench       the step of a large weight and of banks, against a copy of the same run, PyTorch and SGD
+    bench       the step of a large weight and of banks, against a copy of the same run, PyTorch and SGD;
+                convolutions against cuDNN (`bench.gpu_conv`)
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 import projunn
+from bench import gpu_conv
 from bench.records import Results
 
 CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 120.0
@@ -180,6 +182,7 @@ def _cases(small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
                         yield name, _retract_case(shape, k, dtype, retraction, active)
                 yield f"factor k{k} {dtype} {shape}", _factor_case(shape, k, dtype)
                 yield f"rank_update k{k} {dtype} {shape}", _rank_update_case(shape, k, dtype)
+    yield from gpu_conv.check_cases(_share, small)
     for rule in ("SGD", "RMSprop", "AdamW"):
         for dtype in (torch.float32, torch.complex64):
             for shape in [(2, 16, 16)] if small else [(4, 64, 64), (2, 130, 130), (1, 1024, 1024)]:
@@ -299,6 +302,10 @@ def bench(out: Path) -> bool:
 
     tuning.forget()
     results, begun = Results(out), time.monotonic()
+    for layer in gpu_conv.LAYERS:
+        title = f"forward and backward, {layer[0]} to {layer[1]} channels at {layer[2]} x {layer[2]}"
+        results.report("gpu_conv", title, gpu_conv.rows(*layer))
+        torch.cuda.empty_cache()
     shapes = [(n, n) for n in (1024, 2048, 4096, 8192, 16384)] + [(544, 64, 64), (144, 128, 128)]
     for shape in shapes:
         for dtype in (torch.float32, torch.complex64):

@@ -10,6 +10,8 @@ bins are real.
 
 On the CPU the products are batched complex GEMMs, and the copies to and from the FFT's layout, where
 the frequency is the fast axis, cost a tenth of them.  Conjugates are taken on the small operands.
+On a GPU one Triton launch reads and writes that layout (`projunn.kernels.jit.spectral`), in the
+precision that ``torch.set_float32_matmul_precision`` asks for: float32's own by default.
 """
 
 from functools import lru_cache
@@ -17,6 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from projunn.kernels.backends import uses_triton
 from projunn.kernels.frequencies import Frequencies, frequencies
 
 
@@ -39,6 +42,12 @@ def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
     """W x, or W^H x if ``adjoint``, at every frequency; shapes as on this page."""
+    if uses_triton(spectrum):
+        from projunn.kernels.jit import launch_spectral
+
+        tensors = (spectrum.contiguous(), weight.contiguous())
+        own_weight = None if own_weight is None else own_weight.contiguous()
+        return launch_spectral.spectral_product(*tensors, own_weight, size, adjoint)
     grid = frequencies(tuple(size), own_weight is not None)
     x, w = torch.view_as_complex(spectrum.contiguous()), torch.view_as_complex(weight.contiguous())
     # W^H y = conj(W^T conj(y)): so W itself is never conjugated.
@@ -67,6 +76,11 @@ def spectral_gradient(
 
     Returns the gradients of ``weight``, (paired, m, n, 2), and of ``own_weight``, (own, m, n).
     """
+    if uses_triton(grad):
+        from projunn.kernels.jit import launch_spectral
+
+        tensors = (grad.contiguous(), spectrum.contiguous())
+        return launch_spectral.spectral_gradient(*tensors, size, real, scale)
     grid = frequencies(tuple(size), real)
     g, x = torch.view_as_complex(grad.contiguous()), torch.view_as_complex(spectrum.contiguous())
     g_paired, g_own = gather_bins(g, grid)

@@ -29,7 +29,11 @@ from typing import Any
 import torch
 
 FORMAT = 1
-OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
+STEP_OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
+# Of these the problem is: k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
+SPECTRAL_OPERATIONS = ("spectral_product", "spectral_gradient")
+OPERATIONS = STEP_OPERATIONS + SPECTRAL_OPERATIONS
+IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def closed_form(problem: Problem, device: Device) -> Config:
     """A configuration that always works: about 32 floats of the matrix a thread."""
     p, operation = problem, problem.operation
     n, m = power_of_two(p.n), power_of_two(p.m)
+    if operation in SPECTRAL_OPERATIONS:  # channels x images or channels; a frequency a warp
+        return Config(16, 32, 8)
     if operation == "fused_step":
         budget = 8192 if p.k == 1 else 2048
         rows = max(1, min(m, budget // (n * p.width)))
@@ -134,6 +140,10 @@ def candidates(problem: Problem, device: Device) -> list[Config]:
     """What the autotuner tries: neighbours of the closed form that fit the registers."""
     first = closed_form(problem, device)
     found = [first]
+    if problem.operation in SPECTRAL_OPERATIONS:  # larger tiles spill
+        sizes = [(16, 32), (16, 16)] + [(32, 16)] * (problem.operation == "spectral_gradient")
+        tiles = [Config(rows, columns, warps) for rows, columns in sizes for warps in (8, 4)]
+        return found + [tile for tile in tiles if tile != first]
     for rows in (first.rows // 4, first.rows // 2, first.rows, first.rows * 2, first.rows * 4):
         for columns in _column_choices(problem, first):
             for warps in (first.warps // 2, first.warps, first.warps * 2):
@@ -193,8 +203,11 @@ def standard_problems() -> list[Problem]:
             for n, blocks in banks:
                 found.append(Problem("fused_step", pairs, k, n, n, blocks))
             for n in (1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096):
-                for operation in OPERATIONS[1:]:
+                for operation in STEP_OPERATIONS[1:]:
                     found.append(Problem(operation, pairs, k, n, n, 1))
+    for channels, bins in ((64, 544), (128, 144), (256, 40)):  # ResNet9 on images of 32 x 32
+        for operation in SPECTRAL_OPERATIONS:
+            found.append(Problem(operation, False, IMAGES, channels, channels, bins))
     return found
 
 
@@ -204,14 +217,28 @@ def problems_of(
     ranks: Iterable[int],
     kinds: Iterable[bool],
 ) -> list[Problem]:
-    """Every combination; the fused step only where it is used, for n <= 128."""
+    """Every combination; the fused step only where it is used, for n <= 128.
+
+    The spectral products have no rank: banks of matrices are tuned for `IMAGES` images.
+    """
+    shapes = list(shapes)
+    kinds = list(kinds)
+    operations = list(operations)
     return [
         Problem(operation, pairs, k, m, n, blocks)
         for k in ranks
         for pairs in kinds
         for blocks, m, n in shapes
         for operation in operations
-        if k <= min(m, n) and (operation != "fused_step" or m <= n <= 128)
+        if operation in STEP_OPERATIONS
+        and k <= min(m, n)
+        and (operation != "fused_step" or m <= n <= 128)
+    ] + [
+        Problem(operation, pairs, IMAGES, m, n, blocks)
+        for pairs in kinds
+        for blocks, m, n in shapes
+        for operation in operations
+        if operation in SPECTRAL_OPERATIONS and blocks > 1
     ]
 
 

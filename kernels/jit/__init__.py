@@ -11,7 +11,8 @@ path runs.  From the bottom up::
     step_basis     the factors between those passes
     rank_update    the block-sparse low-rank update
     polish         Newton-Schulz against drift, when it is due
-    launch         pointer tables, grids, and what each launch passes
+    spectral       products of spectra and matrices, a frequency a warp
+    launch         pointer tables, grids, and what each launch passes; launch_spectral for spectra
 
 Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
 matrices (``PAIRS`` False) ``im`` is a stand-in that is never read.

@@ -76,19 +76,24 @@ def recorded() -> Iterator[list[tuple[Any, tuple, dict]]]:
     """The launches that happen inside, noted instead of made."""
     from triton.runtime.jit import JITFunction
 
-    from projunn.kernels.jit import launch
+    from projunn.kernels.jit import launch, launch_spectral
 
-    kernels = {name: v for name, v in vars(launch).items() if isinstance(v, JITFunction)}
+    kernels = [
+        (module, name, value)
+        for module in (launch, launch_spectral)
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction)
+    ]
     if not kernels:
         raise RuntimeError("aot: TRITON_INTERPRET is set, which leaves nothing to compile")
     launches: list[tuple[Any, tuple, dict]] = []
-    for name, kernel in kernels.items():
-        setattr(launch, name, _Recorder(kernel, launches))
+    for module, name, kernel in kernels:
+        setattr(module, name, _Recorder(kernel, launches))
     try:
         yield launches
     finally:
-        for name, kernel in kernels.items():
-            setattr(launch, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
 
 
 def launches_of(
@@ -102,6 +107,8 @@ def launches_of(
     """The launches of an operation: kernel, arguments, constants."""
     from projunn.kernels.jit import launch as L
 
+    if problem.operation in tuning.SPECTRAL_OPERATIONS:
+        return _spectral_launches(problem, config)
     p = problem
     dtype = torch.complex64 if p.pairs else torch.float32
 
@@ -137,9 +144,33 @@ def launches_of(
         return launches
 
 
+def _spectral_launches(p: Problem, config: Config) -> list[tuple[Any, tuple, dict]]:
+    """The product and its adjoint, or the gradient, of images of ``blocks`` frequencies."""
+    from projunn.kernels.jit import launch_spectral as L
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty((1,) * len(shape)).expand(*shape)
+
+    size, real = [p.blocks if p.pairs else 2 * p.blocks - 1], not p.pairs
+    x, y = empty(p.k, p.n, p.blocks, 2), empty(p.k, p.m, p.blocks, 2)
+    own = empty(1, p.m, p.n) if real else None
+    with recorded() as launches:
+        if p.operation == "spectral_gradient":
+            L.spectral_gradient(y, x, size, real, 1.0, config)
+        else:
+            w = empty(p.blocks, p.m, p.n, 2)
+            L.spectral_product(x, w, own, size, False, config)
+            L.spectral_product(y, w, own, size, True, config)
+    return launches
+
+
 def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: str) -> Binary:
     """What Triton would compile for a launch: it specialises on 1 and on multiples of 16."""
+    from projunn.kernels.jit import launch_spectral
+
     signature, fixed, aligned = {}, {}, []
+    if "PRECISION" in constants:
+        constants = constants | {"PRECISION": launch_spectral.precision(architecture.startswith("gfx"))}
     warps = constants["num_warps"]
     values = dict(zip(kernel.arg_names, args, strict=False)) | constants
     for name in kernel.arg_names:
@@ -186,9 +217,9 @@ def compiled(what: Binary) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from projunn.kernels.jit import launch
+    from projunn.kernels.jit import launch, launch_spectral
 
-    kernel = getattr(launch, what.kernel)
+    kernel = getattr(launch, what.kernel, None) or getattr(launch_spectral, what.kernel)
     amd = what.architecture.startswith("gfx")
     number = what.architecture.removeprefix("sm_")
     target = GPUTarget("hip", number, 64) if amd else GPUTarget("cuda", int(number), 32)
@@ -290,6 +321,13 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
         yield Problem("turn_rows", pairs, 1, 1000, 1000, 1), {}
 
+    for pairs in (False, True):
+        for channels, bins in ((64, 544), (256, 40)):
+            for operation in tuning.SPECTRAL_OPERATIONS:
+                yield Problem(operation, pairs, 256, channels, channels, bins), {}
+                if channels == 64:  # odd sizes; the first layer's channels
+                    yield Problem(operation, pairs, 25, 33, 3, 35), {}
+
 
 def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     """Each kernel once, small ranks: for the tests."""
@@ -300,6 +338,8 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     yield Problem("polish", True, 1, 64, 128, 4), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
+    for operation in tuning.SPECTRAL_OPERATIONS:
+        yield Problem(operation, False, 32, 64, 64, 40), {}
 
 
 def binaries(

@@ -92,6 +92,8 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
 def traffic(problem: Problem) -> int:
     """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
     p = problem
+    if p.operation in tuning.SPECTRAL_OPERATIONS:  # two spectra, and the matrices
+        return p.blocks * (p.k * (p.m + p.n) + p.m * p.n) * 8
     passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
     return passes.get(p.operation, 3) * p.blocks * p.m * p.n * p.width * 4
 
@@ -101,6 +103,8 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
     from projunn.kernels.jit import launch as L
 
     p = problem
+    if p.operation in tuning.SPECTRAL_OPERATIONS:
+        return _spectral_case(p, device), lambda: None
     dtype = torch.complex64 if p.pairs else torch.float32
 
     def normal(*shape: int) -> Tensor:
@@ -151,6 +155,20 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
             tensor.copy_(copy)
 
     return run, restore
+
+
+def _spectral_case(p: Problem, device: torch.device) -> Run:
+    """On a line of points that has ``blocks`` frequencies."""
+    from projunn.kernels.jit import launch_spectral as L
+
+    size = [p.blocks if p.pairs else 2 * p.blocks - 1]
+    x = torch.randn(p.k, p.n, p.blocks, 2, device=device)
+    if p.operation == "spectral_gradient":
+        y = torch.randn(p.k, p.m, p.blocks, 2, device=device)
+        return lambda: L.spectral_gradient(y, x, size, not p.pairs, 1.0)
+    own = None if p.pairs else torch.randn(1, p.m, p.n, device=device)
+    weight = torch.randn(p.blocks - (not p.pairs), p.m, p.n, 2, device=device)
+    return lambda: L.spectral_product(x, weight, own, size, False)
 
 
 def cold_time(run: Run, repetitions: int = 15) -> float:
