@@ -53,6 +53,24 @@ def test_strided_spectra(size, real):
 
 
 @pytest.mark.parametrize(("size", "real"), CASES)
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_derivatives(size, real, adjoint):
+    """Of any order, for spectra that are no real signal's too: what is not read has none."""
+    tensors = draw(size, real, batch=2, m=2, n=2)
+    tensors = [None if t is None else t.requires_grad_() for t in tensors]
+
+    def multiply(x, w, own):
+        return spectral_product(x, w, own, list(size), adjoint)
+
+    def differentiate(x, w, own):
+        return spectral_gradient(multiply(x, w, own), x, list(size), real, 0.7)
+
+    for function in (multiply, differentiate):
+        assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize(("size", "real"), CASES)
 def test_opcheck(size, real):
     spectrum, weight, own = draw(size, real)
     for adjoint in (False, True):
