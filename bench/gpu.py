@@ -6,7 +6,8 @@ committed: ``<gpu>.json`` (the tuned table, for ``kernels/configs/``), ``checks.
 
     checks      each operation against float64 PyTorch on the CPU, by float32 PyTorch's error
     autotune    the standard problems, rank 1 first, until its time is up
-    bench       the step of a large weight and of banks, against a copy of the same run, PyTorch and SGD
+    bench       the step of a large weight and of banks, against a copy of the same run, PyTorch and SGD;
+                convolutions against cuDNN (`bench.gpu_conv`)
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 import projunn
-from bench import gpu_recurrence
+from bench import gpu_conv, gpu_recurrence
 from bench.records import Results
 
 CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 120.0
@@ -191,6 +192,7 @@ def _cases(small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
                         yield name, _retract_case(shape, k, dtype, retraction, active)
                 yield f"factor k{k} {dtype} {shape}", _factor_case(shape, k, dtype)
                 yield f"rank_update k{k} {dtype} {shape}", _rank_update_case(shape, k, dtype)
+    yield from gpu_conv.check_cases(_share, small)
 
 
 def _factors(shape: tuple[int, ...], k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,6 +312,10 @@ def bench(out: Path) -> bool:
             title = f"training step of an RNN, {hidden} units, {nonlinearity}, {precision}"
             results.report("gpu", title, gpu_recurrence.rows(hidden, nonlinearity, seconds=2.0))
     torch.set_float32_matmul_precision("highest")
+    for layer in gpu_conv.LAYERS:
+        title = f"forward and backward, {layer[0]} to {layer[1]} channels at {layer[2]} x {layer[2]}"
+        results.report("gpu_conv", title, gpu_conv.rows(*layer))
+        torch.cuda.empty_cache()
     shapes = [(n, n) for n in (1024, 2048, 4096, 8192, 16384)] + [(544, 64, 64), (144, 128, 128)]
     for shape in shapes:
         for dtype in (torch.float32, torch.complex64):

@@ -31,7 +31,9 @@ import torch
 FORMAT = 1
 MATRIX_OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
 TIME_LOOPS = ("recurrence", "recurrence_backward")
-OPERATIONS = MATRIX_OPERATIONS + TIME_LOOPS
+SPECTRAL_OPERATIONS = ("spectral_product", "spectral_gradient")
+OPERATIONS = MATRIX_OPERATIONS + TIME_LOOPS + SPECTRAL_OPERATIONS
+IMAGES = 256  # that spectral products are tuned for
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Config:
 class Problem:
     """What a configuration is chosen for: ``blocks`` matrices m x n, rank k.
 
-    Of a time loop: ``blocks`` steps of a batch of m rows and n units, k = 1.
+    Of a time loop: ``blocks`` steps of a batch of m rows and n units, k = 1.  Of a spectral product:
+    k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
     """
 
     operation: str
@@ -106,6 +109,8 @@ def closed_form(problem: Problem, device: Device) -> Config:
     n, m = power_of_two(p.n), power_of_two(p.m)
     if operation in TIME_LOOPS:
         return _time_loop(p)
+    if operation in SPECTRAL_OPERATIONS:  # channels x images or channels; a frequency a warp
+        return Config(16, 32, 8)
     if operation == "fused_step":
         if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 (polar)
             rows = max(1, min(m, 1024 // n))
@@ -179,6 +184,9 @@ def candidates(problem: Problem, device: Device) -> list[Config]:
     """What the autotuner tries: neighbours of the closed form that fit the registers."""
     if problem.operation in TIME_LOOPS:
         return _time_loop_candidates(problem, device)
+    if problem.operation in SPECTRAL_OPERATIONS:  # larger tiles spill
+        sizes = [(16, 32), (16, 16)] + [(32, 16)] * (problem.operation == "spectral_gradient")
+        return [Config(rows, columns, warps) for rows, columns in sizes for warps in (8, 4)]
     first = closed_form(problem, device)
     found = [first]
     for rows in (first.rows // 4, first.rows // 2, first.rows, first.rows * 2, first.rows * 4):
@@ -248,6 +256,9 @@ def standard_problems() -> list[Problem]:
                     found.append(Problem(operation, pairs, k, n, n, 1))
             for n in (64, 128, 190, 512, 1024) if k == 1 else ():
                 found += [Problem(operation, pairs, 1, 128, n, 100) for operation in TIME_LOOPS]
+    for channels, bins in ((64, 544), (128, 144), (256, 40)):  # ResNet9 on images of 32 x 32
+        for operation in SPECTRAL_OPERATIONS:
+            found.append(Problem(operation, False, IMAGES, channels, channels, bins))
     return found
 
 
@@ -257,16 +268,27 @@ def problems_of(
     ranks: Iterable[int],
     kinds: Iterable[bool],
 ) -> list[Problem]:
-    """Every combination that is used: fused steps for n <= 128, time loops (T x batch x n) for k = 1."""
+    """Every combination that is used: fused steps for n <= 128, time loops (T x batch x n) for k = 1.
+
+    The spectral products have no rank: banks of matrices are tuned for `IMAGES` images.
+    """
+    operations, shapes, kinds = list(operations), list(shapes), list(kinds)
     return [
         Problem(operation, pairs, k, m, n, blocks)
         for k in ranks
         for pairs in kinds
         for blocks, m, n in shapes
         for operation in operations
-        if k <= min(m, n)
+        if operation not in SPECTRAL_OPERATIONS
+        and k <= min(m, n)
         and (operation != "fused_step" or m <= n <= 128)
         and (operation not in TIME_LOOPS or (k == 1 and n <= 4096))
+    ] + [
+        Problem(operation, pairs, IMAGES, m, n, blocks)
+        for pairs in kinds
+        for blocks, m, n in shapes
+        for operation in operations
+        if operation in SPECTRAL_OPERATIONS and blocks > 1
     ]
 
 

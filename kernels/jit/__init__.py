@@ -13,7 +13,8 @@ path runs.  From the bottom up::
     rank_update    the block-sparse low-rank update
     recurrence     the time loop of an RNN, forward and backward, a launch each
     polish         Newton-Schulz against drift, when it is due
-    launch         pointer tables, grids, and what each launch passes; launch_recurrence: of the loop
+    spectral       products of spectra and matrices, a frequency a warp
+    launch         pointer tables, grids, and what each launch passes; launch_recurrence, launch_spectral
     interception   something in the kernels' place: for what follows, and the tests
     autotune       times configurations
     aot            compiles for GPUs that are not there: aot_problems launches, binaries reads

@@ -46,7 +46,11 @@ def launches_of(
     from projunn.kernels.jit import launch as L
 
     if problem.operation in tuning.TIME_LOOPS:
-        return _time_loop(problem, config, nonlinearity, precision)
+        with matmul_precision(precision):
+            return _time_loop(problem, config, nonlinearity)
+    if problem.operation in tuning.SPECTRAL_OPERATIONS:
+        with matmul_precision(precision):
+            return _spectral(problem, config)
     p = problem
     dtype = torch.complex64 if p.pairs else torch.float32
 
@@ -82,26 +86,48 @@ def launches_of(
         return launches
 
 
-def _time_loop(p: Problem, config: Config, nonlinearity: str, precision: str) -> list[Launch]:
-    from projunn.kernels.jit import launch_recurrence as L
-
-    pair = (2,) if p.pairs else ()
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty((1,) * len(shape + pair)).expand(*shape, *pair)
-
-    states, w = empty(p.blocks, p.m, p.n), empty(p.n, p.n)
-    bias = torch.empty(p.n) if nonlinearity == "modrelu" else None
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        with recorded() as launches:
-            if p.operation == "recurrence":
-                L.forward(states, states[0], w, bias, nonlinearity, config)
-            else:
-                L.backward(states, states, w, bias, nonlinearity, config)
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _empty(*shape: int, pairs: bool) -> torch.Tensor:
+    shape += (2,) * pairs
+    return torch.empty((1,) * len(shape)).expand(*shape)
+
+
+def _time_loop(p: Problem, config: Config, nonlinearity: str) -> list[Launch]:
+    from projunn.kernels.jit import launch_recurrence as L
+
+    states, w = _empty(p.blocks, p.m, p.n, pairs=p.pairs), _empty(p.n, p.n, pairs=p.pairs)
+    bias = torch.empty(p.n) if nonlinearity == "modrelu" else None
+    with recorded() as launches:
+        if p.operation == "recurrence":
+            L.forward(states, states[0], w, bias, nonlinearity, config)
+        else:
+            L.backward(states, states, w, bias, nonlinearity, config)
+    return launches
+
+
+def _spectral(p: Problem, config: Config) -> list[Launch]:
+    """The product and its adjoint, or the gradient, of images of ``blocks`` frequencies."""
+    from projunn.kernels.jit import launch_spectral as L
+
+    size, real = [p.blocks if p.pairs else 2 * p.blocks - 1], not p.pairs
+    x, y = _empty(p.k, p.n, p.blocks, pairs=True), _empty(p.k, p.m, p.blocks, pairs=True)
+    own = _empty(1, p.m, p.n, pairs=False) if real else None
+    with recorded() as launches:
+        if p.operation == "spectral_gradient":
+            L.spectral_gradient(y, x, size, real, 1.0, config)
+        else:
+            w = _empty(p.blocks, p.m, p.n, pairs=True)
+            L.spectral_product(x, w, own, size, False, config)
+            L.spectral_product(y, w, own, size, True, config)
     return launches
 
 
@@ -141,6 +167,11 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
         yield Problem("polish", pairs, 1, 64, 128, 1), {}
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
         yield Problem("turn_rows", pairs, 1, 1000, 1000, 1), {}
+        for operation in tuning.SPECTRAL_OPERATIONS:
+            for precision in ("highest", "high"):
+                yield Problem(operation, pairs, 256, 64, 64, 544), {"precision": precision}
+                yield Problem(operation, pairs, 256, 256, 256, 40), {"precision": precision}
+            yield Problem(operation, pairs, 25, 33, 3, 35), {}  # odd sizes; a first layer's channels
 
 
 def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
@@ -155,3 +186,5 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     yield Problem("recurrence_backward", True, 1, 128, 190, 1000), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
+    for operation in tuning.SPECTRAL_OPERATIONS:
+        yield Problem(operation, False, 32, 64, 64, 40), {}

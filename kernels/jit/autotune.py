@@ -113,6 +113,8 @@ def spills(run: Run) -> bool:
 def traffic(problem: Problem) -> int:
     """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
     p = problem
+    if p.operation in tuning.SPECTRAL_OPERATIONS:  # two spectra, and the matrices
+        return p.blocks * (p.k * (p.m + p.n) + p.m * p.n) * 8
     passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
     passes |= {"recurrence": 2, "recurrence_backward": 3}
     return passes.get(p.operation, 3) * p.blocks * p.m * p.n * p.width * 4
@@ -124,7 +126,9 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
 
     p = problem
     if p.operation in tuning.TIME_LOOPS:
-        return _time_loop_case(p, device)
+        return _time_loop_case(p, device), lambda: None
+    if p.operation in tuning.SPECTRAL_OPERATIONS:
+        return _spectral_case(p, device), lambda: None
     dtype = torch.complex64 if p.pairs else torch.float32
 
     def normal(*shape: int) -> Tensor:
@@ -177,23 +181,31 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
     return run, restore
 
 
-def _time_loop_case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
-    """modReLU, which has the most to do; nothing is changed in place."""
-    from projunn.kernels.jit import launch_recurrence
+def _time_loop_case(p: Problem, device: torch.device) -> Run:
+    """modReLU, which has the most to do."""
+    from projunn.kernels.jit import launch_recurrence as L
 
-    p = problem
     pair = (2,) if p.pairs else ()
     x, g = (torch.randn(p.blocks, p.m, p.n, *pair, device=device) for _ in range(2))
     weight = torch.randn(p.n, p.n, *pair, device=device) / (p.n * p.width) ** 0.5
     bias = torch.zeros(p.n, device=device)
+    if p.operation == "recurrence":
+        return lambda: L.forward(x, x[0], weight, bias, "modrelu")
+    return lambda: L.backward(g, x, weight, bias, "modrelu")
 
-    def forward() -> object:
-        return launch_recurrence.forward(x, x[0], weight, bias, "modrelu")
 
-    def backward() -> object:
-        return launch_recurrence.backward(g, x, weight, bias, "modrelu")
+def _spectral_case(p: Problem, device: torch.device) -> Run:
+    """On a line of points that has ``blocks`` frequencies."""
+    from projunn.kernels.jit import launch_spectral as L
 
-    return forward if p.operation == "recurrence" else backward, lambda: None
+    size = [p.blocks if p.pairs else 2 * p.blocks - 1]
+    x = torch.randn(p.k, p.n, p.blocks, 2, device=device)
+    if p.operation == "spectral_gradient":
+        y = torch.randn(p.k, p.m, p.blocks, 2, device=device)
+        return lambda: L.spectral_gradient(y, x, size, not p.pairs, 1.0)
+    own = None if p.pairs else torch.randn(1, p.m, p.n, device=device)
+    weight = torch.randn(p.blocks - (not p.pairs), p.m, p.n, 2, device=device)
+    return lambda: L.spectral_product(x, weight, own, size, False)
 
 
 def cold_time(run: Run, repetitions: int = 15) -> float:
