@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup train test lint bench aot gpu clean
+.PHONY: help setup train test test-oldest lint bench aot gpu clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
@@ -46,7 +46,16 @@ bench: setup
 	@$(INSTALL) -e ".[dev,bench]"
 	$(BIN)/python -m bench
 
-# AOT_ARGS=--full compiles every candidate of the autotuner.
+# The kernels with the oldest Triton supported, in an environment of its own.  (Its interpreter needs
+# NumPy before 2.4; torch's CPU build does not ask for a Triton.)
+test-oldest:
+	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" -e ".[test]" "triton==3.6.0" "numpy<2.4"
+	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
+	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn.kernels.jit.aot --tiny
+
+# AOT_ARGS=--full compiles every candidate; AOT_ARGS="--out FILE" goes on where FILE ends.
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn.kernels.jit.aot $(AOT_ARGS)
 
@@ -55,4 +64,4 @@ gpu:
 	$(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

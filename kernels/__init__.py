@@ -11,12 +11,12 @@ them in this order::
     products     L = W Q                        one read of W            |
     rank_update  W += L (Q F^H)^H               one read and write of W /
 
-`fused_step` is all of it for parameters of one shape; ``sketch`` takes the factors of a gradient that is
-never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the unitary RNN
-and ``convolution`` the Fourier-domain convolution, made of ``spectral`` products over the bins that
-``frequencies`` tells apart.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are
-configured, ``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit``
-imports triton.
+`fused_step` is all of it for parameters of one shape; ``sketch`` takes the factors of a gradient that
+is never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the
+unitary RNN (``projection`` makes its inputs), and ``convolution`` the Fourier-domain convolution, made
+of ``spectral`` products over the bins that ``frequencies`` tells apart.  ``jit`` holds the Triton
+kernels under these, ``tuning`` how they are configured, ``backends`` what runs when.  Nothing here
+imports ``projunn``, and nothing but ``jit`` imports triton.
 """
 
 from projunn.kernels.basis import step_basis
@@ -27,6 +27,7 @@ from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.fused_step import fused_step_
 from projunn.kernels.polish import polish_, polish_when_due_
 from projunn.kernels.products import adjoint_product, product
+from projunn.kernels.projection import projection
 from projunn.kernels.random import seeded_normal
 from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
@@ -50,6 +51,7 @@ __all__ = [
     "polish_",
     "polish_when_due_",
     "product",
+    "projection",
     "rank_update_",
     "recurrence",
     "retract_",

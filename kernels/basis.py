@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from projunn.kernels import iterations
+from projunn.kernels.factor import vector_norms
 
 _FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
 _TINY = torch.finfo(torch.float64).tiny
@@ -35,14 +36,14 @@ def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
 
 def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """y = a q1 and z = b q1 + c q2, all rows (*batch, 1, n), so that E = [[a b, 0], [a c, 0]]."""
-    a = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    a = vector_norms(y)
     q1 = y / a.clamp_min(_TINY)
     q1_adjoint = q1.mH
     b = z @ q1_adjoint
     rest = torch.addcmul(z, b, q1, value=-1)
     again = rest @ q1_adjoint
     rest = torch.addcmul(rest, again, q1, value=-1)
-    c = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+    c = vector_norms(rest)
     q2 = rest / c.clamp_min(_TINY)
     column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
     return torch.cat([q1, q2], dim=-2).mT, torch.cat([column, torch.zeros_like(column)], dim=-1)

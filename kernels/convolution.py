@@ -18,6 +18,7 @@ from torch import Tensor
 
 from projunn.kernels.frequencies import frequencies
 from projunn.kernels.spectral import (
+    counts,
     spectral_gradient,
     spectral_product,
     spectral_product_reference,
@@ -131,20 +132,79 @@ def _zero_bin(spectrum: Tensor, real: bool) -> Tensor:
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     _, weight, own_weight, _, ctx.size = inputs
-    _, spectrum = output
-    ctx.mark_non_differentiable(spectrum)
+    _, spectrum = output  # differentiable: a second backward comes back through it
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(spectrum, weight, own_weight)
 
 
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad, grad_spectrum):  # type: ignore[no-untyped-def]
     spectrum, weight, own_weight = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[1] or needs[2], needs[3]]
-    grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
-    kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
+    kept: list[Tensor | None] = [None] * 4
+    if grad is not None:
+        grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
+        kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
+    if grad_spectrum is not None and needs[0]:
+        through = _transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
+        kept[0] = through if kept[0] is None else kept[0] + through
     return *kept, None
 
 
+def _setup_second(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad, spectrum, weight, own_weight, ctx.size, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad, spectrum, weight, own_weight)
+
+
+def _second_backward(ctx, turn_input, turn_weight, turn_own, turn_bias):  # type: ignore[no-untyped-def]
+    """Gradients of <u, dx> + <V, dW> + <v, db>, which is linear in dy, in x, and in W.
+
+    By dy:  W * u + V * x + v        by W:  as if u were the input        by F x:  c/N V^H F dy
+
+    Made of operators that are differentiable again.
+    """
+    grad, spectrum, weight, own_weight = ctx.saved_tensors
+    size, real = ctx.size, own_weight is not None
+    by_grad, by_spectrum, by_weight, by_own = None, None, None, None
+    if turn_input is not None and ctx.wanted[0]:
+        by_grad, turned = fourier_convolution(turn_input, weight, own_weight, None, size)
+        only_weights = [False, True, False]
+        _, by_weight, own, _ = fourier_convolution_backward(
+            grad, turned, weight, own_weight, size, only_weights
+        )
+        by_own = own if real else None
+    if ctx.wanted[1] and (turn_weight is not None or turn_own is not None):
+        v = torch.zeros_like(weight) if turn_weight is None else turn_weight
+        v_own = None
+        if own_weight is not None:
+            v_own = torch.zeros_like(own_weight) if turn_own is None else turn_own
+        along = _inverse(spectral_product(spectrum, v, v_own, size, False), size, real)
+        by_grad = along if by_grad is None else by_grad + along
+        product = spectral_product(_transform(grad, size, real), v, v_own, size, True)
+        points = frequencies(tuple(size), real).points
+        by_spectrum = product * counts(product, size, real, 1 / points)
+    if turn_bias is not None and ctx.wanted[2]:
+        every = turn_bias.view(-1, *(1 for _ in size), *turn_bias.shape[1:]).expand_as(grad)
+        by_grad = every if by_grad is None else by_grad + every
+    return by_grad, by_spectrum, by_weight, by_own, None, None
+
+
+def _transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
+    """The adjoint of `_transform`: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
+    numbers = torch.view_as_complex(spectrum.contiguous())
+    dims = tuple(range(2, 2 + len(size)))
+    if real:  # the stored half of the grid, zeros for the other
+        full = numbers.new_zeros(*numbers.shape[:-1], size[-1])
+        full[..., : numbers.shape[-1]] = numbers
+        numbers = full
+    if numbers.numel() == 0:
+        return spectrum.new_zeros(*spectrum.shape[:2], *size, *(() if real else (2,)))
+    signal = torch.fft.ifftn(numbers, dim=dims, norm="forward")
+    return signal.real.contiguous() if real else torch.view_as_real(signal).contiguous()
+
+
 fourier_convolution.register_autograd(_backward, setup_context=_setup_context)
+fourier_convolution_backward.register_autograd(_second_backward, setup_context=_setup_second)
 for _device in ("cpu", "cuda"):
     fourier_convolution.register_autocast(_device, torch.float32)

@@ -51,9 +51,18 @@ def orthonormalize(columns: Tensor) -> Tensor:
     """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
     if columns.shape[-1] > 1:
         return torch.linalg.qr(columns)[0]
-    precise = torch.complex128 if columns.is_complex() else torch.float64
-    norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True, dtype=precise)
+    norm = vector_norms(columns.mT)
     return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+
+
+def vector_norms(vectors: Tensor) -> Tensor:
+    """2-norms along the last axis, which is kept, in float64.
+
+    Of complex numbers as pairs: PyTorch's norm of complex ones takes 5 to 30 times as long.
+    """
+    if vectors.is_complex():
+        vectors = torch.view_as_real(vectors.resolve_conj()).flatten(-2)
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
 
 
 @torch.library.custom_op("projunn::factor", mutates_args=())

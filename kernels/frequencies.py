@@ -62,6 +62,29 @@ class Frequencies:
         """How many matrices are free and complex."""
         return prod(self.inner_shape) + len(self.plane)
 
+    @property
+    def bins(self) -> int:
+        """Bins of the spectrum, mirrored ones too."""
+        return prod(self.shape)
+
+    def lookup(self) -> tuple[Tensor, Tensor]:
+        """For every bin the bin that its value is made of, and its matrix: (bins) int32, on the CPU.
+
+        The source of a mirrored bin is its partner, of any other the bin itself; the matrix is the
+        number p of a paired bin, of a mirrored one its partner's, and -1 - r of the r-th own one.
+        """
+        source = torch.arange(self.bins, dtype=torch.int32)
+        matrix = torch.empty_like(source)
+        inner = prod(self.inner_shape)
+        grid = matrix.view(self.shape)
+        grid[..., self.inner] = torch.arange(inner, dtype=torch.int32).view(self.inner_shape)
+        for number, (bin, partner) in enumerate(zip(self.plane, self.mirrored, strict=True), inner):
+            matrix[bin] = matrix[partner] = number
+            source[partner] = bin
+        for number, bin in enumerate(self.own):
+            matrix[bin] = -1 - number
+        return source, matrix
+
     def wavenumbers(self) -> Tensor:
         """Integer k of the paired bins and then of the own ones, (paired + own, axes), on the CPU."""
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).view(*self.shape, -1)

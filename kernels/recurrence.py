@@ -10,11 +10,16 @@ x (T, batch, n) is the projected input, W (n, n), f one of ``NONLINEARITIES``:
 Complex numbers travel as real pairs, a trailing axis of size 2 on every tensor but ``bias``.  Only
 the states are kept for backward: f' is recovered from f(z).  The gradient of W is formed once,
 after the loop, by one GEMM over all T x batch rows.  As one opaque operator it costs the same to
-compile for any T.  modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
+compile for any T.  On a GPU the loop is one launch in each direction (`jit/recurrence.py`); elsewhere
+it is a loop of GEMMs between two buffers that stay in cache.  modReLU: Arjovsky, Shah, Bengio, ICML
+2016, equation 8.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from projunn.kernels.backends import uses_triton
 
 NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
 
@@ -45,14 +50,26 @@ def recurrence(
     inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
 ) -> Tensor:
     """All T hidden states, (T, batch, n), or (T, batch, n, 2) where ``weight`` is (n, n, 2)."""
+    if uses_triton(inputs):
+        from projunn.kernels.jit import launch_recurrence
+
+        return launch_recurrence.forward(
+            inputs.contiguous(), initial.contiguous(), weight.contiguous(), bias, nonlinearity
+        )
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     x, h, w, out = _matrices(weight.ndim == 3, inputs, initial, weight, states)
-    transposed = w.mT
-    for t in range(x.shape[0]):
-        z = out[t]
-        torch.addmm(x[t], h, transposed, out=z)
-        _activate_(z, bias, nonlinearity)
-        h = z
+    n = w.shape[-1]
+    padded = _padded_size(w)
+    transposed = functional.pad(w, (0, padded - n, 0, padded - n)).mT
+    offset = None if bias is None else functional.pad(bias, (0, padded - n))
+    z, h = h.new_zeros(h.shape[0], padded), functional.pad(h, (0, padded - n))
+    z_rows, h_rows = z[:, :n], h[:, :n]
+    for x_t, out_t in zip(x.unbind(), out.unbind(), strict=True):
+        z_rows.copy_(x_t)
+        z.addmm_(h, transposed)
+        _activate_(z, offset, nonlinearity)
+        out_t.copy_(z_rows)
+        z, h, z_rows, h_rows = h, z, h_rows, z_rows
     return states
 
 
@@ -63,6 +80,12 @@ def _(inputs, initial, weight, bias, nonlinearity):  # type: ignore[no-untyped-d
 
 def _matrices(pairs: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.view_as_complex(t.contiguous()) if pairs else t for t in tensors)
+
+
+def _padded_size(w: Tensor) -> int:
+    """n, or for real matrices that are worth it the next multiple of 16: full vectors for the BLAS."""
+    n = w.shape[-1]
+    return n if w.is_complex() or n < 64 else -(-n // 16) * 16
 
 
 def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:
@@ -90,8 +113,8 @@ def _activation_gradient(
         torch.ops.aten.tanh_backward.grad_input(carry, h, grad_input=out)
     elif nonlinearity == "identity":
         out.copy_(carry)
-    elif not h.is_complex():
-        torch.mul(carry, h != 0, out=out)
+    elif not h.is_complex():  # where h is not 0, at a third of the time that a mask takes
+        torch.ops.aten.threshold_backward.grad_input(carry, h.abs(), 0, grad_input=out)
     else:
         # dh = dz + (b/|z|) (dz - u Re(conj(u) dz)) with u = h/|h|, where |h| = |z| + b > 0
         assert bias is not None
@@ -113,30 +136,71 @@ def _recurrence_backward(
     bias: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if uses_triton(states):
+        return _triton_backward(grad, states, initial, weight, bias, nonlinearity)
     pairs = weight.ndim == 3
     grad_inputs = torch.empty_like(states)
     g, h, h0, w, dz = _matrices(pairs, grad, states, initial, weight, grad_inputs)
-    conjugate = w.conj().resolve_conj()
-    steps = h.shape[0]
-    carry = g[steps - 1]
-    buffer = torch.empty_like(carry, memory_format=torch.contiguous_format)
-    for t in range(steps - 1, -1, -1):
-        _activation_gradient(carry, h[t], bias, nonlinearity, dz[t])
-        if t:
-            carry = torch.addmm(g[t - 1], dz[t], conjugate, out=buffer)
-    grad_initial = dz[0] @ conjugate
-    grad_weight = (h0.mH @ dz[0]).mT
-    if steps > 1:
-        grad_weight = grad_weight + (h[:-1].flatten(0, 1).mH @ dz[1:].flatten(0, 1)).mT
-    grad_weight = grad_weight.contiguous()
-    if bias is None:
-        grad_bias = grad.new_empty(0)
-    else:
-        radial = dz * h.sgn().conj()
-        grad_bias = (radial.real if pairs else radial).sum((0, 1))
+    n = w.shape[-1]
+    padded = _padded_size(w)
+    conjugate = functional.pad(w.conj().resolve_conj(), (0, padded - n, 0, padded - n))
+    d, carry = (h.new_zeros(h.shape[1], padded) for _ in range(2))
+    d_rows, carry_rows = d[:, :n], carry[:, :n]
+    for g_t, h_t, dz_t in zip(*(reversed(t.unbind()) for t in (g, h, dz)), strict=True):
+        carry_rows.add_(g_t)
+        _activation_gradient(carry_rows, h_t, bias, nonlinearity, d_rows)
+        dz_t.copy_(d_rows)
+        torch.mm(d, conjugate, out=carry)
+    grad_initial = carry_rows.clone()
+    grad_weight = _weight_gradient(h, h0, dz)
+    grad_bias = grad.new_empty(0) if bias is None else _bias_gradient(h, dz)
     if pairs:
         grad_initial, grad_weight = map(torch.view_as_real, (grad_initial, grad_weight))
     return grad_inputs, grad_initial, grad_weight, grad_bias
+
+
+def _triton_backward(
+    grad: Tensor,
+    states: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from projunn.kernels.jit import launch_recurrence
+
+    grad_inputs, grad_initial, grad_bias = launch_recurrence.backward(
+        grad.contiguous(), states, weight.contiguous(), bias, nonlinearity
+    )
+    h, h0, dz = _matrices(weight.ndim == 3, states, initial, grad_inputs)
+    grad_weight = _weight_gradient(h, h0, dz)
+    if weight.ndim == 3:
+        grad_weight = torch.view_as_real(grad_weight)
+    return (
+        grad_inputs,
+        grad_initial,
+        grad_weight,
+        grad.new_empty(0) if grad_bias is None else grad_bias,
+    )
+
+
+def _bias_gradient(h: Tensor, dz: Tensor) -> Tensor:
+    """``sum Re(conj(sgn h) dz)``, a time step at a time: nothing of the size of all states is made."""
+    total = torch.zeros(h.shape[1:], dtype=dz.dtype.to_real(), device=dz.device)
+    for h_t, dz_t in zip(h.unbind(), dz.unbind(), strict=True):
+        if h.is_complex():
+            total += (dz_t * h_t.sgn().conj()).real
+        else:
+            total.addcmul_(h_t.sign(), dz_t)
+    return total.sum(0)
+
+
+def _weight_gradient(h: Tensor, h0: Tensor, dz: Tensor) -> Tensor:
+    """``sum_t dz_t^T conj(h_{t-1})``, contiguous: a GEMM over T x batch rows, and one for h_0."""
+    grad_weight = (h0.mH @ dz[0]).mT
+    if h.shape[0] > 1:
+        grad_weight = grad_weight + (h[:-1].flatten(0, 1).mH @ dz[1:].flatten(0, 1)).mT
+    return grad_weight.contiguous()
 
 
 @_recurrence_backward.register_fake

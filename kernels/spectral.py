@@ -10,6 +10,8 @@ bins are real.
 
 On the CPU the products are batched complex GEMMs, and the copies to and from the FFT's layout, where
 the frequency is the fast axis, cost a tenth of them.  Conjugates are taken on the small operands.
+On a GPU one Triton launch reads and writes that layout (`projunn.kernels.jit.spectral`), in the
+precision that ``torch.set_float32_matmul_precision`` asks for: float32's own by default.
 """
 
 from functools import lru_cache
@@ -17,6 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from projunn.kernels.backends import uses_triton
 from projunn.kernels.frequencies import Frequencies, frequencies
 
 
@@ -39,6 +42,12 @@ def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
     """W x, or W^H x if ``adjoint``, at every frequency; shapes as on this page."""
+    if uses_triton(spectrum):
+        from projunn.kernels.jit import launch_spectral
+
+        tensors = (spectrum.contiguous(), weight.contiguous())
+        own_weight = None if own_weight is None else own_weight.contiguous()
+        return launch_spectral.spectral_product(*tensors, own_weight, size, adjoint)
     grid = frequencies(tuple(size), own_weight is not None)
     x, w = torch.view_as_complex(spectrum.contiguous()), torch.view_as_complex(weight.contiguous())
     # W^H y = conj(W^T conj(y)): so W itself is never conjugated.
@@ -67,6 +76,11 @@ def spectral_gradient(
 
     Returns the gradients of ``weight``, (paired, m, n, 2), and of ``own_weight``, (own, m, n).
     """
+    if uses_triton(grad):
+        from projunn.kernels.jit import launch_spectral
+
+        tensors = (grad.contiguous(), spectrum.contiguous())
+        return launch_spectral.spectral_gradient(*tensors, size, real, scale)
     grid = frequencies(tuple(size), real)
     g, x = torch.view_as_complex(grad.contiguous()), torch.view_as_complex(spectrum.contiguous())
     g_paired, g_own = gather_bins(g, grid)
@@ -82,6 +96,68 @@ def _(grad, spectrum, size, real, scale):  # type: ignore[no-untyped-def]
     grid = frequencies(tuple(size), real)
     m, n = grad.shape[1], spectrum.shape[1]
     return grad.new_empty(grid.paired, m, n, 2), grad.new_empty(len(grid.own), m, n)
+
+
+def counts(spectrum: Tensor, size: list[int], real: bool, scale: float) -> Tensor:
+    """How often the weights' gradient counts each frequency, (*grid, 1).
+
+    ``scale``, twice that at paired bins of ``real`` signals, 0 at mirrored ones.
+    """
+    grid = frequencies(tuple(size), real)
+    result = spectrum.new_full((grid.bins,), 2 * scale if real else scale)
+    if grid.own:
+        _, mirrored, own = _index(grid.size, True, spectrum.device)
+        result[own], result[mirrored] = scale, 0
+    return result.view(*grid.shape, 1)
+
+
+def _folded(cotangent: Tensor, size: list[int], real: bool) -> Tensor:
+    """A cotangent of a product, the parts of the mirrored bins conjugated and added to their partners'.
+
+    Mirrored bins keep what they had, which nothing reads.
+    """
+    grid = frequencies(tuple(size), real)
+    if not grid.mirrored:
+        return cotangent
+    plane, mirrored, _ = _index(grid.size, True, cotangent.device)
+    flat = cotangent.flatten(2, -2)
+    turned = flat[:, :, mirrored] * flat.new_tensor([1.0, -1.0])
+    return flat.index_add(2, plane, turned).view_as(cotangent)
+
+
+def _setup_product(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    spectrum, weight, own_weight, ctx.size, ctx.adjoint = inputs
+    ctx.save_for_backward(spectrum, weight, own_weight)
+
+
+def _product_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    spectrum, weight, own_weight = ctx.saved_tensors
+    size, real = ctx.size, own_weight is not None
+    folded = _folded(cotangent, size, real)
+    back = spectral_product(folded, weight, own_weight, size, not ctx.adjoint)
+    by_spectrum = back * counts(back, size, real, 1.0).clamp(max=1.0)
+    # What the operator doubles at paired bins is halved here, and made up for at own ones.
+    pair = (spectrum, folded) if ctx.adjoint else (folded, spectrum)
+    by_weight, by_own = spectral_gradient(*pair, size, real, 0.5 if real else 1.0)
+    return by_spectrum, by_weight, 2 * by_own if real else None, None, None
+
+
+def _setup_gradient(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad, spectrum, ctx.size, ctx.real, ctx.scale = inputs
+    ctx.save_for_backward(grad, spectrum)
+
+
+def _gradient_backward(ctx, turn, turn_own):  # type: ignore[no-untyped-def]
+    grad, spectrum = ctx.saved_tensors
+    own = turn_own if ctx.real else None
+    share = counts(grad, ctx.size, ctx.real, ctx.scale)
+    by_grad = spectral_product(spectrum, turn, own, ctx.size, False) * share
+    by_spectrum = spectral_product(grad, turn, own, ctx.size, True) * share
+    return by_grad, by_spectrum, None, None, None
+
+
+spectral_product.register_autograd(_product_backward, setup_context=_setup_product)
+spectral_gradient.register_autograd(_gradient_backward, setup_context=_setup_gradient)
 
 
 def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tuple[Tensor, Tensor]:

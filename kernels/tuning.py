@@ -29,25 +29,36 @@ from typing import Any
 import torch
 
 FORMAT = 1
-OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
+MATRIX_OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
+TIME_LOOPS = ("recurrence", "recurrence_backward")
+SPECTRAL_OPERATIONS = ("spectral_product", "spectral_gradient")
+OPERATIONS = MATRIX_OPERATIONS + TIME_LOOPS + SPECTRAL_OPERATIONS
+IMAGES = 256  # that spectral products are tuned for
 
 
 @dataclass(frozen=True)
 class Config:
     """A launch: tiles of rows x columns numbers, warps a program.
 
-    ``hold``: (turn_rows) whole rows stay in registers.
+    ``hold``: (turn_rows) whole rows stay in registers; (recurrence) W does, for all of time.
+    ``depth``, ``stages``: (recurrence) rows of a panel of W, and how many are in flight.
     """
 
     rows: int
     columns: int
     warps: int
     hold: bool = False
+    depth: int = 1
+    stages: int = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a configuration is chosen for: ``blocks`` matrices m x n, rank k."""
+    """What a configuration is chosen for: ``blocks`` matrices m x n, rank k.
+
+    Of a time loop: ``blocks`` steps of a batch of m rows and n units, k = 1.  Of a spectral product:
+    k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
+    """
 
     operation: str
     pairs: bool
@@ -69,7 +80,7 @@ class Problem:
     def bucket(self) -> str:
         """The key of a table."""
         kind = "complex" if self.pairs else "real"
-        blocks = min(power_of_two(self.blocks), 1024)
+        blocks = 1 if self.operation in TIME_LOOPS else min(power_of_two(self.blocks), 1024)
         size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
         return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
 
@@ -96,7 +107,14 @@ def closed_form(problem: Problem, device: Device) -> Config:
     """A configuration that always works: about 32 floats of the matrix a thread."""
     p, operation = problem, problem.operation
     n, m = power_of_two(p.n), power_of_two(p.m)
+    if operation in TIME_LOOPS:
+        return _time_loop(p)
+    if operation in SPECTRAL_OPERATIONS:  # channels x images or channels; a frequency a warp
+        return Config(16, 32, 8)
     if operation == "fused_step":
+        if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 (polar)
+            rows = max(1, min(m, 1024 // n))
+            return Config(rows, n, _warps(rows * n, 4))
         budget = 8192 if p.k == 1 else 2048
         rows = max(1, min(m, budget // (n * p.width)))
         return Config(rows, n, _warps(rows * n * p.width, 32 if p.k == 1 else 8))
@@ -111,7 +129,8 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation == "turn_rows":
         if n * p.width <= 16384 // p.columns and p.k <= 4:
             rows = max(1, min(m, 4096 // (n * p.width)))
-            return Config(rows, n, _warps(rows * n * p.width, 32), hold=True)
+            each = 32 if p.columns * p.width <= 2 else 16  # compilers load all columns at once
+            return Config(rows, n, _warps(rows * n * p.width, each), hold=True)
         columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
         return Config(min(m, 4), columns, 4)
     if operation == "rank_update":
@@ -125,6 +144,37 @@ def closed_form(problem: Problem, device: Device) -> Config:
     return Config(max(1, min(m, floats // columns)), columns, 4)
 
 
+def _time_loop(problem: Problem) -> Config:
+    """16 rows a program, the least that tensor cores take: the rows are what runs in parallel.
+
+    The tiles are those that spill on no architecture with any precision (docs/measured.md).
+    """
+    n, pairs = max(16, power_of_two(problem.n)), problem.pairs
+    if n <= 32:
+        return Config(16, n, 8, hold=True)
+    return Config(16, min(n, 64 if pairs else 128), 8, depth=16 if pairs else 32)
+
+
+def _time_loop_candidates(problem: Problem, device: Device) -> list[Config]:
+    """Tiles of 2 to 16 accumulators and 4 to 32 numbers of W a thread; more panels beyond L1 only."""
+    first, width = _time_loop(problem), problem.width
+    n = max(16, power_of_two(problem.n))
+    stages = (1, 3) if problem.n**2 * width * 4 > 128 << 10 else (1,)
+    found = [first]
+    for rows, warps in ((16, 4), (16, 8), (16, 16), (32, 8), (32, 16)):
+        panels = [(n, 1, True, 1)] if first.hold else []
+        panels += [(c, d, False, s) for c in (32, 64, 128) if c <= n for d in (16, 32) for s in stages]
+        for columns, depth, hold, stage in panels:
+            config = Config(rows, columns, warps, hold, depth, stage)
+            sums = rows * columns * width // (32 * warps)
+            panel = columns * (columns if hold else depth) * width // (32 * warps)
+            memory = (rows + columns) * depth * width * 4 * stage
+            fits = 2 <= sums <= 16 and 4 <= panel <= 32 and memory <= device.shared_memory
+            if fits and config not in found:
+                found.append(config)
+    return found
+
+
 def _warps(floats: int, each: int) -> int:
     """Warps such that a thread has about ``each`` floats of the tile."""
     return min(16, max(1, power_of_two(floats // (32 * each))))
@@ -132,6 +182,11 @@ def _warps(floats: int, each: int) -> int:
 
 def candidates(problem: Problem, device: Device) -> list[Config]:
     """What the autotuner tries: neighbours of the closed form that fit the registers."""
+    if problem.operation in TIME_LOOPS:
+        return _time_loop_candidates(problem, device)
+    if problem.operation in SPECTRAL_OPERATIONS:  # larger tiles spill
+        sizes = [(16, 32), (16, 16)] + [(32, 16)] * (problem.operation == "spectral_gradient")
+        return [Config(rows, columns, warps) for rows, columns in sizes for warps in (8, 4)]
     first = closed_form(problem, device)
     found = [first]
     for rows in (first.rows // 4, first.rows // 2, first.rows, first.rows * 2, first.rows * 4):
@@ -166,7 +221,11 @@ def _fits(config: Config, problem: Problem) -> bool:
         narrow, broad = (1, 16) if p.k == 1 else (1, 4)
         return config.rows == 1 and narrow <= floats // (32 * config.warps) <= broad
     each = floats / (32 * config.warps)
-    most = 32 if p.k == 1 or p.operation != "fused_step" else 8
+    most = 32
+    if p.operation == "fused_step" and p.k > 1:
+        most = 8
+    if config.hold and p.columns * p.width > 2:
+        most = 16
     least = min(4.0, power_of_two(p.m) * power_of_two(p.n) * p.width / 128)
     return least <= each <= most
 
@@ -193,8 +252,13 @@ def standard_problems() -> list[Problem]:
             for n, blocks in banks:
                 found.append(Problem("fused_step", pairs, k, n, n, blocks))
             for n in (1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096):
-                for operation in OPERATIONS[1:]:
+                for operation in MATRIX_OPERATIONS[1:]:
                     found.append(Problem(operation, pairs, k, n, n, 1))
+            for n in (64, 128, 190, 512, 1024) if k == 1 else ():
+                found += [Problem(operation, pairs, 1, 128, n, 100) for operation in TIME_LOOPS]
+    for channels, bins in ((64, 544), (128, 144), (256, 40)):  # ResNet9 on images of 32 x 32
+        for operation in SPECTRAL_OPERATIONS:
+            found.append(Problem(operation, False, IMAGES, channels, channels, bins))
     return found
 
 
@@ -204,14 +268,27 @@ def problems_of(
     ranks: Iterable[int],
     kinds: Iterable[bool],
 ) -> list[Problem]:
-    """Every combination; the fused step only where it is used, for n <= 128."""
+    """Every combination that is used: fused steps for n <= 128, time loops (T x batch x n) for k = 1.
+
+    The spectral products have no rank: banks of matrices are tuned for `IMAGES` images.
+    """
+    operations, shapes, kinds = list(operations), list(shapes), list(kinds)
     return [
         Problem(operation, pairs, k, m, n, blocks)
         for k in ranks
         for pairs in kinds
         for blocks, m, n in shapes
         for operation in operations
-        if k <= min(m, n) and (operation != "fused_step" or m <= n <= 128)
+        if operation not in SPECTRAL_OPERATIONS
+        and k <= min(m, n)
+        and (operation != "fused_step" or m <= n <= 128)
+        and (operation not in TIME_LOOPS or (k == 1 and n <= 4096))
+    ] + [
+        Problem(operation, pairs, IMAGES, m, n, blocks)
+        for pairs in kinds
+        for blocks, m, n in shapes
+        for operation in operations
+        if operation in SPECTRAL_OPERATIONS and blocks > 1
     ]
 
 

@@ -88,6 +88,7 @@ def _add_train(commands: Any) -> None:
     option("--model", str, "of the images", model)
     option("--width", int, "channels of the first convolution", model)
     option("--depth", int, "convolutions of the deep model", model)
+    option("--certify", float, "radius of the certified accuracy (lipschitz); pixels are 0 to 1", model)
     option("--dtype", str, "orthogonal or unitary weights", model)
     model.add_argument(
         "--compare",

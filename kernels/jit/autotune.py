@@ -1,19 +1,21 @@
 """Times the candidates of each problem on the GPU and keeps the winners: ``projunn autotune``.
 
-The tensors are its own, and what a kernel changes is restored before each candidate.  The table of the
-GPU is written after every problem, so an interrupted run keeps what it has; `tuning.forget` at the end
-makes it take effect in the running process too.
+The tensors are its own, and what a kernel changes is restored before each candidate; one whose binary
+spills registers is not timed.  The table of the GPU is written after every problem, so an interrupted
+run keeps what it has; `tuning.forget` at the end makes it take effect in the running process too.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn.kernels import tuning
+from projunn.kernels.jit.interception import intercepted
 from projunn.kernels.tuning import Config, Device, Problem
 
 Run = Callable[[], object]
@@ -78,6 +80,9 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
         restore()
         with tuning.using({problem.operation: config}):
             try:
+                if spills(run):
+                    failed = "it spills registers"
+                    continue
                 times[config] = timer(run)
             except Exception as error:  # out of registers or shared memory: not a candidate
                 failed = (str(error).splitlines() or [type(error).__name__])[0]
@@ -89,10 +94,29 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
     return Result(problem, best, times[best], rate, first, len(times))
 
 
+def spills(run: Run) -> bool:
+    """Whether a kernel that ``run`` launches keeps registers in memory, by its binary."""
+    binaries: list[Any] = []
+
+    class Noting:
+        def __init__(self, kernel: Any) -> None:
+            self._kernel = kernel
+
+        def __getitem__(self, grid: object) -> Any:
+            return lambda *args, **constants: binaries.append(self._kernel[grid](*args, **constants))
+
+    with intercepted(Noting):
+        run()
+    return any(getattr(binary, "n_spills", 0) for binary in binaries)  # interpreted: there is none
+
+
 def traffic(problem: Problem) -> int:
     """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
     p = problem
+    if p.operation in tuning.SPECTRAL_OPERATIONS:  # two spectra, and the matrices
+        return p.blocks * (p.k * (p.m + p.n) + p.m * p.n) * 8
     passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
+    passes |= {"recurrence": 2, "recurrence_backward": 3}
     return passes.get(p.operation, 3) * p.blocks * p.m * p.n * p.width * 4
 
 
@@ -101,6 +125,10 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
     from projunn.kernels.jit import launch as L
 
     p = problem
+    if p.operation in tuning.TIME_LOOPS:
+        return _time_loop_case(p, device), lambda: None
+    if p.operation in tuning.SPECTRAL_OPERATIONS:
+        return _spectral_case(p, device), lambda: None
     dtype = torch.complex64 if p.pairs else torch.float32
 
     def normal(*shape: int) -> Tensor:
@@ -151,6 +179,33 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
             tensor.copy_(copy)
 
     return run, restore
+
+
+def _time_loop_case(p: Problem, device: torch.device) -> Run:
+    """modReLU, which has the most to do."""
+    from projunn.kernels.jit import launch_recurrence as L
+
+    pair = (2,) if p.pairs else ()
+    x, g = (torch.randn(p.blocks, p.m, p.n, *pair, device=device) for _ in range(2))
+    weight = torch.randn(p.n, p.n, *pair, device=device) / (p.n * p.width) ** 0.5
+    bias = torch.zeros(p.n, device=device)
+    if p.operation == "recurrence":
+        return lambda: L.forward(x, x[0], weight, bias, "modrelu")
+    return lambda: L.backward(g, x, weight, bias, "modrelu")
+
+
+def _spectral_case(p: Problem, device: torch.device) -> Run:
+    """On a line of points that has ``blocks`` frequencies."""
+    from projunn.kernels.jit import launch_spectral as L
+
+    size = [p.blocks if p.pairs else 2 * p.blocks - 1]
+    x = torch.randn(p.k, p.n, p.blocks, 2, device=device)
+    if p.operation == "spectral_gradient":
+        y = torch.randn(p.k, p.m, p.blocks, 2, device=device)
+        return lambda: L.spectral_gradient(y, x, size, not p.pairs, 1.0)
+    own = None if p.pairs else torch.randn(1, p.m, p.n, device=device)
+    weight = torch.randn(p.blocks - (not p.pairs), p.m, p.n, 2, device=device)
+    return lambda: L.spectral_product(x, weight, own, size, False)
 
 
 def cold_time(run: Run, repetitions: int = 15) -> float:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from projunn.kernels.jit.columns import combine, gram, stack, step_matrix
+from projunn.kernels.jit.float64 import reciprocal, square_root
 from projunn.kernels.jit.plane import PROBE, TINY, plane_basis, plane_rotation, turned
 from projunn.kernels.jit.small import eye, matmul, orthonormalizer, rotation, row
 from projunn.kernels.jit.tiles import (
@@ -40,6 +41,32 @@ def _block(active, blocks, ACTIVE: tl.constexpr):
     present = index >= 0
     index = tl.maximum(index, 0)
     return index // blocks, (index % blocks).to(tl.int64), present
+
+
+@triton.jit
+def _places(
+    weights,
+    directions,
+    bases,
+    probes,
+    scratch,
+    entry,
+    block,
+    m,
+    n,
+    k,
+    D_TYPE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+):
+    """Where W and D (m, n), R, probe and X (m, k) of a block begin; D and X are in the list's order."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(0).to(tl.int64)
+    w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
+    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
+    r = pointer(bases, entry, tl.float32) + block * m * k * WIDTH
+    g = pointer(probes, entry, tl.float32) + block * m * k * WIDTH
+    return w, d, r, g, scratch + slot * m * k * WIDTH
 
 
 @triton.jit
@@ -71,13 +98,9 @@ def plane_step_kernel(
     entry, block, present = _block(active, blocks, ACTIVE)
     if not present:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
-    slot = tl.program_id(0).to(tl.int64)
-    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
-    r = pointer(bases, entry, tl.float32) + block * m * WIDTH
-    g = pointer(probes, entry, tl.float32) + block * m * WIDTH
-    x = scratch + slot * m * WIDTH
+    w, d, r, g, x = _places(
+        weights, directions, bases, probes, scratch, entry, block, m, n, 1, D_TYPE, PAIRS, ACTIVE
+    )
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)
@@ -85,7 +108,8 @@ def plane_step_kernel(
     # Y = orth(D^H R)
     yr = tl.zeros((BN,), tl.float32)
     yi = tl.zeros((BN,), tl.float32)
-    dr, di = load_tile(d, lane, 0, m, n, BN, PAIRS)
+    whole = m if PANELS == 1 else 0  # with several panels nothing is loaded ahead of the loops
+    dr, di = load_tile(d, lane, 0, whole, n, BN, PAIRS)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
@@ -94,8 +118,10 @@ def plane_step_kernel(
         pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
         yr += pr
         yi += pi
-    size = tl.sqrt(square_sum(yr, yi, PAIRS))
-    inverse = 1.0 / tl.maximum(size, TINY)  # in float64: the inverse of a zero norm is finite there
+    size = square_root(square_sum(yr, yi, PAIRS))
+    inverse = reciprocal(
+        tl.maximum(size, TINY)
+    )  # in float64: the inverse of a zero norm is finite there
     yr, yi = (yr * inverse).to(tl.float32), (yi * inverse).to(tl.float32)
     moves = size != 0.0  # NaN moves, and is refused below
 
@@ -103,7 +129,7 @@ def plane_step_kernel(
     zr = tl.zeros((BN,), tl.float32)
     zi = tl.zeros((BN,), tl.float32)
     squares = tl.zeros((), tl.float64)
-    wr, wi = load_tile(w, lane, 0, tl.where(moves, m, 0), n, BN, PAIRS)
+    wr, wi = load_tile(w, lane, 0, tl.where(moves, whole, 0), n, BN, PAIRS)
     xr, xi = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     for panel in range(PANELS):
         rows = panel * BM + lane
@@ -151,7 +177,7 @@ def plane_step_kernel(
         store_tile(w, rows, 0, kept, n, ur, ui, BN, PAIRS)
 
     if WARM:
-        inverse = 1.0 / tl.maximum(tl.sqrt(squares), TINY)
+        inverse = reciprocal(tl.maximum(square_root(squares), TINY))
         if PANELS > 1:
             tl.debug_barrier()
         for panel in range(PANELS):
@@ -237,14 +263,10 @@ def wide_step_kernel(
     entry, block, present = _block(active, blocks, ACTIVE)
     if not present:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
-    w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
-    slot = tl.program_id(0).to(tl.int64)
-    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
-    r = pointer(bases, entry, tl.float32) + block * m * k * WIDTH
-    g = pointer(probes, entry, tl.float32) + block * m * k * WIDTH
-    x = scratch + slot * m * k * WIDTH
+    w, d, r, g, x = _places(
+        weights, directions, bases, probes, scratch, entry, block, m, n, k, D_TYPE, PAIRS, ACTIVE
+    )
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)

@@ -50,13 +50,18 @@ _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """Their addresses as an int64 tensor on their device.
 
-    Tables are kept: tensors that stay where they are, as the parameters and the gradients of a captured
-    graph do, cost one copy from the host in all.
+    Tables are kept: tensors that stay where they are, as parameters do, cost one copy from the host in
+    all.  A table made while a CUDA graph is captured is filled by launches of the graph and not kept: a
+    replay would copy from host memory that is long gone.
     """
     device = tensors[0].device
     key = (device, *(t.data_ptr() for t in tensors))
     table = _tables.get(key)
-    if table is None:
+    if table is None and _capturing(device):
+        table = torch.empty(len(tensors), dtype=torch.int64, device=device)
+        for entry, tensor in zip(table.unbind(), tensors, strict=True):
+            entry.fill_(tensor.data_ptr())
+    elif table is None:
         host = torch.tensor(key[1:], dtype=torch.int64)
         table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         _tables[key] = table
@@ -65,6 +70,19 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     else:
         _tables.move_to_end(key)
     return table
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def options(warps: int) -> dict[str, int]:
+    """Options of a launch: warps, and all the registers that a thread of so many warps can have.
+
+    Where no maximum is given, ptxas aims at an occupancy and spills a few bytes to reach it.
+    """
+    limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+    return {"num_warps": warps} | limit
 
 
 def problem_of(operation: str, matrix: Tensor, k: int, count: int) -> Problem:
@@ -136,8 +154,7 @@ def fused_step(
         "BM": c.rows,
         "BN": power_of_two(n),
         "PANELS": panels,
-        "num_warps": c.warps,
-    }
+    } | options(c.warps)
     others = (
         _list(tables[0], active),
         scratch,
@@ -181,7 +198,7 @@ def adjoint_partials(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return partial
 
@@ -207,7 +224,7 @@ def product_columns(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return result
 
@@ -252,7 +269,7 @@ def rank_update(
         BM=c.rows,
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
 
 
@@ -272,7 +289,7 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
         PAIRS=matrix.is_complex(),
         BN=c.columns,
         K=power_of_two(k),
-        num_warps=c.warps,
+        **options(c.warps),
     )
     return product_columns(matrix, right, active).mT, right.mT
 
@@ -309,8 +326,7 @@ def turn(
         "PAIRS": weight.is_complex(),
         "COUNT": skipped is not None,
         "BN": c.columns,
-        "num_warps": c.warps,
-    }
+    } | options(c.warps)
     counter = taken if skipped is None else skipped
     if k == 1:
         plane_basis_kernel[(count,)](*tensors, taken, counter, *sizes, **constants)
@@ -349,7 +365,7 @@ def turn_rows(
         BN=c.columns,
         S=s,
         HOLD=c.hold,
-        num_warps=c.warps,
+        **options(c.warps),
     )
 
 
@@ -364,7 +380,7 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
         m,
         PAIRS=left.is_complex(),
         BN=min(2048, power_of_two(m)),
-        num_warps=4,
+        **options(4),
     )
 
 
@@ -379,7 +395,7 @@ def polish(weight: Tensor, step: Tensor, period: int) -> None:
     sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
     w, e, v = _floats(weight), _floats(error), _floats(moved)
     pairs = weight.is_complex()
-    constants = {"PAIRS": pairs, "B": 32, "num_warps": 8 if pairs else 4}
+    constants = {"PAIRS": pairs, "B": 32} | options(8 if pairs else 4)
     tiles, rows, columns = -(-size // 32), -(-m // 32), -(-n // 32)
     wide = m < n
     residual_kernel[(tiles, tiles, count)](w, e, sums, step, period, m, n, WIDE=wide, **constants)

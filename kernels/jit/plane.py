@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from projunn.kernels.factor import PROBE as _PROBE
+from projunn.kernels.jit.float64 import cos_sin, reciprocal, square_root
 
 # Norms below are zero: nothing can be divided by them.
 TINY = tl.constexpr(1e-150)
@@ -42,8 +43,8 @@ def product(ar, ai, br, bi, PAIRS: tl.constexpr):
 @triton.jit
 def plane_basis(yr, yi, zr, zi, PAIRS: tl.constexpr):
     """q1, q2 and the first column e1, e2 of E, from whole float64 columns; Gram-Schmidt, twice."""
-    a = tl.sqrt(dot(yr, yi, yr, yi, PAIRS)[0])
-    inverse = 1.0 / tl.maximum(a, TINY)
+    a = square_root(dot(yr, yi, yr, yi, PAIRS)[0])
+    inverse = reciprocal(tl.maximum(a, TINY))
     q1r, q1i = yr * inverse, yi * inverse
     br, bi = dot(q1r, q1i, zr, zi, PAIRS)
     sr, si = product(q1r, q1i, br, bi, PAIRS)
@@ -51,35 +52,9 @@ def plane_basis(yr, yi, zr, zi, PAIRS: tl.constexpr):
     gr, gi = dot(q1r, q1i, zr, zi, PAIRS)
     sr, si = product(q1r, q1i, gr, gi, PAIRS)
     zr, zi = zr - sr, zi - si
-    c = tl.sqrt(dot(zr, zi, zr, zi, PAIRS)[0])
-    inverse = 1.0 / tl.maximum(c, TINY)
+    c = square_root(dot(zr, zi, zr, zi, PAIRS)[0])
+    inverse = reciprocal(tl.maximum(c, TINY))
     return q1r, q1i, zr * inverse, zi * inverse, (br + gr) * a, (bi + gi) * a, c * a
-
-
-@triton.jit
-def cos_sin(x):
-    """cos and sin of a float64 below 1e5 or so, to rounding: `plane_rotation` takes no larger angle.
-
-    The library's own call a subroutine for huge arguments, and registers are spilled around the call.
-    Reduction in two parts of pi/2, the first of 33 bits; polynomials of fdlibm (Sun, 1993).
-    """
-    q = tl.floor(x * 0.6366197723675814 + 0.5)
-    r = (x - q * 1.57079632673412561417) - q * 6.07710050650619224932e-11
-    z = r * r
-    s = -2.50507602534068634195e-08 + z * 1.58969099521155010221e-10
-    s = 8.33333333332248946124e-03 + z * (
-        -1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 + z * s)
-    )
-    s = r + r * z * (-1.66666666666666324348e-01 + z * s)
-    c = 2.08757232129817482790e-09 - z * 1.13596475577881948265e-11
-    c = 2.48015872894767294178e-05 + z * (-2.75573143513906633035e-07 + z * c)
-    c = 4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 + z * c)
-    c = 1.0 - (0.5 * z - z * z * c)
-    quarter = q - 4.0 * tl.floor(q * 0.25)
-    odd = (quarter == 1.0) | (quarter == 3.0)
-    cosine, sine = tl.where(odd, s, c), tl.where(odd, c, s)
-    cosine = tl.where((quarter == 1.0) | (quarter == 2.0), -cosine, cosine)
-    return cosine, tl.where(quarter >= 2.0, -sine, sine)
 
 
 @triton.jit
@@ -91,16 +66,16 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
     if RETRACTION == POLAR:
         # polar(N) = (N + phase adj(N)^H) / (sum of the singular values), N = [[1 + e1, 0], [e2, 1]]
         nr = 1.0 + e1r
-        size = tl.sqrt(nr * nr + e1i * e1i) if PAIRS else tl.abs(nr)
+        size = square_root(nr * nr + e1i * e1i) if PAIRS else tl.abs(nr)
         squares = size * size + e2 * e2 + 1.0
-        total = tl.sqrt(squares + 2.0 * size)
-        inverse = 1.0 / tl.maximum(size, TINY)
+        scale = reciprocal(square_root(squares + 2.0 * size))
+        inverse = reciprocal(tl.maximum(size, TINY))
         pr, pi = nr * inverse, e1i * inverse
-        f11r, f11i = (nr + pr) / total - 1.0, (e1i + pi) / total
-        f12r, f12i = -pr * e2 / total, -pi * e2 / total
-        f21r, f21i = e2 / total, 0.0 * e2
+        f11r, f11i = (nr + pr) * scale - 1.0, (e1i + pi) * scale
+        f12r, f12i = -pr * e2 * scale, -pi * e2 * scale
+        f21r, f21i = e2 * scale, 0.0 * e2
         # phase conj(n11) = |n11| since det N = n11
-        f22r, f22i = (1.0 + size) / total - 1.0, 0.0 * e2
+        f22r, f22i = (1.0 + size) * scale - 1.0, 0.0 * e2
         taken = size > 4.0 * precision * squares
     elif RETRACTION == CAYLEY:
         # A = [[i t, -s], [s, 0]], s = e2 / 2;  F = (I - A/2)^-1 A
@@ -109,7 +84,7 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
             t = e1i
             minor = s * s
             dr, di = 1.0 + minor / 4.0, -t / 2.0
-            scale = 1.0 / (dr * dr + di * di)
+            scale = reciprocal(dr * dr + di * di)
             ir, ii = dr * scale, -di * scale
             f11r, f11i = -minor / 2.0 * ir - t * ii, -minor / 2.0 * ii + t * ir
             f12r, f12i = -s * ir, -s * ii
@@ -118,7 +93,7 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
             taken = minor * precision * precision < 1.0
         else:
             half = s * s / 2.0
-            inverse = 1.0 / (1.0 + half / 2.0)
+            inverse = reciprocal(1.0 + half / 2.0)
             f11r, f12r, f21r = -half * inverse, -s * inverse, s * inverse
             f22r = f11r
             f11i, f12i, f21i, f22i = f11r, f11r, f11r, f11r
@@ -128,9 +103,9 @@ def plane_rotation(e1r, e1i, e2, precision, RETRACTION: tl.constexpr, PAIRS: tl.
         if PAIRS:
             # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), eigenvalues i (mean +- w)
             mean = e1i / 2.0
-            w = tl.sqrt(mean * mean + s * s)
+            w = square_root(mean * mean + s * s)
             cw, sw = cos_sin(w)
-            sinc = tl.where(w < 1e-8, 1.0, sw / tl.maximum(w, TINY))
+            sinc = tl.where(w < 1e-8, 1.0, sw * reciprocal(tl.maximum(w, TINY)))
             pr, pi = cos_sin(mean)
             slope = mean * sinc
             f11r, f11i = pr * cw - pi * slope - 1.0, pi * cw + pr * slope

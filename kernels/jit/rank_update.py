@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from projunn.kernels.jit.streaming import matrix_index
-from projunn.kernels.jit.tiles import add_outer, load_column, load_tile, store_tile
+from projunn.kernels.jit.tiles import add_outer, load_column, load_range, load_tile, store_tile
 
 
 @triton.jit
@@ -37,12 +37,10 @@ def rank_update_kernel(
     r = right + slot * k * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     first = tl.program_id(1) * BN
-    columns = first + tl.arange(0, BN)
-    kr = tl.arange(0, K)[:, None]
-    inside_l = (kr < k) & (rows < m)[None, :]
-    inside_r = (kr < k) & (columns < n)[None, :]
-    lr, li = load_column(l, kr.to(tl.int64) * m + rows[None, :], inside_l, PAIRS)
-    rr, ri = load_column(r, kr.to(tl.int64) * n + columns[None, :], inside_r, PAIRS)
+    kr = tl.arange(0, K)
+    inside = (kr < k)[:, None] & (rows < m)[None, :]
+    lr, li = load_column(l, kr[:, None].to(tl.int64) * m + rows[None, :], inside, PAIRS)
+    rr, ri = load_tile(r, kr, first, k, n, BN, PAIRS)
     size_l, size_r = (lr != 0.0), (rr != 0.0)
     if PAIRS:
         size_l, size_r = size_l | (li != 0.0), size_r | (ri != 0.0)
@@ -51,6 +49,6 @@ def rank_update_kernel(
     re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
     for j in range(k):
         ar, ai = load_column(l + j * m * WIDTH, rows, rows < m, PAIRS)
-        br, bi = load_column(r + j * n * WIDTH, columns, columns < n, PAIRS)
+        br, bi = load_range(r + j * n * WIDTH, first, n, BN, PAIRS)
         re, im = add_outer(re, im, ar, ai, br, bi, PAIRS)
     store_tile(w, rows, first, m, n, re, im, BN, PAIRS)

@@ -12,6 +12,7 @@ Columns of rounding size (zero, dependent) are no special case: they come out wi
 import triton
 import triton.language as tl
 
+from projunn.kernels.jit.float64 import doublings, reciprocal, square_root
 from projunn.kernels.jit.plane import CAYLEY, POLAR, TINY
 
 _SHIFT = tl.constexpr(1e-15)
@@ -56,7 +57,7 @@ def frobenius(re, im, PAIRS: tl.constexpr):
     squares = re * re
     if PAIRS:
         squares += im * im
-    return tl.sqrt(tl.sum(squares))
+    return square_root(tl.sum(squares))
 
 
 @triton.jit
@@ -64,8 +65,8 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     """T and R of a Gram matrix: G + shift = L D L^H, T = L^-H D^-1/2, R = D^1/2 L^H."""
     identity = eye(S)
     index = tl.arange(0, S)
-    norms = tl.sqrt(tl.maximum(tl.sum(gr * identity, axis=0), 0.0))
-    scale = tl.where(norms > TINY, 1.0 / tl.maximum(norms, TINY), 0.0)
+    norms = square_root(tl.maximum(tl.sum(gr * identity, axis=0), 0.0))
+    scale = tl.where(norms > TINY, reciprocal(tl.maximum(norms, TINY)), 0.0)
     both = scale[:, None] * scale[None, :]
     ur, ui = gr * both, gi * both
     # a zero column is a column of its own: T ignores it, and nothing is divided by 0
@@ -75,12 +76,13 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     for j in range(S):
         pivot_r, pivot_i, value_r, value_i = row(ur, j, S), ui, row(mr, j, S), mi
         pivot = tl.maximum(tl.sum(tl.where(index == j, pivot_r, 0.0)), _SHIFT)
+        inverse = reciprocal(pivot)
         pivots = tl.where(index == j, pivot, pivots)
         below = (index > j)[:, None]
-        fr = tl.where(below, column(ur, j, S)[:, None] / pivot, 0.0)
+        fr = tl.where(below, column(ur, j, S)[:, None] * inverse, 0.0)
         if PAIRS:
             pivot_i, value_i = row(ui, j, S), row(mi, j, S)
-            fi = tl.where(below, column(ui, j, S)[:, None] / pivot, 0.0)
+            fi = tl.where(below, column(ui, j, S)[:, None] * inverse, 0.0)
             ur, ui = (
                 ur - fr * pivot_r[None, :] + fi * pivot_i[None, :],
                 ui - fr * pivot_i[None, :] - fi * pivot_r[None, :],
@@ -92,7 +94,7 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
         else:
             ur -= fr * pivot_r[None, :]
             mr -= fr * value_r[None, :]
-    root = 1.0 / tl.sqrt(pivots)
+    root = reciprocal(square_root(pivots))
     upper = index[:, None] <= index[None, :]
     rr = tl.where(upper, ur * root[:, None] * norms[None, :], 0.0)
     ri = tl.where(upper, ui * root[:, None] * norms[None, :], 0.0)
@@ -114,7 +116,7 @@ def solve(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
             pi, qi = row(ai, j, S), row(bi, j, S)
             fi = column(ai, j, S)[:, None]
             di = tl.sum(tl.where(index == j, pi, 0.0))
-            size = 1.0 / tl.maximum(dr * dr + di * di, TINY)
+            size = reciprocal(tl.maximum(dr * dr + di * di, TINY))
             dr, di = dr * size, -di * size
             pr, pi = (pr * dr - pi * di)[None, :], (pr * di + pi * dr)[None, :]
             qr, qi = (qr * dr - qi * di)[None, :], (qr * di + qi * dr)[None, :]
@@ -127,7 +129,7 @@ def solve(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
                 tl.where(here, qi, bi - fr * qi - fi * qr),
             )
         else:
-            dr = 1.0 / tl.where(tl.abs(dr) > TINY, dr, TINY)
+            dr = tl.where(dr < 0.0, -1.0, 1.0) * reciprocal(tl.maximum(tl.abs(dr), TINY))
             pr, qr = (pr * dr)[None, :], (qr * dr)[None, :]
             ar = tl.where(here, pr, ar - fr * pr)
             br = tl.where(here, qr, br - fr * qr)
@@ -137,29 +139,39 @@ def solve(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
 @triton.jit
 def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
     """e^A - I: Taylor to degree 12 of A / 2^p, of norm 1/4 at most, squared p times."""
-    doublings = tl.maximum(tl.ceil(tl.log2(tl.maximum(norm, 1e-3) * 4.0)), 0.0)
-    scale = tl.exp2(-doublings)
+    times, scale = doublings(norm)
     ar, ai = ar * scale, ai * scale
     br, bi = matmul(ar, ai, ar, ai, S, PAIRS)
     cr, ci = matmul(br, bi, ar, ai, S, PAIRS)
     identity = eye(S)
-    # sum of A^j / j! for j = 1..12, in groups of three powers around C = A^3
-    fr = identity / 362880.0 + ar / 3628800.0 + br / 39916800.0 + cr / 479001600.0
-    fi = ai / 3628800.0 + bi / 39916800.0 + ci / 479001600.0
+    # sum of A^j / j! for j = 1..12, in groups of three powers around C = A^3; constants are inverted by
+    # the compiler, since a division would be a subroutine
+    fr = (
+        identity * (1.0 / 362880.0)
+        + ar * (1.0 / 3628800.0)
+        + br * (1.0 / 39916800.0)
+        + cr * (1.0 / 479001600.0)
+    )
+    fi = ai * (1.0 / 3628800.0) + bi * (1.0 / 39916800.0) + ci * (1.0 / 479001600.0)
     fr, fi = matmul(cr, ci, fr, fi, S, PAIRS)
     fr, fi = matmul(
         cr,
         ci,
-        fr + identity / 720.0 + ar / 5040.0 + br / 40320.0,
-        fi + ai / 5040.0 + bi / 40320.0,
+        fr + identity * (1.0 / 720.0) + ar * (1.0 / 5040.0) + br * (1.0 / 40320.0),
+        fi + ai * (1.0 / 5040.0) + bi * (1.0 / 40320.0),
         S,
         PAIRS,
     )
     fr, fi = matmul(
-        cr, ci, fr + identity / 6.0 + ar / 24.0 + br / 120.0, fi + ai / 24.0 + bi / 120.0, S, PAIRS
+        cr,
+        ci,
+        fr + identity * (1.0 / 6.0) + ar * (1.0 / 24.0) + br * (1.0 / 120.0),
+        fi + ai * (1.0 / 24.0) + bi * (1.0 / 120.0),
+        S,
+        PAIRS,
     )
-    fr, fi = fr + ar + br / 2.0, fi + ai + bi / 2.0
-    for _ in range(doublings.to(tl.int32)):
+    fr, fi = fr + ar + br * 0.5, fi + ai + bi * 0.5
+    for _ in range(times):
         sr, si = matmul(fr, fi, fr, fi, S, PAIRS)
         fr, fi = 2.0 * fr + sr, 2.0 * fi + si
     return fr, fi
@@ -184,8 +196,9 @@ def _polar(er, ei, precision, S: tl.constexpr, PAIRS: tl.constexpr):
     regular = size * inverse * 4.0 * precision < S
     change, count = size * 0.0 + 1.0, 0
     while (change > 1e-14) & (count < 20) & regular:
-        g = tl.sqrt(inverse / size)
-        yr, yi = 0.5 * (g * xr + ir / g), 0.5 * (g * xi + ii / g)
+        g = square_root(inverse * reciprocal(size))
+        h = reciprocal(g)
+        yr, yi = 0.5 * (g * xr + h * ir), 0.5 * (g * xi + h * ii)
         change = frobenius(yr - xr, yi - xi, PAIRS)
         xr, xi = yr, yi
         ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)

@@ -12,42 +12,38 @@ import triton
 import triton.language as tl
 
 from projunn.kernels.jit.columns import combine, gram, step_matrix
+from projunn.kernels.jit.float64 import reciprocal, square_root
 from projunn.kernels.jit.plane import PROBE, TINY, dot, plane_rotation, turned
 from projunn.kernels.jit.plane import product as scaled
 from projunn.kernels.jit.small import eye, matmul, orthonormalizer, rotation
-from projunn.kernels.jit.tiles import load_column, store_column
-
-
-@triton.jit
-def _sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    """Columns [first, first + BN) of the (splits, k, n) partial sums, added up: float64 (K, BN)."""
-    kr, columns = tl.arange(0, K), first + tl.arange(0, BN)
-    inside = (kr < k)[:, None] & (columns < n)[None, :]
-    at = kr[:, None].to(tl.int64) * n + columns[None, :]
-    zr = tl.zeros((K, BN), tl.float64)
-    zi = tl.zeros((K, BN), tl.float64)
-    for split in range(splits):
-        pr, pi = load_column(base, split * k * n + at, inside, PAIRS)
-        zr += pr.to(tl.float64)
-        zi += pi.to(tl.float64)
-    return zr, zi
+from projunn.kernels.jit.tiles import load_tile, store_tile
 
 
 @triton.jit
 def _columns(base, first, n, k, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
     """Columns [first, first + BN) of a (k, n) factor: float64 (K, BN)."""
-    kr, columns = tl.arange(0, K), first + tl.arange(0, BN)
-    inside = (kr < k)[:, None] & (columns < n)[None, :]
-    re, im = load_column(base, kr[:, None].to(tl.int64) * n + columns[None, :], inside, PAIRS)
+    re, im = load_tile(base, tl.arange(0, K), first, k, n, BN, PAIRS)
     return re.to(tl.float64), im.to(tl.float64)
 
 
 @triton.jit
+def _sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
+    """Columns [first, first + BN) of the (splits, k, n) partial sums, added up: float64 (K, BN)."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    zr = tl.zeros((K, BN), tl.float64)
+    zi = tl.zeros((K, BN), tl.float64)
+    for _ in range(splits):
+        pr, pi = _columns(base, first, n, k, BN, K, PAIRS)
+        zr += pr
+        zi += pi
+        base += k * n * WIDTH
+    return zr, zi
+
+
+@triton.jit
 def _store_columns(base, first, n, k, re, im, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    kr, columns = tl.arange(0, K), first + tl.arange(0, BN)
-    inside = (kr < k)[:, None] & (columns < n)[None, :]
-    at = kr[:, None].to(tl.int64) * n + columns[None, :]
-    store_column(base, at, inside, re.to(tl.float32), im.to(tl.float32), PAIRS)
+    re, im = re.to(tl.float32), im.to(tl.float32)
+    store_tile(base, tl.arange(0, K), first, k, n, re, im, BN, PAIRS)
 
 
 @triton.jit
@@ -102,6 +98,22 @@ def orthonormal_kernel(
 
 
 @triton.jit
+def _places(right, partial, basis, turned_basis, n, k, splits, S: tl.constexpr, PAIRS: tl.constexpr):
+    """Where a matrix' Y (k, n), partial sums of Z (splits, k, n), Q and Q F^H (S, n) begin."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    at = tl.program_id(0).to(tl.int64) * n * WIDTH
+    return right + at * k, partial + at * splits * k, basis + at * S, turned_basis + at * S
+
+
+@triton.jit
+def _report(taken_mask, skipped, taken, COUNT: tl.constexpr):
+    """Note whether the step of a matrix is taken, and count it where it is not."""
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
+    if COUNT:
+        tl.atomic_add(skipped, tl.where(taken, 0.0, 1.0))
+
+
+@triton.jit
 def plane_basis_kernel(
     right,
     partial,
@@ -123,11 +135,7 @@ def plane_basis_kernel(
     One program a matrix; Y is ``right`` (1, n), Z is ``scale`` times the sum of the partial sums.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    slot = tl.program_id(0).to(tl.int64)
-    y = right + slot * n * WIDTH
-    source = partial + slot * splits * n * WIDTH
-    q = basis + slot * 2 * n * WIDTH
-    t = turned_basis + slot * 2 * n * WIDTH
+    y, source, q, t = _places(right, partial, basis, turned_basis, n, 1, splits, 2, PAIRS)
     yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
     for first in range(0, n, BN):
         yr, yi = _columns(y, first, n, 1, BN, 1, PAIRS)
@@ -138,8 +146,8 @@ def plane_basis_kernel(
         pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
         br += pr
         bi += pi
-    a = tl.sqrt(yy)
-    inverse = 1.0 / tl.maximum(a, TINY)
+    a = square_root(yy)
+    inverse = reciprocal(tl.maximum(a, TINY))
     br, bi = br * inverse, bi * inverse
     tl.debug_barrier()
     gr, gi = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
@@ -158,15 +166,13 @@ def plane_basis_kernel(
         zr, zi = _columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
-    c = tl.sqrt(cc)
+    c = square_root(cc)
     f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = plane_rotation(
         br * a, bi * a, c * a, precision, RETRACTION, PAIRS
     )
     taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
-    tl.store(taken_mask + slot, taken.to(tl.int8))
-    if COUNT:
-        tl.atomic_add(skipped, tl.where(taken, 0.0, 1.0))
-    shrink = 1.0 / tl.maximum(c, TINY)
+    _report(taken_mask, skipped, taken, COUNT)
+    shrink = reciprocal(tl.maximum(c, TINY))
     used = tl.where(taken, 1.0, 0.0)
     for first in range(0, n, BN):
         yr, yi = _columns(y, first, n, 1, BN, 1, PAIRS)
@@ -206,11 +212,7 @@ def basis_kernel(
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
-    slot = tl.program_id(0).to(tl.int64)
-    y = right + slot * k * n * WIDTH
-    source = partial + slot * splits * k * n * WIDTH
-    q = basis + slot * S * n * WIDTH
-    t = turned_basis + slot * S * n * WIDTH
+    y, source, q, t = _places(right, partial, basis, turned_basis, n, k, splits, S, PAIRS)
     for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
         yr, yi = _columns(y, first, n, k, BN, K, PAIRS)
         zr, zi = _sum_partials(source, first, n, k, splits, BN, K, PAIRS)
@@ -237,9 +239,7 @@ def basis_kernel(
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, RETRACTION, PAIRS)
     taken = taken & finite
-    tl.store(taken_mask + slot, taken.to(tl.int8))
-    if COUNT:
-        tl.atomic_add(skipped, tl.where(taken, 0.0, 1.0))
+    _report(taken_mask, skipped, taken, COUNT)
     for first in range(0, n, BN):
         pr, pi = _columns(q, first, n, S, BN, S, PAIRS)
         pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
@@ -270,7 +270,7 @@ def warm_basis_kernel(
     for first in range(0, m, BN):
         xr, xi = _columns(left + at, first, m, 1, BN, 1, PAIRS)
         squares += dot(xr, xi, xr, xi, PAIRS)[0]
-    inverse = 1.0 / tl.maximum(tl.sqrt(squares), TINY)
+    inverse = reciprocal(tl.maximum(square_root(squares), TINY))
     for first in range(0, m, BN):
         xr, xi = _columns(left + at, first, m, 1, BN, 1, PAIRS)
         pr, pi = _columns(probe + at, first, m, 1, BN, 1, PAIRS)

@@ -16,7 +16,7 @@ a matrix, so that a column is one contiguous load.
 import triton
 import triton.language as tl
 
-from projunn.kernels.jit.tiles import add_outer, load_column, load_tile, store_column, store_tile
+from projunn.kernels.jit.tiles import add_outer, load_range, load_tile, store_tile, times
 
 
 @triton.jit
@@ -65,8 +65,7 @@ def adjoint_product_kernel(
     for start in range(split * rows_each, tl.minimum((split + 1) * rows_each, m), BM):
         rows = start + tl.arange(0, BM)
         re, im = load_tile(base, rows, first, m, n, BN, PAIRS)
-        inside = (kr < k)[:, None] & (rows < m)[None, :]
-        xr, xi = load_column(x, kr[:, None].to(tl.int64) * m + rows[None, :], inside, PAIRS)
+        xr, xi = load_tile(x, kr, start, k, m, BM, PAIRS)
         re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
         if PAIRS:
             sr += re * xr + im * xi
@@ -74,9 +73,7 @@ def adjoint_product_kernel(
         else:
             sr += re * xr
     zr, zi = tl.sum(sr, axis=1), tl.sum(si, axis=1)
-    columns = first + tl.arange(0, BN)
-    at = kr[:, None].to(tl.int64) * n + columns[None, :]
-    store_column(out, at, (kr < k)[:, None] & (columns < n)[None, :], zr, zi, PAIRS)
+    store_tile(out, kr, first, k, n, zr, zi, BN, PAIRS)
 
 
 @triton.jit
@@ -109,9 +106,7 @@ def product_kernel(
     si = tl.zeros((K, BM, BN), tl.float32)
     for first in range(0, n, BN):
         re, im = load_tile(base, rows, first, m, n, BN, PAIRS)
-        columns = first + tl.arange(0, BN)
-        inside = (kr < k)[:, None] & (columns < n)[None, :]
-        yr, yi = load_column(y, kr[:, None].to(tl.int64) * n + columns[None, :], inside, PAIRS)
+        yr, yi = load_tile(y, kr, first, k, n, BN, PAIRS)
         re, im, yr, yi = re[None, :, :], im[None, :, :], yr[:, None, :], yi[:, None, :]
         if PAIRS:
             sr += re * yr - im * yi
@@ -119,8 +114,7 @@ def product_kernel(
         else:
             sr += re * yr
     xr, xi = tl.sum(sr, axis=2), tl.sum(si, axis=2)
-    at = kr[:, None].to(tl.int64) * m + rows[None, :]
-    store_column(out, at, (kr < k)[:, None] & (rows < m)[None, :], xr, xi, PAIRS)
+    store_tile(out, kr, tl.program_id(0) * BM, k, m, xr, xi, BM, PAIRS)
 
 
 @triton.jit
@@ -155,29 +149,22 @@ def turn_rows_kernel(
     t = turned_basis + slot * S * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     if HOLD:
-        columns = tl.arange(0, BN)
         wr, wi = load_tile(w, rows, 0, m, n, BN, PAIRS)
-        vr, vi = wr, wi
+        ls = ()  # all of W Q before W changes: the rows are in registers once, not twice
         for j in tl.static_range(S):
-            qr, qi = load_column(q + j * n * WIDTH, columns, columns < n, PAIRS)
-            tr, ti = load_column(t + j * n * WIDTH, columns, columns < n, PAIRS)
-            if PAIRS:
-                lr = tl.sum(wr * qr[None, :] - wi * qi[None, :], axis=1)
-                li = tl.sum(wr * qi[None, :] + wi * qr[None, :], axis=1)
-            else:
-                lr = tl.sum(wr * qr[None, :], axis=1)
-                li = lr
-            vr, vi = add_outer(vr, vi, lr, li, tr, ti, PAIRS)
-        store_tile(w, rows, 0, m, n, vr, vi, BN, PAIRS)
+            qr, qi = load_range(q + j * n * WIDTH, 0, n, BN, PAIRS)
+            ls = ls + (times(wr, wi, qr, qi, PAIRS),)  # noqa: RUF005 (Triton has no starred tuples)
+        for j in tl.static_range(S):
+            tr, ti = load_range(t + j * n * WIDTH, 0, n, BN, PAIRS)
+            wr, wi = add_outer(wr, wi, ls[j][0], ls[j][1], tr, ti, PAIRS)
+        store_tile(w, rows, 0, m, n, wr, wi, BN, PAIRS)
     else:
         js = tl.arange(0, S)
         sr = tl.zeros((S, BM, BN), tl.float32)
         si = tl.zeros((S, BM, BN), tl.float32)
         for first in range(0, n, BN):
             re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
-            columns = first + tl.arange(0, BN)
-            at = js[:, None].to(tl.int64) * n + columns[None, :]
-            qr, qi = load_column(q, at, (columns < n)[None, :], PAIRS)
+            qr, qi = load_tile(q, js, first, S, n, BN, PAIRS)
             re, im, qr, qi = re[None, :, :], im[None, :, :], qr[:, None, :], qi[:, None, :]
             if PAIRS:
                 sr += re * qr - im * qi
@@ -187,9 +174,7 @@ def turn_rows_kernel(
         lr, li = tl.sum(sr, axis=2)[:, :, None], tl.sum(si, axis=2)[:, :, None]
         for first in range(0, n, BN):
             re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
-            columns = first + tl.arange(0, BN)
-            at = js[:, None].to(tl.int64) * n + columns[None, :]
-            tr, ti = load_column(t, at, (columns < n)[None, :], PAIRS)
+            tr, ti = load_tile(t, js, first, S, n, BN, PAIRS)
             tr, ti = tr[:, None, :], ti[:, None, :]
             if PAIRS:
                 re += tl.sum(lr * tr + li * ti, axis=0)

@@ -59,6 +59,20 @@ def load_column(base, at, inside, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Numbers [first, first + BN) of a column of n that lie side by side, in float32; zero beyond n."""
+    if PAIRS:
+        at = 2 * first + tl.arange(0, 2 * BN)
+        both = tl.load(base + at, mask=at < 2 * n, other=0.0).to(tl.float32)
+        re, im = tl.split(tl.reshape(both, (BN, 2)))
+    else:
+        at = first + tl.arange(0, BN)
+        re = tl.load(base + at, mask=at < n, other=0.0).to(tl.float32)
+        im = re
+    return re, im
+
+
+@triton.jit
 def store_column(base, at, inside, re, im, PAIRS: tl.constexpr):
     """The inverse of `load_column`."""
     if PAIRS:

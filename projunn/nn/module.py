@@ -80,7 +80,7 @@ def positive(name: str, value: int) -> int:
 
 @torch.no_grad()
 def start_sketch(weight: UnitaryParameter) -> None:
-    """Let the first sketch of a weight's gradient start from a random basis; the same for every shape."""
+    """Let the first sketch of a weight's gradient start from a random basis, one for each shape."""
     if weight.sketch is not None:
         left = weight.sketch.left
         left.copy_(orthonormalize(seeded_normal(matrix_view(weight), left.shape, 0)))

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
-from projunn.kernels import NONLINEARITIES, recurrence
+from projunn.kernels import NONLINEARITIES, projection, recurrence
 from projunn.manifold import UnitaryParameter
 from projunn.nn.module import UnitaryModule, positive
 
@@ -82,13 +82,13 @@ class _Recurrent(UnitaryModule):
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
         if not self.is_complex:
-            projected = functional.linear(input, weight, bias)
+            projected = projection(input, weight, bias)
         elif input.is_complex():
             numbers = None if bias is None else self._numbers(bias)
             projected = torch.view_as_real(functional.linear(input, self._numbers(weight), numbers))
         else:  # a real input meets real and imaginary parts as so many real outputs
             rows = weight.permute(0, 2, 1).flatten(0, 1)
-            flat = functional.linear(input, rows, None if bias is None else bias.flatten())
+            flat = projection(input, rows, None if bias is None else bias.flatten())
             projected = flat.unflatten(-1, (self.hidden_size, 2))
         return projected.to(self._stored)
 

@@ -211,8 +211,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         """A parameter with a sketched gradient: `projunn.kernels.factored_step_`."""
         if p.sketch is None:
             raise TypeError(
-                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs to"
-                " no layer with sketch_rank"
+                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
+                " to no layer with sketch_rank"
             )
         _count(p, state, group)
         gradient = FactoredGradient(p, grad, state)

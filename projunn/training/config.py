@@ -46,6 +46,7 @@ class TrainConfig:
     model: str = "resnet9"
     width: int = 16
     depth: int = 100
+    certify: float | None = None
     hidden: int = 128
     nonlinearity: str = "modrelu"
     init: str = "henaff"
@@ -92,7 +93,7 @@ class TrainConfig:
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
-        for name in ("clip", "steps", "seconds"):
+        for name in ("clip", "certify", "steps", "seconds"):
             got = getattr(self, name)
             if got is not None and not 0 < got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number above 0")
@@ -111,6 +112,8 @@ class TrainConfig:
 
         if self.task == "images" and (self.dtype != "float32" or self.width % 2):
             raise ValueError("dtype, width: images take float32 and an even width")
+        if self.certify is not None and (self.task != "images" or self.model != "lipschitz"):
+            raise ValueError("certify: wanted images and --model lipschitz: others have no known bound")
         if self.model == "lipschitz" and "plain" in self.compare:
             raise ValueError("compare: got 'plain', wanted 'cayley': plain layers are not 1-Lipschitz")
 

@@ -72,7 +72,12 @@ class Display:
         title = f"{self.task.loss_name} on held-out data; a naive guess scores {self.task.naive:.4g}"
         table = Table(title=title, title_style="")
         table.add_column("model", style="bold")
-        for name in ("steps", "seconds", "steps/s", "loss", "accuracy", "defect"):
+        names = ["steps", "seconds", "steps/s", "loss", "accuracy", "defect"]
+        learners = list(learners)
+        radius = next((learner.config.certify for learner in learners), None)
+        if radius is not None:
+            names.append(f"certified at {radius:.3g}")
+        for name in names:
             table.add_column(name, justify="right")
         for learner in learners:
             if not learner.points:
@@ -86,6 +91,7 @@ class Display:
                 f"{last.test_loss:.4g}",
                 "" if last.test_accuracy is None else f"{last.test_accuracy:.1%}",
                 "" if last.defect is None else f"{last.defect:.1e}",
+                *([] if last.certified is None else [f"{last.certified:.1%}"]),
             )
         self.console.print(table)
         for learner in learners:
@@ -105,6 +111,8 @@ def _numbers(task: Task, point: LogPoint) -> str:
     text = f"loss {point.test_loss:.3g} (naive {task.naive:.3g})"
     if point.test_accuracy is not None:
         text += f"  accuracy {point.test_accuracy:.1%}"
+    if point.certified is not None:
+        text += f"  certified {point.certified:.1%}"
     if point.seconds:
         text += f"  {point.step / point.seconds:.1f} steps/s"
     if point.defect is not None:

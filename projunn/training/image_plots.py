@@ -39,7 +39,13 @@ def _draw_accuracy(axes: Axes, task: Images, learners: list[Learner], axis: str)
         heights = [100 * (p.test_accuracy or 0.0) for p in points]
         label = f"{learner.body} ({heights[-1]:.1f} % after {points[-1].seconds:.0f} s)"
         color = COLORS[learner.body]
-        axes.plot([getattr(p, axis) for p in points], heights, color=color, linewidth=2, label=label)
+        at = [getattr(p, axis) for p in points]
+        axes.plot(at, heights, color=color, linewidth=2, label=label)
+        certified = [p.certified for p in points if p.certified is not None]
+        if len(certified) == len(points):
+            heights = [100 * share for share in certified]
+            label = f"certified at {learner.config.certify:.3g} ({heights[-1]:.1f} %)"
+            axes.plot(at, heights, "--", color=color, linewidth=1.5, label=label)
     axes.axhline(100 / task.output_size, color="black", linestyle=":", linewidth=1.2)
     axes.set(xlabel=axis, ylabel="%", ylim=(0, 101), title="accuracy on held-out images")
     if axes.get_legend_handles_labels()[0]:

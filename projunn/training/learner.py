@@ -32,6 +32,7 @@ class LogPoint:
     defect: float | None  # largest unitarity defect of its matrices
     energy: float | None  # share of the last gradient's energy at the rank that was used
     skipped: int | None
+    certified: float | None = None  # accuracy that holds within the radius asked for
     gains: list[float] | None = None  # output norm / input norm of each convolution, on held-out images
 
 
@@ -118,9 +119,16 @@ class Learner:
                 defect,
                 energy,
                 skipped,
+                self._certified(),
                 norm_gains(self.model, self.task, self.device),
             )
         )
+
+    def _certified(self) -> float | None:
+        radius = self.config.certify
+        if radius is None or not isinstance(self.task, Images):
+            return None
+        return self.task.certified(self.model, self.device, radius)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, of types that ``weights_only`` loading takes."""

@@ -54,6 +54,49 @@ def test_gradcheck_and_opcheck(size, real):
     torch.library.opcheck(fourier_convolution, (*tensors, list(size)))
 
 
+@pytest.mark.parametrize(("size", "real"), CASES)
+def test_gradients_of_gradients(size, real):
+    tensors = draw(size, real)
+    assert torch.autograd.gradgradcheck(lambda *t: convolve(*t, size), tensors)
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
+def test_gradients_of_some_gradients(needed):
+    """A penalty on some gradients, as in WGAN-GP, against autograd through the formula."""
+    size = (4, 6)
+    results = []
+    for function in (convolve, reference):
+        torch.manual_seed(1)
+        tensors = [t.detach().requires_grad_() for t in draw(size, True)]
+        y = function(*tensors, size)
+        first = torch.autograd.grad(y.sin().sum(), [tensors[i] for i in needed], create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        results.append(torch.autograd.grad(penalty, tensors, allow_unused=True))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("size", "real"), CASES)
+def test_third_derivatives(size, real):
+    results = []
+    for function in (convolve, reference):
+        torch.manual_seed(1)
+        tensors = draw(size, real)
+        wanted = [t for t in tensors if t is not None]
+        value = function(*tensors, size).sin().sum()
+        for _ in range(3):
+            gradients = torch.autograd.grad(value, wanted, create_graph=True)
+            value = sum(g.sin().sum() for g in gradients)
+        results.append(gradients)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_spectrum_has_a_gradient_too():
+    x, weight, own, _ = draw((4, 3), True)
+    assert torch.autograd.gradcheck(lambda x: fourier_convolution(x, weight, own, None, [4, 3])[1], (x,))
+
+
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 3)])
 def test_only_the_wanted_gradients_are_made(needed):
     size = (4, 3)

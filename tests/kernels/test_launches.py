@@ -1,60 +1,171 @@
-"""The budget of launches and programs of each path, counted as they are launched."""
+"""The budget of launches, programs and bytes of each path (docs/kernels.md), counted as they run.
+
+The interpreter's loads and stores are watched: a number of W or G is counted each time a program loads
+or stores it, whether it comes from memory or from a cache.
+"""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import projunn
 from projunn import init
-from projunn.kernels import factor, fused_step_, retract_
+from projunn.kernels import factor, fused_step_, rank_update_, recurrence, retract_, tuning
 from projunn.kernels.jit import launch
+from projunn.kernels.jit.interception import intercepted
+from projunn.kernels.tuning import Config
 from projunn.optim import SGD
 
-
-class Counter:
-    """Stands where a kernel was: notes its name and number of programs, and runs it."""
-
-    def __init__(self, name, kernel, launches):
-        self.name, self.kernel, self.launches = name.removesuffix("_kernel"), kernel, launches
-
-    def __getitem__(self, grid):
-        self.launches.append((self.name, math.prod(grid)))
-        return self.kernel[grid]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
+KINDS = [torch.float32, torch.complex64]
 
 
 @pytest.fixture
-def launches(monkeypatch):
+def launches():
+    """Name and number of programs of each launch."""
     seen = []
-    for name, kernel in list(vars(launch).items()):
-        if name.endswith("_kernel"):
-            monkeypatch.setattr(launch, name, Counter(name, kernel, seen))
-    with projunn.backend("interpret"):
+
+    class Counting:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            seen.append((self.kernel.__name__.removesuffix("_kernel"), math.prod(grid)))
+            return self.kernel[grid]
+
+    with intercepted(Counting), projunn.backend("interpret"):
         yield seen
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """``passes(W)``: how often programs read and write each number of W, on average, so far."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    touched = {"load": [], "store": []}
+
+    def watch(name, kind, mask_at):
+        inner = getattr(InterpreterBuilder, name)
+
+        def watched(self, pointers, *arguments, **named):
+            mask = arguments[mask_at].data.astype(bool)
+            touched[kind].append(torch.from_numpy(pointers.data[mask].astype("int64")))
+            return inner(self, pointers, *arguments, **named)
+
+        monkeypatch.setattr(InterpreterBuilder, name, watched)
+
+    watch("create_masked_load", "load", 0)
+    watch("create_masked_store", "store", 1)
+
+    def count(tensor):
+        first, floats = tensor.data_ptr(), tensor.numel() * (2 if tensor.is_complex() else 1)
+        found = Counter()
+        for kind, addresses in touched.items():
+            for at in addresses:
+                found[kind] += int(((at >= first) & (at < first + 4 * floats)).sum())
+        return found["load"] / floats, found["store"] / floats
+
+    return count
 
 
 def names(launches):
     return [name for name, _ in launches]
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("k", "middle"), [(1, "plane_basis"), (2, "basis")])
-def test_large_matrices(launches, k, middle):
-    weight, factors = init.haar_(torch.empty(1, 140, 140)), torch.randn(1, 140, k)
-    left, right = factor(torch.randn(1, 140, 140), factors)
-    assert names(launches) == ["adjoint_product", "orthonormal", "product"]  # two reads of G
+def test_large_matrices(launches, passes, kind, k, middle):
+    n = 140
+    weight, start = init.haar_(torch.empty(1, n, n, dtype=kind)), torch.randn(1, n, k, dtype=kind)
+    gradient = torch.randn(1, n, n, dtype=kind)
+    left, right = factor(gradient, start)
+    assert names(launches) == ["adjoint_product", "orthonormal", "product"]
+    assert passes(gradient) == (2, 0)
     launches.clear()
     retract_(weight, left, right, "exp")
-    # one read of W; none; one read and one write: 3 n^2 numbers
     assert names(launches) == ["adjoint_product", middle, "turn_rows"]
+    assert passes(weight) == (2, 1)  # 3 n^2 numbers
 
 
-@pytest.mark.parametrize(("k", "kernel"), [(1, "plane_step"), (2, "wide_step")])
-def test_blocks_of_many_parameters_are_one_launch(launches, k, kernel):
-    lists = [
-        [torch.randn(4, 16, size) for _ in range(3)] for size in (16, 16, k, k)
-    ] + [[torch.zeros(()) for _ in range(3)]]  # fmt: skip
-    fused_step_(*lists, 0.1)
-    assert launches == [(kernel, 12)]
+def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
+    weight, left, right = init.haar_(torch.empty(1, 140, 140)), *torch.randn(2, 1, 140, 1)
+    with tuning.using({"turn_rows": Config(4, 32, 4)}):
+        retract_(weight, left, right, "exp")
+    assert names(launches) == ["adjoint_product", "plane_basis", "turn_rows"]
+    assert passes(weight) == (3, 1)  # the third from cache
+
+
+def test_tall_matrices(launches, passes):
+    weight, left, right = (
+        init.haar_(torch.empty(1, 60, 40)),
+        torch.randn(1, 60, 1),
+        torch.randn(1, 40, 1),
+    )
+    retract_(weight, left, right, "exp")
+    assert names(launches) == ["product", "plane_basis", "adjoint_product", "rank_update"]
+    assert passes(weight) == (3, 1)
+
+
+def test_more_than_eight_columns(launches, passes):
+    """Products go by eight columns: ceil(k / 8) reads of W for Z, ceil(2k / 8) for W Q."""
+    k = 9
+    weight, start, gradient = init.haar_(torch.empty(1, 40, 40)), *torch.randn(2, 1, 40, 40)
+    left, right = factor(gradient, start[..., :k])
+    assert names(launches) == ["adjoint_product"] * 2 + ["product"] * 2
+    assert passes(gradient) == (4, 0)
+    launches.clear()
+    retract_(weight, left, right, "exp")
+    assert names(launches) == ["adjoint_product"] * 2 + ["product"] * 3 + ["rank_update"]
+    assert passes(weight) == (6, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("k", "kernel", "rows", "reads"),
+    [(1, "plane_step", 32, 1), (1, "plane_step", 8, 2), (2, "wide_step", 32, 2)],
+)
+def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, kernel, rows, reads):
+    weights, directions, bases, probes = (
+        [torch.randn(2, 32, size, dtype=kind) for _ in range(3)] for size in (32, 32, k, k)
+    )
+    with tuning.using({"fused_step": Config(rows, 32, 4)}):
+        fused_step_(weights, directions, bases, probes, [torch.zeros(()) for _ in range(3)], 0.1)
+    assert launches == [(kernel, 6)]
+    # several panels, and k > 1: the second read is from cache
+    for weight, direction in zip(weights, directions, strict=True):
+        assert passes(direction) == (reads, 0)
+        assert passes(weight) == (reads, 1)
+
+
+def test_a_block_without_a_gradient_is_not_read(launches, passes):
+    lists = [[torch.randn(2, 16, size)] for size in (16, 16, 1, 1)]
+    lists[1][0][0] = 0
+    fused_step_(*lists, [torch.zeros(())], 0.1)
+    (weight,) = lists[0]
+    assert passes(weight[0]) == (0, 0)
+    assert passes(weight[1]) == (1, 1)
+
+
+def test_block_sparse_update(launches, passes):
+    weight = torch.randn(5, 40, 70)
+    left, right = torch.randn(2, 40, 3), torch.randn(2, 70, 3)
+    rank_update_(weight, left, right, torch.tensor([3, 1]))
+    assert names(launches) == ["rank_update"]
+    assert [passes(block) for block in weight] == [(0, 0), (1, 1), (0, 0), (1, 1), (0, 0)]
+
+
+def test_polish_reads_nothing_before_it_is_due(launches, passes):
+    weight = init.haar_(torch.empty(1, 64, 64))
+    launch.polish(weight, torch.tensor(7), 3)
+    assert names(launches) == ["residual", "correct", "settle"]
+    assert passes(weight) == (0, 0)
+    launch.polish(weight, torch.tensor(6), 3)
+    # E: 2 tiles of 2 x 2 a tile; V: 2 a tile and W itself; W = V
+    assert passes(weight) == (4 + 3, 1)
 
 
 def test_an_optimizer_steps_its_parameters_together(launches):
@@ -66,9 +177,18 @@ def test_an_optimizer_steps_its_parameters_together(launches):
     assert launches == [("plane_step", 5)]
 
 
-def test_a_bank_pays_for_its_active_blocks(launches):
+def test_a_bank_pays_for_its_active_blocks(launches, passes):
     bank = projunn.UnitaryParameter(init.haar_(torch.empty(1, 4, 4)).repeat(10_000, 1, 1))
     chosen = torch.randperm(10_000)[:32]
     projunn.nn.select_blocks(bank, chosen).square().sum().backward()
     SGD([bank], lr=0.1).step()
     assert launches == [("plane_step", 32)]
+    reads, writes = passes(bank.detach())
+    assert (reads * 10_000, writes * 10_000) == pytest.approx((32, 32))
+
+
+@pytest.mark.parametrize("n", [16, 70])
+def test_all_of_time_is_one_launch_each_way(launches, n):
+    x, h, w = (torch.randn(s, requires_grad=True) for s in ((7, 33, n), (33, n), (n, n)))
+    recurrence(x, h, w / n, None, "tanh").sum().backward()
+    assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program

@@ -1,11 +1,17 @@
 """The time loop against the blackboard loop and autograd's own gradients."""
 
+import importlib.util
+
 import pytest
 import torch
 
-from projunn.kernels import NONLINEARITIES, recurrence
+import projunn
+from projunn.kernels import NONLINEARITIES, recurrence, tuning
 from projunn.kernels.recurrence import recurrence_reference
+from projunn.kernels.tuning import Config
 
+# Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
+INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")
 CASES = [(f, c) for f in NONLINEARITIES for c in (False, True) if not (f == "relu" and c)]
 
 
@@ -82,3 +88,173 @@ def test_error_in_single_precision():
     ours = (recurrence(*tensors, "tanh") - exact).abs().max()
     theirs = (reference(tensors, False, "tanh") - exact).abs().max()
     assert ours <= 4 * theirs + 1e-6
+
+
+# -- the Triton kernels, in the interpreter ----------------------------------------------------------
+
+triton_installed = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not triton_installed, reason="triton is not installed")
+
+
+def pieces(tensors, complex_, nonlinearity, cotangent, run, dtype=None):
+    """Output and gradients of everything, of ``run`` on tensors of a dtype."""
+    own = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    result = run(own, complex_, nonlinearity)
+    wanted = [t for t in own if t is not None]
+    return [result.detach(), *torch.autograd.grad(result, wanted, cotangent.to(result.dtype))]
+
+
+def kernel(tensors, complex_, nonlinearity):
+    return recurrence(*tensors, nonlinearity)
+
+
+def small_weight(tensors):
+    """States of size 1, whose errors do not grow over time."""
+    x, h, w, b = tensors
+    scale = (2 * w.shape[0] * (w.ndim - 1)) ** 0.5
+    return x, h, (w.detach() / scale).requires_grad_(), b
+
+
+def check(tensors, complex_, nonlinearity, factor=8, floor=1e-6):
+    """Error against float64 at most ``factor`` times PyTorch's in the same dtype (2.9 was seen)."""
+    cotangent = torch.randn_like(tensors[0].detach())
+    arguments = (tensors, complex_, nonlinearity, cotangent)
+    exact = pieces(*arguments, reference, torch.float64)
+    plain = pieces(*arguments, reference)
+    with projunn.backend("interpret"):
+        ours = pieces(*arguments, kernel)
+    for own, theirs, precise in zip(ours, plain, exact, strict=True):
+        assert own.shape == precise.shape
+        allowed = factor * (theirs - precise).abs().max() + floor * precise.abs().max()
+        assert (own - precise).abs().max() <= allowed
+
+
+# n up to 32 is held in registers, more passes in panels.
+@needs_triton
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+@pytest.mark.parametrize(
+    ("steps", "batch", "n"),
+    [(1, 1, 1), (1, 5, 16), (3, 17, 5), (4, 5, 33), (2, 1, 64), (3, 5, 130)],
+)
+def test_kernels_equal_float64(nonlinearity, complex_, steps, batch, n):
+    check(
+        small_weight(draw(complex_, nonlinearity, steps, batch, n, torch.float32)),
+        complex_,
+        nonlinearity,
+    )
+
+
+@needs_triton
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(16, 16, 4, depth=16),
+        Config(16, 32, 4, depth=16),
+        Config(32, 16, 4, depth=32, stages=3),
+        Config(16, 64, 4, hold=True),
+    ],
+    ids=str,
+)
+def test_every_tiling_gives_the_same(complex_, config):
+    tensors = small_weight(draw(complex_, "modrelu", 4, 19, 37, torch.float32))
+    with tuning.using(dict.fromkeys(tuning.TIME_LOOPS, config)):
+        check(tensors, complex_, "modrelu")
+
+
+@needs_triton
+@pytest.mark.parametrize("nonlinearity", ["tanh", "identity"])  # no jumps in the gradient
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision(nonlinearity, kind):
+    tensors = small_weight(draw(False, nonlinearity, 3, 5, 70, kind))
+    check(tensors, False, nonlinearity, floor=float(torch.finfo(kind).eps))
+
+
+@needs_triton
+def test_kernels_on_strided_tensors():
+    tensors = small_weight(draw(False, "tanh", 3, 5, 20, torch.float32))
+    x, h, w, _ = (None if t is None else t.detach() for t in tensors)
+    strided = (
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        h[:1].expand(5, 20),
+        w.mT.contiguous().mT,
+        None,
+    )
+    dense = (x, h[:1].repeat(5, 1), w, None)
+    cotangent = torch.randn(3, 5, 20)
+    with projunn.backend("interpret"):
+        ours = pieces(strided, False, "tanh", cotangent, lambda t, *_: recurrence(*t, "tanh"))
+        wanted = pieces(dense, False, "tanh", cotangent, lambda t, *_: recurrence(*t, "tanh"))
+        expanded = recurrence(*dense, "tanh").requires_grad_()
+    for own, other in zip(ours, wanted, strict=True):
+        assert torch.equal(own, other)
+    assert expanded.shape == (3, 5, 20)
+
+
+@needs_triton
+@pytest.mark.parametrize("complex_", [False, True])
+def test_kernels_of_modrelu_at_zero_and_below_threshold(complex_):
+    x, h, w, _ = draw(complex_, "identity", 2, 3, 5, torch.float32)
+    with torch.no_grad():
+        x.zero_()
+        h.zero_()
+    for size in (-1e3, 0.5):
+        bias = torch.full((5,), size, requires_grad=True)
+        with projunn.backend("interpret"):
+            result = recurrence(x, h, w, bias, "modrelu")
+            gradients = torch.autograd.grad(result.sum(), (x, bias))
+        assert torch.count_nonzero(result) == 0
+        assert all(torch.count_nonzero(g) == 0 for g in gradients)
+
+
+@needs_triton
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+def test_what_is_not_finite_shows(nonlinearity, complex_):
+    tensors = [t.detach() if t is not None else t for t in draw(complex_, nonlinearity, 3, 3, 5)]
+    x, *rest = (None if t is None else t.float() for t in tensors)
+    x[1, 2] = torch.nan
+    with projunn.backend("interpret"):
+        result = recurrence(x, *rest, nonlinearity)
+    assert result[1:, 2].isnan().any(-1).all()
+    assert result[:, :2].isfinite().all()
+
+
+@needs_triton
+def test_large_arguments_of_complex_tanh():
+    x = torch.tensor([50.0, 1.0, -90.0, 0.3, 1e-4, 1e-5]).reshape(1, 1, 3, 2)
+    zero = torch.zeros(1, 3, 2)
+    with projunn.backend("interpret"):
+        result = recurrence(x, zero, torch.zeros(3, 3, 2), None, "tanh")
+    expected = torch.view_as_complex(x.double()).tanh()
+    torch.testing.assert_close(torch.view_as_complex(result.double()), expected, atol=1e-12, rtol=3e-7)
+
+
+@needs_triton
+def test_opcheck_of_the_kernels():
+    with projunn.backend("interpret"):
+        tensors = draw(True, "modrelu", 2, 3, 5, torch.float32)
+        torch.library.opcheck(recurrence, (*tensors, "modrelu"), test_utils=INTERPRETED)
+
+
+def test_empty_batch():
+    x, h, w, _ = draw(False, "relu", 2, 0, 5, torch.float32)
+    for backend in ("torch", "interpret") if triton_installed else ("torch",):
+        with projunn.backend(backend):
+            result = recurrence(x, h, w, None, "relu")
+            gradients = torch.autograd.grad(result.sum(), (x, h, w))
+        assert result.shape == (2, 0, 5)
+        assert torch.count_nonzero(gradients[2]) == 0
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+@pytest.mark.parametrize("n", [33, 190])
+def test_on_a_gpu(nonlinearity, complex_, n):
+    tensors = small_weight(draw(complex_, nonlinearity, 50, 19, n, torch.float32))
+    cotangent = torch.randn_like(tensors[0].detach())
+    exact = pieces(tensors, complex_, nonlinearity, cotangent, reference, torch.float64)
+    on_gpu = [None if t is None else t.detach().cuda().requires_grad_() for t in tensors]
+    ours = pieces(on_gpu, complex_, nonlinearity, cotangent.cuda(), kernel)
+    for own, precise in zip(ours, exact, strict=True):
+        error = (own.cpu() - precise).abs().max()
+        assert error <= 2e-5 * precise.abs().max() + 1e-6

@@ -152,6 +152,33 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 
 
 @interpreted
+def test_what_spills_is_no_candidate(monkeypatch):
+    from projunn.kernels.jit import launch
+    from projunn.kernels.jit.autotune import autotune
+
+    first, kernel = tuning.closed_form(small("product"), GPU), launch.product_kernel
+    timed = []
+
+    class Compiled:  # what a launch returns on a GPU
+        def __getitem__(self, grid):
+            def run(*args, **constants):
+                kernel[grid](*args, **constants)
+                self.n_spills = 8 if constants["BM"] == first.rows else 0
+                return self
+
+            return run
+
+    def timer(run):
+        timed.append(tuning.config_for(small("product"), GPU)[0])
+        return 1.0
+
+    monkeypatch.setattr(launch, "product_kernel", Compiled())
+    (result,) = autotune([small("product")], CPU, GPU, timer)
+    assert timed == [c for c in tuning.candidates(small("product"), GPU) if c.rows != first.rows]
+    assert result.config in timed
+
+
+@interpreted
 def test_time_limit_and_each_bucket_once():
     from projunn.kernels.jit.autotune import autotune
 

@@ -1,5 +1,7 @@
 """Recurrent layers against torch's own and against loops of their cell."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -157,3 +159,35 @@ def test_parameters_and_repr():
 def test_errors(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_thousand_steps_compile_as_few_do():
+    """One operator is the loop: neither the graph nor the time to compile it grows with T."""
+    rnn = UnitaryRNN(2, 6, nonlinearity="relu")
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    x = torch.randn(1000, 2, 2)
+    torch.compile(rnn, fullgraph=True, backend=backend)(x)
+    (graph,) = graphs
+    loops = [n for n in graph.graph.nodes if n.op == "call_function" and "recurrence" in str(n.target)]
+    assert len(loops) == 1
+    assert len(graph.graph.nodes) < 30
+
+    started = time.perf_counter()
+    compiled = torch.compile(rnn, fullgraph=True)
+    output, last = compiled(x)
+    output.square().mean().backward()
+    seconds = time.perf_counter() - started
+    gradients = [p.grad.clone() for p in rnn.parameters()]
+    rnn.zero_grad()
+    expected, expected_last = rnn(x)
+    expected.square().mean().backward()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(last, expected_last)
+    for ours, parameter in zip(gradients, rnn.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad)
+    assert seconds < 60  # 7 s measured on a loaded machine, C++ compiler included

@@ -1,4 +1,4 @@
-"""Layers whose backward hands on factors: right gradients, wherever PyTorch's training loops take them."""
+"""Layers whose backward hands on factors: right gradients, wherever training loops take them."""
 
 import copy
 import pickle
@@ -178,9 +178,9 @@ class _Largest(TorchDispatchMode):
             if isinstance(t, torch.Tensor) and not isinstance(t, FactoredTensor)
         }
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor) and not isinstance(t, FactoredTensor):
-                if t.untyped_storage().data_ptr() not in known:
-                    self.elements = max(self.elements, t.numel())
+            plain = isinstance(t, torch.Tensor) and not isinstance(t, FactoredTensor)
+            if plain and t.untyped_storage().data_ptr() not in known:
+                self.elements = max(self.elements, t.numel())
         return result
 
 

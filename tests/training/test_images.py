@@ -1,8 +1,13 @@
 """Runs on images: what they leave, what they learn."""
 
+import json
+
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from projunn import lipschitz_bound
+from projunn.tasks import TASKS, TaskOptions
 from projunn.training import Run, TrainConfig, train
 
 
@@ -23,6 +28,53 @@ def test_every_model_trains_beside_the_others(tmp_path, model):
     unitary = result.learners[0].points[-1]
     assert all(g <= 1 + 1e-5 for g in unitary.gains)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
+    """Against its definition: margins of the trained model, at its measured norms."""
+    options = {"model": "lipschitz", "width": 4, "log_every": 5, "compare": ("cayley",)}
+    result = run(tmp_path, steps=10, certify=0.02, **options)
+    assert capsys.readouterr().out.count("  certified ") == 4
+    for learner in result.learners:
+        last = learner.points[-1]
+        assert 0 < last.certified < last.test_accuracy
+        x, labels = result.task.test_data()
+        model = learner.model.eval()
+        with torch.no_grad():
+            logits = model(x)
+            best = logits.topk(2)
+            margin = best.values[:, 0] - best.values[:, 1]
+            # a step of 0.02 in pixels, in the units that the model gets
+            reach = 0.02 * result.task.stretch
+            sure = (best.indices[:, 0] == labels) & (margin > 2**0.5 * lipschitz_bound(model) * reach)
+        assert last.certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
+        noise = torch.randn_like(x)
+        noise *= reach / noise.flatten(1).norm(dim=1)[:, None, None, None]
+        with torch.no_grad():
+            moved = model(x + noise).argmax(1)
+        assert torch.equal(moved[sure], labels[sure])
+    with open(tmp_path / "metrics.jsonl") as lines:
+        assert all(0 <= json.loads(line)["certified"] <= 1 for line in lines)
+
+
+def test_drift_lowers_the_certificate(tmp_path):
+    config = TrainConfig.for_task("images", model="lipschitz", width=4, steps=1)
+    result = Run(config, tmp_path)
+    model, task = result.learners[0].model, result.task
+    before = task.certified(model, torch.device("cpu"), 0.01)
+    with torch.no_grad():
+        model[0].weight[14] *= 50  # high frequencies (4, 3), of which digits have little
+    assert before > 0
+    assert task.certified(model, torch.device("cpu"), 0.01) < before
+
+
+def test_distances_are_in_pixels():
+    task = TASKS["images"](TaskOptions())
+    digits = load_digits().images / 16
+    x, _ = task.test_data()
+    ours = (x[0] - x[1]).norm()
+    theirs = torch.from_numpy(digits[4] - digits[9]).norm()
+    assert ours == pytest.approx(theirs.item() * task.stretch, rel=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
@@ -52,6 +104,11 @@ def test_diverged_gains_are_null(tmp_path, monkeypatch):
     assert '"gains": [1.0, null]' in (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_lipschitz_models_are_certified():
+    assert TrainConfig.for_task("images", model="lipschitz").certify == 36 / 255
+    assert TrainConfig.for_task("images").certify is None
+
+
 def test_deep_models_turn_slower():
     assert TrainConfig.for_task("images", model="deep").unitary_lr == 1e-4
     assert TrainConfig.for_task("images", model="deep", unitary_lr=0.1).unitary_lr == 0.1
@@ -64,6 +121,8 @@ def test_deep_models_turn_slower():
         ({"width": 3}, "images take float32 and an even width"),
         ({"compare": ("lstm",)}, "compare: got 'lstm', wanted some of plain, cayley"),
         ({"model": "lipschitz", "compare": ("plain",)}, "plain layers are not 1-Lipschitz"),
+        ({"certify": 0.1}, "certify: wanted images and --model lipschitz"),
+        ({"model": "lipschitz", "certify": -1.0}, "certify: got -1.0"),
         ({"schedule": "sometimes"}, "schedule: got 'sometimes'"),
     ],
 )

@@ -1,0 +1,72 @@
+"""A training step as one CUDA graph (docs/cuda-graphs.md), and tables of addresses under capture."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+import projunn
+from projunn.nn import UnitaryRNN
+from projunn.optim import RMSprop
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_replays_train_as_steps_do(kind):
+    rnn = UnitaryRNN(3, 40, dtype=kind).cuda()
+    head = nn.Linear(40, 5).cuda()
+    twins = copy.deepcopy((rnn, head))
+    batches = [
+        (torch.randn(20, 8, 3, device="cuda"), torch.randint(5, (8,), device="cuda")) for _ in range(6)
+    ]
+    static_x, static_y = (t.clone() for t in batches[0])
+
+    def stepper(rnn, head):
+        parameters = [*rnn.parameters(), *head.parameters()]
+        optimizer = RMSprop(parameters, lr=1e-3, capturable=True)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            output, _ = rnn(static_x)
+            loss = nn.functional.cross_entropy(head(output[-1].real), static_y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    step, eager = stepper(rnn, head), stepper(*twins)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for _ in range(3):
+        eager()
+    for x, y in batches:
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+        torch.testing.assert_close(loss, eager(), atol=1e-4, rtol=1e-4)
+    weight = projunn.matrix_view(rnn.weight_hh_l0)
+    assert projunn.unitarity_defect(weight).item() < 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
+    """A replay would copy from host memory that has long been freed."""
+    from projunn.kernels.jit import launch
+
+    tensors = [torch.zeros(3), torch.zeros(4)]
+    monkeypatch.setattr(launch, "_capturing", lambda device: True)
+    monkeypatch.setattr(torch, "tensor", None)
+    kept = len(launch._tables)
+    table = launch.address_table(tensors)
+    assert table.tolist() == [t.data_ptr() for t in tensors]
+    assert len(launch._tables) == kept  # its contents come with a replay: no use to others
