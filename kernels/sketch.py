@@ -1,12 +1,14 @@
 """The low-rank factors of a linear layer's gradient, from its input and its output's gradient.
 
-    G = g^T conj(x)      Y = orth(G^H R) = orth(x^T (conj(g) R))      X = G Y = g^T (conj(x) Y)
+    G = sum g^T conj(x)    Y = orth(G^H R) = orth(sum x^T (conj(g) R))    X = G Y = sum g^T (conj(x) Y)
 
 x is (*batch, rows, n), g (*batch, rows, m), the basis R (*batch, m, k); G ~ X Y^H with X (*batch, m, k)
 and Y (*batch, n, k), orthonormal columns.  These are the factors that `projunn.kernels.factor` takes of
 G, to rounding, but G, m x n, is never formed: x and g are read twice each, 4 k rows (m + n) flops in
 place of 2 rows m n.  Section 3.3 of arXiv 2203.05483 has the sketch of a given G.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,35 +19,57 @@ from projunn.kernels.products import adjoint_product, product
 
 
 def sketch_reference(inputs: Tensor, grads: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The formula with G formed."""
+    """The formula for one x and g, with G formed."""
     gradient = grads.mT @ inputs.conj()
     right = torch.linalg.qr(gradient.mH @ basis)[0]
     return gradient @ right, right
 
 
-def sketch(inputs: Tensor, grads: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def sketch(
+    inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor, pairs: bool = False
+) -> tuple[Tensor, Tensor]:
     """X and Y of the formula above, contiguous, in the dtype of ``basis``.
 
-    ``grads`` may have a lower precision, as under autocast: ``inputs`` is read in it, too.  Rows that
-    are all zero, or none, give X = 0.
+    The sums go over the x of ``inputs`` and the g of ``grads``, at least one of each.  With ``pairs``,
+    R, X and Y are complex numbers stored as real pairs, with a trailing axis of size 2; x and g may be.
+    The g may have a lower precision than R, as under autocast: x is read in it, too.  Rows that are all
+    zero, or none, give X = 0.
     """
-    return (_operator if opaque(grads) else _sketch)(inputs, grads, basis)
+    run = _operator if opaque(basis) else _sketch
+    return run(list(inputs), list(grads), basis, pairs)
 
 
-def _sketch(inputs: Tensor, grads: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    x, r = inputs.to(grads.dtype), basis.to(grads.dtype)
-    pulled = adjoint_product(x, product(grads, r.conj())).conj()
-    right = orthonormalize(pulled.to(basis.dtype)).contiguous()
-    left = adjoint_product(grads, product(x, right.to(x.dtype).conj())).conj()
-    return left.to(basis.dtype).resolve_conj().contiguous(), right
+def _sketch(
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+) -> tuple[Tensor, Tensor]:
+    if pairs:
+        basis = torch.view_as_complex(basis)
+        grads, inputs = ([_numbers(t) for t in tensors] for tensors in (grads, inputs))
+    kind = grads[0].dtype
+    inputs = [x.to(kind) for x in inputs]
+    start = basis.to(kind).conj()
+    pulled = [adjoint_product(x, product(g, start)) for x, g in zip(inputs, grads, strict=True)]
+    right = orthonormalize(sum(pulled[1:], pulled[0]).conj().to(basis.dtype)).contiguous()
+    turned = right.to(kind).conj()
+    pushed = [adjoint_product(g, product(x, turned)) for x, g in zip(inputs, grads, strict=True)]
+    left = sum(pushed[1:], pushed[0]).conj().to(basis.dtype).resolve_conj().contiguous()
+    return (torch.view_as_real(left), torch.view_as_real(right)) if pairs else (left, right)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_complex() else torch.view_as_complex(tensor.contiguous())
 
 
 @torch.library.custom_op("projunn::sketch", mutates_args=())
-def _operator(inputs: Tensor, grads: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    return _sketch(inputs, grads, basis)
+def _operator(
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+) -> tuple[Tensor, Tensor]:
+    return _sketch(inputs, grads, basis, pairs)
 
 
 @_operator.register_fake
-def _(inputs, grads, basis):  # type: ignore[no-untyped-def]
-    right = basis.new_empty((*basis.shape[:-2], inputs.shape[-1], basis.shape[-1]))
+def _(inputs, grads, basis, pairs):  # type: ignore[no-untyped-def]
+    n = inputs[0].shape[-1 if inputs[0].is_complex() or not pairs else -2]
+    batch, rest = (basis.shape[:-3], basis.shape[-2:]) if pairs else (basis.shape[:-2], basis.shape[-1:])
+    right = basis.new_empty((*batch, n, *rest))
     return torch.empty_like(basis, memory_format=torch.contiguous_format), right

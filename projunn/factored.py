@@ -22,36 +22,47 @@ class FactoredTensor(torch.Tensor):
         left: L, real or complex.
         right: R, of the same dtype and batch.
         pairs: the tensor stands for a complex one stored as real pairs, (*batch, m, n, 2), and is real,
-            while the factors are complex.
+            while the factors are complex.  They may be given, and are held, as pairs as well.
 
     Attributes:
-        left, right, pairs: as given.
+        left, right, pairs: as given, complex with ``pairs``.
+        stored_left, stored_right: the factors as they are held; views of the same memory.
 
     Raises:
         TypeError: an operation that needs the entries; ``to_dense()`` forms them.
     """
 
-    left: Tensor
-    right: Tensor
+    stored_left: Tensor
+    stored_right: Tensor
     pairs: bool
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, left: Tensor, right: Tensor, pairs: bool = False) -> "FactoredTensor":
-        shape = (*left.shape[:-1], right.shape[-2], *((2,) if pairs else ()))
-        dtype = left.dtype.to_real() if pairs else left.dtype
-        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=left.device)
-        self.left, self.right, self.pairs = left, right, pairs
+        if pairs and left.is_complex():
+            left, right = torch.view_as_real(left), torch.view_as_real(right)
+        axis = -3 if pairs else -2
+        shape = (*left.shape[: axis + 1], right.shape[axis], *((2,) if pairs else ()))
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=left.dtype, device=left.device)
+        self.stored_left, self.stored_right, self.pairs = left, right, pairs
         return self
 
     def __init__(self, left: Tensor, right: Tensor, pairs: bool = False) -> None:
         pass
 
     @property
+    def left(self) -> Tensor:
+        return torch.view_as_complex(self.stored_left) if self.pairs else self.stored_left
+
+    @property
+    def right(self) -> Tensor:
+        return torch.view_as_complex(self.stored_right) if self.pairs else self.stored_right
+
+    @property
     def rank(self) -> int:
         """r, the number of columns of the factors."""
-        return self.left.shape[-1]
+        return self.stored_left.shape[-2 if self.pairs else -1]
 
     def to_dense(self, *arguments: Any, **options: Any) -> Tensor:
         """The entries, (*batch, m, n) or (*batch, m, n, 2)."""
@@ -64,25 +75,25 @@ class FactoredTensor(torch.Tensor):
 
     def part(self, index: int) -> "FactoredTensor":
         """The tensor at an index of the first batch axis; shares memory."""
-        return self.with_factors(self.left[index], self.right[index])
+        return self.with_factors(self.stored_left[index], self.stored_right[index])
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.rank}, dtype={self.dtype})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FactoredTensor":
-        return self.with_factors(self.left.clone(), self.right.clone())
+        return self.with_factors(self.stored_left.clone(), self.stored_right.clone())
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return FactoredTensor, (self.left, self.right, self.pairs)
+        return FactoredTensor, (self.stored_left, self.stored_right, self.pairs)
 
     def __tensor_flatten__(self) -> tuple[list[str], bool]:
-        return ["left", "right"], self.pairs
+        return ["stored_left", "stored_right"], self.pairs
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], pairs: bool, size: object, stride: object
     ) -> "FactoredTensor":
-        return FactoredTensor(inner["left"], inner["right"], pairs)
+        return FactoredTensor(inner["stored_left"], inner["stored_right"], pairs)
 
     def _stable_hash_for_caching(self) -> str:
         return f"projunn.FactoredTensor pairs={self.pairs}"
@@ -113,32 +124,34 @@ def _adjoint(factor: Tensor) -> Tensor:
 
 
 def _apply(change: Callable[[Tensor], Tensor]) -> Callable[..., FactoredTensor]:
-    return lambda a, **_: a.with_factors(change(a.left), change(a.right))
+    return lambda a, **_: a.with_factors(change(a.stored_left), change(a.stored_right))
 
 
 def _scale(a: Any, factor: Any) -> Any:
     if not isinstance(a, FactoredTensor):
         a, factor = factor, a
-    return a.with_factors(a.left * factor, a.right)
+    return a.with_factors(a.stored_left * factor, a.stored_right)
 
 
 def _scale_(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    a.left = a.left * factor
+    a.stored_left = a.stored_left * factor
     return a
 
 
 def _divide(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    return a.with_factors(a.left / factor, a.right)
+    return a.with_factors(a.stored_left / factor, a.stored_right)
 
 
 def _divide_(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    a.left = a.left / factor
+    a.stored_left = a.stored_left / factor
     return a
 
 
 def _sum(a: FactoredTensor, b: FactoredTensor, alpha: float) -> tuple[Tensor, Tensor]:
-    b_left = b.left if alpha == 1 else b.left * alpha
-    return torch.cat([a.left, b_left], -1), torch.cat([a.right, b.right], -1)
+    b_left = b.stored_left if alpha == 1 else b.stored_left * alpha
+    columns = -2 if a.pairs else -1
+    left = torch.cat([a.stored_left, b_left], columns)
+    return left, torch.cat([a.stored_right, b.stored_right], columns)
 
 
 def _add(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
@@ -158,13 +171,13 @@ def _add_(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
             "a dense gradient cannot be added in place to the factors of a sketched one: use the weight"
             " outside its layer only in the same backward, or build the layer without sketch_rank"
         )
-    a.left, a.right = _sum(a, b, alpha)
+    a.stored_left, a.stored_right = _sum(a, b, alpha)
     return a
 
 
 def _zero_(a: FactoredTensor) -> FactoredTensor:
-    a.left = torch.zeros_like(a.left)
-    a.right = torch.where(a.right.isfinite(), a.right, 0.0)
+    a.stored_left = torch.zeros_like(a.stored_left)
+    a.stored_right = torch.where(a.stored_right.isfinite(), a.stored_right, 0.0)
     return a
 
 
@@ -174,15 +187,14 @@ def _copy_(a: Tensor, b: Tensor, *_: Any) -> Tensor:
         return a.copy_(b.to_dense())
     if not isinstance(b, FactoredTensor):
         raise TypeError("a dense tensor cannot be copied into the factors of a sketched gradient")
-    a.left, a.right = b.left.to(a.left, copy=True), b.right.to(a.right, copy=True)
+    a.stored_left = b.stored_left.to(a.stored_left, copy=True)
+    a.stored_right = b.stored_right.to(a.stored_right, copy=True)
     return a
 
 
 def _convert(a: FactoredTensor, *, dtype: torch.dtype | None = None, **options: Any) -> FactoredTensor:
-    if dtype is not None and a.pairs:
-        dtype = dtype.to_complex()
     options = {k: v for k, v in options.items() if k in ("device", "non_blocking")}
-    copies = [t.to(dtype=dtype, copy=True, **options) for t in (a.left, a.right)]
+    copies = [t.to(dtype=dtype, copy=True, **options) for t in (a.stored_left, a.stored_right)]
     return a.with_factors(*copies)
 
 
@@ -199,11 +211,13 @@ def _stack(tensors: list[FactoredTensor], dim: int = 0) -> Tensor:
     if dim != 0 or not all(isinstance(t, FactoredTensor) for t in tensors):
         return torch.stack([t.to_dense() for t in tensors], dim)
     rank = max(t.rank for t in tensors)
-    parts = [
-        torch.stack([torch.nn.functional.pad(f, (0, rank - f.shape[-1])) for f in factors])
-        for factors in ([t.left for t in tensors], [t.right for t in tensors])
-    ]
-    return tensors[0].with_factors(parts[0], parts[1])
+    complex_axis = (0, 0) if tensors[0].pairs else ()
+    stacks = []
+    for factors in ([t.stored_left for t in tensors], [t.stored_right for t in tensors]):
+        padding = [(*complex_axis, 0, rank - t.rank) for t in tensors]
+        columns = [torch.nn.functional.pad(f, p) for f, p in zip(factors, padding, strict=True)]
+        stacks.append(torch.stack(columns))
+    return tensors[0].with_factors(stacks[0], stacks[1])
 
 
 def _unscale_(tensors: list[Tensor], found: Tensor, inverse: Tensor) -> None:
@@ -211,9 +225,9 @@ def _unscale_(tensors: list[Tensor], found: Tensor, inverse: Tensor) -> None:
     lefts, rights, others = [], [], []
     for t in tensors:
         if isinstance(t, FactoredTensor):
-            t.left = t.left.clone()
-            lefts.append(torch.view_as_real(t.left) if t.pairs else t.left)
-            rights.append(torch.view_as_real(t.right) if t.pairs else t.right)
+            t.stored_left = t.stored_left.clone()
+            lefts.append(t.stored_left)
+            rights.append(t.stored_right)
         else:
             others.append(t)
     unscale = aten._amp_foreach_non_finite_check_and_unscale_.default

@@ -39,9 +39,8 @@ class UnitaryModule(nn.Module):
         weight = UnitaryParameter(self._empty(*shape, device=device), pairs=self.is_complex)
         if sketch_rank is not None:
             rank = min(positive("sketch_rank", sketch_rank), *shape[-2:])
-            left, right = (torch.empty(*shape[:-2], n, rank, device=device) for n in shape[-2:])
-            kind = self._stored.to_complex() if self.is_complex else self._stored
-            weight.sketch = FactoredTensor(left.to(kind), right.to(kind), self.is_complex)
+            factors = (self._empty(*shape[:-2], n, rank, device=device) for n in shape[-2:])
+            weight.sketch = FactoredTensor(*factors, self.is_complex)
         return weight
 
     def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
@@ -61,8 +60,9 @@ class UnitaryModule(nn.Module):
         restore_marks(self, known)
         for parameter in self._parameters.values():
             if isinstance(parameter, UnitaryParameter) and parameter.sketch is not None:
-                moved = fn(parameter.sketch.left), fn(parameter.sketch.right)
-                parameter.sketch = parameter.sketch.with_factors(*moved)
+                sketch = parameter.sketch
+                moved = fn(sketch.stored_left), fn(sketch.stored_right)
+                parameter.sketch = sketch.with_factors(*moved)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -29,7 +29,8 @@ class _SketchedLinear(torch.autograd.Function):
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
         factors = None
         if wants_weight:
-            factors = FactoredTensor(*sketch(input, grad, start.left), start.pairs)
+            found = sketch([input], [grad], start.stored_left, start.pairs)
+            factors = FactoredTensor(*found, start.pairs)
         return grad_input, factors, grad.sum(0) if wants_bias else None, None
 
 

@@ -39,7 +39,7 @@ class FactoredGradient:
         self.parameter = parameter
         self.state = state
         if "probe" not in state:
-            start = self.store(parameter.sketch.left)
+            start = parameter.sketch.stored_left
             state["basis"], state["probe"] = start.clone(), start.clone()
         basis = self.view(state["basis"])
         left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)

@@ -233,7 +233,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             group["retraction"],
             p.pairs,
         )
-        p.sketch.left.copy_(gradient.view(state["basis"]))
+        p.sketch.stored_left.copy_(state["basis"])
 
     def _polish(self, p: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         weight, period = view_like(p, p.detach()), group["polish_every"]
@@ -251,8 +251,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for p, state in self.state.items():
             if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
-                basis = state["basis"]
-                p.sketch.left.copy_(torch.view_as_complex(basis) if p.pairs else basis)
+                p.sketch.stored_left.copy_(state["basis"])
 
     def skipped_steps(self) -> int:
         """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.

@@ -18,7 +18,7 @@ def problem(dtype, batch=(), rows=7, n=5, m=6, k=2):
 @pytest.mark.parametrize("rows", [1, 7, 40])
 def test_factors_of_the_gradient(dtype, batch, k, rows):
     x, g, basis = problem(dtype, batch, rows, k=k)
-    left, right = sketch(x, g, basis)
+    left, right = sketch([x], [g], basis)
     gradient = g.mT @ x.conj()
     if rows >= k:  # else the right factor is not unique
         expected = factor(gradient, basis)
@@ -37,7 +37,8 @@ def test_error_in_float32_is_that_of_the_formed_gradient():
     exact = next(f[0] @ f[1].mH for f in (sketch_reference(x, g, basis),))
     small = [t.float() for t in (x, g, basis)]
     errors = []
-    for left, right in (sketch(*small), sketch_reference(*small)):
+    x, g, basis = small
+    for left, right in (sketch([x], [g], basis), sketch_reference(x, g, basis)):
         errors.append((left.double() @ right.double().mH - exact).norm() / exact.norm())
     assert errors[0] <= 4 * errors[1] + 1e-7, errors
 
@@ -46,7 +47,7 @@ def test_no_rows_and_zero_rows_give_a_zero_left_factor():
     for k in (1, 3):
         for rows in (0, 4):
             x, g, basis = problem(torch.float32, rows=rows, k=k)
-            left, right = sketch(x, torch.zeros_like(g), basis)
+            left, right = sketch([x], [torch.zeros_like(g)], basis)
             assert left.shape == (6, k)
             assert right.shape == (5, k)
             assert left.count_nonzero() == 0
@@ -55,14 +56,30 @@ def test_no_rows_and_zero_rows_give_a_zero_left_factor():
 
 def test_half_precision_gradients_are_read_as_they_are():
     x, g, basis = problem(torch.float32, rows=32, k=1)
-    left, right = sketch(x, g.bfloat16(), basis)
+    left, right = sketch([x], [g.bfloat16()], basis)
     assert left.dtype == right.dtype == torch.float32
-    expected = sketch(x, g, basis)
+    expected = sketch([x], [g], basis)
     full = expected[0] @ expected[1].mH
     assert (left @ right.mH - full).norm() < 0.03 * full.norm()
+
+
+def test_sums_over_several_and_reads_pairs():
+    x, g, basis = problem(torch.complex64, (2,), rows=12)
+    left, right = sketch([x], [g], basis)
+    parts = [x[:, :5], x[:, 5:]], [g[:, :5], g[:, 5:]]
+    for own, other in zip(sketch(*parts, basis), (left, right), strict=True):
+        torch.testing.assert_close(own, other)
+    stored = [[torch.view_as_real(t.contiguous()) for t in tensors] for tensors in parts]
+    for inputs in (parts[0], stored[0]):
+        factors = sketch(inputs, stored[1], torch.view_as_real(basis), pairs=True)
+        for own, other in zip(factors, (left, right), strict=True):
+            torch.testing.assert_close(torch.view_as_complex(own), other)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
 def test_operator(kind):
     x, g, basis = problem(kind, (2,))
-    torch.library.opcheck(torch.ops.projunn.sketch, (x, g, basis))
+    torch.library.opcheck(torch.ops.projunn.sketch, ([x], [g], basis, False))
+    if kind.is_complex:
+        stored = [torch.view_as_real(t) for t in (x, g, basis)]
+        torch.library.opcheck(torch.ops.projunn.sketch, ([stored[0]], [stored[1]], stored[2], True))
