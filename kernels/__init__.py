@@ -30,7 +30,12 @@ from projunn.kernels.products import adjoint_product, product
 from projunn.kernels.projection import projection
 from projunn.kernels.random import seeded_normal
 from projunn.kernels.rank_update import rank_update_
-from projunn.kernels.recurrence import NONLINEARITIES, apply_nonlinearity, recurrence
+from projunn.kernels.recurrence import (
+    NONLINEARITIES,
+    apply_nonlinearity,
+    recurrence,
+    recurrence_backward,
+)
 from projunn.kernels.retract import retract_
 from projunn.kernels.rotation import RETRACTIONS, rotation
 from projunn.kernels.sketch import sketch
@@ -54,6 +59,7 @@ __all__ = [
     "projection",
     "rank_update_",
     "recurrence",
+    "recurrence_backward",
     "retract_",
     "rotation",
     "seeded_normal",

@@ -128,16 +128,18 @@ def _activation_gradient(
 
 
 @torch.library.custom_op("projunn::recurrence_backward", mutates_args=())
-def _recurrence_backward(
+def recurrence_backward(
     grad: Tensor,
     states: Tensor,
     initial: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     nonlinearity: str,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the inputs, initial state, weight and bias; the last two empty if there are none."""
     if uses_triton(states):
-        return _triton_backward(grad, states, initial, weight, bias, nonlinearity)
+        return _triton_backward(grad, states, initial, weight, bias, nonlinearity, wants_weight)
     pairs = weight.ndim == 3
     grad_inputs = torch.empty_like(states)
     g, h, h0, w, dz = _matrices(pairs, grad, states, initial, weight, grad_inputs)
@@ -152,10 +154,10 @@ def _recurrence_backward(
         dz_t.copy_(d_rows)
         torch.mm(d, conjugate, out=carry)
     grad_initial = carry_rows.clone()
-    grad_weight = _weight_gradient(h, h0, dz)
+    grad_weight = _weight_gradient(h, h0, dz, pairs) if wants_weight else grad.new_empty(0)
     grad_bias = grad.new_empty(0) if bias is None else _bias_gradient(h, dz)
     if pairs:
-        grad_initial, grad_weight = map(torch.view_as_real, (grad_initial, grad_weight))
+        grad_initial = torch.view_as_real(grad_initial)
     return grad_inputs, grad_initial, grad_weight, grad_bias
 
 
@@ -166,22 +168,19 @@ def _triton_backward(
     weight: Tensor,
     bias: Tensor | None,
     nonlinearity: str,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from projunn.kernels.jit import launch_recurrence
 
     grad_inputs, grad_initial, grad_bias = launch_recurrence.backward(
         grad.contiguous(), states, weight.contiguous(), bias, nonlinearity
     )
-    h, h0, dz = _matrices(weight.ndim == 3, states, initial, grad_inputs)
-    grad_weight = _weight_gradient(h, h0, dz)
-    if weight.ndim == 3:
-        grad_weight = torch.view_as_real(grad_weight)
-    return (
-        grad_inputs,
-        grad_initial,
-        grad_weight,
-        grad.new_empty(0) if grad_bias is None else grad_bias,
-    )
+    grad_weight = None
+    if wants_weight:
+        pairs = weight.ndim == 3
+        grad_weight = _weight_gradient(*_matrices(pairs, states, initial, grad_inputs), pairs)
+    last = (grad.new_empty(0) if g is None else g for g in (grad_weight, grad_bias))
+    return grad_inputs, grad_initial, *last
 
 
 def _bias_gradient(h: Tensor, dz: Tensor) -> Tensor:
@@ -195,21 +194,20 @@ def _bias_gradient(h: Tensor, dz: Tensor) -> Tensor:
     return total.sum(0)
 
 
-def _weight_gradient(h: Tensor, h0: Tensor, dz: Tensor) -> Tensor:
+def _weight_gradient(h: Tensor, h0: Tensor, dz: Tensor, pairs: bool) -> Tensor:
     """``sum_t dz_t^T conj(h_{t-1})``, contiguous: a GEMM over T x batch rows, and one for h_0."""
     grad_weight = (h0.mH @ dz[0]).mT
     if h.shape[0] > 1:
         grad_weight = grad_weight + (h[:-1].flatten(0, 1).mH @ dz[1:].flatten(0, 1)).mT
-    return grad_weight.contiguous()
+    grad_weight = grad_weight.contiguous()
+    return torch.view_as_real(grad_weight) if pairs else grad_weight
 
 
-@_recurrence_backward.register_fake
-def _(grad, states, initial, weight, bias, nonlinearity):  # type: ignore[no-untyped-def]
-    grad_bias = grad.new_empty(0) if bias is None else torch.empty_like(bias)
-    contiguous = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (states, initial, weight)
-    ]
-    return *contiguous, grad_bias
+@recurrence_backward.register_fake
+def _(grad, states, initial, weight, bias, nonlinearity, wants_weight):  # type: ignore[no-untyped-def]
+    contiguous = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (states, initial)]
+    last = (weight if wants_weight else None, bias)
+    return *contiguous, *(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in last)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -219,8 +217,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     states, initial, weight, bias = ctx.saved_tensors
-    *grads, grad_bias = _recurrence_backward(grad, states, initial, weight, bias, ctx.nonlinearity)
-    return *grads, None if bias is None else grad_bias, None
+    wanted = ctx.needs_input_grad[2]
+    *grads, grad_weight, grad_bias = recurrence_backward(
+        grad, states, initial, weight, bias, ctx.nonlinearity, wanted
+    )
+    return *grads, grad_weight if wanted else None, None if bias is None else grad_bias, None
 
 
 recurrence.register_autograd(_backward, setup_context=_setup_context)

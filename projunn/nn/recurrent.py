@@ -7,8 +7,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
 from projunn.kernels import NONLINEARITIES, projection, recurrence
-from projunn.manifold import UnitaryParameter
-from projunn.nn.module import UnitaryModule, positive
+from projunn.manifold import UnitaryParameter, matrix_view
+from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.sketched import sketched_recurrence
 
 
 class _Recurrent(UnitaryModule):
@@ -23,8 +24,10 @@ class _Recurrent(UnitaryModule):
         suffixes: list[str],
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        sketch_rank: int | None,
     ) -> None:
         super().__init__(dtype)
+        self.sketch_rank = sketch_rank
         if nonlinearity not in NONLINEARITIES:
             wanted = ", ".join(NONLINEARITIES)
             raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
@@ -40,7 +43,7 @@ class _Recurrent(UnitaryModule):
         for i, suffix in enumerate(suffixes):
             size = hidden_size if i else input_size
             setattr(self, f"weight_ih{suffix}", self._plain(hidden_size, size, device=device))
-            weight_hh = self._matrices(hidden_size, hidden_size, device=device)
+            weight_hh = self._matrices(hidden_size, hidden_size, device=device, sketch_rank=sketch_rank)
             setattr(self, f"weight_hh{suffix}", weight_hh)
             if bias:
                 setattr(self, f"bias_ih{suffix}", self._plain(hidden_size, device=device))
@@ -57,6 +60,7 @@ class _Recurrent(UnitaryModule):
         for name, parameter in self.named_parameters():
             if isinstance(parameter, UnitaryParameter):
                 henaff_(parameter)
+                start_sketch(parameter)
             elif name.startswith("modrelu"):
                 nn.init.uniform_(parameter, -0.01, 0.01)
             elif name.startswith("bias"):
@@ -68,14 +72,18 @@ class _Recurrent(UnitaryModule):
 
     def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> Tensor:
         """All states (T, batch, n) from the input (T, batch, input_size) of one layer."""
-        weight: Tensor = getattr(self, f"weight_hh{suffix}")
+        weight: UnitaryParameter = getattr(self, f"weight_hh{suffix}")
         projected = self._project(input, suffix)
         if initial is None:
             initial = projected.new_zeros(projected.shape[1:])
         elif self.is_complex:
-            initial = torch.view_as_real(initial.to(self._stored.to_complex()))
+            initial = torch.view_as_real(initial.to(matrix_view(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
-        states = recurrence(projected, initial.to(projected.dtype), weight, offset, self.nonlinearity)
+        start, initial = weight.sketch, initial.to(projected.dtype)
+        if start is None:
+            states = recurrence(projected, initial, weight, offset, self.nonlinearity)
+        else:
+            states = sketched_recurrence(projected, initial, weight, offset, start, self.nonlinearity)
         return self._numbers(states)
 
     def _project(self, input: Tensor, suffix: str) -> Tensor:
@@ -94,9 +102,10 @@ class _Recurrent(UnitaryModule):
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""
+        sketch = "" if self.sketch_rank is None else f", sketch_rank={self.sketch_rank}"
         return (
             f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r},"
-            f" bias={self.bias}{kind}"
+            f" bias={self.bias}{kind}{sketch}"
         )
 
 
@@ -116,6 +125,8 @@ class UnitaryRNN(_Recurrent):
         dropout: probability of dropout on the output of each layer but the last.
         device: as in ``torch.nn.RNN``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+        sketch_rank: rank of sketched gradients of W_hh, as in `projunn.nn.UnitaryLinear`; the sketch is
+            of the gradient summed over all time steps.
 
     Shape:
         input (T, batch, input_size), or (batch, T, input_size) with ``batch_first``, or (T, input_size)
@@ -147,11 +158,14 @@ class UnitaryRNN(_Recurrent):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
     ) -> None:
         suffixes = [f"_l{i}" for i in range(positive("num_layers", num_layers))]
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: got {dropout!r}, wanted a probability from 0 to 1")
-        super().__init__(input_size, hidden_size, nonlinearity, bias, suffixes, device, dtype)
+        super().__init__(
+            input_size, hidden_size, nonlinearity, bias, suffixes, device, dtype, sketch_rank
+        )
         self._suffixes = suffixes
         self.num_layers = num_layers
         self.batch_first = batch_first
@@ -222,8 +236,9 @@ class UnitaryRNNCell(_Recurrent):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, nonlinearity, bias, [""], device, dtype)
+        super().__init__(input_size, hidden_size, nonlinearity, bias, [""], device, dtype, sketch_rank)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:

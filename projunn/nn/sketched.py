@@ -1,4 +1,4 @@
-"""Products with a weight whose gradient is sketched: the backward hands on factors, never a matrix."""
+"""What layers do with a weight whose gradient is sketched: the backward hands on factors, no matrix."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import sketch
+from projunn.kernels import recurrence, recurrence_backward, sketch
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -47,3 +47,50 @@ def sketched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, start: F
         (*batch, rows, m).
     """
     return _SketchedLinear.apply(input, weight, bias, start)  # type: ignore[no-untyped-call]
+
+
+class _SketchedRecurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        inputs: Tensor,
+        initial: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: FactoredTensor,
+        nonlinearity: str,
+    ) -> Tensor:
+        states = recurrence(inputs, initial, weight, bias, nonlinearity)
+        ctx.save_for_backward(states, initial, weight, bias, start)
+        ctx.nonlinearity = nonlinearity
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        states, initial, weight, bias, start = ctx.saved_tensors
+        grad_inputs, grad_initial, _, grad_bias = recurrence_backward(
+            grad.contiguous(), states, initial, weight, bias, ctx.nonlinearity, False
+        )
+        factors = None
+        if ctx.needs_input_grad[2]:
+            # h_1 .. h_(T-1) meet the gradients of steps 2 .. T, and the initial state that of step 1.
+            inputs = [states[:-1].flatten(0, 1), initial]
+            grads = [grad_inputs[1:].flatten(0, 1), grad_inputs[0]]
+            factors = FactoredTensor(*sketch(inputs, grads, start.stored_left, start.pairs), start.pairs)
+        return grad_inputs, grad_initial, factors, None if bias is None else grad_bias, None, None
+
+
+def sketched_recurrence(
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: FactoredTensor,
+    nonlinearity: str,
+) -> Tensor:
+    """`projunn.kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
+
+    The sketch is of the gradient summed over all time steps.  ``start`` as in `sketched_linear`.
+    """
+    arguments = inputs, initial, weight, bias, start, nonlinearity
+    return _SketchedRecurrence.apply(*arguments)  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from projunn import FactoredTensor
-from projunn.nn import BlockUnitaryLinear, UnitaryLinear
+from projunn.nn import BlockUnitaryLinear, UnitaryLinear, UnitaryRNN, UnitaryRNNCell
 from projunn.optim import SGD, AdamW, RMSprop
 from tests.dense import defect
 
@@ -59,6 +59,51 @@ def test_gradient_at_full_rank_is_the_dense_one(dtype, kind):
         assert isinstance(sketched.weight.grad, FactoredTensor)
         assert_same_gradients(sketched, dense, 1e-4)
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+@pytest.mark.parametrize("nonlinearity", ["modrelu", "relu", "tanh", "identity"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_recurrent_gradients_are_the_dense_ones(dtype, nonlinearity, steps):
+    if dtype.is_complex and nonlinearity == "relu":
+        pytest.skip("relu has no meaning for complex numbers")
+    n = 6
+    sketched, dense = twins(dtype, n, UnitaryRNN, (3, n, 2), nonlinearity=nonlinearity)
+    x = torch.randn(steps, 7, 3, dtype=dtype.to_real())
+    h = torch.randn(2, 7, n, dtype=dtype)
+    starts = []
+    for layer in (sketched, dense):
+        starts.append(h.clone().requires_grad_())
+        output, _ = layer(x, starts[-1])
+        (output.abs().square() * torch.linspace(0, 1, n)).mean().backward()
+    torch.testing.assert_close(starts[0].grad, starts[1].grad)
+    assert isinstance(sketched.weight_hh_l1.grad, FactoredTensor)
+    assert_same_gradients(sketched, dense, 1e-5)
+
+
+def test_a_cell_sums_its_steps():
+    sketched, dense = twins(torch.float32, 6, UnitaryRNNCell, (3, 6), nonlinearity="tanh")
+    inputs = torch.randn(3, 7, 3)
+    for layer in (sketched, dense):
+        h = None
+        for x in inputs:
+            h = layer(x, h)
+        loss(h).backward()
+    assert sketched.weight_hh.grad.rank == 18
+    assert_same_gradients(sketched, dense)
+
+
+def test_compiled_recurrence_hands_on_factors():
+    torch._dynamo.reset()
+    layer = UnitaryRNN(3, 6, sketch_rank=1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(9, 4, 3)
+    grads = []
+    for run in (layer, compiled):
+        layer.zero_grad()
+        run(x)[0].square().mean().backward()
+        grads.append(layer.weight_hh_l0.grad)
+    assert isinstance(grads[1], FactoredTensor)
+    torch.testing.assert_close(grads[0].to_dense(), grads[1].to_dense())
 
 
 @REAL_AND_COMPLEX
