@@ -16,6 +16,8 @@ compile for any T.  modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 import torch
 from torch import Tensor
 
+from projunn.kernels.backends import operator
+
 NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
 
 
@@ -40,7 +42,7 @@ def apply_nonlinearity(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Ten
     return z.tanh() if nonlinearity == "tanh" else z
 
 
-@torch.library.custom_op("projunn::recurrence", mutates_args=())
+@operator("projunn::recurrence", mutates_args=())
 def recurrence(
     inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
 ) -> Tensor:
@@ -104,7 +106,7 @@ def _activation_gradient(
         out.sub_(h * torch.where(active, radial, 0.0))
 
 
-@torch.library.custom_op("projunn::recurrence_backward", mutates_args=())
+@operator("projunn::recurrence_backward", mutates_args=())
 def _recurrence_backward(
     grad: Tensor,
     states: Tensor,
