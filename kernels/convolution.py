@@ -16,6 +16,7 @@ on real tensors it hides every complex number from ``torch.compile``.
 import torch
 from torch import Tensor
 
+from projunn.kernels.backends import operator
 from projunn.kernels.frequencies import frequencies
 from projunn.kernels.spectral import (
     counts,
@@ -40,7 +41,7 @@ def fourier_convolution_reference(
     return y if bias is None else y + bias.view(-1, *(1 for _ in size))
 
 
-@torch.library.custom_op("projunn::fourier_convolution", mutates_args=())
+@operator("projunn::fourier_convolution", mutates_args=())
 def fourier_convolution(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def _(input, weight, own_weight, bias, size):  # type: ignore[no-untyped-def]
     return input.new_empty(batch, weight.shape[1], *rest), input.new_empty(batch, n, *shape, 2)
 
 
-@torch.library.custom_op("projunn::fourier_convolution_backward", mutates_args=())
+@operator("projunn::fourier_convolution_backward", mutates_args=())
 def fourier_convolution_backward(
     grad: Tensor,
     spectrum: Tensor,

@@ -9,7 +9,7 @@ and the factors have A in place of the batch.  M may be float16 or bfloat16 wher
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, uses_triton
+from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks
 from projunn.kernels.products import adjoint_product, product
 
@@ -65,7 +65,7 @@ def vector_norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
 
 
-@torch.library.custom_op("projunn::factor", mutates_args=())
+@operator("projunn::factor", mutates_args=())
 def _operator(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
     return [factor.contiguous() for factor in _factor(matrix, basis, active)]
 

@@ -11,7 +11,7 @@ pairs, with a trailing axis of size 2, while the factors are complex.
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque
+from projunn.kernels.backends import opaque, operator
 from projunn.kernels.fused_step import settle
 from projunn.kernels.retract import retract_
 
@@ -53,7 +53,7 @@ def _step(
     settle(retract_(weight, step, right, retraction), sketched, basis, probe, skipped)
 
 
-@torch.library.custom_op("projunn::factored_step_", mutates_args=("weight", "basis", "skipped"))
+@operator("projunn::factored_step_", mutates_args=("weight", "basis", "skipped"))
 def _operator(
     weight: Tensor,
     left: Tensor,

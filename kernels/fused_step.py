@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, uses_triton
+from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK, PROBE, factor, orthonormalize
 from projunn.kernels.retract import retract_
@@ -164,7 +164,7 @@ def settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: T
     basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
 
 
-@torch.library.custom_op("projunn::fused_step_", mutates_args=("weights", "bases", "skipped"))
+@operator("projunn::fused_step_", mutates_args=("weights", "bases", "skipped"))
 def _operator(
     weights: list[Tensor],
     directions: list[Tensor],

@@ -9,7 +9,7 @@ where the iteration could diverge, or not finite, is left as it is.
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, uses_triton
+from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.blocks import flattened
 
 NEAR = 0.5
@@ -46,7 +46,7 @@ def _polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> 
         polish_(matrices)
 
 
-@torch.library.custom_op("projunn::polish_when_due_", mutates_args=("weight",))
+@operator("projunn::polish_when_due_", mutates_args=("weight",))
 def _operator(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
     _polish_when_due(weight, step, period, pairs)
 

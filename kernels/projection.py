@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from projunn.kernels.backends import operator
+
 _PANEL = 512
 
 
@@ -21,7 +23,7 @@ def projection(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(inputs, weight, bias)
 
 
-@torch.library.custom_op("projunn::projection", mutates_args=())
+@operator("projunn::projection", mutates_args=())
 def _projection(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     result = inputs.new_empty(*inputs.shape[:-1], weight.shape[0])
     panels = inputs.reshape(-1, weight.shape[1]).split(_PANEL)

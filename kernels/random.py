@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from projunn.kernels.backends import operator
+
 
 def seeded_normal(like: Tensor, shape: Sequence[int], seed: int) -> Tensor:
     """Standard normal numbers of the dtype and on the device of ``like``."""
@@ -19,7 +21,7 @@ def _draw(like: Tensor, shape: list[int], seed: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=source)
 
 
-@torch.library.custom_op("projunn::seeded_normal", mutates_args=())
+@operator("projunn::seeded_normal", mutates_args=())
 def _operator(like: Tensor, shape: list[int], seed: int) -> Tensor:
     return _draw(like, shape, seed)
 

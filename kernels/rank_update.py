@@ -9,10 +9,9 @@ No m x n temporary is made: in PyTorch a few columns go one broadcast pass each,
 numbers beats a GEMM whose inner dimension is that short; more columns go as one GEMM.
 """
 
-import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, uses_triton
+from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks, flattened, present
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
@@ -64,7 +63,7 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return weight
 
 
-@torch.library.custom_op("projunn::rank_update_", mutates_args=("weight",))
+@operator("projunn::rank_update_", mutates_args=("weight",))
 def _operator(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:
     _update(weight, left, right, active)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.kernels.backends import uses_triton
+from projunn.kernels.backends import operator, uses_triton
 
 NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
 
@@ -45,7 +45,7 @@ def apply_nonlinearity(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Ten
     return z.tanh() if nonlinearity == "tanh" else z
 
 
-@torch.library.custom_op("projunn::recurrence", mutates_args=())
+@operator("projunn::recurrence", mutates_args=())
 def recurrence(
     inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
 ) -> Tensor:
@@ -127,7 +127,7 @@ def _activation_gradient(
         out.sub_(h * torch.where(active, radial, 0.0))
 
 
-@torch.library.custom_op("projunn::recurrence_backward", mutates_args=())
+@operator("projunn::recurrence_backward", mutates_args=())
 def recurrence_backward(
     grad: Tensor,
     states: Tensor,

@@ -13,7 +13,7 @@ and F are made by one program a matrix; and rows of W are turned in registers, o
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, uses_triton
+from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.basis import step_basis
 from projunn.kernels.blocks import as_blocks, flattened, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK
@@ -96,7 +96,7 @@ def _on_device(
     return taken.reshape(batch)
 
 
-@torch.library.custom_op("projunn::retract_", mutates_args=("weight",))
+@operator("projunn::retract_", mutates_args=("weight",))
 def _operator(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque
+from projunn.kernels.backends import opaque, operator
 from projunn.kernels.factor import orthonormalize
 from projunn.kernels.products import adjoint_product, product
 
@@ -60,7 +60,7 @@ def _numbers(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() else torch.view_as_complex(tensor.contiguous())
 
 
-@torch.library.custom_op("projunn::sketch", mutates_args=())
+@operator("projunn::sketch", mutates_args=())
 def _operator(
     inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
 ) -> tuple[Tensor, Tensor]:

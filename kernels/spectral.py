@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import uses_triton
+from projunn.kernels.backends import operator, uses_triton
 from projunn.kernels.frequencies import Frequencies, frequencies
 
 
@@ -37,7 +37,7 @@ def spectral_product_reference(
     return result
 
 
-@torch.library.custom_op("projunn::spectral_product", mutates_args=())
+@operator("projunn::spectral_product", mutates_args=())
 def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
@@ -68,7 +68,7 @@ def _(spectrum, weight, own_weight, size, adjoint):  # type: ignore[no-untyped-d
     return spectrum.new_empty(batch, weight.shape[2 if adjoint else 1], *rest)
 
 
-@torch.library.custom_op("projunn::spectral_gradient", mutates_args=())
+@operator("projunn::spectral_gradient", mutates_args=())
 def spectral_gradient(
     grad: Tensor, spectrum: Tensor, size: list[int], real: bool, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -75,17 +75,21 @@ class AdamW(UnitaryOptimizer):
             polish_every=polish_every,
         )
 
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
+        averages = {"exp_avg": False, "exp_avg_sq": True}
+        return averages | {"max_exp_avg_sq": True} if group["amsgrad"] else averages
+
     def _direction(
         self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         beta1, beta2 = group["betas"]
         clean = matrices.clean(grad)
-        mean = matrices.zeros(state, "exp_avg")
+        mean = matrices.view(state["exp_avg"])
         mean.mul_(matrices.decay(beta1)).add_(clean, alpha=1 - beta1)
-        average = matrices.squares(state, "exp_avg_sq")
+        average = state["exp_avg_sq"]
         add_square_(average.mul_(matrices.decay(beta2)), clean, 1 - beta2)
         if group["amsgrad"]:
-            largest = matrices.squares(state, "max_exp_avg_sq")
+            largest = state["max_exp_avg_sq"]
             average = torch.maximum(largest, average, out=largest)
         steps = count_of(state["step"])
         correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps

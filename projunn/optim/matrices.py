@@ -36,6 +36,11 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
     return view_like(p, gradient.values().to(p.dtype).contiguous()), active
 
 
+def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
+    """A tensor of matrices as the state of ``p`` holds it: complex as pairs if ``p`` is."""
+    return torch.view_as_real(tensor.contiguous()) if p.pairs else tensor
+
+
 class Matrices:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
@@ -52,12 +57,14 @@ class Matrices:
         active: Tensor | None,
         state: dict[str, Any],
         group: dict[str, Any],
+        index: int,
     ) -> None:
         self.parameter = parameter
         self.grad = grad
         self.active = active
         self.state = state
         self.group = group
+        self.index = index  # of the parameter, among all of the optimizer
         self._finite: Tensor | None = None
 
     @property
@@ -92,7 +99,7 @@ class Matrices:
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
-        return torch.view_as_real(tensor.contiguous()) if self.parameter.pairs else tensor
+        return stored_like(self.parameter, tensor)
 
     def view(self, stored: Tensor) -> Tensor:
         """The inverse of `store`; shares memory."""
@@ -112,31 +119,13 @@ class Matrices:
         if self.active is None:
             return
         for name, part in own.items():
-            if name in _NOT_OF_THE_RULE:
-                continue
-            if name not in self.state:
-                batch = view_like(self.parameter, self.parameter.detach()).shape[:-2]
-                self.state[name] = part.new_zeros((*batch, *part.shape[1:]))
-            self._rows(self.state[name])[self.active] = part
+            if name not in _NOT_OF_THE_RULE:
+                self._rows(self.state[name])[self.active] = part
 
     def _rows(self, stored: Tensor) -> Tensor:
         """A tensor of the state with the batch as one axis; shares memory."""
         batch = view_like(self.parameter, self.parameter.detach()).ndim - 2
         return stored.flatten(0, batch - 1)
-
-    def zeros(self, state: dict[str, Any], name: str) -> Tensor:
-        """The average ``name`` of matrices like the gradient, created as zeros where it is missing."""
-        if name not in state:
-            state[name] = self.store(torch.zeros_like(self.grad, memory_format=torch.contiguous_format))
-        return self.view(state[name])
-
-    def squares(self, state: dict[str, Any], name: str) -> Tensor:
-        """Likewise for an average of squares |.|^2, real."""
-        if name not in state:
-            state[name] = torch.zeros(
-                self.grad.shape, dtype=self.grad.dtype.to_real(), device=self.grad.device
-            )
-        return state[name]
 
 
 def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:

@@ -74,19 +74,27 @@ class RMSprop(UnitaryOptimizer):
             polish_every=polish_every,
         )
 
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
+        averages = {"square_avg": True}
+        if group["centered"]:
+            averages["grad_avg"] = False
+        if group["momentum"]:
+            averages["momentum_buffer"] = False
+        return averages
+
     def _direction(
         self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         alpha = group["alpha"]
         clean, decay = matrices.clean(grad), matrices.decay(alpha)
-        average = add_square_(matrices.squares(state, "square_avg").mul_(decay), clean, 1 - alpha)
+        average = add_square_(state["square_avg"].mul_(decay), clean, 1 - alpha)
         if group["centered"]:
-            mean = matrices.zeros(state, "grad_avg").mul_(decay).add_(clean, alpha=1 - alpha)
+            mean = matrices.view(state["grad_avg"]).mul_(decay).add_(clean, alpha=1 - alpha)
             average = add_square_(average.clone(), mean, -1.0).clamp_min_(0)
         direction = clean / average.sqrt().add_(group["eps"])
         if group["momentum"] == 0:
             return direction
-        buffer = matrices.zeros(state, "momentum_buffer")
+        buffer = matrices.view(state["momentum_buffer"])
         return buffer.mul_(matrices.decay(group["momentum"])).add_(direction)
 
     def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:

@@ -83,15 +83,18 @@ class SGD(UnitaryOptimizer):
             polish_every=polish_every,
         )
 
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
+        return {"momentum_buffer": False} if group["momentum"] else {}
+
     def _direction(
         self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         mu = group["momentum"]
         if mu == 0:
             return grad
-        first = "momentum_buffer" not in state
+        first = matrices.index in self._fresh
         clean = matrices.clean(grad)
-        buffer = matrices.zeros(state, "momentum_buffer")
+        buffer = matrices.view(state["momentum_buffer"])
         buffer.mul_(matrices.decay(mu)).add_(clean, alpha=1 if first else 1 - group["dampening"])
         return grad.add(buffer, alpha=mu) if group["nesterov"] else buffer
 

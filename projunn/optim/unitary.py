@@ -34,7 +34,8 @@ from projunn.manifold import (
     view_like,
 )
 from projunn.optim.factored import FactoredGradient, Factors, truncated
-from projunn.optim.matrices import Matrices, active_matrices
+from projunn.optim.matrices import Matrices, active_matrices, stored_like
+from projunn.optim.traced import Member, fill_plain, fill_unitary, traced_step
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
@@ -43,7 +44,10 @@ _LR_DIVIDER = 32
 class UnitaryOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: subclasses name torch's rule and give the direction it takes."""
 
-    plain_rule: ClassVar[Callable[..., torch.optim.Optimizer]]
+    plain_rule: ClassVar[Any]  # the class in torch.optim
+    # Parameters, by index, whose averages were created in this step and hold nothing yet.
+    _fresh: tuple[int, ...] = ()
+    _plans: tuple[Any, ...] = ()  # of its traced steps
 
     def __init__(
         self,
@@ -66,6 +70,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             "polish_every": polish_every,
         }
         super().__init__(params, defaults)
+
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
+        """The rule's averages of one unitary parameter, by name; whether it is one of squares."""
+        raise NotImplementedError
 
     def _direction(
         self, matrices: "Matrices", grad: Tensor, state: dict[str, Any], group: dict[str, Any]
@@ -92,8 +100,6 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    # Dynamo loses the state of parameters of our class: a step runs eagerly.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure`` as in `torch.optim`."""
@@ -101,26 +107,44 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._plain_step()
+        if torch.compiler.is_compiling():
+            traced_step(self)
+        else:
+            self._plain_step()
+            self._unitary_step(self._members())
+        return loss
+
+    def _members(self) -> list[Member]:
+        """The unitary parameters that have a gradient."""
+        every = enumerate((p, group) for group in self.param_groups for p in group["params"])
+        return [
+            (index, p, p.grad, self.state[p], group)
+            for index, (p, group) in every
+            if isinstance(p, UnitaryParameter) and p.grad is not None
+        ]
+
+    def _unitary_step(self, members: list[Member]) -> None:
         together: dict[tuple[Any, ...], list[Matrices]] = {}
-        members = [(g, p) for g in self.param_groups for p in g["params"]]
-        for index, (group, p) in enumerate(members):
-            if not isinstance(p, UnitaryParameter) or p.grad is None:
+        for index, p, gradient, state, group in members:
+            if isinstance(gradient, FactoredTensor):
+                self._factored_step(p, gradient, state, group)
                 continue
-            if isinstance(p.grad, FactoredTensor):
-                self._factored_step(p, p.grad, self.state[p], group)
-                continue
-            matrices = self._prepare(p, p.grad, self.state[p], group, index)
+            matrices = self._prepare(p, gradient, state, group, index)
             if group["factorization"] == "subspace":
                 together.setdefault(_likeness(matrices, group), []).append(matrices)
             else:
                 self._single_step(matrices, group, index)
         for alike in together.values():
             self._fused_step(alike)
-        for group, p in members:
-            if isinstance(p, UnitaryParameter) and p.grad is not None:
-                self._polish(p, self.state[p], group)
-        return loss
+        for _, p, _, state, group in members:
+            self._polish(p, state, group)
+        if self._fresh:
+            done = {index for index, *_ in members}
+            self._fresh = tuple(index for index in self._fresh if index not in done)
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: bool = False) -> Any:
+        """Called when Dynamo traces a step: see `projunn.optim.traced`."""
+        return fill_unitary(self, group, *lists) if unitary else fill_plain(self, group, *lists)
 
     def _plain_step(self) -> None:
         groups = []
@@ -144,20 +168,38 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     ) -> Matrices:
         """The matrices of a parameter with their direction; its state as it is from now on."""
         values, active = active_matrices(p, gradient)
-        matrices = Matrices(p, values, active, state, group)
-        _count(p, state, group)
+        self._complete_state(p, state, group, index)
+        matrices = Matrices(p, values, active, state, group, index)
+        state["step"] += 1
         own = matrices.rule_state()
         matrices.direction = matrices.gate(self._direction(matrices, matrices.grad, own, group))
         matrices.keep_rule_state(own)
+        return matrices
+
+    def _complete_state(
+        self,
+        p: UnitaryParameter,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        index: int,
+        step_on_device: bool = False,
+    ) -> None:
+        """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
+        _start_counting(p, state, step_on_device or group.get("capturable", False))
+        view = view_like(p, p.detach())
+        for name, squares in self._averages(group).items():
+            if name in state:
+                continue
+            dtype = view.dtype.to_real() if squares else view.dtype
+            average = torch.zeros(view.shape, dtype=dtype, device=p.device)
+            state[name] = average if squares else stored_like(p, average)
+            self._fresh = (*self._fresh, index)
         if group["factorization"] == "subspace":
-            view = view_like(p, p.detach())
             rank = min(group["rank"], *view.shape[-2:])
             shape = (*view.shape[:-1], rank)
-            if "probe" not in state or matrices.view(state["probe"]).shape != shape:
-                noise = seeded_normal(view, shape, index)
-                state["probe"] = matrices.store(orthonormalize(noise))
-                state["basis"] = state["probe"].clone()
-        return matrices
+            if "probe" not in state or state["probe"].shape[: len(shape)] != shape:
+                probe = stored_like(p, orthonormalize(seeded_normal(view, shape, index)))
+                state["probe"], state["basis"] = probe, probe.clone()
 
     def _fused_step(self, alike: list[Matrices]) -> None:
         """Parameters of one shape and one rate: `projunn.kernels.fused_step_`."""
@@ -189,7 +231,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             if state["step"].device.type != "cpu":
                 raise ValueError(
                     f'factorization: "{method}" draws random numbers on the host; wanted "subspace" with'
-                    " capturable=True"
+                    " capturable=True or torch.compile"
                 )
             # A function of the step and the parameter only: the same on resume and on replicas.
             seed = (1_000_003 * int(state["step"].item()) + index) % 2**32
@@ -214,7 +256,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
                 " to no layer with sketch_rank"
             )
-        _count(p, state, group)
+        _start_counting(p, state, group.get("capturable", False))
+        state["step"] += 1
         gradient = FactoredGradient(p, grad, state)
         direction = truncated(*self._factored_direction(gradient, group), group["rank"])
         left, right = gradient.gate(direction)
@@ -261,20 +304,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))
 
 
-def _count(p: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """One step more."""
+def _start_counting(p: UnitaryParameter, state: dict[str, Any], on_device: bool) -> None:
+    """Create the counters of a parameter where they are missing: steps, and steps not taken."""
     if "step" not in state:
-        on_device = group.get("capturable", False)
         state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
         state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
-    state["step"] += 1
 
 
 def _likeness(matrices: Matrices, group: dict[str, Any]) -> tuple[Any, ...]:
     """What parameters that step together have in common; those with an active list step alone."""
     p, rate = matrices.parameter, unitary_learning_rate(group)
     alone = None if matrices.active is None else id(p)
-    same_rate = id(group["lr"]) if isinstance(rate, Tensor) else rate
+    same_rate = id(group) if isinstance(rate, Tensor) else rate
     kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, matrices.direction.dtype)
     rule = (group["rank"], group["retraction"], group["maximize"])
     return (*kind, *rule, same_rate, alone)
@@ -285,6 +326,8 @@ def unitary_learning_rate(group: dict[str, Any]) -> Any:
     lr, unitary_lr, base_lr = group["lr"], group["unitary_lr"], group["base_lr"]
     if unitary_lr is None:
         return lr / _LR_DIVIDER
+    if isinstance(base_lr, Tensor):  # without waiting for its device
+        return unitary_lr * torch.where(base_lr != 0, lr / base_lr, 1.0)
     return unitary_lr * (lr / base_lr) if base_lr else unitary_lr
 
 

@@ -72,3 +72,18 @@ sys.exit(2)
 def test_unknown_name():
     with pytest.raises(ValueError, match="name: got 'tpu', wanted one of auto"):
         projunn.backend("tpu")
+
+
+def test_operators_conjugate_in_graphs_compiled_by_inductor():
+    from projunn.kernels.backends import operator
+
+    @operator("projunn_tests::adjoint", mutates_args=())
+    def adjoint(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        pulled = torch.mv(torch.view_as_complex(matrix).mT, torch.view_as_complex(vector).conj()).conj()
+        return torch.view_as_real(pulled.resolve_conj())
+
+    adjoint.register_fake(lambda matrix, vector: torch.empty_like(vector))
+    matrix, vector = torch.randn(4, 4, 2), torch.randn(4, 2)
+    expected = torch.view_as_complex(matrix).mH @ torch.view_as_complex(vector)
+    for call in (adjoint, torch.compile(lambda a, b: adjoint(a, b), fullgraph=True)):
+        torch.testing.assert_close(torch.view_as_complex(call(matrix, vector)), expected)
