@@ -20,7 +20,7 @@ imports ``projunn``, and nothing but ``jit`` imports triton.
 """
 
 from projunn.kernels.basis import step_basis
-from projunn.kernels.convolution import fourier_convolution
+from projunn.kernels.convolution import fourier_convolution, fourier_convolution_sketch
 from projunn.kernels.factor import factor, orthonormalize
 from projunn.kernels.factored_step import factored_step_
 from projunn.kernels.frequencies import Frequencies, frequencies
@@ -50,6 +50,7 @@ __all__ = [
     "factor",
     "factored_step_",
     "fourier_convolution",
+    "fourier_convolution_sketch",
     "frequencies",
     "fused_step_",
     "orthonormalize",

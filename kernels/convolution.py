@@ -23,6 +23,7 @@ from projunn.kernels.spectral import (
     spectral_gradient,
     spectral_product,
     spectral_product_reference,
+    spectral_sketch,
 )
 
 
@@ -103,6 +104,53 @@ def _(grad, spectrum, weight, own_weight, size, wanted):  # type: ignore[no-unty
         grad.new_empty((own, *weight.shape[1:3]) if wanted[1] else 0),
         grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
     )
+
+
+@operator("projunn::fourier_convolution_sketch", mutates_args=())
+def fourier_convolution_sketch(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    basis: Tensor,
+    own_basis: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `fourier_convolution_backward`, but the weights' gradients as factors, from the bases given.
+
+    Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) of ``weight``'s; X and
+    Y of ``own_weight``'s, (own, m, k) and (own, n, k); and the gradient of the bias: see
+    `projunn.kernels.spectral.spectral_sketch`.  Empty where not wanted, or where there is none.
+    """
+    real = own_weight is not None
+    g = _transform(grad, size, real)
+    results = [grad.new_empty(0) for _ in range(6)]
+    if wanted[0]:
+        results[0] = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
+    if wanted[1]:
+        scale = 1 / frequencies(tuple(size), real).points
+        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale)
+        results[1 : 1 + len(found)] = found
+    if wanted[2]:
+        results[5] = _zero_bin(g, real).sum(0)
+    first, second, third, fourth, fifth, sixth = results
+    return first, second, third, fourth, fifth, sixth
+
+
+@fourier_convolution_sketch.register_fake
+def _(grad, spectrum, weight, own_weight, basis, own_basis, size, wanted):  # type: ignore[no-untyped-def]
+    (batch, n), m, real = spectrum.shape[:2], weight.shape[1], own_weight is not None
+    shapes: list[tuple[int, ...]] = [(0,)] * 6
+    if wanted[0]:
+        shapes[0] = (batch, n, *grad.shape[2:])
+    if wanted[1]:
+        shapes[1], shapes[2] = basis.shape, (basis.shape[0], n, *basis.shape[2:])
+        if own_basis is not None:
+            shapes[3], shapes[4] = own_basis.shape, (own_basis.shape[0], n, own_basis.shape[2])
+    if wanted[2]:
+        shapes[5] = (m,) if real else (m, 2)
+    return tuple(grad.new_empty(shape) for shape in shapes)
 
 
 def _transform(signal: Tensor, size: list[int], real: bool) -> Tensor:

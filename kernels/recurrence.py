@@ -178,9 +178,15 @@ def _triton_backward(
     grad_weight = None
     if wants_weight:
         pairs = weight.ndim == 3
-        grad_weight = _weight_gradient(*_matrices(pairs, states, initial, grad_inputs), pairs)
-    last = (grad.new_empty(0) if g is None else g for g in (grad_weight, grad_bias))
-    return grad_inputs, grad_initial, *last
+        h, h0, dz = _matrices(pairs, states, initial, grad_inputs)
+        grad_weight = _weight_gradient(h, h0, dz, pairs)
+    empty = grad.new_empty(0)
+    return (
+        grad_inputs,
+        grad_initial,
+        empty if grad_weight is None else grad_weight,
+        empty.clone() if grad_bias is None else grad_bias,
+    )
 
 
 def _bias_gradient(h: Tensor, dz: Tensor) -> Tensor:

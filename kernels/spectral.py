@@ -21,6 +21,7 @@ from torch import Tensor
 
 from projunn.kernels.backends import operator, uses_triton
 from projunn.kernels.frequencies import Frequencies, frequencies
+from projunn.kernels.sketch import sketch
 
 
 def spectral_product_reference(
@@ -158,6 +159,31 @@ def _gradient_backward(ctx, turn, turn_own):  # type: ignore[no-untyped-def]
 
 spectral_product.register_autograd(_product_backward, setup_context=_setup_product)
 spectral_gradient.register_autograd(_gradient_backward, setup_context=_setup_gradient)
+
+
+def spectral_sketch(
+    grad: Tensor,
+    spectrum: Tensor,
+    basis: Tensor,
+    own_basis: Tensor | None,
+    size: list[int],
+    scale: float,
+) -> list[Tensor]:
+    """`spectral_gradient` as factors, of rank k at every bin: `projunn.kernels.sketch`.
+
+    From the bases (paired, m, k, 2) and, for spectra of real signals, (own, m, k).  Returns X and Y of
+    the paired bins, as pairs, and of the own ones.
+    """
+    real = own_basis is not None
+    grid = frequencies(tuple(size), real)
+    g_paired, g_own = gather_bins(torch.view_as_complex(grad.contiguous()), grid)
+    x_paired, x_own = gather_bins(torch.view_as_complex(spectrum.contiguous()), grid)
+    left, right = sketch([x_paired], [g_paired], basis, pairs=True)
+    factors = [left.mul_(2 * scale if real else scale), right]
+    if own_basis is not None:
+        left, right = sketch([x_own], [g_own], own_basis)
+        factors += [left.mul_(scale), right]
+    return factors
 
 
 def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from projunn.init import haar_
 from projunn.kernels import fourier_convolution, frequencies
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
-from projunn.nn.module import UnitaryModule, positive
+from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.sketched import sketched_convolution
 
 Size = int | Sequence[int]
 
@@ -31,8 +32,10 @@ class _UnitaryConv(UnitaryModule):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
     ) -> None:
         super().__init__(dtype)
+        self.sketch_rank = sketch_rank
         self.in_channels = positive("in_channels", in_channels)
         self.out_channels = positive("out_channels", out_channels)
         self.spatial_size = self._per_axis("spatial_size", spatial_size)
@@ -44,12 +47,14 @@ class _UnitaryConv(UnitaryModule):
         self.output_size = tuple(s // r for s, r in zip(self.spatial_size, self.stride, strict=True))
         self._grid = frequencies(self.output_size, real=not self.is_complex)
         shape = (out_channels, in_channels * prod(self.stride))
-        stored = torch.empty(self._grid.paired, *shape, 2, dtype=self._stored, device=device)
-        self.weight = UnitaryParameter(stored, pairs=True)
+        self.weight = self._matrices(
+            self._grid.paired, *shape, device=device, sketch_rank=sketch_rank, pairs=True
+        )
         self.own_weight: UnitaryParameter | None = None
         if not self.is_complex:
-            own = torch.empty(len(self._grid.own), *shape, dtype=self._stored, device=device)
-            self.own_weight = UnitaryParameter(own)
+            self.own_weight = self._matrices(
+                len(self._grid.own), *shape, device=device, sketch_rank=sketch_rank
+            )
         self.bias = self._plain(out_channels, device=device) if bias else None
         self.reset_parameters()
 
@@ -76,6 +81,9 @@ class _UnitaryConv(UnitaryModule):
             else:
                 self.own_weight.copy_(matrix)
             paired.copy_(matrix)
+            start_sketch(self.weight)
+            if self.own_weight is not None:
+                start_sketch(self.own_weight)
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -89,12 +97,15 @@ class _UnitaryConv(UnitaryModule):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
         if self.is_complex:
-            x = torch.view_as_real(x if x.is_complex() else x.to(self._stored.to_complex()))
+            x = torch.view_as_real(x if x.is_complex() else x.to(matrix_view(self.weight).dtype))
         elif x.is_complex():
             raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)
         size = list(self.output_size)
-        y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
+        if self.weight.sketch is None:
+            y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
+        else:
+            y = sketched_convolution(x, self.weight, self.own_weight, self.bias, size)
         if self.is_complex:
             y = torch.view_as_complex(y)
         return y.squeeze(0) if unbatched else y
@@ -168,6 +179,7 @@ class _UnitaryConv(UnitaryModule):
             self.bias is not None,
             device=self.weight.device,
             dtype=dtype,
+            sketch_rank=self.sketch_rank,
         )
         with torch.no_grad():
             taps = filter_taps(*self._matrix_pair(), self._grid)
@@ -206,7 +218,15 @@ class _UnitaryConv(UnitaryModule):
 
         Call it between ``backward`` and the optimizer's step; `energy_outside` says what a window is.
         The retraction leaves the window again to second order, which the regularizer holds down.
+
+        Raises:
+            ValueError: a window larger than the filter.
+            TypeError: gradients that are sketched, each frequency on its own, have no such part.
         """
+        if self.sketch_rank is not None:
+            raise TypeError(
+                f"sketch_rank: got {self.sketch_rank}, wanted None for a projection of the gradient"
+            )
         grads = [p.grad for p in (self.weight, self.own_weight) if p is not None]
         if any(g is None for g in grads):
             return
@@ -229,6 +249,8 @@ class _UnitaryConv(UnitaryModule):
         text = f"{self.in_channels}, {self.out_channels}, spatial_size={self.spatial_size}"
         if prod(self.stride) != 1:
             text += f", stride={self.stride}"
+        if self.sketch_rank is not None:
+            text += f", sketch_rank={self.sketch_rank}"
         kind = ", complex" if self.is_complex else ""
         return f"{text}, bias={self.bias is not None}{kind}"
 
@@ -263,6 +285,7 @@ class UnitaryConv2d(_UnitaryConv):
         bias: learn an additive bias a channel.
         device: as in ``torch.nn.Conv2d``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
+        sketch_rank: rank of sketched gradients, as in `projunn.nn.UnitaryLinear`, at every frequency.
 
     Shape:
         input (batch, in_channels, *spatial_size) or (in_channels, *spatial_size); output (batch,

@@ -34,20 +34,28 @@ class UnitaryModule(nn.Module):
         self._stored = dtype.to_real()
 
     def _matrices(
-        self, *shape: int, device: torch.device | str | None, sketch_rank: int | None = None
+        self,
+        *shape: int,
+        device: torch.device | str | None,
+        sketch_rank: int | None = None,
+        pairs: bool | None = None,
     ) -> UnitaryParameter:
-        weight = UnitaryParameter(self._empty(*shape, device=device), pairs=self.is_complex)
+        """An uninitialised unitary parameter; complex, as ``pairs``, by default where the layer is."""
+        pairs = self.is_complex if pairs is None else pairs
+        weight = UnitaryParameter(self._empty(*shape, device=device, pairs=pairs), pairs=pairs)
         if sketch_rank is not None:
             rank = min(positive("sketch_rank", sketch_rank), *shape[-2:])
-            factors = (self._empty(*shape[:-2], n, rank, device=device) for n in shape[-2:])
-            weight.sketch = FactoredTensor(*factors, self.is_complex)
+            left, right = (
+                self._empty(*shape[:-2], n, rank, device=device, pairs=pairs) for n in shape[-2:]
+            )
+            weight.sketch = FactoredTensor(left, right, pairs)
         return weight
 
     def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
-        return nn.Parameter(self._empty(*shape, device=device))
+        return nn.Parameter(self._empty(*shape, device=device, pairs=self.is_complex))
 
-    def _empty(self, *shape: int, device: torch.device | str | None) -> Tensor:
-        shape = (*shape, 2) if self.is_complex else shape
+    def _empty(self, *shape: int, device: torch.device | str | None, pairs: bool) -> Tensor:
+        shape = (*shape, 2) if pairs else shape
         return torch.empty(shape, dtype=self._stored, device=device)
 
     def _numbers(self, stored: Tensor) -> Tensor:

@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import recurrence, recurrence_backward, sketch
+from projunn.kernels import (
+    fourier_convolution,
+    fourier_convolution_sketch,
+    recurrence,
+    recurrence_backward,
+    sketch,
+)
+from projunn.manifold import UnitaryParameter
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -94,3 +101,58 @@ def sketched_recurrence(
     """
     arguments = inputs, initial, weight, bias, start, nonlinearity
     return _SketchedRecurrence.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+class _SketchedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        own_weight: Tensor | None,
+        bias: Tensor | None,
+        start: FactoredTensor,
+        own_start: FactoredTensor | None,
+        size: list[int],
+    ) -> Tensor:
+        output, spectrum = fourier_convolution(input, weight, own_weight, bias, size)
+        ctx.save_for_backward(spectrum, weight, own_weight, start, own_start)
+        ctx.size = size
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        spectrum, weight, own_weight, start, own_start = ctx.saved_tensors
+        wants_input, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
+        grad_input, left, right, own_left, own_right, grad_bias = fourier_convolution_sketch(
+            grad.contiguous(),
+            spectrum,
+            weight,
+            own_weight,
+            start.stored_left,
+            None if own_start is None else own_start.stored_left,
+            ctx.size,
+            [wants_input, wants_weight, wants_bias],
+        )
+        factors = FactoredTensor(left, right, True) if wants_weight else None
+        own = None
+        if wants_weight and own_start is not None:
+            own = FactoredTensor(own_left, own_right)
+        by_input, by_bias = grad_input if wants_input else None, grad_bias if wants_bias else None
+        return by_input, factors, own, by_bias, None, None, None
+
+
+def sketched_convolution(
+    input: Tensor,
+    weight: UnitaryParameter,
+    own_weight: UnitaryParameter | None,
+    bias: Tensor | None,
+    size: list[int],
+) -> Tensor:
+    """`projunn.kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
+
+    Every frequency's gradient is sketched from the ``sketch`` of its parameter.
+    """
+    own_start = None if own_weight is None else own_weight.sketch
+    arguments = input, weight, own_weight, bias, weight.sketch, own_start, size
+    return _SketchedConvolution.apply(*arguments)  # type: ignore[no-untyped-call]

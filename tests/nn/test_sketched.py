@@ -11,7 +11,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from projunn import FactoredTensor
-from projunn.nn import BlockUnitaryLinear, UnitaryLinear, UnitaryRNN, UnitaryRNNCell
+from projunn.nn import (
+    BlockUnitaryLinear,
+    UnitaryConv2d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+)
 from projunn.optim import SGD, AdamW, RMSprop
 from tests.dense import defect
 
@@ -78,6 +84,43 @@ def test_recurrent_gradients_are_the_dense_ones(dtype, nonlinearity, steps):
     torch.testing.assert_close(starts[0].grad, starts[1].grad)
     assert isinstance(sketched.weight_hh_l1.grad, FactoredTensor)
     assert_same_gradients(sketched, dense, 1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 5), (1, 1)])
+@pytest.mark.parametrize(("channels", "stride"), [((2, 3), 1), ((3, 3), 1), ((3, 2), 1), ((2, 3), None)])
+def test_convolution_gradients_are_the_dense_ones(dtype, size, channels, stride):
+    options = {"stride": stride or size}
+    sketched, dense = twins(dtype, 40, UnitaryConv2d, (*channels, size), **options)
+    x = torch.randn(5, channels[0], *size, dtype=dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for layer, own in zip((sketched, dense), inputs, strict=True):
+        output = layer(own)
+        (output.abs().square() * torch.linspace(0, 1, channels[1])[:, None, None]).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    assert isinstance(sketched.weight.grad, FactoredTensor)
+    assert_same_gradients(sketched, dense, 1e-4)
+    with pytest.raises(TypeError, match="sketch_rank"):
+        sketched.project_gradient_(1)
+
+
+def test_compiled_convolution_trains_like_the_eager_one():
+    torch._dynamo.reset()
+    layer = UnitaryConv2d(3, 3, 4, bias=False, sketch_rank=1)
+    other = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    optimizers = [SGD(m.parameters(), lr=1.0, unitary_lr=0.1) for m in (layer, other)]
+    x, weights = torch.randn(6, 3, 4, 4), torch.linspace(0, 1, 3)[:, None, None]
+    losses = []
+    for _ in range(5):
+        for run, optimizer in zip((compiled, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            value = (run(x).square() * weights).mean()
+            value.backward()
+            optimizer.step()
+        losses.append(value.item())
+    torch.testing.assert_close(layer.weight, other.weight)
+    assert losses[-1] < losses[0]
+    torch.testing.assert_close(layer(x).norm(), x.norm())
 
 
 def test_a_cell_sums_its_steps():
