@@ -14,8 +14,8 @@ them in this order::
 `fused_step` is all of it for parameters of one shape, ``recurrence`` the time loop of the unitary RNN
 (``projection`` makes its inputs), and ``convolution`` the Fourier-domain convolution, made of
 ``spectral`` products over the bins that ``frequencies`` tells apart.  ``jit`` holds the Triton kernels
-under these, ``tuning`` how they are configured, ``backends`` what runs when.  Nothing here imports
-``projunn``, and nothing but ``jit`` imports triton.
+under these, ``tuning`` how they are configured (by ``tables`` or in ``closed_form``, for ``problems``),
+``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit`` imports triton.
 """
 
 from projunn.kernels.basis import step_basis
