@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import projunn
 from bench.bench_conv import forward_backward
+from bench.gpu_machine import Machine
 from projunn.kernels import frequencies, spectral_gradient, spectral_product
 from projunn.nn import UnitaryConv2d
 
@@ -46,13 +47,15 @@ def matmul_precision(setting: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-def check_cases(share: Share, small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
+def check_cases(on: Machine, share: Share, small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
     """Names, and what gives the error in units of what is allowed."""
-    for shape in SHAPES[:2] if small else SHAPES:
-        yield f"spectral {shape}", _case(share, *shape)
+    for shape in SHAPES[:2] if small else SHAPES[:5] if on.dry else SHAPES:
+        yield f"spectral {shape}", _case(on, share, *shape)
 
 
-def _case(share: Share, size: tuple[int, ...], real: bool, batch: int, m: int, n: int) -> Any:
+def _case(
+    on: Machine, share: Share, size: tuple[int, ...], real: bool, batch: int, m: int, n: int
+) -> Any:
     def case() -> float:
         grid, line = frequencies(size, real), list(size)
         weight = torch.randn(grid.paired, m, n, 2)
@@ -72,7 +75,7 @@ def _case(share: Share, size: tuple[int, ...], real: bool, batch: int, m: int, n
 
         tensors = (spectrum(n), spectrum(m), weight, own)
         exact = everything(*(t if t is None else t.double() for t in tensors))
-        there = tuple(t if t is None else t.cuda() for t in tensors)
+        there = tuple(t if t is None else t.to(on.device) for t in tensors)
         with matmul_precision("highest"):
             ours = everything(*there)
             with projunn.backend("torch"):
@@ -83,27 +86,26 @@ def _case(share: Share, size: tuple[int, ...], real: bool, batch: int, m: int, n
     return case
 
 
-def rows(channels: int, out: int, side: int) -> list[dict[str, Any]]:
+def rows(on: Machine, channels: int, out: int, side: int) -> list[dict[str, Any]]:
     """Milliseconds of forward and backward of one layer, each case on the same input."""
-    from projunn.kernels.jit.autotune import cold_time
-
-    x = torch.randn(BATCH, channels, side, side, device="cuda", requires_grad=True)
-    ours = forward_backward(UnitaryConv2d(channels, out, side, device="cuda"), x)
-    cudnn = forward_backward(nn.Conv2d(channels, out, 3, padding=1, device="cuda"), x)
+    batch = 2 if on.dry else BATCH
+    x = torch.randn(batch, channels, side, side, device=on.device, requires_grad=True)
+    ours = forward_backward(UnitaryConv2d(channels, out, side, device=on.device), x)
+    cudnn = forward_backward(nn.Conv2d(channels, out, 3, padding=1, device=on.device), x)
     found: list[dict[str, Any]] = []
     for precision in ("highest", "high"):
         for what, backend, call in (
-            ("UnitaryConv2d", "triton", ours),
+            ("UnitaryConv2d", on.kernels, ours),
             ("UnitaryConv2d", "torch", ours),
             ("nn.Conv2d 3x3", "torch", cudnn),
         ):
             with matmul_precision(precision), projunn.backend(backend):
                 try:
-                    milliseconds = cold_time(call)
+                    milliseconds = on.cold_time(call)
                 except Exception as error:
-                    print(f"{what} on {backend}, {precision}: {type(error).__name__}: {error}")
+                    on.leave_out(f"{what} on {backend}, {precision}", error)
                     continue
-            row = {"channels": channels, "out": out, "side": side, "batch": BATCH, "what": what}
+            row = {"channels": channels, "out": out, "side": side, "batch": batch, "what": what}
             row |= {"backend": backend, "precision": precision, "ms": round(milliseconds, 4)}
             found.append(row)
     peers = {row["precision"]: row["ms"] for row in found if row["what"] == "nn.Conv2d 3x3"}

@@ -1,52 +1,91 @@
-"""The RNN rows of ``make gpu``: a training step at T = 1000, batch 128, and the same as one CUDA graph.
+"""The RNN's part of ``make gpu``: the time loop against float64, a training step against two peers.
 
-Against the published loop and cuDNN's relu ``nn.RNN``, both with our values and our optimizer.
+checks    all states and gradients, each by float32 PyTorch's error
+rows      a training step at T = 1000, batch 128, and the same as one CUDA graph, against the published
+          loop and cuDNN's relu ``nn.RNN``, both with our values and our optimizer
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import projunn
+from bench.gpu_machine import Machine
 from bench.published import PublishedRNN
+from projunn.kernels import recurrence
 from projunn.nn import UnitaryRNN
 
 STEPS, BATCH, INPUTS, CLASSES = 1000, 128, 10, 10
 
 
-def rows(hidden: int, nonlinearity: str, seconds: float) -> list[dict[str, Any]]:
+def check_cases(
+    on: Machine, share: Callable[[Tensor, Tensor, Tensor], float], small: bool
+) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Names, and what gives the error in units of what is allowed."""
+    for n in (5, 33) if small or on.dry else (5, 33, 64, 190, 512):
+        for pairs in (False, True):
+            for nonlinearity in ("tanh", "modrelu") if pairs or on.dry else ("tanh", "modrelu", "relu"):
+                name = f"time loop {nonlinearity} {'complex' if pairs else 'real'} {n}"
+                yield name, _case(on, share, n, pairs, nonlinearity)
+
+
+def _case(on: Machine, share: Any, n: int, pairs: bool, nonlinearity: str) -> Callable[[], float]:
+    def case() -> float:
+        pair = (2,) * pairs
+        shapes = ((6, 18, n, *pair), (18, n, *pair), (n, n, *pair), (n,), (6, 18, n, *pair))
+        x, h, w, b, g = (torch.randn(shape) for shape in shapes)
+        values = (x, h, w / (n * (1 + pairs)) ** 0.5, 0.1 * b)
+
+        def everything(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+            there = [t.to(device, dtype).requires_grad_() for t in values]
+            bias = there[3] if nonlinearity == "modrelu" else None
+            states = recurrence(*there[:3], bias, nonlinearity)
+            wanted = there if bias is not None else there[:3]
+            return [states.detach(), *torch.autograd.grad(states, wanted, g.to(states))]
+
+        exact = everything(torch.float64, torch.device("cpu"))
+        ours = everything(torch.float32, on.device)
+        with projunn.backend("torch"):
+            plain = everything(torch.float32, on.device)
+        return max(share(a, b, c) for a, b, c in zip(ours, plain, exact, strict=True))
+
+    return case
+
+
+def rows(on: Machine, hidden: int, nonlinearity: str, seconds: float) -> list[dict[str, Any]]:
     """Milliseconds of a training step of each, with the ratio to ours run eagerly."""
-    x = torch.randn(STEPS, BATCH, INPUTS, device="cuda")
-    y = torch.randint(CLASSES, (BATCH,), device="cuda")
-    ours = UnitaryRNN(INPUTS, hidden, nonlinearity=nonlinearity, bias=False).cuda()
+    steps, batch = (3, 4) if on.dry else (STEPS, BATCH)
+    x = torch.randn(steps, batch, INPUTS, device=on.device)
+    y = torch.randint(CLASSES, (batch,), device=on.device)
+    ours = UnitaryRNN(INPUTS, hidden, nonlinearity=nonlinearity, bias=False).to(on.device)
     models: dict[str, nn.Module] = {"UnitaryRNN": ours}
-    published = PublishedRNN(INPUTS, hidden, nonlinearity).cuda()
+    published = PublishedRNN(INPUTS, hidden, nonlinearity).to(on.device)
     with torch.no_grad():
         published.recurrent_kernel.weight.copy_(ours.weight_hh_l0)
         published.input_kernel.weight.copy_(ours.weight_ih_l0)
     projunn.constrain(published.recurrent_kernel, "weight")
     models["published loop"] = published
     if nonlinearity == "relu":
-        library = nn.RNN(INPUTS, hidden, nonlinearity="relu", bias=False).cuda()
+        library = nn.RNN(INPUTS, hidden, nonlinearity="relu", bias=False).to(on.device)
         with torch.no_grad():
             library.weight_hh_l0.copy_(ours.weight_hh_l0)
             library.weight_ih_l0.copy_(ours.weight_ih_l0)
         models["cuDNN nn.RNN"] = projunn.constrain(library, "weight_hh_l0")
-    steps = {name: _training_step(model, x, y, hidden) for name, model in models.items()}
+    calls = {name: _training_step(on, model, x, y, hidden) for name, model in models.items()}
     times: dict[str, float] = {}
-    for name, step in steps.items():
+    for name, step in calls.items():
         try:
-            times[name] = _milliseconds(step, seconds)
+            times[name] = _milliseconds(on, step, seconds)
             if name != "published loop":
-                times[f"{name}, one CUDA graph"] = _milliseconds(_captured(step), seconds)
+                times[f"{name}, one CUDA graph"] = _milliseconds(on, on.captured(step), seconds)
         except Exception as error:
-            print(f"{name} H={hidden} {nonlinearity}: {type(error).__name__}: {error}")
+            on.leave_out(f"{name} H={hidden} {nonlinearity}", error)
     first = times.get("UnitaryRNN", float("nan"))
-    shared = {"T": STEPS, "hidden": hidden, "batch": BATCH, "nonlinearity": nonlinearity}
+    shared = {"T": steps, "hidden": hidden, "batch": batch, "nonlinearity": nonlinearity}
     shared |= {"matmul_precision": torch.get_float32_matmul_precision()}
     shared |= {"cudnn_tf32": torch.backends.cudnn.allow_tf32}
     return [
@@ -56,13 +95,13 @@ def rows(hidden: int, nonlinearity: str, seconds: float) -> list[dict[str, Any]]
 
 
 def _training_step(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, hidden: int
-) -> Callable[[], torch.Tensor]:
-    head = nn.Linear(hidden, CLASSES).cuda()
+    on: Machine, model: nn.Module, x: Tensor, y: Tensor, hidden: int
+) -> Callable[[], Tensor]:
+    head = nn.Linear(hidden, CLASSES).to(on.device)
     parameters = [*model.parameters(), *head.parameters()]
-    optimizer = projunn.optim.RMSprop(parameters, lr=1e-3, capturable=True)
+    optimizer = projunn.optim.RMSprop(parameters, lr=1e-3, capturable=not on.dry)
 
-    def step() -> torch.Tensor:
+    def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         output, _ = model(x)
         loss = nn.functional.cross_entropy(head(output[-1]), y)
@@ -73,29 +112,15 @@ def _training_step(
     return step
 
 
-def _captured(step: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """docs/cuda-graphs.md; the state of the optimizer is there by now."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def _milliseconds(step: Callable[[], object], seconds: float) -> float:
+def _milliseconds(on: Machine, step: Callable[[], object], seconds: float) -> float:
     """Median of up to 20 timed steps after two for warm-up, waiting for each: a training loop's pace."""
     for _ in range(2):
         step()
-    torch.cuda.synchronize()
+    on.wait()
     taken, begun = [], time.perf_counter()
     while len(taken) < 3 or (len(taken) < 20 and time.perf_counter() - begun < seconds):
         started = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        on.wait()
         taken.append(1e3 * (time.perf_counter() - started))
     return median(taken)

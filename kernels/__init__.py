@@ -15,8 +15,9 @@ them in this order::
 is never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the
 unitary RNN (``projection`` makes its inputs), and ``convolution`` the Fourier-domain convolution, made
 of ``spectral`` products over the bins that ``frequencies`` tells apart.  ``jit`` holds the Triton
-kernels under these, ``tuning`` how they are configured, ``backends`` what runs when.  Nothing here
-imports ``projunn``, and nothing but ``jit`` imports triton.
+kernels under these, ``tuning`` how they are configured (by ``tables`` or in ``closed_form``, for
+``problems``), ``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit``
+imports triton.
 """
 
 from projunn.kernels.basis import step_basis

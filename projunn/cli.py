@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from projunn.kernels import tuning
+from projunn.kernels import tables, tuning
 from projunn.kernels.backends import chosen_backend, interpreting, triton_installed
-from projunn.kernels.tuning import OPERATIONS, Problem
+from projunn.kernels.problems import OPERATIONS, Problem, device_of, problems_of, standard_problems
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
 
@@ -104,6 +104,7 @@ def _add_train(commands: Any) -> None:
     option("--clip", float, "largest norm of the whole gradient; default: none", rule)
     option("--momentum", float, "of sgd and rmsprop", rule)
     option("--rank", int, "rank of the steps", rule)
+    option("--sketch-rank", int, "of sketched gradients; default: dense ones (not: images)", rule)
     option("--retraction", str, "back to the unitary matrices", rule)
     option("--factorization", str, "of the step", rule)
     option("--batch-size", int, "sequences or vectors a step", rule)
@@ -158,7 +159,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     if arguments.shapes is None:
         if arguments.rank is not None:
             raise ValueError("rank: needs --shapes")
-        found = tuning.standard_problems()
+        found = standard_problems()
         return [p for p in found if p.operation in operations and p.pairs in kinds]
     ranks = [_sizes("rank", rank, 1)[0] for rank in arguments.rank or ("1",)]
     if max(ranks) > 8:
@@ -167,7 +168,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     for shape in arguments.shapes:
         *blocks, m, n = _sizes("shapes", shape, 2, 3)
         shapes.append((blocks[0] if blocks else 1, m, n))
-    found = tuning.problems_of(operations, shapes, ranks, kinds)
+    found = problems_of(operations, shapes, ranks, kinds)
     if not found:
         raise ValueError(
             "shapes: no operation has these: fused_step needs m <= n <= 128, ranks fit in m"
@@ -199,13 +200,13 @@ def _autotune(arguments: argparse.Namespace) -> int:
     from projunn.tuning_display import show
 
     device = torch.device("cuda", torch.cuda.current_device())
-    properties = tuning.device_of(device)
+    properties = device_of(device)
     if arguments.missing:
-        known = {bucket for _, configs in tuning.tables(properties) for bucket in configs}
+        known = {bucket for _, configs in tables.tables_of(properties) for bucket in configs}
         problems = [p for p in problems if p.bucket not in known]
     results = autotune(problems, device, properties, cold_time, seconds=arguments.seconds)
     finished = show(results, len({p.bucket for p in problems}))
-    print(f"table: {tuning.cache_folder() / tuning.table_name(properties.name)}")
+    print(f"table: {tables.cache_folder() / tables.table_name(properties.name)}")
     return 0 if finished else _INTERRUPTED
 
 
@@ -267,9 +268,9 @@ def _info(arguments: argparse.Namespace) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) or "none"))
     rows.append(("backend", f"{backend} ({chosen_by})"))
-    rows.append(("tables", str(tuning.cache_folder())))
+    rows.append(("tables", str(tables.cache_folder())))
     for i, gpu in enumerate(gpus):
-        for operation, reason in tuning.in_force(tuning.device_of(torch.device("cuda", i))).items():
+        for operation, reason in tuning.in_force(device_of(torch.device("cuda", i))).items():
             rows.append((operation, f"{gpu}: {reason}"))
     if not gpus:
         rows.append(("configs", "closed form: there is no GPU to have a table for"))

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from projunn.kernels import tuning
+from projunn.kernels.closed_form import candidates, closed_form
 from projunn.kernels.jit.aot_problems import launches_of, problems, tiny_problems
 from projunn.kernels.jit.binaries import ARCHITECTURES, Binary, binary, compiled, key
-from projunn.kernels.tuning import Device
+from projunn.kernels.problems import Device
 
 STREAMING = (
     "adjoint_product_kernel",
@@ -42,8 +42,8 @@ def binaries(
     for problem, variant in tiny_problems() if tiny else problems(full):
         if only not in problem.operation:
             continue
-        first = tuning.closed_form(problem, device)
-        for config in tuning.candidates(problem, device) if full else [first]:
+        first = closed_form(problem, device)
+        for config in candidates(problem, device) if full else [first]:
             for kernel, args, constants in launches_of(problem, config, **variant):
                 why = " ".join([problem.bucket, *(str(v) for v in variant.values())])
                 why += f" {config.rows}x{config.columns}"

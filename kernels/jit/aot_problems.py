@@ -11,7 +11,7 @@ import torch
 
 from projunn.kernels import tuning
 from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.tuning import Config, Problem
+from projunn.kernels.problems import SPECTRAL_OPERATIONS, TIME_LOOPS, Config, Problem
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -45,10 +45,10 @@ def launches_of(
     """The launches of an operation."""
     from projunn.kernels.jit import launch as L
 
-    if problem.operation in tuning.TIME_LOOPS:
+    if problem.operation in TIME_LOOPS:
         with matmul_precision(precision):
             return _time_loop(problem, config, nonlinearity)
-    if problem.operation in tuning.SPECTRAL_OPERATIONS:
+    if problem.operation in SPECTRAL_OPERATIONS:
         with matmul_precision(precision):
             return _spectral(problem, config)
     p = problem
@@ -155,7 +155,7 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 problem = Problem("basis", pairs, k, n, n, 1)
                 for retraction in ("exp", "polar", "cayley") if full or n == 1024 else ("exp",):
                     yield problem, {"retraction": retraction}
-        for operation in tuning.TIME_LOOPS:
+        for operation in TIME_LOOPS:
             for n in (16, 33, 64, 190, 512):
                 problem = Problem(operation, pairs, 1, 128, n, 1000)
                 for precision in ("highest", "high", "medium"):
@@ -167,7 +167,7 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
         yield Problem("polish", pairs, 1, 64, 128, 1), {}
         yield Problem("fused_step", pairs, 1, 33, 33, 64), {}  # odd sizes: no alignment to speak of
         yield Problem("turn_rows", pairs, 1, 1000, 1000, 1), {}
-        for operation in tuning.SPECTRAL_OPERATIONS:
+        for operation in SPECTRAL_OPERATIONS:
             for precision in ("highest", "high"):
                 yield Problem(operation, pairs, 256, 64, 64, 544), {"precision": precision}
                 yield Problem(operation, pairs, 256, 256, 256, 40), {"precision": precision}
@@ -186,5 +186,5 @@ def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
     yield Problem("recurrence_backward", True, 1, 128, 190, 1000), {}
     yield Problem("basis", True, 1, 1024, 1024, 1), {"retraction": "polar"}
     yield Problem("basis", False, 2, 1024, 1024, 1), {"retraction": "cayley"}
-    for operation in tuning.SPECTRAL_OPERATIONS:
+    for operation in SPECTRAL_OPERATIONS:
         yield Problem(operation, False, 32, 64, 64, 40), {}

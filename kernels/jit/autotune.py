@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.kernels import tuning
+from projunn.kernels import tables, tuning
+from projunn.kernels.closed_form import candidates, closed_form
 from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.tuning import Config, Device, Problem
+from projunn.kernels.problems import SPECTRAL_OPERATIONS, TIME_LOOPS, Config, Device, Problem
 
 Run = Callable[[], object]
 Timer = Callable[[Run], float]
@@ -62,8 +63,8 @@ def autotune(
             done.add(problem.bucket)
             result = _tune(problem, device, properties, timer)
             if result.config is not None:
-                entry = tuning.entry(result.config, result.milliseconds, result.gigabytes_per_second)
-                tuning.write_table(properties, {problem.bucket: entry})
+                entry = tables.entry(result.config, result.milliseconds, result.gigabytes_per_second)
+                tables.write_table(properties, {problem.bucket: entry})
             yield result
     finally:
         tuning.forget()
@@ -76,7 +77,7 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
         return Result(problem, None, failed=str(error).splitlines()[0])
     times: dict[Config, float] = {}
     failed = ""
-    for config in tuning.candidates(problem, properties):
+    for config in candidates(problem, properties):
         restore()
         with tuning.using({problem.operation: config}):
             try:
@@ -89,7 +90,7 @@ def _tune(problem: Problem, device: torch.device, properties: Device, timer: Tim
     if not times:
         return Result(problem, None, failed=failed)
     best = min(times, key=lambda config: times[config])
-    first = times.get(tuning.closed_form(problem, properties), float("nan"))
+    first = times.get(closed_form(problem, properties), float("nan"))
     rate = traffic(problem) / times[best] / 1e6
     return Result(problem, best, times[best], rate, first, len(times))
 
@@ -113,7 +114,7 @@ def spills(run: Run) -> bool:
 def traffic(problem: Problem) -> int:
     """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
     p = problem
-    if p.operation in tuning.SPECTRAL_OPERATIONS:  # two spectra, and the matrices
+    if p.operation in SPECTRAL_OPERATIONS:  # two spectra, and the matrices
         return p.blocks * (p.k * (p.m + p.n) + p.m * p.n) * 8
     passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
     passes |= {"recurrence": 2, "recurrence_backward": 3}
@@ -125,9 +126,9 @@ def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
     from projunn.kernels.jit import launch as L
 
     p = problem
-    if p.operation in tuning.TIME_LOOPS:
+    if p.operation in TIME_LOOPS:
         return _time_loop_case(p, device), lambda: None
-    if p.operation in tuning.SPECTRAL_OPERATIONS:
+    if p.operation in SPECTRAL_OPERATIONS:
         return _spectral_case(p, device), lambda: None
     dtype = torch.complex64 if p.pairs else torch.float32
 

@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from projunn.kernels.closed_form import row_splits
 from projunn.kernels.factor import MAX_RANK
 from projunn.kernels.jit.fused_step import plane_step_kernel, wide_step_kernel
 from projunn.kernels.jit.plane import CAYLEY, EXP, POLAR
@@ -25,14 +26,8 @@ from projunn.kernels.jit.step_basis import (
 )
 from projunn.kernels.jit.streaming import adjoint_product_kernel, product_kernel, turn_rows_kernel
 from projunn.kernels.polish import NEAR
-from projunn.kernels.tuning import (
-    Config,
-    Problem,
-    config_for,
-    device_of,
-    power_of_two,
-    row_splits,
-)
+from projunn.kernels.problems import Config, Problem, device_of, power_of_two
+from projunn.kernels.tuning import config_for
 
 RETRACTION_CODES = {"exp": EXP.value, "polar": POLAR.value, "cayley": CAYLEY.value}
 TRITON_DTYPES = {

@@ -18,7 +18,8 @@ from projunn.kernels.jit.recurrence import (
     recurrence_backward_kernel,
     recurrence_kernel,
 )
-from projunn.kernels.tuning import Config, Problem, config_for, device_of
+from projunn.kernels.problems import Config, Problem, device_of
+from projunn.kernels.tuning import config_for
 
 CODES = {
     "identity": IDENTITY.value,

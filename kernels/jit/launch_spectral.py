@@ -12,7 +12,8 @@ from torch import Tensor
 from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.jit.launch import options
 from projunn.kernels.jit.spectral import spectral_gradient_kernel, spectral_product_kernel
-from projunn.kernels.tuning import Config, Problem, config_for, device_of
+from projunn.kernels.problems import Config, Problem, device_of
+from projunn.kernels.tuning import config_for
 
 # Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs.
 DEPTH = 8

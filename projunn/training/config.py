@@ -59,6 +59,7 @@ class TrainConfig:
     clip: float | None = None
     momentum: float = 0.0
     rank: int = 1
+    sketch_rank: int | None = None
     retraction: str = "exp"
     factorization: str = "subspace"
     batch_size: int = 50
@@ -93,7 +94,7 @@ class TrainConfig:
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
-        for name in ("clip", "certify", "steps", "seconds"):
+        for name in ("clip", "certify", "steps", "seconds", "sketch_rank"):
             got = getattr(self, name)
             if got is not None and not 0 < got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number above 0")
@@ -110,6 +111,8 @@ class TrainConfig:
                     f"compare: got {body!r}, wanted some of {', '.join(bodies)} for {self.task!r}"
                 )
 
+        if self.sketch_rank is not None and self.task == "images":
+            raise ValueError("sketch_rank: the models of images have dense gradients; wanted none")
         if self.task == "images" and (self.dtype != "float32" or self.width % 2):
             raise ValueError("dtype, width: images take float32 and an even width")
         if self.certify is not None and (self.task != "images" or self.model != "lipschitz"):

@@ -207,7 +207,9 @@ def norm_gains(model: nn.Module, task: Task, device: torch.device) -> list[float
 def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:
     shares: list[Tensor] = []
     for weight in weights:
-        if weight.grad is not None and weight.grad.isfinite().all():
+        if weight.grad is None or isinstance(weight.grad, projunn.FactoredTensor):
+            continue  # of a sketched gradient nobody knows what was left out
+        if weight.grad.isfinite().all():
             gradient = diagnostics.captured_energy(projunn.view_like(weight, weight.grad), rank)
             shares.append(gradient.mean())
     return torch.stack(shares).mean().item() if shares else None

@@ -38,7 +38,7 @@ def build(body: str, task: Task, config: TrainConfig) -> nn.Module:
         size = (task.input_size, task.output_size)
         if body == "linear":
             return nn.Linear(*size, bias=False, dtype=dtype)
-        layer = unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype)
+        layer = unitary_nn.UnitaryLinear(*size, bias=False, dtype=dtype, sketch_rank=config.sketch_rank)
         make_rotation_(layer.matrix.detach())
         return layer
     if isinstance(task, Images):
@@ -54,7 +54,12 @@ def build(body: str, task: Task, config: TrainConfig) -> nn.Module:
     features = config.hidden
     recurrent: nn.Module
     if body == "unitary":
-        recurrent = unitary_nn.UnitaryRNN(*size, nonlinearity=config.nonlinearity, dtype=dtype)
+        recurrent = unitary_nn.UnitaryRNN(
+            *size,
+            nonlinearity=config.nonlinearity,
+            dtype=dtype,
+            sketch_rank=config.sketch_rank,
+        )
         getattr(init, f"{config.init}_")(recurrent.weight_hh_l0)
         features *= 2 if dtype.is_complex else 1
     else:

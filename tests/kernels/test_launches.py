@@ -17,7 +17,7 @@ from projunn import init
 from projunn.kernels import factor, fused_step_, rank_update_, recurrence, retract_, tuning
 from projunn.kernels.jit import launch
 from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.tuning import Config
+from projunn.kernels.problems import Config
 from projunn.optim import SGD
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")

@@ -7,8 +7,8 @@ import torch
 
 import projunn
 from projunn.kernels import NONLINEARITIES, recurrence, tuning
+from projunn.kernels.problems import TIME_LOOPS, Config
 from projunn.kernels.recurrence import recurrence_reference
-from projunn.kernels.tuning import Config
 
 # Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
 INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -158,7 +158,7 @@ def test_kernels_equal_float64(nonlinearity, complex_, steps, batch, n):
 )
 def test_every_tiling_gives_the_same(complex_, config):
     tensors = small_weight(draw(complex_, "modrelu", 4, 19, 37, torch.float32))
-    with tuning.using(dict.fromkeys(tuning.TIME_LOOPS, config)):
+    with tuning.using(dict.fromkeys(TIME_LOOPS, config)):
         check(tensors, complex_, "modrelu")
 
 

@@ -161,12 +161,14 @@ def test_kernels_on_strided_and_empty_spectra():
 @pytest.mark.parametrize("real", [True, False])
 def test_every_tile_gives_the_same(real):
     from projunn.kernels import tuning
+    from projunn.kernels.closed_form import candidates
+    from projunn.kernels.problems import Device, Problem
 
     spectrum, weight, own = draw((6, 8), real, 35, 18, 19, torch.float32)
     expected = spectral_product(spectrum, weight, own, [6, 8], False)
     gradients = spectral_gradient(expected, spectrum, [6, 8], real, 1.0)
-    problem = tuning.Problem("spectral_gradient", not real, 35, 18, 19, 30)
-    for config in tuning.candidates(problem, tuning.Device()):
+    problem = Problem("spectral_gradient", not real, 35, 18, 19, 30)
+    for config in candidates(problem, Device()):
         with tuning.using({"spectral_product": config, "spectral_gradient": config}):
             ours = spectral_product(spectrum, weight, own, [6, 8], False)
             torch.testing.assert_close(ours, expected)

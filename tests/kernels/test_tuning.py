@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from projunn.cli import main
-from projunn.kernels import tuning
-from projunn.kernels.tuning import Config, Device, Problem
+from projunn.kernels import tables, tuning
+from projunn.kernels.closed_form import candidates, closed_form
+from projunn.kernels.problems import OPERATIONS, Config, Device, Problem
 
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
 PROBLEM = Problem("rank_update", False, 1, 40, 40, 2)
@@ -24,23 +25,23 @@ def _cache(tmp_path, monkeypatch):
 
 
 def file():
-    return tuning.cache_folder() / tuning.table_name(GPU.name)
+    return tables.cache_folder() / tables.table_name(GPU.name)
 
 
 def winner(rows=8):
-    return {PROBLEM.bucket: tuning.entry(Config(rows, 64, 4), 0.5, 10.0)}
+    return {PROBLEM.bucket: tables.entry(Config(rows, 64, 4), 0.5, 10.0)}
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [1, 5, 33, 64, 128, 1000, 16384])
 def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
-    for operation in tuning.OPERATIONS:
+    for operation in OPERATIONS:
         if operation == "fused_step" and n > 128:
             continue
         problem = Problem(operation, pairs, k, n, n, 3)
-        found = tuning.candidates(problem, GPU)
-        assert found[0] == tuning.closed_form(problem, GPU)
+        found = candidates(problem, GPU)
+        assert found[0] == closed_form(problem, GPU)
         assert len(set(found)) == len(found)
         for config in found:
             assert 1 <= config.warps <= 16
@@ -49,14 +50,14 @@ def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
 
 def test_a_table_is_in_force_at_once_and_merged():
     assert tuning.config_for(PROBLEM, GPU)[1] == "closed form"
-    tuning.write_table(GPU, winner())
-    tuning.write_table(GPU, {"product/real/k1/64x64/b1": tuning.entry(Config(1, 64, 4), 1.0, 1.0)})
+    tables.write_table(GPU, winner())
+    tables.write_table(GPU, {"product/real/k1/64x64/b1": tables.entry(Config(1, 64, 4), 1.0, 1.0)})
     tuning.forget()
     assert tuning.config_for(PROBLEM, GPU) == (Config(8, 64, 4), str(file()))
     content = json.loads(file().read_text())
     assert set(content) == {"format", "gpu", "capability", "triton", "torch", "date", "entries"}
     assert len(content["entries"]) == 2
-    assert [path.name for path in tuning.cache_folder().iterdir()] == [file().name]
+    assert [path.name for path in tables.cache_folder().iterdir()] == [file().name]
     assert "1 buckets), then closed form" in tuning.in_force(GPU)["rank_update"]
     assert "no table for Test GPU 9000" in tuning.in_force(GPU)["fused_step"]
 
@@ -74,16 +75,16 @@ def test_a_table_is_in_force_at_once_and_merged():
     ],
 )
 def test_a_broken_or_foreign_table_is_refused_with_a_warning(change, words):
-    tuning.write_table(GPU, winner())
+    tables.write_table(GPU, winner())
     file().write_text(change(json.loads(file().read_text())))
     tuning.forget()
     with pytest.warns(UserWarning, match=f"tuning table ignored.*{words}"):
-        assert tuning.config_for(PROBLEM, GPU) == (tuning.closed_form(PROBLEM, GPU), "closed form")
+        assert tuning.config_for(PROBLEM, GPU) == (closed_form(PROBLEM, GPU), "closed form")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         tuning.config_for(PROBLEM, GPU)
     with pytest.warns(UserWarning, match="tuning table replaced"):
-        tuning.write_table(GPU, winner())
+        tables.write_table(GPU, winner())
     tuning.forget()
     assert tuning.config_for(PROBLEM, GPU)[1] == str(file())
 
@@ -106,7 +107,7 @@ def small(operation, k=1):
 
 
 @interpreted
-@pytest.mark.parametrize("operation", tuning.OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_runs_and_the_fastest_wins(operation):
     from projunn.kernels.jit.autotune import autotune
 
@@ -121,7 +122,7 @@ def test_every_operation_runs_and_the_fastest_wins(operation):
     (result,) = autotune([small(operation)], CPU, GPU, timer)
     assert result.failed == ""
     assert result.config == tried[-1]
-    assert result.tried == len(tried) == len(tuning.candidates(small(operation), GPU))
+    assert result.tried == len(tried) == len(candidates(small(operation), GPU))
     assert tuning.config_for(small(operation), GPU) == (tried[-1], str(file()))
 
 
@@ -129,7 +130,7 @@ def test_every_operation_runs_and_the_fastest_wins(operation):
 def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
     from projunn.kernels.jit.autotune import autotune
 
-    first = tuning.closed_form(small("product"), GPU)
+    first = closed_form(small("product"), GPU)
 
     def timer(run):
         config, _ = tuning.config_for(small("product"), GPU)
@@ -156,7 +157,7 @@ def test_what_spills_is_no_candidate(monkeypatch):
     from projunn.kernels.jit import launch
     from projunn.kernels.jit.autotune import autotune
 
-    first, kernel = tuning.closed_form(small("product"), GPU), launch.product_kernel
+    first, kernel = closed_form(small("product"), GPU), launch.product_kernel
     timed = []
 
     class Compiled:  # what a launch returns on a GPU
@@ -174,7 +175,7 @@ def test_what_spills_is_no_candidate(monkeypatch):
 
     monkeypatch.setattr(launch, "product_kernel", Compiled())
     (result,) = autotune([small("product")], CPU, GPU, timer)
-    assert timed == [c for c in tuning.candidates(small("product"), GPU) if c.rows != first.rows]
+    assert timed == [c for c in candidates(small("product"), GPU) if c.rows != first.rows]
     assert result.config in timed
 
 
@@ -245,4 +246,4 @@ def test_info_says_what_is_in_force(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "closed form: there is no GPU" in printed
-    assert str(tuning.cache_folder()) in printed
+    assert str(tables.cache_folder()) in printed
