@@ -1,7 +1,7 @@
 """Unitary convolutions against ``nn.Conv2d`` and the Cayley convolution; the update of their matrices.
 
 layers     forward and backward at a batch of 32, against a 3 x 3 ``nn.Conv2d`` of the same channels
-bank       factorize(G, 1, "lsi") and retract_ of all matrices of a layer, complex
+bank       factorize(G, 1, "lsi") and retract_ of all matrices of a layer, complex; and retract_ alone
 channels   a whole training step (forward, backward, SGD) over the number of channels, at 4 x 4 and
            8 images, against the Cayley convolution, whose step inverts a matrix a frequency
 """
@@ -45,12 +45,15 @@ def training_step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def bank_update(matrices: int, n: int, retraction: str) -> Callable[[], None]:
+def bank_update(matrices: int, n: int, retraction: str, given: bool) -> Callable[[], None]:
+    """The update, with its factors ``given`` or taken from the gradient."""
     weight = init.haar_(torch.empty(matrices, n, n, dtype=torch.complex64))
     gradient = torch.randn(weight.shape, dtype=weight.dtype) / n
 
+    factors = factorize(gradient, 1, "lsi")
+
     def step() -> None:
-        left, right = factorize(gradient, 1, "lsi")
+        left, right = factors if given else factorize(gradient, 1, "lsi")
         retract_(weight, left * -1e-3, right, retraction)
 
     return step
@@ -69,7 +72,11 @@ def run(results: Results, quick: bool = False) -> None:
         rows = timing_rows(case, measure(cases, rounds), "nn.Conv2d 3x3")
         results.report("conv_layer", f"forward and backward of {tuple(x.shape)}", rows)
     for matrices, n in BANKS:
-        cases = {kind: bank_update(matrices, n, kind) for kind in ("exp", "polar", "cayley")}
+        cases = {
+            kind + (", factors given" if given else ""): bank_update(matrices, n, kind, given)
+            for given in (False, True)
+            for kind in ("exp", "polar", "cayley")
+        }
         rows = timing_rows({"matrices": matrices, "n": n}, measure(cases, rounds), "exp")
         results.report("conv_bank", f"update of ({matrices}, {n}, {n}) complex, rank 1", rows)
     rows = []

@@ -73,7 +73,7 @@ def run(results: Results, quick: bool = False) -> None:
     for n in (256,) if quick else (1024, 2048, 4096):
         for rows in (64, 512):
             steps = cases(n, rows, rank=1, others=n <= 1024)
-            times = measure(steps, 5 if quick else 40, seconds=5 if quick else 90)
+            times = measure(steps, 5 if quick else 40, seconds=5 if quick else 40)
             case = {"n": n, "rows": rows, "rank": 1, "dtype": "float32"}
             title = f"training step of a linear layer, n = {n}, {rows} rows, rank 1"
             results.report("linear", title, timing_rows(case, times, REFERENCE))
@@ -91,7 +91,7 @@ def curves(results: Results, quick: bool = False) -> None:
         for value in values:
             n, k = (value, 1) if name == "n" else (sizes[-3 if not quick else 0], value)
             steps[f"{name}={value}"] = cases(n, 64, k, others=False)["projunn sketched"]
-        times = measure(steps, 3 if quick else 15, seconds=5 if quick else 90)
+        times = measure(steps, 3 if quick else 15, seconds=5 if quick else 30)
         medians = [times[key].median for key in steps]
         rows = [
             {"curve": name, name: value, "rows": 64, "median_ms": round(own, 4), "slope": slope}

@@ -120,7 +120,10 @@ def against_published(results: Results, rounds: int) -> None:
         theirs = published_like(ours)
         # The published 1e-6 and rounding move a modReLU across its jump now and then.
         assert (ours(x)[0] - theirs(x)[0]).abs().mean() < 1e-3
-        times = measure({"UnitaryRNN": whole_step(ours, x), PUBLISHED: whole_step(theirs, x)}, rounds)
+        sketched = UnitaryRNN(INPUTS, HIDDEN, nonlinearity=nonlinearity, bias=False, sketch_rank=1)
+        sketched.load_state_dict(ours.state_dict())
+        cases = {"UnitaryRNN": ours, "UnitaryRNN sketched": sketched, PUBLISHED: theirs}
+        times = measure({name: whole_step(model, x) for name, model in cases.items()}, rounds)
         case = {"table": "training step", "nonlinearity": nonlinearity, "dtype": "float32"}
         case |= {"T": STEPS, "hidden": HIDDEN, "batch": BATCH}
         rows = timing_rows(case, times, PUBLISHED)

@@ -22,6 +22,9 @@ class AdamW(UnitaryOptimizer):
         amsgrad: the maximum of all V so far in place of V
         W <- retraction of W - unitary_lr (direction at rank k)
 
+    For a weight whose layer has ``sketch_rank``, V is the product of the second moments' row and column
+    means, as in Adafactor (arXiv 1804.04235), M is held at low rank, and ``amsgrad`` is refused.
+
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable,
             fused: as in ``torch.optim.AdamW``; ``foreach``, ``capturable``, ``differentiable``,

@@ -21,6 +21,9 @@ class RMSprop(UnitaryOptimizer):
         momentum: B <- mu B + direction, and B is the direction
         W <- retraction of W - unitary_lr (direction at rank k)
 
+    For a weight whose layer has ``sketch_rank``, V is the product of the second moments' row and column
+    means, as in Adafactor (arXiv 1804.04235), B is held at low rank, and ``centered`` is refused.
+
     Args:
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
             differentiable: as in ``torch.optim.RMSprop``; ``capturable``, ``foreach``,

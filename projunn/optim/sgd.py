@@ -31,6 +31,9 @@ class SGD(UnitaryOptimizer):
         polish_every: steps between two corrections of rounding drift; 0 for none.  Default: often
             enough to keep float32 weights within about 1e-6 of unitary, at a few percent of the step.
 
+    A weight whose layer has ``sketch_rank`` brings its gradient in factors, and is stepped along them:
+    ``factorization`` is not asked, and B is held at low rank, truncated to its largest parts.
+
     All but ``params`` can be given per parameter group.  A step with a gradient that is not finite
     leaves the matrix and its state as they were and is counted: `skipped_steps`.
 

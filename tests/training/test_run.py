@@ -57,6 +57,7 @@ def test_leaves_config_metrics_plot_and_checkpoint(tmp_path):
         ("copying", {"dtype": "complex64", "factorization": "lsi", "rank": 2}),
         ("pixels", {"retraction": "polar", "factorization": "column", "momentum": 0.5}),
         ("unitary", {"size": 6, "compare": ("linear",), "retraction": "cayley"}),
+        ("copying", {"sketch_rank": 2, "rank": 2, "momentum": 0.5}),
     ],
 )
 def test_resumes_bit_for_bit(tmp_path, task, options):
