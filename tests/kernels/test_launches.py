@@ -14,7 +14,17 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.kernels import factor, fused_step_, rank_update_, recurrence, retract_, tuning
+from projunn.kernels import (
+    factor,
+    frequencies,
+    fused_step_,
+    rank_update_,
+    recurrence,
+    retract_,
+    spectral_gradient,
+    spectral_product,
+    tuning,
+)
 from projunn.kernels.jit import launch
 from projunn.kernels.jit.interception import intercepted
 from projunn.kernels.problems import Config
@@ -192,3 +202,19 @@ def test_all_of_time_is_one_launch_each_way(launches, n):
     x, h, w = (torch.randn(s, requires_grad=True) for s in ((7, 33, n), (33, n), (n, n)))
     recurrence(x, h, w / n, None, "tanh").sum().backward()
     assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
+
+
+def test_every_frequency_at_once_is_one_launch(launches):
+    """8 bins a program; tiles of 16 channels and 32 images or channels."""
+    size = [4, 6]
+    grid = frequencies((4, 6), True)
+    x, y = torch.randn(40, 3, 4, 4, 2), torch.randn(40, 20, 4, 4, 2)
+    weight, own = torch.randn(grid.paired, 20, 3, 2), torch.randn(len(grid.own), 20, 3)
+    spectral_product(x, weight, own, size, False)
+    spectral_product(y, weight, own, size, True)
+    spectral_gradient(y, x, size, True, 1.0)
+    bins = -(-grid.bins // 8)
+    assert launches == [
+        ("spectral_product", 2 * 2 * bins), ("spectral_product", 2 * bins),
+        ("spectral_gradient", 2 * bins),
+    ]  # fmt: skip
