@@ -162,10 +162,10 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> Factors:
     precise = x.to(torch.complex128 if x.is_complex() else torch.float64)
     gram = precise.mH @ precise
     for _ in range(3):
-        size = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
+        size = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1, keepdim=True).unsqueeze(-1)
         gram = gram / size.clamp_min(torch.finfo(size.dtype).tiny)
         gram = gram @ gram
-    turn = torch.linalg.qr(gram)[0][..., :rank].to(x.dtype)
+    turn = torch.linalg.qr(gram)[0].narrow(-1, 0, rank).to(x.dtype)
     return x @ turn, y @ turn
 
 

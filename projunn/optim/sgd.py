@@ -30,6 +30,8 @@ class SGD(UnitaryOptimizer):
             ``lr`` changes it in proportion.
         polish_every: steps between two corrections of rounding drift; 0 for none.  Default: often
             enough to keep float32 weights within about 1e-6 of unitary, at a few percent of the step.
+        capturable: the step can be captured in a CUDA graph: steps of unitary parameters are counted,
+            and when to correct drift is decided, on the GPU.
 
     A weight whose layer has ``sketch_rank`` brings its gradient in factors, and is stepped along them:
     ``factorization`` is not asked, and B is held at low rank, truncated to its largest parts.
@@ -64,6 +66,7 @@ class SGD(UnitaryOptimizer):
         factorization: str = "subspace",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
+        capturable: bool = False,
     ) -> None:
         rule = {
             "lr": lr,
@@ -84,6 +87,7 @@ class SGD(UnitaryOptimizer):
             factorization=factorization,
             unitary_lr=unitary_lr,
             polish_every=polish_every,
+            capturable=capturable,
         )
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:

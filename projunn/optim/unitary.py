@@ -59,10 +59,12 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         factorization: str,
         unitary_lr: float | Tensor | None,
         polish_every: int | None,
+        **more_options: Any,
     ) -> None:
         self._plain = self.plain_rule([torch.zeros(0)], **rule_options)
         defaults = {
             **self._plain.defaults,
+            **more_options,
             "rank": rank,
             "retraction": retraction,
             "factorization": factorization,
@@ -287,6 +289,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if state["step"].device.type != "cpu":
             stored = p.detach() if p.pairs else weight
             polish_when_due_(stored, state["step"], period, p.pairs)
+        elif p.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "capturable: got False, wanted True for the capture of a CUDA graph (or polish_every=0):"
+                " with counters on the CPU the graph would polish at every replay, or at none"
+            )
         elif state["step"].item() % period == 0:
             polish_(weight)
 

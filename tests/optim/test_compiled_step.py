@@ -163,7 +163,7 @@ def test_every_factorization(rule, factorization):
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("name", ["RMSprop", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
 def test_capturable(name):
     cls = getattr(optim, name)
     mine, reference = twins(lambda parameters, **o: cls(parameters, **RULES[name], **o), polish_every=3)

@@ -213,3 +213,22 @@ def test_rmsprop_takes_row_and_column_means():
         start.T @ step, (start.T @ expected - expected.T @ start) / 2, atol=3e-3, rtol=0
     )
     assert tangent.shape == step.shape
+
+
+@EVERY_RULE
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize("rank", [1, 2])
+def test_nothing_waits_for_a_device(rule, dtype, rank):
+    """Meta tensors have no numbers to read: whatever the host would wait for raises."""
+    layer = UnitaryLinear(9, 9, False, dtype=dtype, sketch_rank=2, device="meta")
+    optimizer = RULES[rule](layer.parameters(), rank=rank)
+    optimizer.param_groups[0]["capturable"] = True
+    for uses in (1, 2):
+        optimizer.zero_grad()
+        for _ in range(uses):
+            layer(torch.empty(4, 9, dtype=dtype, device="meta")).abs().sum().backward()
+        optimizer.step()
+    state = optimizer.state[layer.weight]
+    assert {tensor.device.type for tensor in state.values()} == {"meta"}
+    with pytest.raises(RuntimeError):
+        state["step"].item()
