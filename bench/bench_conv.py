@@ -105,5 +105,6 @@ def draw(results: Results, rows: list[Row]) -> None:
             axes.plot(at, [row["median_ms"] for row in own], "o-", color=color, label=what)
         axes.set(xscale="log", yscale="log", xlabel="channels C", ylabel="ms a training step")
         axes.set_xticks([row["channels"] for row in rows[::2]], [str(r["channels"]) for r in rows[::2]])
+        axes.minorticks_off()
         axes.legend(frameon=False)
         figure.savefig(results.folder / "conv_channels.png", dpi=130)
