@@ -15,6 +15,7 @@ help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
 	@echo "make bench   the benchmarks     make clean   remove what was made"
+	@echo "make test-oldest  the kernels with the oldest Triton supported"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
 	@echo "make gpu     on a GPU, in place: checks, autotune, benchmarks into gpu-results/ (or OUT=...)"
 
