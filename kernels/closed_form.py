@@ -22,9 +22,10 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation in SPECTRAL_OPERATIONS:  # channels x images or channels; a frequency a warp
         return Config(16, 32, 8)
     if operation == "fused_step":
-        if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 (polar)
-            rows = max(1, min(m, 1024 // n))
-            return Config(rows, n, _warps(rows * n, 4))
+        if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 and sm_100
+            floats, each = (1024, 4) if n <= 64 else (512, 2)
+            rows = max(1, min(m, floats // n))
+            return Config(rows, n, _warps(rows * n, each))
         budget = 8192 if p.k == 1 else 2048
         rows = max(1, min(m, budget // (n * p.width)))
         return Config(rows, n, _warps(rows * n * p.width, 32 if p.k == 1 else 8))
