@@ -49,8 +49,9 @@ def _through_autograd(layer: nn.Module, gradient: Tensor) -> Step:
 def pogo(weight: Tensor, gradient: Tensor) -> Step:
     """POGO (``pogo-torch``) with its own SGD as base optimizer, and no root-finding."""
     package, base = importlib.import_module("pogo"), importlib.import_module("pogo.base")
-    parameter = nn.Parameter(weight.clone().unsqueeze(0))
-    parameter.grad = gradient.clone().unsqueeze(0)
+    blocks = weight.reshape(-1, *weight.shape[-2:])  # it takes banks only
+    parameter = nn.Parameter(blocks.clone())
+    parameter.grad = gradient.reshape(blocks.shape).clone()
     return package.POGO([parameter], base.SGD(), LR).step
 
 
