@@ -9,6 +9,7 @@ AOT_ARGS ?=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup train test test-oldest lint bench aot gpu clean
 help:
@@ -51,8 +52,10 @@ bench: setup
 # NumPy before 2.4; torch's CPU build does not ask for a Triton.)
 test-oldest:
 	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" -e ".[test]" "triton==3.6.0" "numpy<2.4"
+	@$(OLDEST) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(OLDEST) --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(OLDEST) "torch==$(TORCH)"
+	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
 	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn.kernels.jit.aot --tiny
 
