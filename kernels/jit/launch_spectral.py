@@ -7,6 +7,7 @@ Spectra arrive as `projunn.kernels.spectral` describes them, (batch, channels, *
 from functools import lru_cache
 
 import torch
+import triton
 from torch import Tensor
 
 from projunn.kernels.frequencies import Frequencies, frequencies
@@ -15,8 +16,10 @@ from projunn.kernels.jit.spectral import spectral_gradient_kernel, spectral_prod
 from projunn.kernels.problems import Config, Problem, device_of
 from projunn.kernels.tuning import config_for
 
-# Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs.
-DEPTH = 8
+# Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs with
+# Triton 3.8; before that `tl.dot` has no 8.
+_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+DEPTH = 8 if _VERSION >= (3, 8) else 16
 
 
 def precision(amd: bool) -> str:
