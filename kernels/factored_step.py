@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from projunn.kernels.backends import opaque, operator
-from projunn.kernels.fused_step import settle
-from projunn.kernels.retract import retract_
+from projunn.kernels.fused_step import take_
 
 
 def factored_step_(
@@ -49,25 +48,10 @@ def _step(
 ) -> None:
     if pairs:
         weight, basis, probe = (torch.view_as_complex(t) for t in (weight, basis, probe))
-    step = left * -rate if scale is None else left * (scale * -rate)
-    settle(retract_(weight, step, right, retraction), sketched, basis, probe, skipped)
+    take_(weight, left, right, sketched, basis, probe, skipped, rate, scale, retraction)
 
 
-@operator("projunn::factored_step_", mutates_args=("weight", "basis", "skipped"))
-def _operator(
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    sketched: Tensor,
-    basis: Tensor,
-    probe: Tensor,
-    skipped: Tensor,
-    rate: float,
-    scale: Tensor | None,
-    retraction: str,
-    pairs: bool,
-) -> None:
-    _step(weight, left, right, sketched, basis, probe, skipped, rate, scale, retraction, pairs)
+_operator = operator("projunn::factored_step_", mutates_args=("weight", "basis", "skipped"))(_step)
 
 
 @_operator.register_fake

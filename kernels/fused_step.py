@@ -117,9 +117,28 @@ def _one(
     retraction: str,
 ) -> None:
     left, right = factor(direction, basis)
-    step = left * -rate if scale is None else left * (scale * -rate)
-    taken = retract_(weight, step, right, retraction)
-    settle(taken, left, basis, probe, skipped)
+    take_(weight, left, right, left, basis, probe, skipped, rate, scale, retraction)
+
+
+def take_(
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sketched: Tensor,
+    basis: Tensor,
+    probe: Tensor,
+    skipped: Tensor,
+    rate: float,
+    scale: Tensor | None,
+    retraction: str,
+) -> None:
+    """Step along factors X, Y; the next basis is that of ``sketched``, the gradient's left factor."""
+    taken = retract_(weight, _step_of(left, rate, scale), right, retraction)
+    _settle(taken, sketched, basis, probe, skipped)
+
+
+def _step_of(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
+    return left * -rate if scale is None else left * (scale * -rate)
 
 
 def _listed(
@@ -137,8 +156,7 @@ def _listed(
     at = active.clamp_min(0).long()
     own, own_probe = as_blocks(basis)[at], as_blocks(probe)[at]
     left, right = factor(direction, own)
-    step = left * -rate if scale is None else left * (scale * -rate)
-    taken = retract_(as_blocks(weight), step, right, retraction, active)
+    taken = retract_(as_blocks(weight), _step_of(left, rate, scale), right, retraction, active)
     named = active >= 0
     skipped.add_((named & ~taken).sum())
     warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
@@ -150,7 +168,7 @@ def _listed(
         as_blocks(basis).index_add_(0, at, change)
 
 
-def settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
+def _settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
     usual = known_to_hold(taken)
     if not usual:
@@ -164,20 +182,7 @@ def settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: T
     basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
 
 
-@operator("projunn::fused_step_", mutates_args=("weights", "bases", "skipped"))
-def _operator(
-    weights: list[Tensor],
-    directions: list[Tensor],
-    bases: list[Tensor],
-    probes: list[Tensor],
-    skipped: list[Tensor],
-    rate: float,
-    scale: Tensor | None,
-    retraction: str,
-    pairs: bool,
-    active: Tensor | None,
-) -> None:
-    _step(weights, directions, bases, probes, skipped, rate, scale, retraction, pairs, active)
+_operator = operator("projunn::fused_step_", mutates_args=("weights", "bases", "skipped"))(_step)
 
 
 @_operator.register_fake

@@ -60,11 +60,7 @@ def _numbers(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() else torch.view_as_complex(tensor.contiguous())
 
 
-@operator("projunn::sketch", mutates_args=())
-def _operator(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
-) -> tuple[Tensor, Tensor]:
-    return _sketch(inputs, grads, basis, pairs)
+_operator = operator("projunn::sketch", mutates_args=())(_sketch)
 
 
 @_operator.register_fake

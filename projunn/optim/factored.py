@@ -8,6 +8,7 @@
 Factors are pairs (L, R) with L (*batch, m, r) and R (*batch, n, r), for L R^H.
 """
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,11 +57,16 @@ class FactoredGradient:
             self._finite = torch.logical_and(*sizes)
         return self._finite
 
-    @property
+    @cached_property
+    def _sound(self) -> bool:
+        """Whether all matrices can be seen to be."""
+        return known_to_hold(self.finite)
+
+    @cached_property
     def clean(self) -> Factors:
         """The factors, zero for the matrices that are not sound."""
         left, right = self.factors
-        if known_to_hold(self.finite):
+        if self._sound:
             return left, right
         return torch.where(self.finite, left, 0.0), torch.where(self.finite, right, 0.0)
 
@@ -116,7 +122,7 @@ class FactoredGradient:
     def gate(self, factors: Factors) -> Factors:
         """``factors``, of matrices whose step must not be taken made NaN."""
         left, right = factors
-        if self._finite is None or known_to_hold(self._finite):
+        if self._finite is None or self._sound:
             return left, right
         return torch.where(self._finite, left, torch.nan), right
 
@@ -129,7 +135,7 @@ class FactoredGradient:
         return torch.view_as_complex(stored) if self.parameter.pairs else stored
 
     def _keep(self, old: Tensor, fresh: Tensor) -> None:
-        old.copy_(fresh if known_to_hold(self.finite) else torch.where(self.finite, fresh, old))
+        old.copy_(fresh if self._sound else torch.where(self.finite, fresh, old))
 
     def _average_columns(self) -> int:
         left, right = self.factors
