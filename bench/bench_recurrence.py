@@ -93,8 +93,8 @@ def whole_step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        output, _ = model(x)
-        loss = nn.functional.cross_entropy(head(output[-1]), y)
+        _, last = model(x)
+        loss = nn.functional.cross_entropy(head(last.reshape(len(y), HIDDEN)), y)
         loss.backward()
         optimizer.step()
         return loss

@@ -43,7 +43,7 @@ def _case(on: Machine, share: Any, n: int, pairs: bool, nonlinearity: str) -> Ca
         def everything(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
             there = [t.to(device, dtype).requires_grad_() for t in values]
             bias = there[3] if nonlinearity == "modrelu" else None
-            states = recurrence(*there[:3], bias, nonlinearity)
+            states, _ = recurrence(*there[:3], bias, nonlinearity)
             wanted = there if bias is not None else there[:3]
             return [states.detach(), *torch.autograd.grad(states, wanted, g.to(states))]
 
@@ -103,8 +103,8 @@ def _training_step(
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        output, _ = model(x)
-        loss = nn.functional.cross_entropy(head(output[-1]), y)
+        _, last = model(x)
+        loss = nn.functional.cross_entropy(head(last.reshape(len(y), -1)), y)
         loss.backward()
         optimizer.step()
         return loss

@@ -13,11 +13,11 @@ them in this order::
 
 `fused_step` is all of it for parameters of one shape; ``sketch`` takes the factors of a gradient that
 is never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the
-unitary RNN (``projection`` makes its inputs), and ``convolution`` the Fourier-domain convolution, made
-of ``spectral`` products over the bins that ``frequencies`` tells apart.  ``jit`` holds the Triton
-kernels under these, ``tuning`` how they are configured (by ``tables`` or in ``closed_form``, for
-``problems``), ``backends`` what runs when.  Nothing here imports ``projunn``, and nothing but ``jit``
-imports triton.
+unitary RNN (on a CPU, `time_loop`; its sums over time are `time_sums`), and ``convolution`` the
+Fourier-domain convolution, made of ``spectral`` products over the bins that ``frequencies`` tells
+apart.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are configured (by ``tables``
+or in ``closed_form``, for ``problems``), ``backends`` what runs when.  Nothing here imports ``projunn``,
+and nothing but ``jit`` imports triton.
 """
 
 from projunn.kernels.basis import step_basis
@@ -28,7 +28,6 @@ from projunn.kernels.frequencies import Frequencies, frequencies
 from projunn.kernels.fused_step import fused_step_
 from projunn.kernels.polish import polish_, polish_when_due_
 from projunn.kernels.products import adjoint_product, product
-from projunn.kernels.projection import projection
 from projunn.kernels.random import seeded_normal
 from projunn.kernels.rank_update import rank_update_
 from projunn.kernels.recurrence import (
@@ -58,7 +57,6 @@ __all__ = [
     "polish_",
     "polish_when_due_",
     "product",
-    "projection",
     "rank_update_",
     "recurrence",
     "recurrence_backward",

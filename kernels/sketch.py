@@ -45,15 +45,17 @@ def _sketch(
     if pairs:
         basis = torch.view_as_complex(basis)
         grads, inputs = ([_numbers(t) for t in tensors] for tensors in (grads, inputs))
-    kind = grads[0].dtype
-    inputs = [x.to(kind) for x in inputs]
-    start = basis.to(kind).conj()
-    pulled = [adjoint_product(x, product(g, start)) for x, g in zip(inputs, grads, strict=True)]
-    right = orthonormalize(sum(pulled[1:], pulled[0]).conj().to(basis.dtype)).contiguous()
-    turned = right.to(kind).conj()
-    pushed = [adjoint_product(g, product(x, turned)) for x, g in zip(inputs, grads, strict=True)]
-    left = sum(pushed[1:], pushed[0]).conj().to(basis.dtype).resolve_conj().contiguous()
+    inputs = [x.to(grads[0].dtype) for x in inputs]
+    right = orthonormalize(through(inputs, grads, basis)).contiguous()
+    left = through(grads, inputs, right).contiguous()
     return (torch.view_as_real(left), torch.view_as_real(right)) if pairs else (left, right)
+
+
+def through(outer: Sequence[Tensor], inner: Sequence[Tensor], columns: Tensor) -> Tensor:
+    """``sum a^T (conj(b) C)`` over the a of ``outer`` and the b of ``inner``, in the dtype of C."""
+    turned = columns.to(inner[0].dtype).conj()
+    terms = [adjoint_product(a, product(b, turned)) for a, b in zip(outer, inner, strict=True)]
+    return sum(terms[1:], terms[0]).conj().to(columns.dtype).resolve_conj()
 
 
 def _numbers(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
-from projunn.kernels import NONLINEARITIES, projection, recurrence
+from projunn.kernels import NONLINEARITIES, recurrence
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.module import UnitaryModule, positive, start_sketch
 from projunn.nn.sketched import sketched_recurrence
@@ -70,35 +70,51 @@ class _Recurrent(UnitaryModule):
                 bound = (6 / parts / (parameter.shape[0] + parameter.shape[1])) ** 0.5
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> Tensor:
-        """All states (T, batch, n) from the input (T, batch, input_size) of one layer."""
+    def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> tuple[Tensor, Tensor]:
+        """All states (T, batch, n) and the last, from the input (T, batch, input_size) of one layer."""
         weight: UnitaryParameter = getattr(self, f"weight_hh{suffix}")
-        projected = self._project(input, suffix)
+        u, input_weight, input_bias = self._entry(input, suffix)
         if initial is None:
-            initial = projected.new_zeros(projected.shape[1:])
+            initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
         elif self.is_complex:
             initial = torch.view_as_real(initial.to(matrix_view(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
-        start, initial = weight.sketch, initial.to(projected.dtype)
-        if start is None:
-            states = recurrence(projected, initial, weight, offset, self.nonlinearity)
-        else:
-            states = sketched_recurrence(projected, initial, weight, offset, start, self.nonlinearity)
-        return self._numbers(states)
+        arguments = (
+            u,
+            initial.to(self._stored),
+            weight,
+            offset,
+            self.nonlinearity,
+            input_weight,
+            input_bias,
+        )
+        states, last = (
+            recurrence(*arguments) if weight.sketch is None else sketched_recurrence(*arguments)
+        )
+        return self._numbers(states), self._numbers(last)
 
-    def _project(self, input: Tensor, suffix: str) -> Tensor:
+    def _entry(self, input: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `projunn.kernels.recurrence` projects, and by what; or the projection, and None twice.
+
+        On a GPU, and under autocast, a GEMM for all time steps is best left to PyTorch.
+        """
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
-        if not self.is_complex:
-            projected = projection(input, weight, bias)
-        elif input.is_complex():
-            numbers = None if bias is None else self._numbers(bias)
-            projected = torch.view_as_real(functional.linear(input, self._numbers(weight), numbers))
-        else:  # a real input meets real and imaginary parts as so many real outputs
-            rows = weight.permute(0, 2, 1).flatten(0, 1)
-            flat = projection(input, rows, None if bias is None else bias.flatten())
-            projected = flat.unflatten(-1, (self.hidden_size, 2))
-        return projected.to(self._stored)
+        if self.is_complex:  # real and imaginary parts are so many real columns
+            turned = torch.stack([-weight[..., 1], weight[..., 0]], -1)
+            columns = torch.stack([weight, turned], 2) if input.is_complex() else weight.unsqueeze(2)
+            weight = columns.permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
+            bias = None if bias is None else bias.flatten()
+            input = torch.view_as_real(input).flatten(-2) if input.is_complex() else input
+        kind = input.device.type
+        if kind == "cpu" and input.dtype == weight.dtype and not torch.is_autocast_enabled(kind):
+            return input, weight, bias
+        projected = functional.linear(input, weight, bias).to(self._stored)
+        return (
+            projected.unflatten(-1, (self.hidden_size, 2)) if self.is_complex else projected,
+            None,
+            None,
+        )
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""
@@ -112,8 +128,9 @@ class _Recurrent(UnitaryModule):
 class UnitaryRNN(_Recurrent):
     """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called and returning as `nn.RNN`.
 
-    The projection of the whole input and the gradient of W_hh are one GEMM each, outside the loop over
-    time, which is a single operator (`projunn.kernels.recurrence`).
+    The loop over time is a single operator (`projunn.kernels.recurrence`).  A loss of the last states
+    only should take them from ``h_n``: ``output[-1]`` makes autograd fill a gradient of all states with
+    zeros.
 
     Args:
         input_size: features of the input.
@@ -192,8 +209,8 @@ class UnitaryRNN(_Recurrent):
         for i, suffix in enumerate(self._suffixes):
             if i and self.dropout:
                 x = self._drop(x)
-            x = self._run(x, None if initial is None else initial[i], suffix)
-            last.append(x[-1])
+            x, h = self._run(x, None if initial is None else initial[i], suffix)
+            last.append(h)
         h_n = torch.stack(last)
         if unbatched:
             return x.squeeze(1), h_n.squeeze(1)
@@ -251,4 +268,4 @@ class UnitaryRNNCell(_Recurrent):
             raise ValueError(f"hx: got shape {tuple(hx.shape)}, wanted {wanted}")
         x = input if input.ndim == 2 else input.unsqueeze(0)
         h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
-        return self._run(x.unsqueeze(0), h, "")[0].reshape(wanted)
+        return self._run(x.unsqueeze(0), h, "")[1].reshape(wanted)

@@ -64,43 +64,45 @@ class _SketchedRecurrence(torch.autograd.Function):
         initial: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        start: FactoredTensor,
         nonlinearity: str,
-    ) -> Tensor:
-        states = recurrence(inputs, initial, weight, bias, nonlinearity)
-        ctx.save_for_backward(states, initial, weight, bias, start)
+        input_weight: Tensor | None,
+        input_bias: Tensor | None,
+        start: FactoredTensor,
+    ) -> tuple[Tensor, Tensor]:
+        arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
+        states, last = recurrence(*arguments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs, states, initial, weight, bias, input_weight, start)
         ctx.nonlinearity = nonlinearity
-        return states
+        return states, last
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        states, initial, weight, bias, start = ctx.saved_tensors
-        grad_inputs, grad_initial, _, grad_bias = recurrence_backward(
-            grad.contiguous(), states, initial, weight, bias, ctx.nonlinearity, False
-        )
-        factors = None
-        if ctx.needs_input_grad[2]:
-            # h_1 .. h_(T-1) meet the gradients of steps 2 .. T, and the initial state that of step 1.
-            inputs = [states[:-1].flatten(0, 1), initial]
-            grads = [grad_inputs[1:].flatten(0, 1), grad_inputs[0]]
-            factors = FactoredTensor(*sketch(inputs, grads, start.stored_left, start.pairs), start.pairs)
-        return grad_inputs, grad_initial, factors, None if bias is None else grad_bias, None, None
+    def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Any:  # type: ignore[override]
+        *tensors, input_weight, start = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wanted = needs[0], needs[6], needs[2], start.stored_left
+        arguments = grad, grad_last, *tensors, ctx.nonlinearity, input_weight, *wanted
+        inputs, initial, bias, projection, shift, *found = recurrence_backward(*arguments)
+        factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
+        grads = inputs, initial, factors, bias, None, projection, shift, None
+        return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
 def sketched_recurrence(
     inputs: Tensor,
     initial: Tensor,
-    weight: Tensor,
+    weight: UnitaryParameter,
     bias: Tensor | None,
-    start: FactoredTensor,
     nonlinearity: str,
-) -> Tensor:
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """`projunn.kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
 
-    The sketch is of the gradient summed over all time steps.  ``start`` as in `sketched_linear`.
+    The sketch is of the gradient summed over all time steps, and starts from ``weight.sketch``.
     """
-    arguments = inputs, initial, weight, bias, start, nonlinearity
-    return _SketchedRecurrence.apply(*arguments)  # type: ignore[no-untyped-call]
+    arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
+    return _SketchedRecurrence.apply(*arguments, weight.sketch)  # type: ignore[no-untyped-call]
 
 
 class _SketchedConvolution(torch.autograd.Function):

@@ -23,9 +23,10 @@ class SequenceModel(nn.Module):
         self.every_step = every_step
 
     def forward(self, x: Tensor) -> Tensor:
-        states: Tensor = self.body(x)[0]
+        states, last = self.body(x)
         if not self.every_step:
-            states = states[-1]
+            h_n = last[0] if isinstance(last, tuple) else last  # an LSTM has cells beside it
+            states = h_n[-1]
         if states.is_complex():
             states = torch.view_as_real(states).flatten(-2)
         return self.readout(states)
