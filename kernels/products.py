@@ -13,6 +13,8 @@ from torch import Tensor
 # Up to this size a real W is still cached, and one core is faster with the transposed product of two
 # columns; larger matrices and two cores are not (docs/measured.md).
 _CACHED = 1 << 20
+# Parts of the rows, for as many cores.
+_PARTS = 8
 # Up to this many columns a product of complex matrices in a bank is faster as a real one.
 _REAL = 2
 
@@ -20,8 +22,18 @@ _REAL = 2
 def adjoint_product(weight: Tensor, factor: Tensor) -> Tensor:
     """``W^H X``: (*batch, m, n) and (*batch, m, k) give (*batch, n, k), stored column-major."""
     if weight.ndim == 2 and factor.shape[-1] == 1:
+        if _in_parts(weight):
+            x = factor.reshape(_PARTS, 1, -1)
+            return torch.bmm(x, weight.view(_PARTS, -1, weight.shape[1])).sum(0).mT
         return torch.mv(weight.mT, factor.squeeze(-1).conj()).conj().unsqueeze(-1)
     return (factor.mH @ weight).mH
+
+
+def _in_parts(weight: Tensor) -> bool:
+    """Whether rows are summed in parts: ``mv`` of a transposed matrix runs on one core only."""
+    if weight.is_complex() or weight.device.type != "cpu" or weight.numel() < _CACHED // 4:
+        return False
+    return weight.is_contiguous() and weight.shape[0] % _PARTS == 0 and torch.get_num_threads() > 1
 
 
 def _is_bank(weight: Tensor) -> bool:

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from projunn.kernels.backends import opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks, flattened, present
+from projunn.kernels.products import product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
 _MAX_PASSES = 4
+# A W of more numbers than the first is turned in blocks of rows of the second, which stay in cache.
+_LARGE, _BLOCK = 1 << 23, 1 << 20
 
 
 def rank_update_reference(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -30,6 +33,16 @@ def rank_update_(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | N
     else:
         _update(weight, left, right, active)
     return weight
+
+
+def turn_rows_(weight: Tensor, basis: Tensor, turned: Tensor) -> None:
+    """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``turned``, both (*batch, n, r)."""
+    blocks = (weight,)
+    few = not weight.is_complex() and basis.shape[-1] <= _MAX_PASSES
+    if few and weight.ndim == 2 and weight.numel() > _LARGE:
+        blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
+    for rows in blocks:
+        _passes(rows, product(rows, basis), turned)
 
 
 def _update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> None:

@@ -10,6 +10,8 @@ On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read o
 and F are made by one program a matrix; and rows of W are turned in registers, one read and one write.
 """
 
+from math import inf, nan, sqrt
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,8 @@ from projunn.kernels.basis import step_basis
 from projunn.kernels.blocks import as_blocks, flattened, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK
 from projunn.kernels.products import adjoint_product, product
-from projunn.kernels.rank_update import rank_update_
-from projunn.kernels.rotation import rotation
+from projunn.kernels.rank_update import rank_update_, turn_rows_
+from projunn.kernels.rotation import plane_rotation, rotation
 
 
 def retract_(
@@ -56,7 +58,7 @@ def _plain(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tens
     if tall:
         rank_update_(weight, turned, adjoint_product(weight, basis))
     else:
-        rank_update_(weight, product(weight, basis), turned)
+        turn_rows_(weight, basis, turned)
     return taken
 
 
@@ -64,11 +66,38 @@ def _turn(
     own: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
+    if own.shape == (own.shape[0], 1) and own.device.type == "cpu" and dtype == torch.float32:
+        plane = _turn_of_plane(own, pulled, retraction)
+        if plane is not None:
+            return *plane, torch.tensor(True)
     q, e = step_basis(own, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
     if not known_to_hold(taken):
         q = torch.where(taken[..., None, None], q, 0.0)
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
+
+
+def _turn_of_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
+    """Q F^T and Q of one real step of rank one, or None if that takes more care.
+
+    All 2 x 2 is in Python's floats, with Q from the inner products of y and z in place of Gram-Schmidt:
+    in float64 good to 1e-13 where the angle between them is above 1e-3.
+    """
+    vectors = torch.cat([own.mT, pulled.mT]).double()
+    (yy, yz), (_, zz) = (vectors @ vectors.mT).tolist()
+    a = sqrt(yy) if 0 < yy < inf else nan
+    b = yz / a
+    rest = zz - b * b
+    if not 1e-6 * zz < rest < inf:  # nor if there is a NaN
+        return None
+    c = sqrt(rest)
+    f = plane_rotation(a * b, 0.0, a * c, 0.0, retraction, torch.finfo(own.dtype).eps)
+    if f is None:
+        return None
+    q = ((1 / a, 0.0), (-b / (a * c), 1 / c))  # columns, of coefficients of y and z
+    turned = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
+    rows = (torch.tensor([*turned, *q], dtype=torch.float64) @ vectors).to(own.dtype)
+    return rows[:2].mT, rows[2:].mT
 
 
 def _on_device(

@@ -76,8 +76,20 @@ def _iterated(e: Tensor, identity: Tensor, retraction: str, precision: float) ->
 
 
 def _single(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
-    """`_closed_form` of one real matrix.  Every comparison below is False for NaN."""
     (e11, e12), (e21, e22) = e.tolist()
+    f = plane_rotation(e11, e12, e21, e22, retraction, precision)
+    if f is None:
+        return torch.zeros_like(e), torch.tensor(False)
+    return torch.tensor(f, dtype=e.dtype), torch.tensor(True)
+
+
+def plane_rotation(
+    e11: float, e12: float, e21: float, e22: float, retraction: str, precision: float
+) -> list[list[float]] | None:
+    """`_closed_form` of one real matrix; None where the step cannot be taken.
+
+    Every comparison below is False for NaN.
+    """
     twice, sign = e21 - e12, 1.0
     if retraction == "polar":
         n11, n22 = 1 + e11, 1 + e22
@@ -91,10 +103,9 @@ def _single(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tenso
     else:
         usable, angle = abs(twice) < 2 / sqrt(precision), twice / 2
     if not usable:
-        return torch.zeros_like(e), torch.tensor(False)
+        return None
     c, s = cos(angle), sin(angle)
-    f = [[c - 1, -sign * s], [s, sign * c - 1]]
-    return torch.tensor(f, dtype=e.dtype), torch.tensor(True)
+    return [[c - 1, -sign * s], [s, sign * c - 1]]
 
 
 def _closed_form(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:

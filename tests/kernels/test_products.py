@@ -23,3 +23,17 @@ def test_products(dtype, shape, k):
         assert result.shape == expected.shape
         assert result.dtype == dtype
         torch.testing.assert_close(precise(result), expected, atol=60 * roundoff(dtype), rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [512, 509])
+def test_a_large_adjoint_product_on_several_cores(threads, rows):
+    """Rows are summed in parts where they can be."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        w, x = torch.randn(rows, 640), torch.randn(rows, 1)
+        result = adjoint_product(w, x)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(result.double(), w.double().mT @ x.double(), atol=1e-4, rtol=0)

@@ -6,7 +6,7 @@ import torch
 import projunn
 from projunn import init, retract
 from projunn.kernels import factor, iterations, rank_update_, retract_
-from tests.dense import RETRACTIONS, polar, precise, unitary_factor
+from tests.dense import RETRACTIONS, defect, polar, precise, retracted, unitary_factor
 
 KINDS = (torch.float32, torch.complex64)
 
@@ -104,3 +104,19 @@ def test_iterations_equal_decompositions(kind, scale):
         q, r = q @ t, triangle @ r
     torch.testing.assert_close(q @ r, columns, atol=1e-12, rtol=0)
     torch.testing.assert_close((q.mH @ q)[:, :5, :5], torch.eye(5, dtype=kind).expand(4, 5, 5))
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize("angle", [1.0, 1e-2, 1e-4, 1e-7, 0.0])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_single_real_plane(retraction, angle, size):
+    """Inner products give it where they can; nearly parallel y and z take the long way."""
+    n = 40
+    w = init.haar_(torch.empty(n, n))
+    y, other = torch.linalg.qr(torch.randn(n, 2))[0].split(1, dim=1)
+    x = w @ (y + angle * other) * size
+    expected = retracted(*(precise(t) for t in (w, x, y)), retraction)
+    assert retract_(w, x, y, retraction)
+    if size <= 1:  # a turn by many radians is not determined by its factors in float32
+        torch.testing.assert_close(precise(w), expected, atol=2e-6, rtol=0)
+    assert defect(w) < 2e-6
