@@ -1,8 +1,8 @@
 """The training step of one linear layer: unitary with sketched gradients, unconstrained, and others.
 
 A step is forward, mean square loss against a fixed target, backward and the optimizer, of one bias-free
-n x n layer.  ``first`` is a network's first layer, whose input is data; the input of an ``inner`` one asks
-for its gradient, a product that both layers pay: 2/3 of the unconstrained step is then the least there is.
+n x n layer.  ``first`` is a network's first layer, whose input is data.  The input of an ``inner`` one
+asks for its gradient, a product that both layers pay: 2/3 of the unconstrained step is then the least.
 
     projunn sketched    UnitaryLinear(sketch_rank=1) and SGD, rank 1
     projunn dense       UnitaryLinear and SGD, rank 1

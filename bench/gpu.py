@@ -7,7 +7,8 @@ committed: ``<gpu>.json`` (the tuned table, for ``kernels/configs/``), ``checks.
     checks      each operation against float64 PyTorch on the CPU, by float32 PyTorch's error
     autotune    the standard problems, rank 1 first, until its time is up
     bench       the step of a large weight and of banks, against a copy of the same run, PyTorch and SGD;
-                RNNs and convolutions against cuDNN (`bench.gpu_recurrence`, `bench.gpu_conv`)
+                linear layers against unconstrained ones, RNNs and convolutions against cuDNN
+                (`bench.gpu_linear`, `bench.gpu_recurrence`, `bench.gpu_conv`)
 
 ``--dry`` runs every stage at tiny sizes on the CPU, in the interpreter: whether the script works.
 """
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 import projunn
-from bench import gpu_conv, gpu_recurrence
+from bench import gpu_conv, gpu_linear, gpu_recurrence
 from bench.gpu_checks import cases, haar, run_checks
 from bench.gpu_machine import Machine
 from bench.records import Results
@@ -163,6 +164,13 @@ def bench(on: Machine, out: Path) -> bool:
             title = f"training step of an RNN, {hidden} units, {nonlinearity}, {precision}"
             results.report("gpu", title, gpu_recurrence.rows(on, hidden, nonlinearity, seconds=2.0))
     torch.set_float32_matmul_precision("highest")
+    sizes = [(16, 8)] if on.dry else [(n, r) for r in gpu_linear.ROWS for n in gpu_linear.SIZES]
+    for n, count in sizes:
+        found = []
+        for precision in ("highest", "high"):
+            found += gpu_linear.rows(on, n, count, precision, seconds=0.5)
+        results.report("gpu_linear", f"training step of a linear layer, n = {n}, {count} rows", found)
+        on.release()
     for layer in [(3, 4, 4)] if on.dry else gpu_conv.LAYERS:
         title = f"forward and backward, {layer[0]} to {layer[1]} channels at {layer[2]} x {layer[2]}"
         results.report("gpu_conv", title, gpu_conv.rows(on, *layer))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import projunn
-from bench import gpu_conv, gpu_recurrence
+from bench import gpu_conv, gpu_linear, gpu_recurrence
 from bench.gpu_machine import Machine
 
 # Error against float64, as a multiple of that of PyTorch in float32, and a floor for lucky zeros.
@@ -78,6 +78,7 @@ def cases(on: Machine, small: bool) -> Iterator[Case]:
                     yield f"{way} {rule} {dtype} {shape}", _step_case(on, rule, shape, dtype, way)
     yield from gpu_recurrence.check_cases(on, _share, small)
     yield from gpu_conv.check_cases(on, _share, small)
+    yield from gpu_linear.check_cases(on, _share, small)
     shapes = [(2, 16, 16), (2, 33, 20)]
     if on.dry:
         shapes = [(2, 5, 7), (1, 130, 129)]

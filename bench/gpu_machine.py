@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
@@ -62,6 +63,22 @@ class Machine:
         from projunn.kernels.jit.autotune import cold_time
 
         return cold_time(run)
+
+    def step_time(self, step: Step, seconds: float) -> float:
+        """Median milliseconds of up to 20 steps after two for warm-up, waiting for each.
+
+        A training loop's pace; no more than ``seconds`` if there were three.
+        """
+        for _ in range(2):
+            step()
+        self.wait()
+        taken, begun = [], time.perf_counter()
+        while len(taken) < 3 or (len(taken) < 20 and time.perf_counter() - begun < seconds):
+            started = time.perf_counter()
+            step()
+            self.wait()
+            taken.append(1e3 * (time.perf_counter() - started))
+        return median(taken)
 
     def leave_out(self, what: str, error: Exception) -> None:
         """Says that a case failed and is left out; on a dry run it is a mistake, and raised."""

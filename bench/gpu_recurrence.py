@@ -5,9 +5,7 @@ rows      a training step at T = 1000, batch 128, and the same as one CUDA graph
           loop and cuDNN's relu ``nn.RNN``, both with our values and our optimizer
 """
 
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import torch
@@ -79,9 +77,9 @@ def rows(on: Machine, hidden: int, nonlinearity: str, seconds: float) -> list[di
     times: dict[str, float] = {}
     for name, step in calls.items():
         try:
-            times[name] = _milliseconds(on, step, seconds)
+            times[name] = on.step_time(step, seconds)
             if name != "published loop":
-                times[f"{name}, one CUDA graph"] = _milliseconds(on, on.captured(step), seconds)
+                times[f"{name}, one CUDA graph"] = on.step_time(on.captured(step), seconds)
         except Exception as error:
             on.leave_out(f"{name} H={hidden} {nonlinearity}", error)
     first = times.get("UnitaryRNN", float("nan"))
@@ -110,17 +108,3 @@ def _training_step(
         return loss
 
     return step
-
-
-def _milliseconds(on: Machine, step: Callable[[], object], seconds: float) -> float:
-    """Median of up to 20 timed steps after two for warm-up, waiting for each: a training loop's pace."""
-    for _ in range(2):
-        step()
-    on.wait()
-    taken, begun = [], time.perf_counter()
-    while len(taken) < 3 or (len(taken) < 20 and time.perf_counter() - begun < seconds):
-        started = time.perf_counter()
-        step()
-        on.wait()
-        taken.append(1e3 * (time.perf_counter() - started))
-    return median(taken)

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from projunn.kernels import time_loop
 from projunn.kernels.backends import operator, uses_triton
+from projunn.kernels.sketch import sketch
 from projunn.kernels.time_sums import TimeSums
 
 NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
@@ -130,32 +131,30 @@ def recurrence_backward(
     `projunn.kernels.sketch` if its ``basis`` R is given, or nothing.  ``wants_...``
     say which of the others are needed.
     """
-    on_device = uses_triton(states)
     h, h0, w = _numbers(weight, states, initial, weight)
-    sums = TimeSums(
-        h,
-        h0,
-        None if on_device else bias,
-        inputs,
-        input_weight,
-        wants_inputs,
-        wants_input_bias,
-        wants_weight,
-        None if basis is None else _numbers(weight, basis)[0],
-    )
-    if not on_device:
-        above, above_last = (None if g is None else _numbers(weight, g)[0] for g in (grad, grad_last))
+    arguments = inputs, input_weight, wants_inputs, wants_input_bias
+    if not uses_triton(states):
+        above, above_last, start = (
+            None if t is None else _numbers(weight, t)[0] for t in (grad, grad_last, basis)
+        )
+        sums = TimeSums(h, h0, bias, *arguments, wants_weight, start)
         return time_loop.gradients_of(above, above_last, h, w, bias, nonlinearity, sums)
     from projunn.kernels.jit import launch_recurrence
 
-    above = _all_of(grad, grad_last, states)
     dz, grad_initial, grad_bias = launch_recurrence.backward(
-        above, states, weight.contiguous(), bias, nonlinearity
+        _all_of(grad, grad_last, states), states, weight.contiguous(), bias, nonlinearity
     )
+    sums = TimeSums(h, h0, None, *arguments, wants_weight and basis is None, None)
     grads, first = _numbers(weight, dz, grad_initial)
     for begin, end in ((0, 1), (1, states.shape[0])):
         sums.add(begin, end, grads[begin:end])
-    return sums.finish(first, grads, grad_bias)
+    results = sums.finish(first, grads, grad_bias)
+    if basis is not None and wants_weight:
+        before, after = [h0, h[:-1].flatten(0, 1)], [grads[0], grads[1:].flatten(0, 1)]
+        if len(h) == 1:
+            before, after = before[:1], after[:1]
+        results += sketch(before, after, basis, weight.ndim == 3)
+    return results
 
 
 def _all_of(grad: Tensor | None, grad_last: Tensor | None, states: Tensor) -> Tensor:

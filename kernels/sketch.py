@@ -6,6 +6,9 @@ x is (*batch, rows, n), g (*batch, rows, m), the basis R (*batch, m, k); G ~ X Y
 and Y (*batch, n, k), orthonormal columns.  These are the factors that `projunn.kernels.factor` takes of
 G, to rounding, but G, m x n, is never formed: x and g are read twice each, 4 k rows (m + n) flops in
 place of 2 rows m n.  Section 3.3 of arXiv 2203.05483 has the sketch of a given G.
+
+On a GPU, for k up to `MAX_RANK`, the kernels are those of `factor`: four launches for each x and g, and
+one for all.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, operator
-from projunn.kernels.factor import orthonormalize
+from projunn.kernels.backends import opaque, operator, uses_triton
+from projunn.kernels.blocks import as_blocks
+from projunn.kernels.factor import MAX_RANK, orthonormalize
 from projunn.kernels.products import adjoint_product, product
 
 
@@ -46,9 +50,23 @@ def _sketch(
         basis = torch.view_as_complex(basis)
         grads, inputs = ([_numbers(t) for t in tensors] for tensors in (grads, inputs))
     inputs = [x.to(grads[0].dtype) for x in inputs]
-    right = orthonormalize(through(inputs, grads, basis)).contiguous()
-    left = through(grads, inputs, right).contiguous()
+    if _on_device(inputs, basis):
+        from projunn.kernels.jit import launch
+
+        blocks = [[as_blocks(t.resolve_conj().contiguous()) for t in ts] for ts in (inputs, grads)]
+        left, right = launch.sketch(blocks[0], blocks[1], as_blocks(basis))
+        batch = basis.shape[:-2]
+        left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))
+    else:
+        right = orthonormalize(through(inputs, grads, basis))
+        left = through(grads, inputs, right)
+    left, right = left.contiguous(), right.contiguous()
     return (torch.view_as_real(left), torch.view_as_real(right)) if pairs else (left, right)
+
+
+def _on_device(inputs: list[Tensor], basis: Tensor) -> bool:
+    few = 0 < basis.shape[-1] <= MAX_RANK
+    return few and uses_triton(basis) and all(x.numel() > 0 for x in inputs) and basis.numel() > 0
 
 
 def through(outer: Sequence[Tensor], inner: Sequence[Tensor], columns: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class UnitaryLinear(UnitaryModule):
         sketch_rank: rank of sketched gradients, None for dense ones.  The backward then computes only
             the factors of the weight's gradient that `projunn.optim` steps along (`projunn.kernels.
             sketch`): ``weight.grad`` is a `projunn.FactoredTensor`, and a step costs less than that
-            of ``nn.Linear``.  Give the optimizer the same ``rank``, or a smaller one.
+            of ``nn.Linear``.  Give the optimizer the same ``rank``, or a smaller one: with `RMSprop` and
+            `AdamW`, whose second moments are of what the sketch saw, by some columns (4 for rank 1).
 
     Shape:
         input (*, in_features), output (*, out_features); a complex layer takes real input too.

@@ -24,6 +24,7 @@ class AdamW(UnitaryOptimizer):
 
     For a weight whose layer has ``sketch_rank``, V is the product of the second moments' row and column
     means, as in Adafactor (arXiv 1804.04235), M is held at low rank, and ``amsgrad`` is refused.
+    The means are of what the sketch saw: give it more columns than ``rank``, ``sketch_rank=4`` for 1.
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable,

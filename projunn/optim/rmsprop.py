@@ -23,6 +23,7 @@ class RMSprop(UnitaryOptimizer):
 
     For a weight whose layer has ``sketch_rank``, V is the product of the second moments' row and column
     means, as in Adafactor (arXiv 1804.04235), B is held at low rank, and ``centered`` is refused.
+    The means are of what the sketch saw: give it more columns than ``rank``, ``sketch_rank=4`` for 1.
 
     Args:
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,

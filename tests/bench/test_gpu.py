@@ -31,7 +31,8 @@ def test_every_stage_runs(tmp_path):
     assert f"{len(checks)} of {len(checks)} checks run, 0 failed" in result.stdout
     kinds = {row["check"].split()[0] for row in checks}
     assert kinds == {
-        "plain", "bad", "graph", "compile", "time", "spectral", "retract", "factor", "rank_update",
+        "plain", "bad", "graph", "compile", "time", "spectral", "sketch", "retract", "factor",
+        "rank_update",
     }  # fmt: skip
     assert json.loads((tmp_path / "dry-run.json").read_text())["entries"]
     timed = {row["what"] for row in rows(tmp_path / "gpu.jsonl")}
@@ -42,6 +43,11 @@ def test_every_stage_runs(tmp_path):
     assert {row["what"] for row in rows(tmp_path / "gpu_conv.jsonl")} == {
         "UnitaryConv2d",
         "nn.Conv2d 3x3",
+    }
+    assert {(row["what"], row["graph"]) for row in rows(tmp_path / "gpu_linear.jsonl")} == {
+        (what, graph)
+        for what in ("nn.Linear + SGD", "UnitaryLinear sketched", "UnitaryLinear")
+        for graph in (False, True)
     }
     assert all(row["quick"] for row in rows(tmp_path / "gpu.jsonl"))
     assert "== bench: ok" in (tmp_path / "log.txt").read_text()

@@ -21,6 +21,7 @@ from projunn.kernels import (
     rank_update_,
     recurrence,
     retract_,
+    sketch,
     spectral_gradient,
     spectral_product,
     tuning,
@@ -195,6 +196,14 @@ def test_a_bank_pays_for_its_active_blocks(launches, passes):
     assert launches == [("plane_step", 32)]
     reads, writes = passes(bank.detach())
     assert (reads * 10_000, writes * 10_000) == pytest.approx((32, 32))
+
+
+def test_a_sketch_is_four_skinny_products_and_a_basis(launches):
+    x, g, basis = torch.randn(40, 33), torch.randn(40, 20), torch.randn(20, 1)
+    sketch([x], [g], basis)
+    assert [name for name, _ in launches] == [
+        "product", "adjoint_product", "orthonormal", "product", "adjoint_product",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("n", [16, 70])
