@@ -6,6 +6,7 @@ its share of every sum over time.  Nothing else of the size of all states is mad
 where `TimeSums` needs them all.  Tensors are real or complex, but the inputs and what projects them.
 """
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -65,7 +66,10 @@ def gradients_of(
     for last in (above[-1], grad_last):
         if last is not None:
             carried.add_(last)
-    kept = torch.empty_like(states if sums.keeps_all else states[: _panel_length(states)])
+    if not sums.keeps_all:
+        kept = torch.empty_like(states[: _panel_length(states)])
+    else:
+        kept = torch.empty_like(states) if sums.returns_all else _workspace.like(states)
     for begin, end in reversed(list(_panels(states))):
         panel = kept[begin:end] if sums.keeps_all else kept[: end - begin]
         before = (None, *above[: end - 1])[begin:]
@@ -80,6 +84,31 @@ def gradients_of(
             carry.addmm_(dz, conjugate)  # faster than a product that overwrites
         sums.add(begin, end, panel)
     return sums.finish(carried, kept if sums.keeps_all else None)
+
+
+class _Workspace(threading.local):
+    """A thread's memory for the gradients of all states, kept from step to step.
+
+    Of two large blocks that are freed together the C library gives one back to the system, and every
+    step would pay for its page faults: a fifth of a sketched step.
+    """
+
+    most = 1 << 28  # bytes; larger ones are not kept
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def like(self, states: Tensor) -> Tensor:
+        """Uninitialised memory of the shape of ``states``, good until the next call."""
+        size = states.numel() * states.element_size()
+        if size > self.most:
+            return torch.empty_like(states)
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size].view(states.dtype).view(states.shape)
+
+
+_workspace = _Workspace()
 
 
 def _panel_length(states: Tensor) -> int:

@@ -59,6 +59,11 @@ class TimeSums:
         """Whether `finish` needs dz_t of all times."""
         return self._basis is not None or self._input_weight is None
 
+    @property
+    def returns_all(self) -> bool:
+        """Whether `finish` returns them."""
+        return self._input_weight is None
+
     def add(self, begin: int, end: int, grads: Tensor) -> None:
         """dz_t (end - begin, batch, n) of the time steps from ``begin`` to before ``end``."""
         rows = grads.flatten(0, 1)

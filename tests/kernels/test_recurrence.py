@@ -9,6 +9,7 @@ import projunn
 from projunn.kernels import NONLINEARITIES, recurrence, recurrence_backward, tuning
 from projunn.kernels.problems import TIME_LOOPS, Config
 from projunn.kernels.recurrence import recurrence_reference
+from projunn.kernels.time_loop import _Workspace
 
 # Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
 INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -161,6 +162,26 @@ def test_factors_in_place_of_the_weight_gradient(backend, projected, k, nonlinea
     torch.testing.assert_close(left @ right.mH, dense @ right_of @ right_of.mH, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(for_input_weight, dense_input_weight)
     assert shift.shape == ((6 * (1 + complex_),) if projected else (0,))
+
+
+def test_memory_kept_from_step_to_step_changes_nothing(monkeypatch):
+    """Smaller and larger ones after one another, and of another dtype."""
+
+    def factors(batch, dtype):
+        torch.manual_seed(batch)
+        tensors, input_weight, _ = draw_projected(False, "tanh", 4, batch, 6, 2, dtype)
+        u, h, w, b = (None if t is None else t.detach() for t in small_weight(tensors))
+        states, _ = recurrence(u, h, w, b, "tanh", input_weight.detach())
+        above = torch.ones_like(states)
+        basis = torch.ones(6, 1, dtype=dtype)
+        arguments = above, None, u, states, h, w, b, "tanh", input_weight.detach()
+        return recurrence_backward(*arguments, basis=basis)
+
+    cases = [(3, torch.float32), (9, torch.float32), (2, torch.float64), (9, torch.float32)]
+    kept = [factors(*case) for case in cases]
+    monkeypatch.setattr(_Workspace, "most", 0)
+    for own, case in zip(kept, cases, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(own, factors(*case), strict=True))
 
 
 def test_error_in_single_precision():
