@@ -60,10 +60,11 @@ def gradients_of(
     n, (steps, batch) = weight.shape[0], states.shape[:2]
     padded = _padded_size(weight)
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
-    above = [None] * steps if grad is None else grad.unbind()
+    grads = [None] * steps if grad is None else list(grad.unbind())
+    before = [None, *grads[:-1]]  # of h_{t-1}
     carry = states.new_zeros(batch, padded)  # the gradient of h_t
     carried = carry[:, :n]
-    for last in (above[-1], grad_last):
+    for last in (grads[-1], grad_last):
         if last is not None:
             carried.add_(last)
     if not sums.keeps_all:
@@ -72,10 +73,8 @@ def gradients_of(
         kept = torch.empty_like(states) if sums.returns_all else _workspace.like(states)
     for begin, end in reversed(list(_panels(states))):
         panel = kept[begin:end] if sums.keeps_all else kept[: end - begin]
-        before = (None, *above[: end - 1])[begin:]
-        for h, dz, g in zip(
-            *map(reversed, (states[begin:end].unbind(), panel.unbind(), before)), strict=True
-        ):
+        steps_of_panel = zip(states[begin:end], panel, before[begin:end], strict=True)
+        for h, dz, g in reversed(list(steps_of_panel)):
             _activation_gradient(carried, h, bias, nonlinearity, dz)
             if g is None:
                 carry.zero_()
