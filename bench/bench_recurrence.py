@@ -85,16 +85,19 @@ def training_step(model: nn.Module, x: Tensor, cotangent: Tensor) -> Callable[[]
     return step
 
 
-def whole_step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def whole_step(
+    model: nn.Module, x: Tensor, hidden: int = HIDDEN, lr: float = 1e-4, capturable: bool = False
+) -> Callable[[], Tensor]:
     """Cross-entropy of a linear readout of the last state, and a rank-1 RMSprop step; the loss."""
-    head = nn.Linear(HIDDEN, CLASSES)
-    y = torch.randint(CLASSES, (x.shape[1],))
-    optimizer = projunn.optim.RMSprop([*model.parameters(), *head.parameters()], lr=1e-4)
+    head = nn.Linear(hidden, CLASSES).to(x.device)
+    y = torch.randint(CLASSES, (x.shape[1],), device=x.device)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = projunn.optim.RMSprop(parameters, lr=lr, capturable=capturable)
 
     def step() -> Tensor:
         optimizer.zero_grad()
         _, last = model(x)
-        loss = nn.functional.cross_entropy(head(last.reshape(len(y), HIDDEN)), y)
+        loss = nn.functional.cross_entropy(head(last.reshape(len(y), hidden)), y)
         loss.backward()
         optimizer.step()
         return loss

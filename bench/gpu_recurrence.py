@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import projunn
+from bench.bench_recurrence import whole_step
 from bench.gpu_machine import Machine
 from bench.published import PublishedRNN
 from projunn.kernels import recurrence
 from projunn.nn import UnitaryRNN
 
-STEPS, BATCH, INPUTS, CLASSES = 1000, 128, 10, 10
+STEPS, BATCH, INPUTS = 1000, 128, 10
 
 
 def check_cases(
@@ -58,7 +59,6 @@ def rows(on: Machine, hidden: int, nonlinearity: str, seconds: float) -> list[di
     """Milliseconds of a training step of each, with the ratio to ours run eagerly."""
     steps, batch = (3, 4) if on.dry else (STEPS, BATCH)
     x = torch.randn(steps, batch, INPUTS, device=on.device)
-    y = torch.randint(CLASSES, (batch,), device=on.device)
     ours = UnitaryRNN(INPUTS, hidden, nonlinearity=nonlinearity, bias=False).to(on.device)
     models: dict[str, nn.Module] = {"UnitaryRNN": ours}
     published = PublishedRNN(INPUTS, hidden, nonlinearity).to(on.device)
@@ -73,7 +73,10 @@ def rows(on: Machine, hidden: int, nonlinearity: str, seconds: float) -> list[di
             library.weight_hh_l0.copy_(ours.weight_hh_l0)
             library.weight_ih_l0.copy_(ours.weight_ih_l0)
         models["cuDNN nn.RNN"] = projunn.constrain(library, "weight_hh_l0")
-    calls = {name: _training_step(on, model, x, y, hidden) for name, model in models.items()}
+    calls = {
+        name: whole_step(model, x, hidden, lr=1e-3, capturable=not on.dry)
+        for name, model in models.items()
+    }
     times: dict[str, float] = {}
     for name, step in calls.items():
         try:
@@ -90,21 +93,3 @@ def rows(on: Machine, hidden: int, nonlinearity: str, seconds: float) -> list[di
         shared | {"what": name, "ms": round(ms, 4), "ratio_to_projunn": round(ms / first, 3)}
         for name, ms in times.items()
     ]
-
-
-def _training_step(
-    on: Machine, model: nn.Module, x: Tensor, y: Tensor, hidden: int
-) -> Callable[[], Tensor]:
-    head = nn.Linear(hidden, CLASSES).to(on.device)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = projunn.optim.RMSprop(parameters, lr=1e-3, capturable=not on.dry)
-
-    def step() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        _, last = model(x)
-        loss = nn.functional.cross_entropy(head(last.reshape(len(y), -1)), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
