@@ -128,8 +128,8 @@ def recurrence_backward(
     """The gradients of `recurrence`, from those of its two outputs, either of which may be None.
 
     Returns those of u, h_0, b, U and c, empty where there is none, and then that of W, or X and Y of
-    `projunn.kernels.sketch` if its ``basis`` R is given, or nothing.  ``wants_...``
-    say which of the others are needed.
+    `projunn.kernels.sketch` if its ``basis`` R is given, or nothing.  The gradients of u, c and W are
+    made where they are wanted.
     """
     h, h0, w = _numbers(weight, states, initial, weight)
     arguments = inputs, input_weight, wants_inputs, wants_input_bias
