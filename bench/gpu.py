@@ -35,7 +35,7 @@ from bench.gpu_machine import Machine
 from bench.records import Results
 from projunn.kernels.backends import interpreting
 
-CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 120.0
+CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 200.0
 
 
 def main() -> int:
@@ -168,7 +168,7 @@ def bench(on: Machine, out: Path) -> bool:
     for n, count in sizes:
         found = []
         for precision in ("highest", "high"):
-            found += gpu_linear.rows(on, n, count, precision, seconds=0.5)
+            found += gpu_linear.rows(on, n, count, precision, seconds=0.3)
         results.report("gpu_linear", f"training step of a linear layer, n = {n}, {count} rows", found)
         on.release()
     for layer in [(3, 4, 4)] if on.dry else gpu_conv.LAYERS:

@@ -23,6 +23,7 @@ SIZES = (1024, 2048, 4096, 8192)
 ROWS = (512, 4096)
 SHAPES = ((7, 5, 6), (70, 33, 20), (1000, 190, 190), (4096, 1024, 2048))  # rows, n, m
 LEARNING_RATE = 1e-3
+PEER = "nn.Linear + SGD"
 
 
 def check_cases(on: Machine, share: Share, small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -64,12 +65,12 @@ def rows(on: Machine, n: int, count: int, precision: str, seconds: float) -> lis
     ]
     theirs = torch.optim.SGD(plain.parameters(), lr=LEARNING_RATE)
     cases = {
-        "nn.Linear + SGD": training_step(plain, theirs, input, target),
+        PEER: training_step(plain, theirs, input, target),
         "UnitaryLinear sketched": training_step(sketched, ours[0], input, target),
         "UnitaryLinear": training_step(dense, ours[1], input, target),
     }
     found: list[dict[str, Any]] = []
-    peers: dict[bool, float] = {}
+    peers = {False: float("nan"), True: float("nan")}
     with matmul_precision(precision):
         for what, step in cases.items():
             for graph in (False, True):
@@ -78,7 +79,8 @@ def rows(on: Machine, n: int, count: int, precision: str, seconds: float) -> lis
                 except Exception as error:
                     on.leave_out(f"{what} n={n} graph={graph}", error)
                     continue
-                peers.setdefault(graph, ms)
+                if what == PEER:
+                    peers[graph] = ms
                 row = {"n": n, "rows": count, "precision": precision, "what": what, "graph": graph}
                 found.append(row | {"ms": round(ms, 4), "ratio": round(ms / peers[graph], 3)})
     return found

@@ -35,11 +35,11 @@ def _factor(matrix: Tensor, basis: Tensor, active: Tensor | None) -> tuple[Tenso
         matrix = matrix.to(basis.dtype)
         right = orthonormalize(adjoint_product(matrix, basis))
         return product(matrix, right), right
-    from projunn.kernels.jit import launch
+    from projunn.kernels.jit import launch, launch_factors
 
     blocks, start = as_blocks(matrix.contiguous()), as_blocks(basis)
     if basis.shape[-1] <= MAX_RANK:
-        left, right = launch.factor(blocks, start, active)
+        left, right = launch_factors.factor(blocks, start, active)
     else:
         right = orthonormalize(launch.adjoint_product(blocks, start, active))
         left = launch.product(blocks, right, active)

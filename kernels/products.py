@@ -13,8 +13,8 @@ from torch import Tensor
 # Up to this size a real W is still cached, and one core is faster with the transposed product of two
 # columns; larger matrices and two cores are not (docs/measured.md).
 _CACHED = 1 << 20
-# Parts of the rows, for as many cores.
-_PARTS = 8
+# Rows of at least so many numbers are summed in as many parts, one core each.
+_FEW, _PARTS = 1 << 18, 8
 # Up to this many columns a product of complex matrices in a bank is faster as a real one.
 _REAL = 2
 
@@ -31,7 +31,7 @@ def adjoint_product(weight: Tensor, factor: Tensor) -> Tensor:
 
 def _in_parts(weight: Tensor) -> bool:
     """Whether rows are summed in parts: ``mv`` of a transposed matrix runs on one core only."""
-    if weight.is_complex() or weight.device.type != "cpu" or weight.numel() < _CACHED // 4:
+    if weight.is_complex() or weight.device.type != "cpu" or weight.numel() < _FEW:
         return False
     return weight.is_contiguous() and weight.shape[0] % _PARTS == 0 and torch.get_num_threads() > 1
 

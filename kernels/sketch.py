@@ -51,10 +51,10 @@ def _sketch(
         grads, inputs = ([_numbers(t) for t in tensors] for tensors in (grads, inputs))
     inputs = [x.to(grads[0].dtype) for x in inputs]
     if _on_device(inputs, basis):
-        from projunn.kernels.jit import launch
+        from projunn.kernels.jit import launch_factors
 
         blocks = [[as_blocks(t.resolve_conj().contiguous()) for t in ts] for ts in (inputs, grads)]
-        left, right = launch.sketch(blocks[0], blocks[1], as_blocks(basis))
+        left, right = launch_factors.sketch(blocks[0], blocks[1], as_blocks(basis))
         batch = basis.shape[:-2]
         left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))
     else:

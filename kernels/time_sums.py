@@ -46,18 +46,19 @@ class TimeSums:
         self._bias = None if bias is None else torch.zeros_like(bias)
         # Transposed, the narrow side of a product first: the BLAS is up to five times faster.
         self._weight = states.new_zeros(n, n) if wants_weight and basis is None else None
-        self._input = inputs.new_zeros((0, 0) if input_weight is None else input_weight.shape[::-1])
-        self._shift = None
-        if wants_input_bias and input_weight is not None:
+        self._projection = self._shift = self._grad_inputs = None
+        if input_weight is None:
+            return
+        self._projection = inputs.new_zeros(input_weight.shape[::-1])
+        if wants_input_bias:
             self._shift = inputs.new_zeros(input_weight.shape[0])
-        self._grad_inputs = None
-        if wants_inputs and input_weight is not None:
+        if wants_inputs:
             self._grad_inputs = torch.empty_like(inputs, memory_format=torch.contiguous_format)
 
     @property
     def keeps_all(self) -> bool:
         """Whether `finish` needs dz_t of all times."""
-        return self._basis is not None or self._input_weight is None
+        return self._basis is not None or self.returns_all
 
     @property
     def returns_all(self) -> bool:
@@ -75,10 +76,10 @@ class TimeSums:
         if self._basis is not None:
             share = through([self._before(begin, end)], [rows], self._basis)
             self._pulled = share if self._pulled is None else self._pulled + share
-        if self._input_weight is None:
+        if self._projection is None or self._input_weight is None:
             return
         columns = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
-        self._input.addmm_(self._inputs[begin:end].flatten(0, 1).mT, columns)
+        self._projection.addmm_(self._inputs[begin:end].flatten(0, 1).mT, columns)
         if self._shift is not None:
             self._shift += columns.sum(0)
         if self._grad_inputs is not None:
@@ -93,10 +94,10 @@ class TimeSums:
         where it was summed elsewhere.
         """
         results = [
-            grads if self._input_weight is None else self._grad_inputs,
+            grads if self.returns_all else self._grad_inputs,
             grad_initial,
             grad_bias if self._bias is None else self._bias,
-            None if self._input_weight is None else self._input.mT,
+            None if self._projection is None else self._projection.mT,
             self._shift,
         ]
         if self._weight is not None:

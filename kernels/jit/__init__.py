@@ -14,7 +14,8 @@ path runs.  From the bottom up::
     recurrence     the time loop of an RNN, forward and backward, a launch each
     polish         Newton-Schulz against drift, when it is due
     spectral       products of spectra and matrices, a frequency a warp
-    launch         pointer tables, grids, and what each launch passes; launch_recurrence, launch_spectral
+    launch         pointer tables, grids, and what each launch passes; launch_factors,
+                   launch_recurrence, launch_spectral
     interception   something in the kernels' place: for what follows, and the tests
     autotune       times configurations
     aot            compiles for GPUs that are not there: aot_problems launches, binaries reads

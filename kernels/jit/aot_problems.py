@@ -44,6 +44,7 @@ def launches_of(
 ) -> list[Launch]:
     """The launches of an operation."""
     from projunn.kernels.jit import launch as L
+    from projunn.kernels.jit.launch_factors import factor
 
     if problem.operation in TIME_LOOPS:
         with matmul_precision(precision):
@@ -74,7 +75,7 @@ def launches_of(
             q = empty(p.blocks, 2 * p.columns, p.n)
             L.turn_rows(w, q, q, torch.zeros(1, dtype=torch.int8), listed, config)
         elif p.operation == "basis":
-            L.factor(w, x)
+            factor(w, x)
             L.turn(w, x, y, retraction, -1.0)
             if p.k == 1:
                 L.warm_basis(x, empty(p.blocks, p.m, 1), x, torch.zeros(1, dtype=torch.int8))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 # Modules whose functions launch kernels; a kernel is a global of theirs whose name ends in ``_kernel``.
-LAUNCHERS = ("launch", "launch_recurrence", "launch_spectral")
+LAUNCHERS = ("launch", "launch_factors", "launch_recurrence", "launch_spectral")
 
 
 def kernels() -> dict[str, Any]:

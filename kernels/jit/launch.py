@@ -20,7 +20,6 @@ from projunn.kernels.jit.polish import correct_kernel, residual_kernel, settle_k
 from projunn.kernels.jit.rank_update import rank_update_kernel
 from projunn.kernels.jit.step_basis import (
     basis_kernel,
-    orthonormal_kernel,
     plane_basis_kernel,
     warm_basis_kernel,
 )
@@ -91,18 +90,18 @@ def chosen(operation: str, matrix: Tensor, k: int, count: int, given: Config | N
     return config_for(problem_of(operation, matrix, k, count), device_of(matrix.device))[0]
 
 
-def _floats(tensor: Tensor) -> Tensor:
+def floats(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _columns(factor: Tensor) -> Tensor:
+def as_columns(factor: Tensor) -> Tensor:
     """(B, n, k) as contiguous (B, k, n)."""
     return factor.mT.contiguous().resolve_conj()
 
 
 def _list(stand_in: Tensor, active: Tensor | None) -> Tensor:
     """The active list, or a tensor that is passed in its place and not read."""
-    return _floats(stand_in) if active is None else active
+    return floats(stand_in) if active is None else active
 
 
 def _number(active: Tensor | None, matrix: Tensor) -> int:
@@ -179,9 +178,9 @@ def adjoint_partials(
     splits = -(-m // rows_each)
     partial = columns.new_empty(count, splits, k, n)
     adjoint_product_kernel[(-(-n // c.columns), splits, count)](
-        _floats(matrix),
-        _floats(columns),
-        _floats(partial),
+        floats(matrix),
+        floats(columns),
+        floats(partial),
         _list(partial, active),
         m,
         n,
@@ -207,9 +206,9 @@ def product_columns(
     c = chosen("product", matrix, k, count, config)
     result = columns.new_empty(count, k, m)
     product_kernel[(-(-m // c.rows), count)](
-        _floats(matrix),
-        _floats(columns),
-        _floats(result),
+        floats(matrix),
+        floats(columns),
+        floats(result),
         _list(result, active),
         m,
         n,
@@ -226,14 +225,14 @@ def product_columns(
 
 def adjoint_product(matrix: Tensor, factor: Tensor, active: Tensor | None = None) -> Tensor:
     """``M^H X``, (A, n, k), for any k."""
-    parts = _columns(factor).split(MAX_RANK, 1)
+    parts = as_columns(factor).split(MAX_RANK, 1)
     sums = [adjoint_partials(matrix, p.contiguous(), active).sum(1) for p in parts]
     return torch.cat(sums, 1).mT
 
 
 def product(matrix: Tensor, factor: Tensor, active: Tensor | None = None) -> Tensor:
     """``M Y``, (A, m, k), for any k."""
-    parts = _columns(factor).split(MAX_RANK, 1)
+    parts = as_columns(factor).split(MAX_RANK, 1)
     return torch.cat([product_columns(matrix, p.contiguous(), active) for p in parts], 1).mT
 
 
@@ -250,11 +249,11 @@ def rank_update(
     if count == 0 or weight.numel() == 0 or k == 0:
         return
     c = chosen("rank_update", weight, min(k, MAX_RANK), count, config)
-    columns = _columns(left)
+    columns = as_columns(left)
     rank_update_kernel[(-(-m // c.rows), -(-n // c.columns), count)](
-        _floats(weight),
-        _floats(columns),
-        _floats(_columns(right)),
+        floats(weight),
+        floats(columns),
+        floats(as_columns(right)),
         _list(columns, active),
         m,
         n,
@@ -266,45 +265,6 @@ def rank_update(
         K=power_of_two(k),
         **options(c.warps),
     )
-
-
-def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_RANK; two reads of M."""
-    right = orthonormal(adjoint_partials(matrix, _columns(basis), active), matrix)
-    return product_columns(matrix, right, active).mT, right.mT
-
-
-def orthonormal(partial: Tensor, matrix: Tensor) -> Tensor:
-    """The columns of what the partial sums (A, splits, k, n) of ``M^H X`` add up to, orthonormal."""
-    count, splits, k, n = partial.shape
-    result = partial.new_empty(count, k, n)
-    c = chosen("basis", matrix, k, count, None)
-    orthonormal_kernel[(count,)](
-        _floats(partial),
-        _floats(result),
-        n,
-        k,
-        splits,
-        PAIRS=partial.is_complex(),
-        BN=c.columns,
-        K=power_of_two(k),
-        **options(c.warps),
-    )
-    return result
-
-
-def sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> tuple[Tensor, Tensor]:
-    """`projunn.kernels.sketch` of x (B, rows, n) and g (B, rows, m), k <= MAX_RANK: X and Y.
-
-    Four launches for each x and g, and one for all.  The kernels make ``M Y`` and ``M^H X``: everything
-    but x and g is conjugated on the way in and out.
-    """
-    pairs = list(zip(inputs, grads, strict=True))
-    start = _columns(basis.conj())
-    pulled = [adjoint_partials(x, product_columns(g, start, None), None) for x, g in pairs]
-    right = orthonormal(torch.cat(pulled, 1), inputs[0])
-    pushed = [adjoint_partials(g, product_columns(x, right, None), None) for x, g in pairs]
-    return torch.cat(pushed, 1).sum(1).conj().mT, right.conj().mT
 
 
 def turn(
@@ -322,7 +282,7 @@ def turn(
     Three launches and 3 m n numbers for m <= n; the mirror image reads W twice and updates it once.
     """
     tall = weight.shape[-2] > weight.shape[-1]
-    x, y = _columns(left), _columns(right)
+    x, y = as_columns(left), as_columns(right)
     if tall:
         own, pulled = x, product_columns(weight, y, active).unsqueeze(1)
     else:
@@ -332,7 +292,7 @@ def turn(
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=weight.device)
     c = chosen("basis", weight, k, count, None)
-    tensors = [_floats(tensor) for tensor in (own, pulled, q, t)]
+    tensors = [floats(tensor) for tensor in (own, pulled, q, t)]
     sizes = (length, splits, scale, PRECISION) if k == 1 else (length, k, splits, scale, PRECISION)
     constants = {
         "RETRACTION": RETRACTION_CODES[retraction],
@@ -365,9 +325,9 @@ def turn_rows(
     m = weight.shape[-2]
     c = chosen("turn_rows", weight, s // 2, count, config)
     turn_rows_kernel[(-(-m // c.rows), count)](
-        _floats(weight),
-        _floats(q),
-        _floats(t),
+        floats(weight),
+        floats(q),
+        floats(t),
         taken,
         _list(taken, active),
         m,
@@ -386,9 +346,9 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
     """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
     count, m, _ = left.shape
     warm_basis_kernel[(count,)](
-        _floats(left.contiguous()),
-        _floats(basis),
-        _floats(probe),
+        floats(left.contiguous()),
+        floats(basis),
+        floats(probe),
         taken.to(torch.int8),
         m,
         PAIRS=left.is_complex(),
@@ -406,7 +366,7 @@ def polish(weight: Tensor, step: Tensor, period: int) -> None:
     error = weight.new_empty(count, size, size)
     moved = torch.empty_like(weight)
     sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
-    w, e, v = _floats(weight), _floats(error), _floats(moved)
+    w, e, v = floats(weight), floats(error), floats(moved)
     pairs = weight.is_complex()
     constants = {"PAIRS": pairs, "B": 32} | options(8 if pairs else 4)
     tiles, rows, columns = -(-size // 32), -(-m // 32), -(-n // 32)
