@@ -11,13 +11,18 @@ def as_blocks(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[-2:])
 
 
+def contiguous_blocks(tensor: Tensor) -> Tensor:
+    """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
+    return as_blocks(tensor.resolve_conj().contiguous())
+
+
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
     """``matrices`` as contiguous (B, m, n) to write to; strided ones get the result copied back."""
-    if matrices.is_contiguous():
+    if matrices.is_contiguous() and not matrices.is_conj():
         yield as_blocks(matrices)
         return
-    copy = matrices.contiguous()
+    copy = matrices.resolve_conj().contiguous()
     yield as_blocks(copy)
     matrices.copy_(copy)
 

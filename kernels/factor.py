@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projunn.kernels.backends import opaque, operator, uses_triton
-from projunn.kernels.blocks import as_blocks
+from projunn.kernels.blocks import as_blocks, contiguous_blocks
 from projunn.kernels.products import adjoint_product, product
 
 # Share of a fixed random direction in a warm basis, without which a gradient orthogonal to the basis
@@ -37,7 +37,7 @@ def _factor(matrix: Tensor, basis: Tensor, active: Tensor | None) -> tuple[Tenso
         return product(matrix, right), right
     from projunn.kernels.jit import launch, launch_factors
 
-    blocks, start = as_blocks(matrix.contiguous()), as_blocks(basis)
+    blocks, start = contiguous_blocks(matrix), as_blocks(basis)
     if basis.shape[-1] <= MAX_RANK:
         left, right = launch_factors.factor(blocks, start, active)
     else:

@@ -10,15 +10,17 @@ each once; the directions then are (A, m, n) and stand for those.  Negative entr
 
 On a GPU, blocks of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
 launch for all parameters, each block read and written once; larger ones in a launch for each pass.
+Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 from projunn.kernels.backends import opaque, operator, uses_triton
-from projunn.kernels.blocks import as_blocks, known_to_hold, present
+from projunn.kernels.blocks import as_blocks, contiguous_blocks, flattened, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK, PROBE, factor, orthonormalize
 from projunn.kernels.retract import retract_
 
@@ -71,21 +73,22 @@ def _step(
             [torch.view_as_complex(t) for t in tensors]
             for tensors in (weights, directions, bases, probes)
         )
-    if _fits_one_launch(weights, directions, bases, probes):
+    if _fits_one_launch(weights[0], bases[0]):
         from projunn.kernels.jit import launch
 
-        launch.fused_step(
-            [as_blocks(t) for t in weights],
-            [as_blocks(t) for t in directions],
-            [as_blocks(t) for t in bases],
-            [as_blocks(t) for t in probes],
-            skipped,
-            rate,
-            scale,
-            retraction,
-            active,
-            warm=True,
-        )
+        with ExitStack() as stack:
+            launch.fused_step(
+                [stack.enter_context(flattened(t)) for t in weights],
+                [contiguous_blocks(t) for t in directions],
+                [stack.enter_context(flattened(t)) for t in bases],
+                [contiguous_blocks(t) for t in probes],
+                skipped,
+                rate,
+                scale,
+                retraction,
+                active,
+                warm=True,
+            )
         return
     for tensors in zip(weights, directions, bases, probes, skipped, strict=True):
         if active is None:
@@ -94,15 +97,13 @@ def _step(
             _listed(*tensors, rate, scale, retraction, active)
 
 
-def _fits_one_launch(*lists: list[Tensor]) -> bool:
-    weight, basis = lists[0][0], lists[2][0]
+def _fits_one_launch(weight: Tensor, basis: Tensor) -> bool:
     m, n = weight.shape[-2:]
     return (
         uses_triton(weight)
         and m <= n <= MAX_FUSED
         and basis.shape[-1] <= MAX_RANK
         and n * basis.shape[-1] * (2 if weight.is_complex() else 1) <= _MAX_FLOATS
-        and all(t.is_contiguous() for tensors in lists for t in tensors)
     )
 
 
@@ -156,16 +157,17 @@ def _listed(
     at = active.clamp_min(0).long()
     own, own_probe = as_blocks(basis)[at], as_blocks(probe)[at]
     left, right = factor(direction, own)
-    taken = retract_(as_blocks(weight), _step_of(left, rate, scale), right, retraction, active)
+    with flattened(weight) as blocks:
+        taken = retract_(blocks, _step_of(left, rate, scale), right, retraction, active)
     named = active >= 0
     skipped.add_((named & ~taken).sum())
     warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
     warm = torch.where(taken[:, None, None], warm, own)
-    if weight.device.type == "cpu":
-        as_blocks(basis)[present(active)] = warm[named]
-    else:  # without waiting for the mask: entries that name nothing add zero to block 0
-        change = torch.where(named[:, None, None], warm - own, 0.0)
-        as_blocks(basis).index_add_(0, at, change)
+    with flattened(basis) as bases:
+        if weight.device.type == "cpu":
+            bases[present(active)] = warm[named]
+        else:  # without waiting for the mask: entries that name nothing add zero to block 0
+            bases.index_add_(0, at, torch.where(named[:, None, None], warm - own, 0.0))
 
 
 def _settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
@@ -173,10 +175,11 @@ def _settle(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: 
     usual = known_to_hold(taken)
     if not usual:
         skipped.add_(taken.logical_not().sum())
-    if left.shape[-1] == 1 and uses_triton(left) and basis.is_contiguous() and probe.is_contiguous():
+    if left.shape[-1] == 1 and uses_triton(left):
         from projunn.kernels.jit import launch
 
-        launch.warm_basis(as_blocks(left), as_blocks(basis), as_blocks(probe), taken.reshape(-1))
+        with flattened(basis) as bases:
+            launch.warm_basis(as_blocks(left), bases, contiguous_blocks(probe), taken.reshape(-1))
         return
     warm = orthonormalize(left).add_(probe, alpha=PROBE)
     basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from projunn.kernels.backends import opaque, operator, uses_triton
-from projunn.kernels.blocks import as_blocks
+from projunn.kernels.blocks import as_blocks, contiguous_blocks
 from projunn.kernels.factor import MAX_RANK, orthonormalize
 from projunn.kernels.products import adjoint_product, product
 
@@ -53,7 +53,7 @@ def _sketch(
     if _on_device(inputs, basis):
         from projunn.kernels.jit import launch_factors
 
-        blocks = [[as_blocks(t.resolve_conj().contiguous()) for t in ts] for ts in (inputs, grads)]
+        blocks = [[contiguous_blocks(t) for t in tensors] for tensors in (inputs, grads)]
         left, right = launch_factors.sketch(blocks[0], blocks[1], as_blocks(basis))
         batch = basis.shape[:-2]
         left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))

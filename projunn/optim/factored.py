@@ -19,6 +19,7 @@ from projunn.factored import FactoredTensor
 from projunn.kernels import orthonormalize
 from projunn.kernels.blocks import known_to_hold
 from projunn.manifold import UnitaryParameter
+from projunn.optim.matrices import stored_like
 
 Factors = tuple[Tensor, Tensor]
 
@@ -41,7 +42,8 @@ class FactoredGradient:
         self.state = state
         if "probe" not in state:
             start = parameter.sketch.stored_left
-            state["basis"], state["probe"] = start.clone(), start.clone()
+            kept = torch.contiguous_format
+            state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
         basis = self.view(state["basis"])
         left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
         self.factors = compressed(left, right, basis)
@@ -128,7 +130,7 @@ class FactoredGradient:
 
     def store(self, tensor: Tensor) -> Tensor:
         """Factors as they are kept in the state: complex as pairs if the parameter is."""
-        return torch.view_as_real(tensor.contiguous()) if self.parameter.pairs else tensor
+        return stored_like(self.parameter, tensor)
 
     def view(self, stored: Tensor) -> Tensor:
         """The inverse of `store`; shares memory."""

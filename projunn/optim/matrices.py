@@ -37,8 +37,9 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
 
 
 def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
-    """A tensor of matrices as the state of ``p`` holds it: complex as pairs if ``p`` is."""
-    return torch.view_as_real(tensor.contiguous()) if p.pairs else tensor
+    """A tensor of matrices as the state of ``p`` holds it: contiguous, complex as pairs if ``p`` is."""
+    tensor = tensor.resolve_conj().contiguous()
+    return torch.view_as_real(tensor) if p.pairs else tensor
 
 
 class Matrices:

@@ -26,6 +26,7 @@ from projunn.kernels import (
     retract_,
     seeded_normal,
 )
+from projunn.kernels.blocks import flattened
 from projunn.lowrank import FACTORIZATIONS, factorize
 from projunn.manifold import (
     MATRIX_DTYPES,
@@ -245,8 +246,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if matrices.active is None:
             taken = retract_(weight, left, right, group["retraction"])
         else:
-            blocks = weight.flatten(0, -3)
-            taken = retract_(blocks, left, right, group["retraction"], matrices.active)
+            with flattened(weight) as blocks:
+                taken = retract_(blocks, left, right, group["retraction"], matrices.active)
         state["skipped"].add_(taken.logical_not().sum())
 
     def _factored_step(
@@ -296,6 +297,16 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             )
         elif state["step"].item() % period == 0:
             polish_(weight)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by ``load_state_dict`` and deepcopy."""
+        super().__setstate__(state)
+        # Older versions left bases as QR returns them, column by column.
+        for p, own in self.state.items():
+            if isinstance(p, UnitaryParameter):
+                for name, value in own.items():
+                    if isinstance(value, Tensor):
+                        own[name] = value.contiguous()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
