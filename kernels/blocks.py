@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from projunn.kernels.backends import on_device
+
 
 def as_blocks(tensor: Tensor) -> Tensor:
     """(*batch, rows, columns) as (B, rows, columns)."""
@@ -34,4 +36,4 @@ def present(active: Tensor) -> Tensor:
 
 def known_to_hold(mask: Tensor) -> bool:
     """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
-    return mask.device.type == "cpu" and bool(mask.all())
+    return not on_device(mask) and bool(mask.all())

@@ -9,7 +9,8 @@ and the factors have A in place of the batch.  M may be float16 or bfloat16 wher
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, operator, uses_triton
+from projunn.kernels import iterations
+from projunn.kernels.backends import on_device, opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks, contiguous_blocks
 from projunn.kernels.products import adjoint_product, product
 
@@ -48,11 +49,31 @@ def _factor(matrix: Tensor, basis: Tensor, active: Tensor | None) -> tuple[Tenso
 
 
 def orthonormalize(columns: Tensor) -> Tensor:
-    """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
-    if columns.shape[-1] > 1:
+    """Orthonormal basis (*batch, n, min(n, k)) of a few columns.
+
+    Columns that depend on the others (or are zero) give something finite.  On a CPU, for k > 1, that is a
+    direction that completes the basis; on a GPU it may be almost zero.
+    """
+    if columns.shape[-1] == 1:
+        norm = vector_norms(columns.mT)
+        return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    if not on_device(columns):
         return torch.linalg.qr(columns)[0]
-    norm = vector_norms(columns.mT)
-    return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    return _orthonormal_operator(columns) if opaque(columns) else _orthonormal(columns)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """`orthonormalize` with a number of launches that does not depend on the batch: no QR."""
+    n, k = columns.shape[-2:]
+    if k > n or columns.numel() == 0:  # any basis of the whole space will do
+        identity = torch.eye(n, min(n, k), dtype=columns.dtype, device=columns.device)
+        return identity.expand(*columns.shape[:-1], -1).contiguous()
+    if k <= MAX_RANK and uses_triton(columns):
+        from projunn.kernels.jit import launch_factors
+
+        return launch_factors.orthonormal_columns(as_blocks(columns)).reshape(columns.shape)
+    precise = columns.to(torch.complex128 if columns.is_complex() else torch.float64)
+    return iterations.orthonormal(precise).to(columns.dtype).contiguous()
 
 
 def vector_norms(vectors: Tensor) -> Tensor:
@@ -63,6 +84,15 @@ def vector_norms(vectors: Tensor) -> Tensor:
     if vectors.is_complex():
         vectors = torch.view_as_real(vectors.resolve_conj()).flatten(-2)
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+
+
+_orthonormal_operator = operator("projunn::orthonormalize", mutates_args=())(_orthonormal)
+
+
+@_orthonormal_operator.register_fake
+def _(columns):  # type: ignore[no-untyped-def]
+    n, k = columns.shape[-2:]
+    return columns.new_empty((*columns.shape[:-1], min(n, k)))
 
 
 @operator("projunn::factor", mutates_args=())

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, operator, uses_triton
+from projunn.kernels.backends import on_device, opaque, operator, uses_triton
 from projunn.kernels.blocks import as_blocks, contiguous_blocks, flattened, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK, PROBE, factor, orthonormalize
 from projunn.kernels.retract import retract_
@@ -164,7 +164,7 @@ def _listed(
     warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
     warm = torch.where(taken[:, None, None], warm, own)
     with flattened(basis) as bases:
-        if weight.device.type == "cpu":
+        if not on_device(weight):
             bases[present(active)] = warm[named]
         else:  # without waiting for the mask: entries that name nothing add zero to block 0
             bases.index_add_(0, at, torch.where(named[:, None, None], warm - own, 0.0))

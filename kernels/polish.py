@@ -9,19 +9,24 @@ where the iteration could diverge, or not finite, is left as it is.
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, operator, uses_triton
+from projunn.kernels.backends import on_device, opaque, operator, uses_triton
 from projunn.kernels.blocks import flattened
 
 NEAR = 0.5
 
 
-def polish_(weight: Tensor) -> Tensor:
-    """One step on each matrix, in place, without waiting for a device; returns ``weight``."""
+def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
+    """One step on each matrix, in place, without waiting for a device; returns ``weight``.
+
+    Nothing changes where the 0-d mask ``due`` is given and does not hold.
+    """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
         gram = weight @ weight.mH if wide else weight.mH @ weight
         error = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - gram
         near = torch.linalg.matrix_norm(error, keepdim=True) < NEAR
+        if due is not None:
+            near = near & due
         correction = error @ weight if wide else weight @ error
         return weight.add_(torch.where(near, correction, 0.0), alpha=0.5)
 
@@ -30,20 +35,24 @@ def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = Fa
     """`polish_` if the 0-d tensor ``step`` is a multiple of ``period``, decided where ``step`` is.
 
     On a GPU that is decided by the kernels, so that the call can be part of a captured graph; they
-    cost three empty launches when nothing is due.  ``weight`` as real pairs if ``pairs``.
+    cost three empty launches when nothing is due.  Without kernels (float64, backend ``torch``) the polish
+    is computed at every call and put to use when it is due.  ``weight`` as real pairs if ``pairs``.
     """
     (_operator if opaque(weight) else _polish_when_due)(weight, step, period, pairs)
 
 
 def _polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
     matrices = torch.view_as_complex(weight) if pairs else weight
-    if step.device.type != "cpu" and uses_triton(matrices):
+    if not on_device(step):
+        if step.item() % period == 0:
+            polish_(matrices)
+    elif uses_triton(matrices):
         from projunn.kernels.jit import launch
 
         with flattened(matrices) as blocks:
             launch.polish(blocks, step, period)
-    elif step.item() % period == 0:
-        polish_(matrices)
+    else:
+        polish_(matrices, step % period == 0)
 
 
 @operator("projunn::polish_when_due_", mutates_args=("weight",))

@@ -69,10 +69,9 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return weight
     if weight.ndim == 2:
         return weight.addmm_(left, right.mH)
-    if weight.ndim == 3:
-        return weight.baddbmm_(left, right.mH)
-    for block, l, r in zip(weight.unbind(0), left.unbind(0), right.unbind(0), strict=True):
-        _passes(block, l, r)
+    if weight.numel() > 0:
+        with flattened(weight) as blocks:
+            blocks.baddbmm_(as_blocks(left), as_blocks(right).mH)
     return weight
 
 

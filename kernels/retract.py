@@ -15,7 +15,7 @@ from math import inf, nan, sqrt
 import torch
 from torch import Tensor
 
-from projunn.kernels.backends import opaque, operator, uses_triton
+from projunn.kernels.backends import on_device, opaque, operator, uses_triton
 from projunn.kernels.basis import step_basis
 from projunn.kernels.blocks import as_blocks, flattened, known_to_hold, present
 from projunn.kernels.factor import MAX_RANK
@@ -66,7 +66,7 @@ def _turn(
     own: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
-    if own.shape == (own.shape[0], 1) and own.device.type == "cpu" and dtype == torch.float32:
+    if own.shape == (own.shape[0], 1) and dtype == torch.float32 and not on_device(own):
         plane = _turn_of_plane(own, pulled, retraction)
         if plane is not None:
             return *plane, torch.tensor(True)

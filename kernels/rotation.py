@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from projunn.kernels import iterations
+from projunn.kernels.backends import on_device
 
 RETRACTIONS = ("exp", "polar", "cayley")
 
@@ -28,9 +29,10 @@ def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tens
     The mask is False, and F zero, where E is not finite or the result is not determined to working
     ``precision``: for ``polar`` where the smallest singular value of W + D is below 4 ``precision``
     times the largest (in the span of the step), for ``exp`` where it would turn a plane by more than
-    ``precision**-0.5`` radians.
+    ``precision**-0.5`` radians.  On a GPU, for k > 1, ``polar`` needs singular values that differ by less
+    than a factor 1e7 in any precision, and ``cayley`` a step of less than that size.
     """
-    if e.shape == (2, 2) and e.device.type == "cpu" and not e.is_complex():
+    if e.shape == (2, 2) and not e.is_complex() and not on_device(e):
         return _single(e, retraction, precision)
     if e.shape[-1] == 2:
         f, usable = _closed_form(e, retraction, precision)
@@ -43,7 +45,7 @@ def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tens
 
 def _dense(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
     identity = torch.eye(e.shape[-1], dtype=e.dtype, device=e.device)
-    if e.device.type != "cpu":
+    if on_device(e):
         return _iterated(e, identity, retraction, precision)
     if retraction == "polar":
         u, s, vh = torch.linalg.svd(identity + e)
@@ -59,13 +61,13 @@ def _dense(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor
 
 
 def _iterated(e: Tensor, identity: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
-    """`_dense` without a decomposition, for which a device would have to report to the host."""
+    """`_dense` without a decomposition: see `iterations`."""
     a = (e - e.mH) / 2
     if retraction == "polar":
         u, regular = iterations.polar_factor(identity + e)
         f, usable = u - identity, regular > 4 * precision
     elif retraction == "cayley":
-        f = torch.linalg.solve_ex(identity - a / 2, a).result
+        f = iterations.inverse(identity - a / 2) @ a
         usable = f.isfinite().all(dim=(-2, -1))
     else:
         size = torch.linalg.matrix_norm(a)

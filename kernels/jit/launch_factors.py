@@ -45,6 +45,11 @@ def orthonormal(partial: Tensor, matrix: Tensor) -> Tensor:
     return result
 
 
+def orthonormal_columns(columns: Tensor) -> Tensor:
+    """`projunn.kernels.orthonormalize` of (B, n, k), 1 < k <= MAX_RANK, k <= n."""
+    return orthonormal(as_columns(columns).unsqueeze(1), columns.mT).mT.contiguous()
+
+
 def sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> tuple[Tensor, Tensor]:
     """`projunn.kernels.sketch` of x (B, rows, n) and g (B, rows, m), k <= MAX_RANK: X and Y.
 
