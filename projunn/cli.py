@@ -15,9 +15,16 @@ import torch
 
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
-from projunn_kernels import tables, tuning
 from projunn_kernels.backends import chosen_backend, interpreting, triton_installed
-from projunn_kernels.problems import OPERATIONS, Problem, device_of, problems_of, standard_problems
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.problem import (
+    OPERATIONS,
+    Problem,
+    device_of,
+    problems_of,
+    standard_problems,
+)
 
 _INTERRUPTED = 130
 
@@ -197,7 +204,7 @@ def _autotune(arguments: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         raise RuntimeError("autotune needs a GPU, and PyTorch sees none")
     from projunn.tuning_display import show
-    from projunn_kernels.jit.autotune import autotune, cold_time
+    from projunn_kernels.tuning.autotune import autotune, cold_time
 
     device = torch.device("cuda", torch.cuda.current_device())
     properties = device_of(device)

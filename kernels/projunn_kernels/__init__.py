@@ -20,26 +20,26 @@ or in ``closed_form``, for ``problems``), ``backends`` what runs when.  Nothing 
 and nothing but ``jit`` imports triton.
 """
 
-from projunn_kernels.basis import step_basis
-from projunn_kernels.convolution import fourier_convolution, fourier_convolution_sketch
-from projunn_kernels.factor import factor, orthonormalize
-from projunn_kernels.factored_step import factored_step_
-from projunn_kernels.frequencies import Frequencies, frequencies
-from projunn_kernels.fused_step import fused_step_
-from projunn_kernels.polish import polish_, polish_when_due_
-from projunn_kernels.products import adjoint_product, product
+from projunn_kernels.convolution.fourier import fourier_convolution, fourier_convolution_sketch
+from projunn_kernels.convolution.grid import Frequencies, frequencies
+from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product
+from projunn_kernels.factorization.eager import factor, orthonormalize
+from projunn_kernels.polish.eager import polish_, polish_when_due_
+from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
-from projunn_kernels.rank_update import rank_update_
-from projunn_kernels.recurrence import (
+from projunn_kernels.rank_update.eager import rank_update_
+from projunn_kernels.retraction.basis import step_basis
+from projunn_kernels.retraction.eager import retract_
+from projunn_kernels.retraction.rotations import RETRACTIONS, rotation
+from projunn_kernels.sketching.eager import sketch
+from projunn_kernels.step.eager import fused_step_
+from projunn_kernels.step.factored import factored_step_
+from projunn_kernels.time_loop.operation import (
     NONLINEARITIES,
     apply_nonlinearity,
     recurrence,
     recurrence_backward,
 )
-from projunn_kernels.retract import retract_
-from projunn_kernels.rotation import RETRACTIONS, rotation
-from projunn_kernels.sketch import sketch
-from projunn_kernels.spectral import spectral_gradient, spectral_product
 
 __all__ = [
     "NONLINEARITIES",

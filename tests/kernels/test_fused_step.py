@@ -29,7 +29,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retract`.
+# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retraction.eager`.
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
