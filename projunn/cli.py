@@ -18,13 +18,8 @@ from projunn.training.config import CHOICES, TrainConfig
 from projunn_kernels.backends import chosen_backend, interpreting, triton_installed
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
-from projunn_kernels.configs.problem import (
-    OPERATIONS,
-    Problem,
-    device_of,
-    problems_of,
-    standard_problems,
-)
+from projunn_kernels.configs.closed_form import problems_of, standard_problems, tuned
+from projunn_kernels.configs.problem import Problem, device_of
 
 _INTERRUPTED = 130
 
@@ -138,9 +133,7 @@ def _add_autotune(commands: Any) -> None:
         "its table in the user's cache (PROJUNN_CACHE overrides where). Ctrl-C keeps what is done.",
     )
     tune.set_defaults(run=_autotune)
-    tune.add_argument(
-        "--op", type=_words, metavar="A,B", help=f"of {', '.join(OPERATIONS)}; default: all"
-    )
+    tune.add_argument("--op", type=_words, metavar="A,B", help=f"of {', '.join(tuned())}; default: all")
     tune.add_argument(
         "--shapes",
         type=_words,
@@ -158,10 +151,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _problems(arguments: argparse.Namespace) -> list[Problem]:
-    operations = arguments.op or OPERATIONS
+    operations = arguments.op or tuned()
     for name in operations:
-        if name not in OPERATIONS:
-            raise ValueError(f"op: got {name!r}, wanted some of {', '.join(OPERATIONS)}")
+        if name not in tuned():
+            raise ValueError(f"op: got {name!r}, wanted some of {', '.join(tuned())}")
     kinds = [arguments.dtype == "complex"] if arguments.dtype else [False, True]
     if arguments.shapes is None:
         if arguments.rank is not None:

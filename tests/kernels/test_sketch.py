@@ -6,7 +6,7 @@ import torch
 import projunn
 from projunn_kernels import factor, sketch
 from projunn_kernels.backends import triton_installed
-from projunn_kernels.sketching.eager import sketch_reference
+from projunn_kernels.sketching.reference import sketch as sketch_reference
 from tests.dense import precise
 
 

@@ -10,8 +10,8 @@ import torch
 from projunn.cli import main
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
-from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import OPERATIONS, Config, Device, Problem
+from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
+from projunn_kernels.configs.problem import Config, Device, Problem
 
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
 PROBLEM = Problem("rank_update", False, 1, 40, 40, 2)
@@ -37,7 +37,7 @@ def winner(rows=8):
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [1, 5, 33, 64, 128, 1000, 16384])
 def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
-    for operation in OPERATIONS:
+    for operation in tuned():
         if operation == "fused_step" and n > 128:
             continue
         problem = Problem(operation, pairs, k, n, n, 3)
@@ -108,7 +108,7 @@ def small(operation, k=1):
 
 
 @interpreted
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", tuned())
 def test_every_operation_runs_and_the_fastest_wins(operation):
     from projunn_kernels.tuning.autotune import autotune
 
@@ -155,27 +155,20 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 
 @interpreted
 def test_what_spills_is_no_candidate(monkeypatch):
-    from projunn_kernels.products import launch
-    from projunn_kernels.tuning.autotune import autotune
+    from projunn_kernels.tuning import autotune as module
 
-    first, kernel = closed_form(small("product"), GPU), launch.product_kernel
-    timed = []
+    first, timed = closed_form(small("product"), GPU), []
 
-    class Compiled:  # what a launch returns on a GPU
-        def __getitem__(self, grid):
-            def run(*args, **constants):
-                kernel[grid](*args, **constants)
-                self.n_spills = 8 if constants["BM"] == first.rows else 0
-                return self
-
-            return run
+    def spills(run):
+        run()
+        return tuning.config_for(small("product"), GPU)[0].rows == first.rows
 
     def timer(run):
         timed.append(tuning.config_for(small("product"), GPU)[0])
         return 1.0
 
-    monkeypatch.setattr(launch, "product_kernel", Compiled())
-    (result,) = autotune([small("product")], CPU, GPU, timer)
+    monkeypatch.setattr(module, "spills", spills)
+    (result,) = module.autotune([small("product")], CPU, GPU, timer)
     assert timed == [c for c in candidates(small("product"), GPU) if c.rows != first.rows]
     assert result.config in timed
 

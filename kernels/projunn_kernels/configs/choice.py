@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from projunn_kernels.configs.closed_form import closed_form
-from projunn_kernels.configs.problem import OPERATIONS, Config, Device, Problem
+from projunn_kernels.configs.closed_form import closed_form, tuned
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.configs.tables import tables_of
 
 
@@ -57,7 +57,7 @@ def in_force(device: Device) -> dict[str, str]:
     """For each operation, where its configurations come from and why: for ``projunn info``."""
     found = list(tables_of(device))
     reasons = {}
-    for operation in OPERATIONS:
+    for operation in tuned():
         parts = []
         for source, configs in found:
             count = sum(bucket.startswith(f"{operation}/") for bucket in configs)
