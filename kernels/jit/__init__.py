@@ -17,7 +17,8 @@ path runs.  From the bottom up::
     launch         pointer tables, grids, and what each launch passes; launch_factors,
                    launch_recurrence, launch_spectral
     interception   something in the kernels' place: for what follows, and the tests
-    autotune       times configurations
+    autotune       compares configurations: compilers compiles them, timing times them, fingerprints
+                   says what kernels they were compared on
     aot            compiles for GPUs that are not there: aot_problems launches, binaries reads
 
 Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
