@@ -61,21 +61,37 @@ def run(tmp_path, text):
 
 
 def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
-    """Each binary once, in other processes; this one then compiles nothing."""
+    """What the autotuner asks for, each binary once, in other processes; a launch compiles nothing."""
     seen = run(
         tmp_path,
         """
         from types import SimpleNamespace
+
+        import torch
+        from projunn.kernels import tuning
+        from projunn.kernels.jit import autotune
+        from projunn.kernels.jit.interception import intercepted
+
+        class WithoutGPU:
+            # A kernel whose launch ends where the GPU would begin.
+            def __init__(self, kernel):
+                self._kernel = kernel
+
+            def __getitem__(self, grid):
+                return lambda *args, **constants: self._kernel.warmup(*args, grid=grid, **constants)
 
         if __name__ == "__main__":
             import triton
             from triton.backends.compiler import GPUTarget
             from triton.runtime import driver
 
-            made = launches("rank_update") + launches("product") + launches("basis")
-            counts = []
+            autotune.candidates = lambda *told: candidates(*told)[:2]
+            problems = [Problem(name, False, 1, 1024, 1024, 1) for name in ("rank_update", "basis")]
+            problems.append(Problem("fused_step", True, 1, 64, 64, 3))
+            cpu, counts = torch.device("cpu"), []
+            needed = [one for p in problems for one in autotune._prepare(p, cpu, DEVICE).needed()]
             with Compilers(2, TARGET) as workers:
-                found = workers.compile(wanted(made + made), done=counts.append)
+                found = workers.compile(needed, done=counts.append)
             hits = []
             triton.knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
             there = GPUTarget(*TARGET)
@@ -84,16 +100,19 @@ def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
                 get_current_device=lambda: 0,
                 get_current_stream=lambda device: 0,
             ))
-            for kernel, args, constants in made:
-                kernel.warmup(*args, grid=(1,), **constants)  # a launch, but for the GPU
-            print(json.dumps([list(found.values()), counts, hits, len(set(wanted(made)))]))
+            for problem in problems:
+                launch, _ = autotune._case(problem, cpu)
+                for config in candidates(problem, DEVICE)[:2]:
+                    with tuning.using({problem.operation: config}), intercepted(WithoutGPU):
+                        launch()
+            print(json.dumps([list(found.values()), counts, hits, len(set(needed))]))
         """,
     )
     reasons, counts, hits, distinct = seen
     assert reasons == [""] * distinct
     assert counts == list(range(1, distinct + 1))
-    assert hits == [True] * len(hits)
-    assert len(hits) >= distinct > 6
+    assert hits == [True] * distinct  # none is left out, and none compiled by the launch
+    assert distinct == 2 + (1 + 2 + 1) + 2  # a turn makes two launches more, the same for each basis
 
 
 def test_what_fails_crashes_or_hangs_is_reported_and_the_rest_is_compiled(tmp_path):
