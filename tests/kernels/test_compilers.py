@@ -159,6 +159,28 @@ def test_what_fails_crashes_or_hangs_is_reported_and_the_rest_is_compiled(tmp_pa
     assert all(alive)
 
 
+def test_the_key_on_disk_is_that_of_the_launching_process(tmp_path):
+    """Triton 3.6 may give one kernel another key in every process."""
+    seen = run(
+        tmp_path,
+        """
+        class Moody:
+            def __init__(self, key):
+                self.cache_key = key
+
+            def warmup(self, *args, **constants):
+                raise RuntimeError(self.hash)
+
+        key = "launching" if __name__ == "__main__" else "compiling"
+        compilers.kernels = lambda: {"moody": Moody(key)}
+        if __name__ == "__main__":
+            with Compilers(1, TARGET) as workers:
+                print(json.dumps(list(workers.compile([compilation("moody", (), {})]).values())))
+        """,
+    )
+    assert seen == ["launching"]
+
+
 def test_compiling_stops_when_time_is_up(tmp_path):
     seen = run(
         tmp_path,
