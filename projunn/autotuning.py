@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
-from projunn.kernels import tables, tuning
-from projunn.kernels.backends import interpreting, triton_installed
-from projunn.kernels.problems import (
+from projunn.model_problems import IMAGES, LENGTH, SEQUENCES, load_model, model_problems
+from projunn.tuning_display import Board
+from projunn_kernels.backends import interpreting, triton_installed
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.problem import (
     OPERATIONS,
     Device,
     Problem,
@@ -16,9 +19,7 @@ from projunn.kernels.problems import (
     problems_of,
     standard_problems,
 )
-from projunn.kernels.tuning_plan import Plan, duration
-from projunn.model_problems import IMAGES, LENGTH, SEQUENCES, load_model, model_problems
-from projunn.tuning_display import Board
+from projunn_kernels.tuning.plan import Plan, duration
 
 _INTERRUPTED = 130
 
@@ -93,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _tune(
     arguments: argparse.Namespace, problems: list[Problem], device: torch.device, properties: Device
 ) -> int:
-    from projunn.kernels.jit.autotune import autotune
-    from projunn.kernels.jit.compilers import Compilers
-    from projunn.kernels.jit.timing import cold_time
+    from projunn_kernels.tuning.autotune import autotune
+    from projunn_kernels.tuning.compilers import Compilers
+    from projunn_kernels.tuning.timing import cold_time
 
     if arguments.missing:
         known = tuning.tuned_buckets(properties)

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from projunn import autotuning
-from projunn.kernels import tables, tuning
-from projunn.kernels.backends import chosen_backend
-from projunn.kernels.problems import device_of
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
+from projunn_kernels.backends import chosen_backend
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.problem import device_of
 
 _INTERRUPTED = 130
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projunn.kernels import tuning
-from projunn.kernels.problems import Problem
 from projunn.manifold import UnitaryParameter, unitary_parameters
 from projunn.nn import (
     BlockUnitaryLinear,
@@ -28,6 +26,8 @@ from projunn.nn import (
 )
 from projunn.optim import SGD
 from projunn.optim.unitary import UnitaryOptimizer
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import Problem
 
 _Model = tuple[nn.Module, UnitaryOptimizer | None]
 _CONVOLUTIONS = (UnitaryConv1d, UnitaryConv2d, UnitaryConv3d)
@@ -105,7 +105,7 @@ def model_problems(
     Raises:
         ValueError: no kernel is asked for, or a layer does not run.
     """
-    from projunn.kernels.jit.aot_problems import recorded
+    from projunn_kernels.tuning.aot_problems import recorded
 
     model.to(device)
     stepped = SGD(model.parameters(), lr=1e-3) if optimizer is None else optimizer

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from projunn.kernels.tuning_plan import duration
+from projunn_kernels.tuning.plan import duration
 
 if TYPE_CHECKING:
-    from projunn.kernels.jit.autotune import Progress, Result
+    from projunn_kernels.tuning.autotune import Progress, Result
 
 _NAMES = ("bucket", "tile", "warps", "ms", "GB/s", "closed form ms", "tried")
 

@@ -8,10 +8,11 @@ import torch
 import projunn
 from projunn import autotuning, cli
 from projunn.cli import main
-from projunn.kernels import tables, tuning
-from projunn.kernels.closed_form import candidates, closed_form
-from projunn.kernels.problems import Device, Problem
-from projunn.kernels.tables import Entry, read_table, write_table
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.closed_form import candidates, closed_form
+from projunn_kernels.configs.problem import Device, Problem
+from projunn_kernels.configs.tables import Entry, read_table, write_table
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
@@ -49,7 +50,7 @@ class StandInCompilers:
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU, as far as the command can see: the interpreter, and a clock that says 1 ms."""
-    from projunn.kernels.jit import compilers, timing
+    from projunn_kernels.tuning import compilers, timing
 
     timed = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -132,7 +133,7 @@ def test_a_time_limit_is_announced_and_kept(gpu, capsys):
 
 @interpreted
 def test_ctrl_c_keeps_what_is_done(gpu, capsys, monkeypatch):
-    from projunn.kernels.jit import timing
+    from projunn_kernels.tuning import timing
 
     problems = [Problem(name, False, 1, 16, 16, 1) for name in ("product", "rank_update")]
     left = [len(candidates(problems[0], GPU))]

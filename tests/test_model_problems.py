@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import projunn
-from projunn.kernels.problems import Problem
 from projunn.model_problems import load_model, model_problems
+from projunn_kernels.configs.problem import Problem
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")

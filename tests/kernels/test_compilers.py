@@ -22,11 +22,11 @@ pytestmark = pytest.mark.skipif(
 # Launches of a few kernels, as the autotuner would have them compiled for an H100.
 BEGIN = """
 import json, os, sys, time
-from projunn.kernels.closed_form import candidates
-from projunn.kernels.jit.aot_problems import launches_of
-from projunn.kernels.jit import compilers
-from projunn.kernels.jit.compilers import Compilers, compilation
-from projunn.kernels.problems import Device, Problem
+from projunn_kernels.configs.closed_form import candidates
+from projunn_kernels.tuning.aot_problems import launches_of
+from projunn_kernels.tuning import compilers
+from projunn_kernels.tuning.compilers import Compilers, compilation
+from projunn_kernels.configs.problem import Device, Problem
 
 TARGET = ("cuda", 90, 32)
 DEVICE = Device("NVIDIA H100 80GB HBM3", "9.0", 132, 232_448)
@@ -68,9 +68,9 @@ def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
         from types import SimpleNamespace
 
         import torch
-        from projunn.kernels import tuning
-        from projunn.kernels.jit import autotune
-        from projunn.kernels.jit.interception import intercepted
+        from projunn_kernels.configs import choice as tuning
+        from projunn_kernels.tuning import autotune
+        from projunn_kernels.tuning.interception import intercepted
 
         class WithoutGPU:
             # A kernel whose launch ends where the GPU would begin.
@@ -230,7 +230,7 @@ def test_ctrl_c_ends_the_compilers_without_a_word(tmp_path):
 
 def test_launches_that_need_the_same_binary_are_one_compilation():
     pytest.importorskip("triton")
-    from projunn.kernels.jit.compilers import compilation
+    from projunn_kernels.tuning.compilers import compilation
 
     def of(size, rate=0.1, dtype=torch.float32, offset=0, **constants):
         tensor = torch.empty(64, dtype=dtype)[offset:]

@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.kernels import (
+from projunn.optim import SGD
+from projunn_kernels import (
     factor,
     frequencies,
     fused_step_,
@@ -24,12 +25,11 @@ from projunn.kernels import (
     sketch,
     spectral_gradient,
     spectral_product,
-    tuning,
 )
-from projunn.kernels.jit import launch
-from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.problems import Config
-from projunn.optim import SGD
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import Config
+from projunn_kernels.polish.launch import polish
+from projunn_kernels.tuning.interception import intercepted
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
 KINDS = [torch.float32, torch.complex64]
@@ -171,10 +171,10 @@ def test_block_sparse_update(launches, passes):
 
 def test_polish_reads_nothing_before_it_is_due(launches, passes):
     weight = init.haar_(torch.empty(1, 64, 64))
-    launch.polish(weight, torch.tensor(7), 3)
+    polish(weight, torch.tensor(7), 3)
     assert names(launches) == ["residual", "correct", "settle"]
     assert passes(weight) == (0, 0)
-    launch.polish(weight, torch.tensor(6), 3)
+    polish(weight, torch.tensor(6), 3)
     # E: 2 tiles of 2 x 2 a tile; V: 2 a tile and W itself; W = V
     assert passes(weight) == (4 + 3, 1)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import projunn
-from projunn.kernels import NONLINEARITIES, recurrence, recurrence_backward, tuning
-from projunn.kernels.problems import TIME_LOOPS, Config
-from projunn.kernels.recurrence import recurrence_reference
-from projunn.kernels.time_loop import _Workspace
+from projunn_kernels import NONLINEARITIES, recurrence, recurrence_backward
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import TIME_LOOPS, Config
+from projunn_kernels.time_loop.eager import _Workspace
+from projunn_kernels.time_loop.operation import recurrence_reference
 
 # Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
 INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")

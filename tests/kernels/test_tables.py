@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
-from projunn.kernels import tables
-from projunn.kernels.problems import Config, Device
-from projunn.kernels.tables import Entry, read_table, write_table
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.problem import Config, Device
+from projunn_kernels.configs.tables import Entry, read_table, write_table
 
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
 BUCKET = "rank_update/real/k1/64x64/b2"

@@ -8,11 +8,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from projunn.kernels import tables, tuning
-from projunn.kernels.closed_form import candidates, closed_form
-from projunn.kernels.problems import OPERATIONS, SPECTRAL_OPERATIONS, Config, Device, Problem
-from projunn.kernels.tables import Entry
-from projunn.kernels.tuning_plan import Plan, duration
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.closed_form import candidates, closed_form
+from projunn_kernels.configs.problem import OPERATIONS, SPECTRAL_OPERATIONS, Config, Device, Problem
+from projunn_kernels.configs.tables import Entry
+from projunn_kernels.tuning.plan import Plan, duration
 
 triton = pytest.importorskip("triton")
 
@@ -41,7 +42,7 @@ def file(device=GPU):
 
 
 def entry(config=TUNED):
-    from projunn.kernels.jit.fingerprints import fingerprints
+    from projunn_kernels.tuning.fingerprints import fingerprints
 
     kernels = {"rank_update_kernel": fingerprints()["rank_update_kernel"]}
     return {PROBLEM.bucket: Entry(config, 0.5, 0.75, kernels)}
@@ -294,7 +295,7 @@ def small(operation, k=1):
 
 def tune(problem, times, **options):
     """Tune with a clock that gives each configuration its time, 1 if it has none."""
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.tuning.autotune import autotune
 
     tried = []
 
@@ -354,7 +355,7 @@ def test_the_closed_form_stays_unless_a_candidate_wins_by_2_percent_twice(times,
 
 @interpreted
 def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.tuning.autotune import autotune
 
     first = closed_form(small("product"), GPU)
 
@@ -381,7 +382,7 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 
 @interpreted
 def test_what_spills_is_no_candidate(monkeypatch):
-    from projunn.kernels.jit import launch
+    from projunn_kernels.products import launch
 
     problem = small("product")
     first, kernel = closed_form(problem, GPU), launch.product_kernel
@@ -419,7 +420,7 @@ class StandInCompilers:
 
 @interpreted
 def test_candidates_are_compiled_ahead_each_binary_once_and_nothing_is_timed_meanwhile():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.tuning.autotune import autotune
 
     events, compilers = [], StandInCompilers()
     problems = [Problem("product", False, 1, n, n, 1) for n in (16, 32)]
@@ -459,7 +460,7 @@ def test_what_cannot_be_compiled_is_not_launched():
 
 @interpreted
 def test_progress_is_told_with_the_time_that_is_left():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.tuning.autotune import autotune
 
     told = []
     problems = [small("product"), small("rank_update")]
@@ -474,7 +475,7 @@ def test_progress_is_told_with_the_time_that_is_left():
 
 @interpreted
 def test_time_limit_and_each_bucket_once():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.tuning.autotune import autotune
 
     assert list(autotune([small("product")], CPU, GPU, lambda run: 1.0, seconds=-1)) == []
     twice = [small("product"), Problem("product", False, 1, 15, 16, 1)]
@@ -483,7 +484,7 @@ def test_time_limit_and_each_bucket_once():
 
 @interpreted
 def test_what_a_kernel_changes_is_restored(monkeypatch):
-    from projunn.kernels.jit import autotune
+    from projunn_kernels.tuning import autotune
 
     seen = []
     case = autotune._case
@@ -502,7 +503,7 @@ def test_what_a_kernel_changes_is_restored(monkeypatch):
 
 
 def test_clocks_are_warmed_up_where_the_gpu_has_been_idle(monkeypatch):
-    from projunn.kernels.jit import timing
+    from projunn_kernels.tuning import timing
 
     now, work = [100.0], []
     monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
