@@ -94,6 +94,17 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
         raise Distrusted(f"{verdict.kernel}: {verdict.problem}")
 
 
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Inside, nothing is checked: for launches that are recorded and not made."""
+    before = getattr(_state, "checking", False)
+    _state.checking = True
+    try:
+        yield
+    finally:
+        _state.checking = before
+
+
 def forget() -> None:
     """Ask for every verdict anew: for tests, and after the cache has been changed."""
     _answers.clear()
@@ -177,15 +188,13 @@ def floor_of(variant: Variant) -> float:
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
     """Inside, nothing of the caller's state is seen or changed."""
-    _state.checking = True
     dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        torch.set_default_dtype(torch.float32)
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
+        with suspended(), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         torch.set_default_dtype(dtype)
-        _state.checking = False
 
 
 def _warn(verdict: Verdict) -> None:

@@ -63,7 +63,9 @@ def test_a_backward_loop_that_the_compiler_got_wrong_is_caught():
     with projunn.backend("torch"):
         expected = gradients_of(rnn, x)
     with intercepted(TheOldBackwardLoop):
-        with pytest.warns(RuntimeWarning, match="recurrence_backward real .* is replaced|recurrence_backw"):
+        with pytest.warns(
+            RuntimeWarning, match="recurrence_backward real .* is replaced|recurrence_backw"
+        ):
             found = gradients_of(rnn, x)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # it is said once
@@ -93,7 +95,10 @@ def test_a_kernel_that_does_not_compile_is_replaced():
             raise RuntimeError("PassManager::run failed")
 
     weight = torch.zeros(20, 20)
-    with intercepted(Broken), pytest.warns(RuntimeWarning, match="RuntimeError: PassManager::run failed"):
+    with (
+        intercepted(Broken),
+        pytest.warns(RuntimeWarning, match="RuntimeError: PassManager::run failed"),
+    ):
         rank_update_(weight, torch.ones(20, 1), torch.ones(20, 1))
     assert torch.equal(weight, torch.ones(20, 20))
 

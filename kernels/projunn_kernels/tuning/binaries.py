@@ -6,16 +6,16 @@ Triton; and how many of the bytes of the global loads and stores in the code go 
 
 import contextlib
 import hashlib
-import importlib
 import io
 import os
-import pkgutil
 import re
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
+from projunn_kernels.launching import kernels
 
 # Bytes of shared memory a program may have.
 ARCHITECTURES = {
@@ -86,18 +86,6 @@ _TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
-
-
-def kernels() -> dict[str, Any]:
-    """Every kernel of the package by its name."""
-    import projunn_kernels
-
-    found: dict[str, Any] = {}
-    for module in pkgutil.walk_packages(projunn_kernels.__path__, "projunn_kernels."):
-        if module.name.endswith(".kernels"):
-            defined = vars(importlib.import_module(module.name)).items()
-            found |= {name: value for name, value in defined if name.endswith("_kernel")}
-    return found
 
 
 def key(what: Binary) -> str:
