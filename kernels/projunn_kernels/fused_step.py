@@ -23,7 +23,7 @@ from projunn_kernels.factor import MAX_RANK, PROBE, factor, orthonormalize
 from projunn_kernels.retract import retract_
 
 MAX_FUSED = 128
-_MAX_FLOATS = 1024  # of the n x k factors, real numbers: more do not fit the registers
+MAX_FLOATS = 1024  # of the n x k factors, real numbers: more do not fit the registers
 
 
 def fused_step_(
@@ -101,7 +101,7 @@ def _fits_one_launch(*lists: list[Tensor]) -> bool:
         uses_triton(weight)
         and m <= n <= MAX_FUSED
         and basis.shape[-1] <= MAX_RANK
-        and n * basis.shape[-1] * (2 if weight.is_complex() else 1) <= _MAX_FLOATS
+        and n * basis.shape[-1] * (2 if weight.is_complex() else 1) <= MAX_FLOATS
         and all(t.is_contiguous() for tensors in lists for t in tensors)
     )
 

@@ -18,7 +18,8 @@ path runs.  From the bottom up::
                    launch_recurrence, launch_spectral
     interception   something in the kernels' place: for what follows, and the tests
     autotune       times configurations
-    aot            compiles for GPUs that are not there: aot_problems launches, binaries reads
+    aot            compiles for GPUs that are not there: aot_problems launches, binaries reads,
+                   carried looks for what a compiled loop forgets
 
 Complex numbers are interleaved real pairs; inside a kernel they are two tensors ``re, im``, and for real
 matrices (``PAIRS`` False) ``im`` is a stand-in that is never read.

@@ -4,12 +4,14 @@ The launchers run on tensors that hold no memory, with a recorder in the kernels
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from projunn_kernels import tuning
+from projunn_kernels.fused_step import MAX_FLOATS
 from projunn_kernels.jit.interception import intercepted
 from projunn_kernels.problems import SPECTRAL_OPERATIONS, TIME_LOOPS, Config, Problem
 
@@ -38,37 +40,42 @@ def launches_of(
     *,
     retraction: str = "exp",
     active: bool = False,
-    gradient: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    rate: bool = False,
     nonlinearity: str = "modrelu",
     precision: str = "highest",
 ) -> list[Launch]:
-    """The launches of an operation."""
+    """The launches of an operation.
+
+    ``dtype``: that of the gradient, or of a time loop's tensors, where it is not single precision.
+    ``rate``: a factor of the learning rate is on the device.
+    """
     from projunn_kernels.jit import launch as L
     from projunn_kernels.jit.launch_factors import factor
 
     if problem.operation in TIME_LOOPS:
         with matmul_precision(precision):
-            return _time_loop(problem, config, nonlinearity)
+            return _time_loop(problem, config, nonlinearity, dtype or torch.float32)
     if problem.operation in SPECTRAL_OPERATIONS:
         with matmul_precision(precision):
             return _spectral(problem, config)
     p = problem
-    dtype = torch.complex64 if p.pairs else torch.float32
+    single = torch.complex64 if p.pairs else torch.float32
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = single) -> torch.Tensor:
         return torch.empty((1,) * len(shape), dtype=dtype).expand(*shape)  # no memory
 
-    w = empty(p.blocks, p.m, p.n)
+    w, d = empty(p.blocks, p.m, p.n), empty(p.blocks, p.m, p.n, dtype=dtype or single)
     x, y = empty(p.blocks, p.m, p.k), empty(p.blocks, p.n, p.k)
     listed = torch.zeros(p.blocks, dtype=torch.int64) if active else None
     with recorded() as launches, tuning.using({p.operation: config}):
         if p.operation == "fused_step":
-            d = empty(p.blocks, p.m, p.n, dtype=dtype if p.pairs else gradient)
-            L.fused_step([w], [d], [x], [x], [x], 0.1, None, retraction, listed, True, config)
+            scale = torch.zeros(()) if rate else None
+            L.fused_step([w], [d], [x], [x], [x], 0.1, scale, retraction, listed, True, config)
         elif p.operation == "adjoint_product":
-            L.adjoint_partials(w, empty(p.blocks, p.k, p.m), listed, config)
+            L.adjoint_partials(d, empty(p.blocks, p.k, p.m), listed, config)
         elif p.operation == "product":
-            L.product_columns(w, empty(p.blocks, p.k, p.n), listed, config)
+            L.product_columns(d, empty(p.blocks, p.k, p.n), listed, config)
         elif p.operation == "rank_update":
             L.rank_update(w, x, y, listed, config)
         elif p.operation == "turn_rows":
@@ -97,16 +104,17 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _empty(*shape: int, pairs: bool) -> torch.Tensor:
+def _empty(*shape: int, pairs: bool, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     shape += (2,) * pairs
-    return torch.empty((1,) * len(shape)).expand(*shape)
+    return torch.empty((1,) * len(shape), dtype=dtype).expand(*shape)
 
 
-def _time_loop(p: Problem, config: Config, nonlinearity: str) -> list[Launch]:
+def _time_loop(p: Problem, config: Config, nonlinearity: str, dtype: torch.dtype) -> list[Launch]:
     from projunn_kernels.jit import launch_recurrence as L
 
-    states, w = _empty(p.blocks, p.m, p.n, pairs=p.pairs), _empty(p.n, p.n, pairs=p.pairs)
-    bias = torch.empty(p.n) if nonlinearity == "modrelu" else None
+    states = _empty(p.blocks, p.m, p.n, pairs=p.pairs, dtype=dtype)
+    w = _empty(p.n, p.n, pairs=p.pairs, dtype=dtype)
+    bias = torch.empty(p.n, dtype=dtype) if nonlinearity == "modrelu" else None
     with recorded() as launches:
         if p.operation == "recurrence":
             L.forward(states, states[0], w, bias, nonlinearity, config)
@@ -146,7 +154,7 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 if n == 64:
                     yield problem, {"active": True}
                 if full and not pairs:
-                    yield problem, {"gradient": torch.bfloat16}
+                    yield problem, {"dtype": torch.bfloat16}
             for n in (1024, 4096, 16384) if full else (1024, 16384):
                 for operation in ("adjoint_product", "product", "rank_update", "turn_rows"):
                     problem = Problem(operation, pairs, k, n, n, 1)
@@ -173,6 +181,69 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
                 yield Problem(operation, pairs, 256, 64, 64, 544), {"precision": precision}
                 yield Problem(operation, pairs, 256, 256, 256, 40), {"precision": precision}
             yield Problem(operation, pairs, 25, 33, 3, 35), {}  # odd sizes; a first layer's channels
+
+
+RANKS = (1, 2, 4, 8)
+RETRACTIONS = ("exp", "polar", "cayley")
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def variants() -> Iterator[tuple[Problem, dict[str, Any]]]:
+    """Every variant that the library launches, at sizes that stand for the rest.
+
+    Of each operation the product of all that is a constant of its kernels: rank, real or complex,
+    retraction, active list, dtype, nonlinearity, precision; and a small odd size, which has other tiles.
+    """
+    for pairs in (False, True):
+        for k in RANKS:
+            yield from _steps(pairs, k)
+            yield from _passes(pairs, k)
+        # The step of a tall matrix updates it by twice its rank; a low-rank update has any rank.
+        for k, active in itertools.product((16, 32), (False, True)):
+            yield Problem("rank_update", pairs, k, 1024, 1024, 1), {"active": active}
+        for n in (5, 32, 33, 190, 512):
+            yield from _loops(pairs, n)
+        for operation, precision in itertools.product(SPECTRAL_OPERATIONS, ("highest", "high")):
+            yield Problem(operation, pairs, 256, 64, 64, 544), {"precision": precision}
+            yield Problem(operation, pairs, 25, 33, 3, 35), {"precision": precision}
+        yield Problem("polish", pairs, 1, 256, 256, 1), {}
+        yield Problem("polish", pairs, 1, 5, 7, 3), {}
+
+
+def _steps(pairs: bool, k: int) -> Iterator[tuple[Problem, dict[str, Any]]]:
+    """Fused steps, and the factors of a step of a large matrix."""
+    dtypes = (None,) if pairs else (None, *_HALVES)
+    for retraction in RETRACTIONS:
+        for active, dtype, rate in itertools.product((False, True), dtypes, (False, True)):
+            variant = {"retraction": retraction, "active": active, "dtype": dtype, "rate": rate}
+            yield Problem("fused_step", pairs, k, 64, 64, 64), variant
+        for n in (9, 32, 128):
+            if n * k * (1 + pairs) <= MAX_FLOATS:
+                yield Problem("fused_step", pairs, k, n, n, 3), {"retraction": retraction}
+        for n in (9, 1024):
+            yield Problem("basis", pairs, k, n, n, 1), {"retraction": retraction}
+
+
+def _passes(pairs: bool, k: int) -> Iterator[tuple[Problem, dict[str, Any]]]:
+    """Passes over a matrix; the products also read real gradients of half precision."""
+    dtypes = (None,) if pairs else (None, *_HALVES)
+    for active, n in itertools.product((False, True), (9, 1024)):
+        for operation in ("adjoint_product", "product"):
+            for dtype in dtypes:
+                yield Problem(operation, pairs, k, n, n, 1), {"active": active, "dtype": dtype}
+        yield Problem("rank_update", pairs, k, n, n, 1), {"active": active}
+        yield Problem("turn_rows", pairs, k, n, n, 1), {"active": active}
+    for active in (False, True):  # rows too long for registers
+        yield Problem("turn_rows", pairs, k, 32768, 32768, 1), {"active": active}
+
+
+def _loops(pairs: bool, n: int) -> Iterator[tuple[Problem, dict[str, Any]]]:
+    """Time loops; precision is that of float32 products, and complex states have no relu."""
+    kinds = [{"precision": precision} for precision in ("highest", "high", "medium")]
+    kinds += [{"dtype": dtype} for dtype in _HALVES]
+    nonlinearities = ["identity", "tanh", "modrelu"] + ["relu"] * (not pairs)
+    for operation, nonlinearity, kind in itertools.product(TIME_LOOPS, nonlinearities, kinds):
+        yield Problem(operation, pairs, 1, 128, n, 1000), {"nonlinearity": nonlinearity} | kind
 
 
 def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:

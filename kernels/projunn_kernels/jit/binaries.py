@@ -11,6 +11,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,15 +93,34 @@ def key(what: Binary) -> str:
     """What the binary depends on: the launch, the source of the kernel and all it calls, Triton."""
     import triton
 
-    parts = (triton.__version__, kernels()[what.kernel].cache_key, replace(what, why=""))
+    parts = (triton.__version__, source_of(kernels()[what.kernel]), replace(what, why=""))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def compiled(what: Binary) -> dict[str, Any]:
-    """Compile, and read the binary."""
-    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
-    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-    import triton
+@cache
+def source_of(kernel: Any) -> str:
+    """A hash of the source of a kernel and of all it calls, with the constants that they name.
+
+    Triton's own ``cache_key`` is another number in another process: up to 3.6 it leaves out the
+    constants of functions that nothing has hashed before.
+    """
+    from triton.language import constexpr
+    from triton.runtime.jit import JITFunction
+
+    found: dict[tuple[str, str], tuple[str, list[tuple[str, str]]]] = {}
+    todo = [kernel]
+    while todo:
+        function = todo.pop()
+        named = {name: function.__globals__.get(name) for name in function.fn.__code__.co_names}
+        constants = [(n, repr(v.value)) for n, v in named.items() if isinstance(v, constexpr)]
+        found[function.__module__, function.__name__] = function.src, constants
+        called = [v for v in named.values() if isinstance(v, JITFunction)]
+        todo += [v for v in called if (v.__module__, v.__name__) not in found]
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+
+
+def source_and_target(what: Binary) -> tuple[Any, Any]:
+    """What Triton compiles: a kernel with its argument types and constants; and for which GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -115,6 +135,17 @@ def compiled(what: Binary) -> dict[str, Any]:
         constexprs=dict(what.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in what.aligned},
     )
+    return source, target
+
+
+def compiled(what: Binary) -> dict[str, Any]:
+    """Compile, and read the binary."""
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
+    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+    import triton
+
+    source, target = source_and_target(what)
+    amd = what.architecture.startswith("gfx")
     started, log = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(log):
         code = triton.compile(source, target=target, options=dict(what.options))

@@ -293,8 +293,8 @@ def recurrence_backward_kernel(
         gr, gi = multiply_add(gr, gi, dr, di, wr, wi, PAIRS, PRECISION)
         store_tile(grad_initial, rows, 0, batch, n, gr, gi, BN, PAIRS)
     else:
-        # d_{t+1} is read at ``grad_inputs + plane``.  A name for it, bound here and again in the loop, is a
-        # value that Triton fails to carry where both are the same pointer: see `projunn.kernels.jit.carried`.
+        # d_{t+1} is read at ``grad_inputs + plane``.  Triton would not carry a name for it that is bound
+        # here and again in the loop: see `projunn_kernels.jit.carried`.
         depth = 0  # there is no d_{T+1} to read
         for t in range(steps):
             for first in range(0, n, BN):
