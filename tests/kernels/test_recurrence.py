@@ -20,7 +20,11 @@ CASES = [(f, c) for f in NONLINEARITIES for c in (False, True) if not (f == "rel
 def draw(complex_, nonlinearity, steps=6, batch=3, n=5, dtype=torch.float64):
     pair = (2,) if complex_ else ()
     shapes = ((steps, batch, n), (batch, n), (n, n))
-    tensors = [torch.randn(*s, *pair, dtype=dtype, requires_grad=True) for s in shapes]
+    tensors = [torch.randn(*s, *pair, dtype=dtype) for s in shapes]
+    if complex_ and nonlinearity == "tanh":  # near its poles, at i pi / 2, rounding decides
+        for tensor in tensors:
+            tensor.mul_(0.1)
+    tensors = [tensor.requires_grad_() for tensor in tensors]
     bias = None
     if nonlinearity == "modrelu":
         bias = (0.3 * torch.randn(n, dtype=dtype)).requires_grad_()
@@ -91,8 +95,8 @@ def draw_projected(complex_, nonlinearity, steps=6, batch=3, n=5, m=2, dtype=tor
     _, *rest = draw(complex_, nonlinearity, steps, batch, n, dtype)
     shapes = (steps, batch, m), (n * (1 + complex_), m), (n * (1 + complex_),)
     u, *projection = (torch.randn(s, dtype=dtype) for s in shapes)
-    for tensor in projection:  # tanh has its poles at i pi / 2
-        tensor.mul_(0.2)
+    for tensor in projection:  # away from the poles, too
+        tensor.mul_(0.05 if complex_ and nonlinearity == "tanh" else 0.2)
     u, *projection = (t.requires_grad_() for t in (u, *projection))
     return [u, *rest], *projection
 

@@ -43,7 +43,8 @@ def test_equals_a_loop_of_its_cell(dtype, nonlinearity):
     rnn = UnitaryRNN(3, 4, nonlinearity=nonlinearity, dtype=dtype)
     cell = UnitaryRNNCell(3, 4, nonlinearity=nonlinearity, dtype=dtype)
     cell.load_state_dict({k.removesuffix("_l0"): v for k, v in rnn.state_dict().items()})
-    x, h = torch.randn(6, 2, 3, dtype=dtype), torch.randn(2, 4, dtype=dtype)
+    # States this small stay away from the poles of the complex tanh, near which rounding decides.
+    x, h = 0.1 * torch.randn(6, 2, 3, dtype=dtype), 0.1 * torch.randn(2, 4, dtype=dtype)
     output, last = rnn(x, h.unsqueeze(0))
     for step in range(6):
         h = cell(x[step], h)
