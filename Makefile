@@ -57,15 +57,15 @@ test-oldest:
 	  || $(OLDEST) "torch==$(TORCH)"
 	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
 	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
-	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn.kernels.jit.aot --tiny
+	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.jit.aot --tiny
 
 # AOT_ARGS=--full compiles every candidate; AOT_ARGS="--out FILE" goes on where FILE ends.
 aot: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m projunn.kernels.jit.aot $(AOT_ARGS)
+	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.jit.aot $(AOT_ARGS)
 
 # No setup: torch and triton of the machine are used as they are.  SANITIZE=1 adds compute-sanitizer.
 gpu:
-	$(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

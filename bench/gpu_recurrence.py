@@ -15,8 +15,8 @@ import projunn
 from bench.bench_recurrence import whole_step
 from bench.gpu_machine import Machine
 from bench.published import PublishedRNN
-from projunn.kernels import recurrence
 from projunn.nn import UnitaryRNN
+from projunn_kernels import recurrence
 
 STEPS, BATCH, INPUTS = 1000, 128, 10
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from projunn.kernels import tables, tuning
-from projunn.kernels.backends import chosen_backend, interpreting, triton_installed
-from projunn.kernels.problems import OPERATIONS, Problem, device_of, problems_of, standard_problems
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
+from projunn_kernels import tables, tuning
+from projunn_kernels.backends import chosen_backend, interpreting, triton_installed
+from projunn_kernels.problems import OPERATIONS, Problem, device_of, problems_of, standard_problems
 
 _INTERRUPTED = 130
 
@@ -196,8 +196,8 @@ def _autotune(arguments: argparse.Namespace) -> int:
         raise RuntimeError("autotune: TRITON_INTERPRET is set, there is nothing to time")
     if not torch.cuda.is_available():
         raise RuntimeError("autotune needs a GPU, and PyTorch sees none")
-    from projunn.kernels.jit.autotune import autotune, cold_time
     from projunn.tuning_display import show
+    from projunn_kernels.jit.autotune import autotune, cold_time
 
     device = torch.device("cuda", torch.cuda.current_device())
     properties = device_of(device)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from projunn.kernels.jit.autotune import Result
+    from projunn_kernels.jit.autotune import Result
 
 _NAMES = ("bucket", "tile", "warps", "ms", "GB/s", "closed form ms", "tried")
 

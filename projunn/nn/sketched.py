@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import (
+from projunn.manifold import UnitaryParameter
+from projunn_kernels import (
     fourier_convolution,
     fourier_convolution_sketch,
     recurrence,
     recurrence_backward,
     sketch,
 )
-from projunn.manifold import UnitaryParameter
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -42,7 +42,7 @@ class _SketchedLinear(torch.autograd.Function):
 
 
 def sketched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, start: FactoredTensor) -> Tensor:
-    """``x W^T + b``, where the gradient of W is a `projunn.FactoredTensor`, of `projunn.kernels.sketch`.
+    """``x W^T + b``, where the gradient of W is a `projunn.FactoredTensor`, of `projunn_kernels.sketch`.
 
     Args:
         input: x, (*batch, rows, n).
@@ -97,7 +97,7 @@ def sketched_recurrence(
     input_weight: Tensor | None,
     input_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`projunn.kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
+    """`projunn_kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
 
     The sketch is of the gradient summed over all time steps, and starts from ``weight.sketch``.
     """
@@ -151,7 +151,7 @@ def sketched_convolution(
     bias: Tensor | None,
     size: list[int],
 ) -> Tensor:
-    """`projunn.kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
+    """`projunn_kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
 
     Every frequency's gradient is sketched from the ``sketch`` of its parameter.
     """

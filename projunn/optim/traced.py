@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from projunn.factored import FactoredTensor
-from projunn.kernels.backends import operator
 from projunn.manifold import UnitaryParameter
+from projunn_kernels.backends import operator
 
 if TYPE_CHECKING:
     from projunn.optim.unitary import UnitaryOptimizer

@@ -1,9 +1,9 @@
 """The optimizer step of a unitary parameter, common to every rule.
 
     gradient -> direction (the rule's momentum, second moments)    n x n, as torch.optim has it
-             -> low-rank factors X Y^H of -lr direction            projunn.kernels.fused_step_: all
+             -> low-rank factors X Y^H of -lr direction            projunn_kernels.fused_step_: all
              -> retraction of W + X Y^H, in place                  parameters of one shape together
-             -> once in a while a polish against drift             projunn.kernels.polish_
+             -> once in a while a polish against drift             projunn_kernels.polish_
 
 Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
 """
@@ -16,16 +16,6 @@ from torch import Tensor
 
 from projunn.drift import polish_period
 from projunn.factored import FactoredTensor
-from projunn.kernels import (
-    RETRACTIONS,
-    factored_step_,
-    fused_step_,
-    orthonormalize,
-    polish_,
-    polish_when_due_,
-    retract_,
-    seeded_normal,
-)
 from projunn.lowrank import FACTORIZATIONS, factorize
 from projunn.manifold import (
     MATRIX_DTYPES,
@@ -36,6 +26,16 @@ from projunn.manifold import (
 from projunn.optim.factored import FactoredGradient, Factors, truncated
 from projunn.optim.matrices import Matrices, active_matrices, stored_like
 from projunn.optim.traced import Member, fill_plain, fill_unitary, traced_step
+from projunn_kernels import (
+    RETRACTIONS,
+    factored_step_,
+    fused_step_,
+    orthonormalize,
+    polish_,
+    polish_when_due_,
+    retract_,
+    seeded_normal,
+)
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
@@ -204,7 +204,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 state["probe"], state["basis"] = probe, probe.clone()
 
     def _fused_step(self, alike: list[Matrices]) -> None:
-        """Parameters of one shape and one rate: `projunn.kernels.fused_step_`."""
+        """Parameters of one shape and one rate: `projunn_kernels.fused_step_`."""
         first = alike[0]
         rate = unitary_learning_rate(first.group)
         scale = rate if isinstance(rate, Tensor) else None
@@ -252,7 +252,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _factored_step(
         self, p: UnitaryParameter, grad: FactoredTensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        """A parameter with a sketched gradient: `projunn.kernels.factored_step_`."""
+        """A parameter with a sketched gradient: `projunn_kernels.factored_step_`."""
         if p.sketch is None:
             raise TypeError(
                 f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import projunn
-from projunn.kernels import backends
-from projunn.kernels.backends import chosen_backend, uses_triton
+from projunn_kernels import backends
+from projunn_kernels.backends import chosen_backend, uses_triton
 
 
 def test_default_setter_and_context(monkeypatch):
@@ -75,7 +75,7 @@ def test_unknown_name():
 
 
 def test_operators_conjugate_in_graphs_compiled_by_inductor():
-    from projunn.kernels.backends import operator
+    from projunn_kernels.backends import operator
 
     @operator("projunn_tests::adjoint", mutates_args=())
     def adjoint(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

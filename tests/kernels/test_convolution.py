@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from projunn.kernels import fourier_convolution, frequencies
-from projunn.kernels.convolution import fourier_convolution_reference
+from projunn_kernels import fourier_convolution, frequencies
+from projunn_kernels.convolution import fourier_convolution_reference
 
 CASES = [((4, 4), True), ((3, 4), True), ((5,), True), ((2, 3, 2), True), ((3, 2), False)]
 

@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn import factorize, init, retract
-from projunn.kernels import fused_step_
+from projunn_kernels import fused_step_
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -29,7 +29,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# k = 8 and 16 and blocks above 128 take the passes of `projunn.kernels.retract`.
+# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retract`.
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(

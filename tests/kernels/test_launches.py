@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.kernels import (
+from projunn.optim import SGD
+from projunn_kernels import (
     factor,
     frequencies,
     fused_step_,
@@ -26,10 +27,9 @@ from projunn.kernels import (
     spectral_product,
     tuning,
 )
-from projunn.kernels.jit import launch
-from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.problems import Config
-from projunn.optim import SGD
+from projunn_kernels.jit import launch
+from projunn_kernels.jit.interception import intercepted
+from projunn_kernels.problems import Config
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
 KINDS = [torch.float32, torch.complex64]

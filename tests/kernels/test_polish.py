@@ -5,8 +5,8 @@ import torch
 
 import projunn
 from projunn import init
-from projunn.kernels import polish_, polish_when_due_
-from projunn.kernels.jit import launch
+from projunn_kernels import polish_, polish_when_due_
+from projunn_kernels.jit import launch
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)

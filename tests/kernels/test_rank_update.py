@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from projunn.kernels import rank_update_
-from projunn.kernels.rank_update import rank_update_reference, turn_rows_
+from projunn_kernels import rank_update_
+from projunn_kernels.rank_update import rank_update_reference, turn_rows_
 from tests.dense import precise, roundoff
 
 
@@ -32,8 +32,8 @@ def test_adds_nothing_exactly_for_zero_factors(dtype):
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 20])
 def test_rows_turned_in_blocks(monkeypatch, block):
-    monkeypatch.setattr("projunn.kernels.rank_update._LARGE", 0)
-    monkeypatch.setattr("projunn.kernels.rank_update._BLOCK", block)
+    monkeypatch.setattr("projunn_kernels.rank_update._LARGE", 0)
+    monkeypatch.setattr("projunn_kernels.rank_update._BLOCK", block)
     w, q, t = (torch.randn(s, dtype=torch.float64) for s in ((7, 9), (9, 2), (9, 2)))
     expected = w + w @ q @ t.mT
     turn_rows_(w, q, t)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import projunn
-from projunn.kernels import NONLINEARITIES, recurrence, recurrence_backward, tuning
-from projunn.kernels.problems import TIME_LOOPS, Config
-from projunn.kernels.recurrence import recurrence_reference
-from projunn.kernels.time_loop import _Workspace
+from projunn_kernels import NONLINEARITIES, recurrence, recurrence_backward, tuning
+from projunn_kernels.problems import TIME_LOOPS, Config
+from projunn_kernels.recurrence import recurrence_reference
+from projunn_kernels.time_loop import _Workspace
 
 # Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
 INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -7,9 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import projunn
-from projunn.kernels import fourier_convolution, frequencies, spectral_gradient, spectral_product
-from projunn.kernels.convolution import fourier_convolution_backward
-from projunn.kernels.spectral import spectral_product_reference
+from projunn_kernels import fourier_convolution, frequencies, spectral_gradient, spectral_product
+from projunn_kernels.convolution import fourier_convolution_backward
+from projunn_kernels.spectral import spectral_product_reference
 
 CASES = [((8, 8), True), ((5, 6), True), ((7,), True), ((2, 3, 4), True), ((4, 3), False)]
 
@@ -160,9 +160,9 @@ def test_kernels_on_strided_and_empty_spectra():
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("real", [True, False])
 def test_every_tile_gives_the_same(real):
-    from projunn.kernels import tuning
-    from projunn.kernels.closed_form import candidates
-    from projunn.kernels.problems import Device, Problem
+    from projunn_kernels import tuning
+    from projunn_kernels.closed_form import candidates
+    from projunn_kernels.problems import Device, Problem
 
     spectrum, weight, own = draw((6, 8), real, 35, 18, 19, torch.float32)
     expected = spectral_product(spectrum, weight, own, [6, 8], False)
@@ -228,7 +228,7 @@ def test_fake_tensors_trace_the_gpu_path():
 
 def test_precision_is_pytorchs_setting():
     pytest.importorskip("triton")
-    from projunn.kernels.jit.launch_spectral import precision
+    from projunn_kernels.jit.launch_spectral import precision
 
     before = torch.get_float32_matmul_precision()
     try:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from projunn.cli import main
-from projunn.kernels import tables, tuning
-from projunn.kernels.closed_form import candidates, closed_form
-from projunn.kernels.problems import OPERATIONS, Config, Device, Problem
+from projunn_kernels import tables, tuning
+from projunn_kernels.closed_form import candidates, closed_form
+from projunn_kernels.problems import OPERATIONS, Config, Device, Problem
 
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
 PROBLEM = Problem("rank_update", False, 1, 40, 40, 2)
@@ -109,7 +109,7 @@ def small(operation, k=1):
 @interpreted
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_runs_and_the_fastest_wins(operation):
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.jit.autotune import autotune
 
     clock = iter(range(1000, 0, -1))  # each call faster than the one before
     tried = []
@@ -128,7 +128,7 @@ def test_every_operation_runs_and_the_fastest_wins(operation):
 
 @interpreted
 def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.jit.autotune import autotune
 
     first = closed_form(small("product"), GPU)
 
@@ -154,8 +154,8 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 
 @interpreted
 def test_what_spills_is_no_candidate(monkeypatch):
-    from projunn.kernels.jit import launch
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.jit import launch
+    from projunn_kernels.jit.autotune import autotune
 
     first, kernel = closed_form(small("product"), GPU), launch.product_kernel
     timed = []
@@ -181,7 +181,7 @@ def test_what_spills_is_no_candidate(monkeypatch):
 
 @interpreted
 def test_time_limit_and_each_bucket_once():
-    from projunn.kernels.jit.autotune import autotune
+    from projunn_kernels.jit.autotune import autotune
 
     assert list(autotune([small("product")], CPU, GPU, lambda run: 1.0, seconds=-1)) == []
     twice = [small("product"), Problem("product", False, 1, 15, 16, 1)]
@@ -190,7 +190,7 @@ def test_time_limit_and_each_bucket_once():
 
 @interpreted
 def test_what_a_kernel_changes_is_restored(monkeypatch):
-    from projunn.kernels.jit import autotune
+    from projunn_kernels.jit import autotune
 
     seen = []
     case = autotune._case
@@ -210,8 +210,8 @@ def test_what_a_kernel_changes_is_restored(monkeypatch):
 
 @interpreted
 def test_progress_and_table(capsys):
-    from projunn.kernels.jit.autotune import autotune
     from projunn.tuning_display import show
+    from projunn_kernels.jit.autotune import autotune
 
     assert show(autotune([small("product")], CPU, GPU, lambda run: 1.0), 2)
     printed = capsys.readouterr().out
