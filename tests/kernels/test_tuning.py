@@ -97,8 +97,8 @@ def test_using_overrides_and_ends():
 
 # -- the autotuner, in the interpreter ---------------------------------------------------------------
 
-triton = pytest.importorskip("triton")
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 CPU = torch.device("cpu")
 
 
@@ -234,14 +234,16 @@ def test_mistakes(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-@interpreted
+@without_gpu
+@pytest.mark.requires("triton")
 def test_without_a_gpu(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert main(["autotune"]) == 2
     assert "autotune needs a GPU" in capsys.readouterr().err
 
 
-@interpreted
+@without_gpu
+@pytest.mark.requires("triton")
 def test_info_says_what_is_in_force(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

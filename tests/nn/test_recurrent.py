@@ -100,7 +100,9 @@ def test_dropout_acts_between_layers_in_training_only():
 def test_compiles_as_one_graph(kind):
     rnn = UnitaryRNN(3, 4, dtype=kind)
     x = torch.randn(50, 2, 3, requires_grad=True)
-    compiled = torch.compile(lambda x: torch.view_as_real(rnn(x)[0] + 0j), fullgraph=True)
+    compiled = torch.compile(
+        lambda x: torch.view_as_real(rnn(x)[0] + 0j), fullgraph=True, backend="aot_eager"
+    )
     (expected,) = torch.autograd.grad(torch.view_as_real(rnn(x)[0] + 0j).square().sum(), x)
     result = compiled(x)
     torch.testing.assert_close(result, torch.view_as_real(rnn(x)[0] + 0j))
@@ -170,6 +172,7 @@ def test_errors(call, error, words):
         call()
 
 
+@pytest.mark.requires_cpp
 def test_a_thousand_steps_compile_as_few_do():
     """One operator is the loop: neither the graph nor the time to compile it grows with T."""
     rnn = UnitaryRNN(2, 6, nonlinearity="relu")
