@@ -3,7 +3,6 @@
 In a process of its own, since this one's kernels are the interpreter's.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,9 +10,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
+pytestmark = pytest.mark.requires("triton")
 
 
 def run(*arguments, **environment):
