@@ -211,9 +211,10 @@ def _key(
     kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
 ) -> str:
     """What a verdict depends on: the sources, the constants, the alignment of sizes, GPU and Triton."""
-    from projunn_kernels.configs.fingerprints import fingerprints
+    from projunn_kernels.configs.fingerprints import fingerprint, fingerprints
 
     sources = [fingerprints()[name] for name in kernel.functions]
+    sources += [fingerprint(function) for function in kernel.passed(small, variant)]
     kind = (small.pairs, small.k, small.m, small.n, asdict(config))
     options = sorted((name, str(value)) for name, value in variant.items())
     parts = (sources, kind, options, device_of(device).name, tables.triton_version())
