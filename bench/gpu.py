@@ -33,7 +33,7 @@ from bench import gpu_conv, gpu_linear, gpu_recurrence
 from bench.gpu_checks import cases, haar, run_checks
 from bench.gpu_machine import Machine
 from bench.records import Results
-from projunn.kernels.backends import interpreting
+from projunn_kernels.backends import interpreting
 
 CHECK_SECONDS, TUNE_SECONDS, BENCH_SECONDS = 120.0, 150.0, 200.0
 
@@ -144,17 +144,18 @@ def tune(on: Machine, out: Path) -> bool:
 
 
 def _tune_dry(on: Machine) -> bool:
-    from projunn.kernels.jit.autotune import autotune
-    from projunn.kernels.problems import OPERATIONS, Device, Problem
     from projunn.tuning_display import show
+    from projunn_kernels.configs.closed_form import tuned
+    from projunn_kernels.configs.problem import Device, Problem
+    from projunn_kernels.tuning.autotune import autotune
 
-    problems = [Problem(operation, False, 1, 16, 16, 2) for operation in OPERATIONS]
+    problems = [Problem(operation, False, 1, 16, 16, 2) for operation in tuned()]
     found = list(autotune(problems, on.device, Device("dry run"), on.cold_time))
     return show(iter(found), len(problems)) and not any(result.failed for result in found)
 
 
 def bench(on: Machine, out: Path) -> bool:
-    from projunn.kernels import tuning
+    from projunn_kernels.configs import choice as tuning
 
     tuning.forget()
     results, begun = Results(out, quick=on.dry), time.monotonic()

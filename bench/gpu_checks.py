@@ -117,7 +117,7 @@ def _retract_case(
     listed: bool,
 ) -> Callable[[], float]:
     def case() -> float:
-        from projunn.kernels import retract_
+        from projunn_kernels import retract_
 
         weight, left, right = _factors(on, shape, k, dtype)
         exact = projunn.retract(_double(weight), _double(left), _double(right), retraction)
@@ -143,7 +143,7 @@ def _retract_case(
 
 def _factor_case(on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype) -> Callable[[], float]:
     def case() -> float:
-        from projunn.kernels import factor
+        from projunn_kernels import factor
 
         weight, left, _ = _factors(on, shape, k, dtype)
         x, y = projunn.factorize(_double(weight), k, "subspace", basis=_double(left))
@@ -159,7 +159,7 @@ def _rank_update_case(
     on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype
 ) -> Callable[[], float]:
     def case() -> float:
-        from projunn.kernels import rank_update_
+        from projunn_kernels import rank_update_
 
         weight, left, right = _factors(on, shape, k, dtype)
         own = weight.clone()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import projunn
 from bench.bench_conv import forward_backward
 from bench.gpu_machine import Machine
-from projunn.kernels import frequencies, spectral_gradient, spectral_product
 from projunn.nn import UnitaryConv2d
+from projunn_kernels import frequencies, spectral_gradient, spectral_product
 
 BATCH = 256
 # Channels in and out and side of the layers, width 64.

@@ -16,8 +16,8 @@ import projunn
 from bench.bench_linear import training_step
 from bench.gpu_conv import Share, matmul_precision
 from bench.gpu_machine import Machine
-from projunn.kernels import sketch
 from projunn.nn import UnitaryLinear
+from projunn_kernels import sketch
 
 SIZES = (1024, 2048, 4096, 8192)
 ROWS = (512, 4096)

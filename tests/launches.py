@@ -11,7 +11,7 @@ from torch._library.custom_ops import OPDEFS  # read in torch 2.11 and 2.13
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import projunn
-from projunn.kernels.jit.interception import intercepted
+from projunn_kernels.launching import intercepted
 
 # Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy to
 # the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions (aten/src/ATen/native/cuda/linalg).

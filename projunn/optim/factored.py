@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import orthonormalize
-from projunn.kernels.backends import on_device
-from projunn.kernels.blocks import known_to_hold
 from projunn.manifold import UnitaryParameter
 from projunn.optim.matrices import stored_like
+from projunn_kernels import orthonormalize
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import known_to_hold
 
 Factors = tuple[Tensor, Tensor]
 
@@ -149,7 +149,7 @@ class FactoredGradient:
 def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:
     """L R^H at the rank of a basis of its range: ``Y = orth(R L^H B)``, ``X = L R^H Y``.
 
-    As `projunn.kernels.factor` of the product; factors of that rank stay as they are.
+    As `projunn_kernels.factor` of the product; factors of that rank stay as they are.
     """
     missing = basis.shape[-1] - left.shape[-1]
     if missing >= 0:

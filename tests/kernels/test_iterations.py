@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 import projunn
-from projunn.kernels import iterations, orthonormalize, rotation, step_basis
+from projunn_kernels import iterations, orthonormalize, rotation, step_basis
 from tests.dense import RETRACTIONS, polar, precise, unitary_factor
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter")
