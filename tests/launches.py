@@ -100,4 +100,5 @@ def watched(kernels, run=True):
 
     with selfcheck.suspended(), intercepted(Launcher), kernels.backend(), seen.library:
         yield seen
-    assert seen.library.looped == set()  # what a GPU would do once a matrix
+    looped = ", ".join(sorted(seen.library.looped))
+    assert not looped, f"PyTorch calls once a matrix, or waits for: {looped}"
