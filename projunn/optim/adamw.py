@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.factored import FactoredGradient, Factors
-from projunn.optim.matrices import Matrices, add_square_, count_of
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.gradient.dense import DenseGradient, add_square_, count_of
+from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class AdamW(UnitaryOptimizer):
@@ -84,7 +84,7 @@ class AdamW(UnitaryOptimizer):
         return averages | {"max_exp_avg_sq": True} if group["amsgrad"] else averages
 
     def _direction(
-        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         beta1, beta2 = group["betas"]
         clean = matrices.clean(grad)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.factored import FactoredGradient, Factors
-from projunn.optim.matrices import Matrices, add_square_
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.gradient.dense import DenseGradient, add_square_
+from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class RMSprop(UnitaryOptimizer):
@@ -87,7 +87,7 @@ class RMSprop(UnitaryOptimizer):
         return averages
 
     def _direction(
-        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         alpha = group["alpha"]
         clean, decay = matrices.clean(grad), matrices.decay(alpha)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.factored import FactoredGradient, Factors
-from projunn.optim.matrices import Matrices
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.gradient.dense import DenseGradient
+from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class SGD(UnitaryOptimizer):
@@ -94,7 +94,7 @@ class SGD(UnitaryOptimizer):
         return {"momentum_buffer": False} if group["momentum"] else {}
 
     def _direction(
-        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         mu = group["momentum"]
         if mu == 0:
