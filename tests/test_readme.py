@@ -20,8 +20,9 @@ def blocks(page, language):
 def examples():
     for page, name in zip(PAGES, NAMES, strict=True):
         for number, source in enumerate(blocks(page, "python"), 1):
-            on_gpu = [pytest.mark.requires_cuda] * (".cuda()" in source)
-            yield pytest.param(name, source, id=f"{name}-{number}", marks=on_gpu)
+            marks = [pytest.mark.requires_cuda] * (".cuda()" in source)
+            marks += [pytest.mark.requires_cpp] * ("torch.compile(" in source)
+            yield pytest.param(name, source, id=f"{name}-{number}", marks=marks)
 
 
 @pytest.mark.parametrize(("name", "source"), list(examples()))

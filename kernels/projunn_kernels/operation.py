@@ -2,11 +2,13 @@
 
 A call of an operation takes one of two ways, and both end in `Operation.run`::
 
-    under torch.compile, or where autograd must see it   torch.ops.projunn.<name>, then `run`
+    under torch.compile, on fake tensors, or where       torch.ops.projunn.<name>, then `run`
+    autograd must see it
     everywhere else                                      `run`, without the dispatcher's overhead
 
-`Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`)
-and the arguments fit them, and calls the PyTorch path elsewhere.
+`Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`),
+the arguments fit them and they have passed their check (`projunn_kernels.selfcheck`), and calls the
+PyTorch path elsewhere.
 """
 
 import importlib
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels import private
+from projunn_kernels import private, selfcheck
 from projunn_kernels.backends import uses_triton
 from projunn_kernels.configs.kernel import Kernel
 
@@ -98,9 +100,16 @@ class Operation:
                 self.registered.register_autocast(device, torch.float32)
 
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
-        if self.derivative is not None or torch.compiler.is_compiling():
-            return self.registered(**(arguments if bundle is None else vars(bundle)))
+        values = arguments if bundle is None else vars(bundle)
+        traced = torch.compiler.is_compiling() or private.is_fake(self._tensor(values))
+        if traced or self.derivative is not None:
+            return self.registered(**values)
         return self.run(bundle, **arguments)
+
+    def _tensor(self, values: dict[str, Any]) -> Tensor:
+        """The tensor that decides the backend."""
+        on: Tensor | list[Tensor] = values[self.on]
+        return on if isinstance(on, Tensor) else on[0]
 
     def run(self, bundle: Any = None, /, **arguments: Any) -> Any:
         """Carry it out on real tensors, by the kernels or by PyTorch."""
@@ -111,11 +120,16 @@ class Operation:
         return self._run(arguments, (), arguments)
 
     def _run(self, values: dict[str, Any], positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        on = values[self.on]
-        tensor = on if isinstance(on, Tensor) else on[0]
-        if self.launches is None or not uses_triton(tensor) or not self.fits(*positional, **named):
+        if (
+            self.launches is None
+            or not uses_triton(self._tensor(values))
+            or not self.fits(*positional, **named)
+        ):
             return self.eager(*positional, **named)
-        result = self._launches(*positional, **named)
+        try:
+            result = self._launches(*positional, **named)
+        except selfcheck.Distrusted:  # before anything was changed; a warning has said so
+            return self.eager(*positional, **named)
         for name in self.mutates:
             _note_change(values[name])
         return result

@@ -76,7 +76,7 @@ def turn(
     rank = power_of_two(k)
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=weight.device)
-    config = configured("basis", weight, k, count)
+    config = configured("basis", weight, k, count, retraction=retraction)
     arguments = {
         "right": floats(own),
         "partial": floats(pulled),
@@ -105,7 +105,7 @@ def turn_rows(weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Tenso
     """``W += (W Q) T^H`` from Q and T as (A, S, n), in place where ``taken``."""
     count, s, n = q.shape
     m = weight.shape[-2]
-    config = configured("turn_rows", weight, s // 2, count)
+    config = configured("turn_rows", weight, s // 2, count, active=active is not None)
     launch(
         turn_rows_kernel,
         (-(-m // config.rows), count),

@@ -14,6 +14,7 @@ from projunn_kernels.launching import (
     address_table,
     configured,
     floats,
+    half_precision,
     launch,
     options,
 )
@@ -41,7 +42,10 @@ def fused_step(step: FusedStep) -> None:
     count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
     if count == 0 or weight.numel() == 0:
         return
-    config = configured("fused_step", weight, k, count)
+    scaled, listed = step.scale is not None, step.active is not None
+    options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
+    gradient = half_precision(step.directions[0])
+    config = configured("fused_step", weight, k, count, **options_of_the_step, gradient=gradient)
     panels = -(-m // config.rows)
     pairs = weight.is_complex()
     floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
@@ -64,8 +68,8 @@ def fused_step(step: FusedStep) -> None:
         "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
         "RETRACTION": RETRACTION_CODES[step.retraction],
         "PAIRS": pairs,
-        "ACTIVE": step.active is not None,
-        "HAS_RATE": step.scale is not None,
+        "ACTIVE": listed,
+        "HAS_RATE": scaled,
         "BM": config.rows,
         "BN": power_of_two(n),
         "PANELS": panels,

@@ -18,7 +18,7 @@ _RATE = 0.25
 
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
-    if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 and sm_100
+    if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
         floats, each = (1024, 4) if n <= 64 else (512, 2)
         rows = max(1, min(m, floats // n))
         return Config(rows, n, warps_for(rows * n, each))

@@ -7,7 +7,14 @@ from torch.nn import functional
 
 from projunn_kernels.backends import interpreting
 from projunn_kernels.configs.problem import Problem
-from projunn_kernels.launching import TRITON_DTYPES, choose, dot_precision, launch, options
+from projunn_kernels.launching import (
+    TRITON_DTYPES,
+    choose,
+    dot_precision,
+    launch,
+    options,
+    product_setting,
+)
 from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
 from projunn_kernels.time_loop.kernels import (
@@ -88,7 +95,12 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
 def _constants(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> dict[str, object]:
     batch, n = states.shape[1:3]
     pairs = weight.ndim == 3
-    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device)
+    variant = {
+        "nonlinearity": nonlinearity,
+        "dtype": weight.dtype,
+        "precision": product_setting(weight.dtype),
+    }
+    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device, **variant)
     return {
         "F": CODES[nonlinearity],
         "PAIRS": pairs,
