@@ -1,7 +1,8 @@
-"""k = 1: the step ``z y^H`` in an orthonormal basis of its plane, and the rotation there, in float64.
+"""Steps of rank 1, in float64: an orthonormal basis of the plane of ``z y^H``, and the rotation in it.
 
-`retraction.basis` and `projunn_kernels.rotation` in closed form: q1 = y/a, z = b q1 + c q2,
-``E = [[a b, 0], [a c, 0]]``, and F from E for each retraction.  A complex number is two scalars.
+These are `projunn_kernels.step_basis` and `projunn_kernels.rotation` in closed form.  With q1 = y / a
+and z = b q1 + c q2, ``E = [[a b, 0], [a c, 0]]``, and each retraction gives F from E.  A complex number
+is two scalars here.
 """
 
 import triton

@@ -7,7 +7,7 @@ NEAR = 0.5  # a Frobenius norm of E from which on the iteration could diverge
 
 
 def polish_(weight: Tensor) -> Tensor:
-    """One step on each matrix, in place, without waiting for a device; returns ``weight``."""
+    """One Newton-Schulz step on each matrix, in place; returns ``weight``.  It waits for no device."""
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
         gram = weight @ weight.mH if wide else weight.mH @ weight
@@ -18,6 +18,6 @@ def polish_(weight: Tensor) -> Tensor:
 
 
 def polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
-    """`polish_` if ``step`` is a multiple of ``period``.  (Waits for a device that ``step`` is on.)"""
+    """`polish_` if ``step`` is a multiple of ``period``.  It waits for the device of ``step``."""
     if step.item() % period == 0:
         polish_(torch.view_as_complex(weight) if pairs else weight)
