@@ -9,9 +9,9 @@ kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the p
     retraction      Z Y^H = Q E Q^H                Q: n x 2k, orthonormal columns
     retraction      F = f(E) - I                   2k x 2k, in float64
     retraction      W <- W + (W Q) (Q F^H)^H       one more read of W, and one write
-    step            R <- orth(X) + 0.01 probe      what the next step starts from
+    warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
 
-`step` makes all of it in one launch for small matrices.  `sketching` makes the factors of a gradient
+`step` calls them, and makes all of it in one launch for small matrices.  `sketching` makes the factors of a gradient
 that is never formed, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN,
 and `convolution` the convolution in the Fourier domain.
 
@@ -43,6 +43,7 @@ from projunn_kernels.time_loop import (
     recurrence,
     recurrence_backward,
 )
+from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
     "NONLINEARITIES",
@@ -66,6 +67,7 @@ __all__ = [
     "rank_update_",
     "recurrence",
     "recurrence_backward",
+    "refresh_basis_",
     "retract_",
     "rotation",
     "seeded_normal",

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from projunn_kernels.backends import on_device
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.polish import eager
 from projunn_kernels.polish.eager import polish_
@@ -19,7 +20,7 @@ __all__ = ["polish_", "polish_when_due_"]
 
 
 def _counts_on_the_device(*, step: Tensor, **_: Any) -> bool:
-    return step.device.type != "cpu"
+    return on_device(step)
 
 
 _polish_when_due = Operation(
@@ -38,7 +39,8 @@ def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = Fa
     """`polish_` if ``step`` is a multiple of ``period``, in place.
 
     If the 0-d tensor ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured
-    graph, and costs three launches that return at once when nothing is due.  ``weight`` holds real pairs
-    if ``pairs``.
+    graph, and costs three launches that return at once when nothing is due.  Where there are no kernels
+    (float64, backend ``torch``), the polish is computed at every call and used only when it is due.
+    ``weight`` holds real pairs if ``pairs``.
     """
     _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

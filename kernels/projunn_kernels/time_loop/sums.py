@@ -11,7 +11,7 @@ U and c are real.  For them the real and imaginary parts of dz_t count as separa
 import torch
 from torch import Tensor
 
-from projunn_kernels.factorization.eager import orthonormalize
+from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.sketching.eager import through
 from projunn_kernels.time_loop.arguments import RecurrenceBackward
 
