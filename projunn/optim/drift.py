@@ -1,6 +1,7 @@
-"""Drift: rounding moves a weight off the manifold as a random walk; a polish brings it back.
+"""How often the optimizers correct drift.
 
-`projunn_kernels.polish_` is one Newton-Schulz step; the optimizers take one every `polish_period` steps.
+Rounding moves a weight off the manifold as a random walk.  `projunn_kernels.polish_` brings it back by
+one Newton-Schulz step, and the optimizers take one every `polish_period` steps.
 """
 
 import torch
@@ -14,7 +15,7 @@ _PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/mea
 
 
 def polish_period(weight: Tensor) -> int:
-    """Steps between two polishes, such that they cost a few percent of the steps at any size."""
+    """Steps between two polishes, which then cost a few percent of the steps at any size."""
     return max(_PERIOD, 2 * max(weight.shape[-2:]))
 
 
