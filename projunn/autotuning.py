@@ -11,14 +11,8 @@ from projunn.tuning_display import Board
 from projunn_kernels.backends import interpreting, triton_installed
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
-from projunn_kernels.configs.problem import (
-    OPERATIONS,
-    Device,
-    Problem,
-    device_of,
-    problems_of,
-    standard_problems,
-)
+from projunn_kernels.configs.closed_form import problems_of, standard_problems, tuned
+from projunn_kernels.configs.problem import Device, Problem, device_of
 from projunn_kernels.tuning.plan import Plan, duration
 
 _INTERRUPTED = 130
@@ -56,9 +50,7 @@ def add_command(commands: Any) -> None:
         metavar="K,L",
         help="with --shapes (default: 1) or --model (default: the optimizer's, or 1)",
     )
-    what.add_argument(
-        "--op", type=_words, metavar="A,B", help=f"of {', '.join(OPERATIONS)}; default: all"
-    )
+    what.add_argument("--op", type=_words, metavar="A,B", help=f"of {', '.join(tuned())}; default: all")
     what.add_argument("--dtype", choices=("real", "complex"), help="default: both")
     what.add_argument("--missing", action="store_true", help="only what no table in force has yet")
     how = tune.add_argument_group("run")
@@ -139,8 +131,8 @@ def _cores() -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a ValueError for options that cannot be, or not together."""
     for name in arguments.op or ():
-        if name not in OPERATIONS:
-            raise ValueError(f"op: got {name!r}, wanted some of {', '.join(OPERATIONS)}")
+        if name not in tuned():
+            raise ValueError(f"op: got {name!r}, wanted some of {', '.join(tuned())}")
     for name in ("batch", "length", "processes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -159,7 +151,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _wanted(arguments: argparse.Namespace, problems: list[Problem]) -> list[Problem]:
     """Those of the operations and kinds of numbers that were asked for."""
-    operations = arguments.op or OPERATIONS
+    operations = arguments.op or tuned()
     kinds = [arguments.dtype == "complex"] if arguments.dtype else [False, True]
     return [p for p in problems if p.operation in operations and p.pairs in kinds]
 
@@ -175,7 +167,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     for shape in arguments.shapes:
         *blocks, m, n = _sizes("shapes", shape, 2, 3)
         shapes.append((blocks[0] if blocks else 1, m, n))
-    found = _wanted(arguments, problems_of(OPERATIONS, shapes, ranks, [False, True]))
+    found = _wanted(arguments, problems_of(tuned(), shapes, ranks, [False, True]))
     if not found:
         raise ValueError(
             "shapes: no operation has these: fused_step needs m <= n <= 128, ranks fit in m"

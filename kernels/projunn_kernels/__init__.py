@@ -20,22 +20,25 @@ or in ``closed_form``, for ``problems``), ``backends`` what runs when.  Nothing 
 and nothing but ``jit`` imports triton.
 """
 
-from projunn_kernels.convolution.fourier import fourier_convolution, fourier_convolution_sketch
-from projunn_kernels.convolution.grid import Frequencies, frequencies
-from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product
-from projunn_kernels.factorization.eager import factor, orthonormalize
-from projunn_kernels.polish.eager import polish_, polish_when_due_
+from projunn_kernels.convolution import (
+    Frequencies,
+    fourier_convolution,
+    fourier_convolution_sketch,
+    frequencies,
+    spectral_gradient,
+    spectral_product,
+)
+from projunn_kernels.factorization import factor, orthonormalize
+from projunn_kernels.polish import polish_, polish_when_due_
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
-from projunn_kernels.rank_update.eager import rank_update_
-from projunn_kernels.retraction.basis import step_basis
-from projunn_kernels.retraction.eager import retract_
-from projunn_kernels.retraction.rotations import RETRACTIONS, rotation
-from projunn_kernels.sketching.eager import sketch
-from projunn_kernels.step.eager import fused_step_
-from projunn_kernels.step.factored import factored_step_
-from projunn_kernels.time_loop.operation import (
+from projunn_kernels.rank_update import rank_update_
+from projunn_kernels.retraction import RETRACTIONS, retract_, rotation, step_basis
+from projunn_kernels.sketching import sketch
+from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn_kernels.time_loop import (
     NONLINEARITIES,
+    RecurrenceBackward,
     apply_nonlinearity,
     recurrence,
     recurrence_backward,
@@ -44,7 +47,10 @@ from projunn_kernels.time_loop.operation import (
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
+    "FactoredStep",
     "Frequencies",
+    "FusedStep",
+    "RecurrenceBackward",
     "adjoint_product",
     "apply_nonlinearity",
     "factor",

@@ -1,17 +1,24 @@
-"""Launches: tables of addresses, grids, configurations, and factors of any rank.
+"""What every launch of a Triton kernel goes through, and what it passes.
 
-Tensors arrive as the ops have them: matrices (B, m, n) and factors (B, n, k), real or complex, matrices
-contiguous.  ``active`` (A,) lists the matrices that take part; factors then have A in place of B.  The
-kernels see complex numbers as pairs and factors column by column, (B, k, n).
+Tensors arrive as the operations have them: matrices (B, m, n), contiguous, and factors (B, n, k), real
+or complex.  ``active`` (A,) lists the matrices that take part; factors then have A in place of B.  The
+kernels see complex numbers as interleaved real pairs, and factors column by column, (B, k, n).
 """
 
+import importlib
+import importlib.util
+import pkgutil
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from projunn_kernels import selfcheck
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
 
@@ -25,14 +32,51 @@ PRECISION = torch.finfo(torch.float32).eps
 
 _MAX_TABLES = 4096
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+_stand_in: Callable[[Any], Any] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> Any:
+    """``kernel[grid](**arguments)``: the one place where a kernel is launched.
+
+    ``arguments`` are those of the kernel, its constants in capitals, and Triton's options.
+    """
+    runner = kernel if _stand_in is None else _stand_in(kernel)
+    return runner[grid](**arguments)
+
+
+@contextmanager
+def intercepted(stand_in: Callable[[Any], Any]) -> Iterator[None]:
+    """Temporarily replaces every Triton kernel by ``stand_in(kernel)``: to count, record or time
+    launches.
+    """
+    global _stand_in
+    before, _stand_in = _stand_in, stand_in
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+@cache
+def kernels() -> dict[str, Any]:
+    """Every kernel of the package by the name of its function."""
+    import projunn_kernels
+
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(projunn_kernels.__path__, "projunn_kernels."):
+        name = f"{module.name}.kernels"
+        if module.ispkg and importlib.util.find_spec(name) is not None:
+            defined = vars(importlib.import_module(name)).items()
+            found |= {key: value for key, value in defined if key.endswith("_kernel")}
+    return found
 
 
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """Their addresses as an int64 tensor on their device.
+    """The addresses of the tensors, as an int64 tensor on their device.
 
-    Tables are kept: tensors that stay where they are, as parameters do, cost one copy from the host in
-    all.  A table made while a CUDA graph is captured is filled by launches of the graph and not kept: a
-    replay would copy from host memory that is long gone.
+    Tables are kept, so tensors that stay where they are, as parameters do, cost one copy from the host
+    in all.  A table made while a CUDA graph is captured is filled by launches of the graph and not
+    kept: a replay would copy from host memory that is long gone.
     """
     device = tensors[0].device
     key = (device, *(t.data_ptr() for t in tensors))
@@ -57,7 +101,8 @@ def _capturing(device: torch.device) -> bool:
 
 
 def options(warps: int) -> dict[str, int]:
-    """Options of a launch: warps, and all the registers that a thread of so many warps can have.
+    """Triton's options of a launch: warps, and all the registers that a thread of so many warps can
+    have.
 
     Where no maximum is given, ptxas aims at an occupancy and spills a few bytes to reach it.
     """
@@ -65,18 +110,52 @@ def options(warps: int) -> dict[str, int]:
     return {"num_warps": warps} | limit
 
 
-def problem_of(operation: str, matrix: Tensor, k: int, count: int) -> Problem:
-    return Problem(operation, matrix.is_complex(), k, matrix.shape[-2], matrix.shape[-1], count)
+def dot_precision(dtype: torch.dtype) -> str:
+    """The ``input_precision`` of products of float32, as ``torch.set_float32_matmul_precision`` asks
+    for.
+
+    ``highest``, PyTorch's default, is three TF32 products on tensor cores, which have float32's own
+    error; ``high`` and ``medium`` are one TF32 product, as PyTorch's own are on a GPU.  AMD's matrix
+    cores take float32 as it is, and narrower dtypes are multiplied exactly.
+    """
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def chosen(operation: str, matrix: Tensor, k: int, count: int, given: Config | None) -> Config:
-    """The configuration ``given`` (by the autotuner), or the one in force."""
-    if given is not None:
-        return given
-    return config_for(problem_of(operation, matrix, k, count), device_of(matrix.device))[0]
+def product_setting(dtype: torch.dtype) -> str:
+    """``highest`` or ``high``: the setting of PyTorch's that `dot_precision` follows, for its two
+    answers.
+    """
+    return "high" if dot_precision(dtype) == "tf32" else "highest"
+
+
+def configured(operation: str, matrix: Tensor, k: int, count: int, **variant: Any) -> Config:
+    """The configuration in force for ``count`` matrices of the shape and dtype of ``matrix`` and rank
+    k.
+    """
+    problem = Problem(operation, matrix.is_complex(), k, *matrix.shape[-2:], count)
+    return choose(problem, matrix.device, **variant)
+
+
+def choose(problem: Problem, device: torch.device, **variant: Any) -> Config:
+    """The configuration in force for a problem, once the kernel of this variant has passed its check.
+
+    Raises:
+        Distrusted: it has not passed.
+    """
+    config = config_for(problem, device_of(device))[0]
+    selfcheck.require(problem, config, variant, device)
+    return config
+
+
+def half_precision(matrix: Tensor) -> torch.dtype | None:
+    """The dtype of a matrix of half precision, None for others: the variant ``gradient`` of a kernel."""
+    return matrix.dtype if matrix.dtype in (torch.float16, torch.bfloat16) else None
 
 
 def floats(tensor: Tensor) -> Tensor:
+    """Complex numbers as interleaved pairs."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -91,4 +170,5 @@ def active_list(stand_in: Tensor, active: Tensor | None) -> Tensor:
 
 
 def active_count(active: Tensor | None, matrix: Tensor) -> int:
+    """How many matrices take part."""
     return matrix.shape[0] if active is None else active.shape[0]

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(
 # Launches of a few kernels, as the autotuner would have them compiled for an H100.
 BEGIN = """
 import json, os, sys, time
+import projunn_kernels
 from projunn_kernels.configs.closed_form import candidates
+from projunn_kernels.configs.kernel import KERNELS
 from projunn_kernels.tuning.aot_problems import launches_of
 from projunn_kernels.tuning import compilers
 from projunn_kernels.tuning.compilers import Compilers, compilation
@@ -35,7 +37,8 @@ DEVICE = Device("NVIDIA H100 80GB HBM3", "9.0", 132, 232_448)
 def launches(operation, k=1, count=2):
     problem = Problem(operation, False, k, 1024, 1024, 1)
     tried = candidates(problem, DEVICE)[:count]
-    return [one for config in tried for one in launches_of(problem, config)]
+    variant = next(KERNELS[operation].variants_of(problem))
+    return [one for config in tried for one in launches_of(problem, config, **variant)]
 
 
 def wanted(made):
@@ -70,7 +73,7 @@ def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
         import torch
         from projunn_kernels.configs import choice as tuning
         from projunn_kernels.tuning import autotune
-        from projunn_kernels.tuning.interception import intercepted
+        from projunn_kernels.launching import intercepted
 
         class WithoutGPU:
             # A kernel whose launch ends where the GPU would begin.
@@ -78,7 +81,7 @@ def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
                 self._kernel = kernel
 
             def __getitem__(self, grid):
-                return lambda *args, **constants: self._kernel.warmup(*args, grid=grid, **constants)
+                return lambda **arguments: self._kernel.warmup(grid=grid, **arguments)
 
         if __name__ == "__main__":
             import triton

@@ -44,7 +44,7 @@ def some_kernel(
 
 
 def of(folder, source, name="some_kernel"):
-    from projunn_kernels.tuning.fingerprints import fingerprint
+    from projunn_kernels.configs.fingerprints import fingerprint
 
     folder.mkdir(exist_ok=True)
     file = folder / f"kernels_{len(list(folder.iterdir()))}.py"
@@ -103,7 +103,7 @@ def test_functions_of_one_name_in_two_modules_both_count(tmp_path, monkeypatch):
 
 def test_they_are_the_same_in_the_interpreter_and_for_the_compiler():
     program = (
-        "import json; from projunn_kernels.tuning.fingerprints import fingerprints;"
+        "import json; from projunn_kernels.configs.fingerprints import fingerprints;"
         "print(json.dumps(fingerprints()))"
     )
     found = []

@@ -10,8 +10,8 @@ import torch
 
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
-from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import OPERATIONS, SPECTRAL_OPERATIONS, Config, Device, Problem
+from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.configs.tables import Entry
 from projunn_kernels.tuning.plan import Plan, duration
 
@@ -42,7 +42,7 @@ def file(device=GPU):
 
 
 def entry(config=TUNED):
-    from projunn_kernels.tuning.fingerprints import fingerprints
+    from projunn_kernels.configs.fingerprints import fingerprints
 
     kernels = {"rank_update_kernel": fingerprints()["rank_update_kernel"]}
     return {PROBLEM.bucket: Entry(config, 0.5, 0.75, kernels)}
@@ -78,7 +78,7 @@ def lines(device=GPU):
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [1, 5, 33, 64, 128, 1000, 16384])
 def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
-    for operation in OPERATIONS:
+    for operation in tuned():
         if operation == "fused_step" and n > 128:
             continue
         problem = Problem(operation, pairs, k, n, n, 3)
@@ -94,9 +94,9 @@ def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
     """Or a winner would be left out when its table is read."""
     draw = random.Random(0)
     for _ in range(2000):
-        operation = draw.choice(OPERATIONS)
+        operation = draw.choice(tuned())
         m, n = (draw.randint(1, 128 if operation == "fused_step" else 5000) for _ in range(2))
-        k = draw.randint(1, 8) if operation not in SPECTRAL_OPERATIONS else 256
+        k = draw.randint(1, 8) if not operation.startswith("spectral") else 256
         problem = Problem(operation, draw.random() < 0.5, k, m, n, draw.randint(1, 2000))
         bucket = Problem.of_bucket(problem.bucket)
         assert bucket.bucket == problem.bucket
@@ -285,7 +285,8 @@ def test_durations_are_for_readers():
 
 # -- the autotuner, in the interpreter -----------------------------------------------------------------
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 CPU = torch.device("cpu")
 
 
@@ -314,7 +315,7 @@ def written():
 
 
 @interpreted
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", tuned())
 def test_every_operation_runs_and_the_fastest_wins(operation):
     problem = Problem(operation, False, 1, 16, 512 if operation == "basis" else 16, 1)
     first, *others = candidates(problem, GPU)
@@ -382,23 +383,16 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 
 @interpreted
 def test_what_spills_is_no_candidate(monkeypatch):
-    from projunn_kernels.products import launch
+    from projunn_kernels.tuning import autotune as module
 
     problem = small("product")
-    first, kernel = closed_form(problem, GPU), launch.product_kernel
+    first = closed_form(problem, GPU)
 
-    class Compiled:  # what a launch returns on a GPU
-        fn = kernel.fn
+    def spills(run):
+        run()
+        return tuning.config_for(problem, GPU)[0].rows == first.rows
 
-        def __getitem__(self, grid):
-            def run(*args, **constants):
-                kernel[grid](*args, **constants)
-                self.n_spills = 8 if constants["BM"] == first.rows else 0
-                return self
-
-            return run
-
-    monkeypatch.setattr(launch, "product_kernel", Compiled())
+    monkeypatch.setattr(module, "spills", spills)
     result, timed = tune(problem, {})
     assert timed == [c for c in candidates(problem, GPU) if c.rows != first.rows]
     assert result.config in timed
@@ -486,14 +480,12 @@ def test_time_limit_and_each_bucket_once():
 def test_what_a_kernel_changes_is_restored(monkeypatch):
     from projunn_kernels.tuning import autotune
 
-    seen = []
-    case = autotune._case
+    seen, case = [], autotune._case
 
     def watched(problem, device):
         run, restore = case(problem, device)
-        weight = run.__closure__
-        cells = [c.cell_contents for c in weight if isinstance(c.cell_contents, torch.Tensor)]
-        return run, lambda: (restore(), seen.append([c.clone() for c in cells]))
+        weight = run.__self__.tensors["weight"]
+        return run, lambda: (restore(), seen.append([weight.clone()]))
 
     monkeypatch.setattr(autotune, "_case", watched)
     list(autotune.autotune([small("rank_update")], CPU, GPU, lambda run: (run(), 1.0)[1]))

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources.abc import Traversable
 
-from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import OPERATIONS, Config, Device, Problem
+from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.configs.tables import (
     SUFFIX,
     Entry,
@@ -168,11 +168,13 @@ def _would_be_tried(bucket: str, entry: Entry, device: Device) -> bool:
         problem = Problem.of_bucket(bucket)
     except ValueError:
         return False
+    if problem.operation not in tuned():
+        return False
     return entry.config is None or entry.config in candidates(problem, device)
 
 
 def _same_kernels(entry: Entry) -> bool:
-    from projunn_kernels.tuning.fingerprints import fingerprints
+    from projunn_kernels.configs.fingerprints import fingerprints
 
     present = fingerprints()
     return all(present.get(name) == found for name, found in entry.kernels.items())
@@ -207,7 +209,7 @@ def using(configs: dict[str, Config]) -> Iterator[None]:
 
 @contextmanager
 def asked() -> Iterator[list[Problem]]:
-    """The problems that launches inside ask a configuration for, in their order."""
+    """The problems of tuned kernels that launches inside ask a configuration for, in their order."""
     problems: list[Problem] = []
     _listeners.append(problems)
     try:
@@ -222,7 +224,7 @@ def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     Raises:
         ValueError: ``PROJUNN_TABLES`` is neither on nor off.
     """
-    for problems in _listeners:
+    for problems in _listeners if problem.operation in tuned() else ():
         problems.append(problem)
     given = _given.get(problem.operation)
     return _config_for(problem, device) if given is None else (given, "given")
@@ -250,7 +252,7 @@ def in_force(device: Device) -> dict[str, str]:
     found = found_tables(device)
     none = f"no table in force for {device.name} has it" if uses_tables() else "PROJUNN_TABLES=off"
     reasons = {}
-    for operation in OPERATIONS:
+    for operation in tuned():
         parts = []
         for one in found:
             count = sum(bucket.startswith(f"{operation}/") for bucket in one.configs)

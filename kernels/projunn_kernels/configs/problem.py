@@ -5,17 +5,11 @@ takes; a `Device` is what a configuration depends on.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
-MATRIX_OPERATIONS = ("fused_step", "adjoint_product", "product", "basis", "turn_rows", "rank_update")
-TIME_LOOPS = ("recurrence", "recurrence_backward")
-SPECTRAL_OPERATIONS = ("spectral_product", "spectral_gradient")
-OPERATIONS = MATRIX_OPERATIONS + TIME_LOOPS + SPECTRAL_OPERATIONS
-IMAGES = 256  # that spectral products are tuned for
 _BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b(\d{1,9})")
 
 
@@ -39,8 +33,8 @@ class Config:
 class Problem:
     """What a configuration is chosen for: ``blocks`` matrices m x n, rank k.
 
-    Of a time loop: ``blocks`` steps of a batch of m rows and n units, k = 1.  Of a spectral product:
-    k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
+    Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a spectral
+    product: k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
     """
 
     operation: str
@@ -57,13 +51,19 @@ class Problem:
 
     @property
     def width(self) -> int:
+        """Floats of a number."""
         return 2 if self.pairs else 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return torch.complex64 if self.pairs else torch.float32
 
     @property
     def bucket(self) -> str:
         """The key of a table."""
         kind = "complex" if self.pairs else "real"
-        blocks = 1 if self.operation in TIME_LOOPS else min(power_of_two(self.blocks), 1024)
+        blocks = min(power_of_two(self.blocks), 1024)
         size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
         return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
 
@@ -72,10 +72,10 @@ class Problem:
         """The largest problem of a bucket.
 
         Raises:
-            ValueError: it is no key of a table, or of an operation that does not exist.
+            ValueError: it is no key of a table.
         """
         match = _BUCKET.fullmatch(bucket)
-        if match is None or match[1] not in OPERATIONS:
+        if match is None:
             raise ValueError(f"{bucket[:80]!r} names no bucket")
         k, m, n, blocks = (int(number) for number in match.groups()[2:])
         return cls(match[1], match[2] == "complex", k, m, n, blocks)
@@ -111,52 +111,3 @@ def device_of(device: torch.device) -> Device:
         properties.multi_processor_count,
         getattr(properties, "shared_memory_per_block_optin", 101_376),
     )
-
-
-def standard_problems() -> list[Problem]:
-    """Rank 1 first, and sizes that networks have: what a run with a time limit gets to."""
-    found = []
-    for k in (1, 2, 4, 8):
-        for pairs in (False, True):
-            banks = [(64, 544), (128, 144), (64, 64), (128, 8), (32, 1024)] if k < 4 else [(64, 64)]
-            for n, blocks in banks:
-                found.append(Problem("fused_step", pairs, k, n, n, blocks))
-            for n in (1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096):
-                for operation in MATRIX_OPERATIONS[1:]:
-                    found.append(Problem(operation, pairs, k, n, n, 1))
-            for n in (64, 128, 190, 512, 1024) if k == 1 else ():
-                found += [Problem(operation, pairs, 1, 128, n, 100) for operation in TIME_LOOPS]
-    for channels, bins in ((64, 544), (128, 144), (256, 40)):  # ResNet9 on images of 32 x 32
-        for operation in SPECTRAL_OPERATIONS:
-            found.append(Problem(operation, False, IMAGES, channels, channels, bins))
-    return found
-
-
-def problems_of(
-    operations: Iterable[str],
-    shapes: Iterable[tuple[int, int, int]],
-    ranks: Iterable[int],
-    kinds: Iterable[bool],
-) -> list[Problem]:
-    """Every combination that is used: fused steps for n <= 128, time loops (T x batch x n) for k = 1.
-
-    The spectral products have no rank: banks of matrices are tuned for `IMAGES` images.
-    """
-    operations, shapes, kinds = list(operations), list(shapes), list(kinds)
-    return [
-        Problem(operation, pairs, k, m, n, blocks)
-        for k in ranks
-        for pairs in kinds
-        for blocks, m, n in shapes
-        for operation in operations
-        if operation not in SPECTRAL_OPERATIONS
-        and k <= min(m, n)
-        and (operation != "fused_step" or m <= n <= 128)
-        and (operation not in TIME_LOOPS or (k == 1 and n <= 4096))
-    ] + [
-        Problem(operation, pairs, IMAGES, m, n, blocks)
-        for pairs in kinds
-        for blocks, m, n in shapes
-        for operation in operations
-        if operation in SPECTRAL_OPERATIONS and blocks > 1
-    ]

@@ -13,57 +13,27 @@ with c = 1, but 2 at paired bins of real signals, since W_-k = conj(W_k) moves a
 on real tensors it hides every complex number from ``torch.compile``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from projunn_kernels.backends import operator
+from projunn_kernels.convolution.eager import counts
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.spectral import (
-    counts,
-    spectral_gradient,
-    spectral_product,
-    spectral_product_reference,
-    spectral_sketch,
-)
+from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product, spectral_sketch
+from projunn_kernels.operation import Derivative, Operation
 
 
-def fourier_convolution_reference(
-    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
-) -> Tensor:
-    """The formula on real or complex tensors, with autograd's own gradient."""
-    dims = tuple(range(2, input.ndim))
-    if own_weight is None:
-        y = torch.fft.ifftn(
-            spectral_product_reference(torch.fft.fftn(input, dim=dims), weight, None, size), dim=dims
-        )
-    else:
-        x = torch.fft.rfftn(input, dim=dims)
-        y = torch.fft.irfftn(spectral_product_reference(x, weight, own_weight, size), s=size, dim=dims)
-    return y if bias is None else y + bias.view(-1, *(1 for _ in size))
-
-
-@operator("projunn::fourier_convolution", mutates_args=())
 def fourier_convolution(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
     """The convolution, and the spectrum of ``input``, which the backward needs."""
-    spectrum = _transform(input, size, own_weight is not None)
-    product = spectral_product(spectrum, weight, own_weight, size, False)
-    if bias is not None:
-        points = frequencies(tuple(size), own_weight is not None).points
-        _zero_bin(product, own_weight is not None).add_(bias, alpha=points)
-    return _inverse(product, size, own_weight is not None), spectrum
+    output, spectrum = _convolution(
+        input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
+    )
+    return output, spectrum
 
 
-@fourier_convolution.register_fake
-def _(input, weight, own_weight, bias, size):  # type: ignore[no-untyped-def]
-    real = own_weight is not None
-    batch, n, *rest = input.shape
-    shape = frequencies(tuple(size), real).shape
-    return input.new_empty(batch, weight.shape[1], *rest), input.new_empty(batch, n, *shape, 2)
-
-
-@operator("projunn::fourier_convolution_backward", mutates_args=())
 def fourier_convolution_backward(
     grad: Tensor,
     spectrum: Tensor,
@@ -76,37 +46,12 @@ def fourier_convolution_backward(
 
     ``wanted`` has three entries: input, the weights, bias.
     """
-    real = own_weight is not None
-    g = _transform(grad, size, real)
-    grad_input = grad_weight = grad_own = grad_bias = None
-    if wanted[0]:
-        grad_input = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
-    if wanted[1]:
-        scale = 1 / frequencies(tuple(size), real).points
-        grad_weight, grad_own = spectral_gradient(g, spectrum, size, real, scale)
-    if wanted[2]:
-        grad_bias = _zero_bin(g, real).sum(0)
-    empty = [grad.new_empty(0) for _ in range(4)]
-    results = (grad_input, grad_weight, grad_own, grad_bias)
-    first, second, third, fourth = (e if r is None else r for r, e in zip(results, empty, strict=True))
-    return first, second, third, fourth
-
-
-@fourier_convolution_backward.register_fake
-def _(grad, spectrum, weight, own_weight, size, wanted):  # type: ignore[no-untyped-def]
-    batch, n = spectrum.shape[:2]
-    m = weight.shape[1]
-    real = own_weight is not None
-    own = len(frequencies(tuple(size), real).own)
-    return (
-        grad.new_empty((batch, n, *grad.shape[2:]) if wanted[0] else 0),
-        grad.new_empty(weight.shape if wanted[1] else 0),
-        grad.new_empty((own, *weight.shape[1:3]) if wanted[1] else 0),
-        grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
+    by_input, by_weight, by_own, by_bias = _convolution_backward(
+        grad=grad, spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, wanted=wanted
     )
+    return by_input, by_weight, by_own, by_bias
 
 
-@operator("projunn::fourier_convolution_sketch", mutates_args=())
 def fourier_convolution_sketch(
     grad: Tensor,
     spectrum: Tensor,
@@ -123,6 +68,93 @@ def fourier_convolution_sketch(
     Y of ``own_weight``'s, (own, m, k) and (own, n, k); and the gradient of the bias: see
     `projunn_kernels.spectral.spectral_sketch`.  Empty where not wanted, or where there is none.
     """
+    by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
+        grad=grad,
+        spectrum=spectrum,
+        weight=weight,
+        own_weight=own_weight,
+        basis=basis,
+        own_basis=own_basis,
+        size=size,
+        wanted=wanted,
+    )
+    return by_input, left, right, own_left, own_right, by_bias
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> tuple[Tensor, Tensor]:
+    spectrum = _transform(input, size, own_weight is not None)
+    product = spectral_product(spectrum, weight, own_weight, size, False)
+    if bias is not None:
+        points = frequencies(tuple(size), own_weight is not None).points
+        _zero_bin(product, own_weight is not None).add_(bias, alpha=points)
+    return _inverse(product, size, own_weight is not None), spectrum
+
+
+def _fake_convolve(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> tuple[Tensor, Tensor]:
+    real = own_weight is not None
+    batch, n, *rest = input.shape
+    shape = frequencies(tuple(size), real).shape
+    return input.new_empty(batch, weight.shape[1], *rest), input.new_empty(batch, n, *shape, 2)
+
+
+def _gradients(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    real = own_weight is not None
+    g = _transform(grad, size, real)
+    grad_input = grad_weight = grad_own = grad_bias = None
+    if wanted[0]:
+        grad_input = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
+    if wanted[1]:
+        scale = 1 / frequencies(tuple(size), real).points
+        grad_weight, grad_own = spectral_gradient(g, spectrum, size, real, scale)
+    if wanted[2]:
+        grad_bias = _zero_bin(g, real).sum(0)
+    empty = [grad.new_empty(0) for _ in range(4)]
+    results = (grad_input, grad_weight, grad_own, grad_bias)
+    first, second, third, fourth = (e if r is None else r for r, e in zip(results, empty, strict=True))
+    return first, second, third, fourth
+
+
+def _fake_gradients(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, n = spectrum.shape[:2]
+    m = weight.shape[1]
+    real = own_weight is not None
+    own = len(frequencies(tuple(size), real).own)
+    return (
+        grad.new_empty((batch, n, *grad.shape[2:]) if wanted[0] else 0),
+        grad.new_empty(weight.shape if wanted[1] else 0),
+        grad.new_empty((own, *weight.shape[1:3]) if wanted[1] else 0),
+        grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
+    )
+
+
+def _sketched_gradients(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    basis: Tensor,
+    own_basis: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     g = _transform(grad, size, real)
     results = [grad.new_empty(0) for _ in range(6)]
@@ -138,8 +170,16 @@ def fourier_convolution_sketch(
     return first, second, third, fourth, fifth, sixth
 
 
-@fourier_convolution_sketch.register_fake
-def _(grad, spectrum, weight, own_weight, basis, own_basis, size, wanted):  # type: ignore[no-untyped-def]
+def _fake_sketched_gradients(
+    grad: Tensor,
+    spectrum: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    basis: Tensor,
+    own_basis: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
     (batch, n), m, real = spectrum.shape[:2], weight.shape[1], own_weight is not None
     shapes: list[tuple[int, ...]] = [(0,)] * 6
     if wanted[0]:
@@ -179,14 +219,14 @@ def _zero_bin(spectrum: Tensor, real: bool) -> Tensor:
     return first[..., 0] if real else first
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     _, weight, own_weight, _, ctx.size = inputs
     _, spectrum = output  # differentiable: a second backward comes back through it
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(spectrum, weight, own_weight)
 
 
-def _backward(ctx, grad, grad_spectrum):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> tuple[Any, ...]:
     spectrum, weight, own_weight = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[1] or needs[2], needs[3]]
@@ -200,13 +240,19 @@ def _backward(ctx, grad, grad_spectrum):  # type: ignore[no-untyped-def]
     return *kept, None
 
 
-def _setup_second(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_second(ctx: Any, inputs: Any, output: Any) -> None:
     grad, spectrum, weight, own_weight, ctx.size, ctx.wanted = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad, spectrum, weight, own_weight)
 
 
-def _second_backward(ctx, turn_input, turn_weight, turn_own, turn_bias):  # type: ignore[no-untyped-def]
+def _second_backward(
+    ctx: Any,
+    turn_input: Tensor | None,
+    turn_weight: Tensor | None,
+    turn_own: Tensor | None,
+    turn_bias: Tensor | None,
+) -> tuple[Any, ...]:
     """Gradients of <u, dx> + <V, dW> + <v, db>, which is linear in dy, in x, and in W.
 
     By dy:  W * u + V * x + v        by W:  as if u were the input        by F x:  c/N V^H F dy
@@ -253,7 +299,24 @@ def _transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
     return signal.real.contiguous() if real else torch.view_as_real(signal).contiguous()
 
 
-fourier_convolution.register_autograd(_backward, setup_context=_setup_context)
-fourier_convolution_backward.register_autograd(_second_backward, setup_context=_setup_second)
-for _device in ("cpu", "cuda"):
-    fourier_convolution.register_autocast(_device, torch.float32)
+_convolution = Operation(
+    name="fourier_convolution",
+    eager=_convolve,
+    fake=_fake_convolve,
+    on="input",
+    derivative=Derivative(_setup_context, _backward),
+    autocast=True,
+)
+_convolution_backward = Operation(
+    name="fourier_convolution_backward",
+    eager=_gradients,
+    fake=_fake_gradients,
+    on="grad",
+    derivative=Derivative(_setup_second, _second_backward),
+)
+_convolution_sketch = Operation(
+    name="fourier_convolution_sketch",
+    eager=_sketched_gradients,
+    fake=_fake_sketched_gradients,
+    on="grad",
+)

@@ -10,27 +10,15 @@ import torch
 import triton
 from torch import Tensor
 
-from projunn_kernels.configs.choice import config_for
-from projunn_kernels.configs.problem import Config, Problem, device_of
+from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.convolution.grid import Frequencies, frequencies
 from projunn_kernels.convolution.kernels import spectral_gradient_kernel, spectral_product_kernel
-from projunn_kernels.launching import options
+from projunn_kernels.launching import choose, dot_precision, launch, options, product_setting
 
 # Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs with
 # Triton 3.8; before that `tl.dot` has no 8.
 _VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 DEPTH = 8 if _VERSION >= (3, 8) else 16
-
-
-def precision(amd: bool) -> str:
-    """The products' precision, as ``torch.set_float32_matmul_precision`` asks for it.
-
-    ``highest``, PyTorch's default, is ``tf32x3``: tensor cores, with float32's error; ``high`` and
-    ``medium`` are ``tf32``.  On AMD GPUs always ``ieee``: their matrix cores take float32 as it is.
-    """
-    if amd:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @lru_cache(maxsize=256)
@@ -39,9 +27,11 @@ def _tables(grid: Frequencies, device: torch.device) -> tuple[Tensor, Tensor]:
     return source.to(device), matrix.to(device)
 
 
-def _chosen(operation: str, m: int, n: int, batch: int, grid: Frequencies, x: Tensor) -> Config:
+def _chosen(
+    operation: str, m: int, n: int, batch: int, grid: Frequencies, x: Tensor, **variant: bool
+) -> Config:
     problem = Problem(operation, not grid.own, batch, m, n, grid.bins)
-    return config_for(problem, device_of(x.device))[0]
+    return choose(problem, x.device, **variant, precision=product_setting(torch.float32))
 
 
 def spectral_product(
@@ -50,37 +40,40 @@ def spectral_product(
     own_weight: Tensor | None,
     size: list[int],
     adjoint: bool,
-    config: Config | None = None,
 ) -> Tensor:
     """W x, or W^H x if ``adjoint``, at every frequency: one launch."""
+    spectrum, weight = spectrum.contiguous(), weight.contiguous()
+    own_weight = None if own_weight is None else own_weight.contiguous()
     grid = frequencies(tuple(size), own_weight is not None)
     batch, (m, n) = spectrum.shape[0], weight.shape[1:3]
     outer = n if adjoint else m
     result = spectrum.new_empty(batch, outer, *spectrum.shape[2:])
     if result.numel() == 0:
         return result
-    c = config or _chosen("spectral_product", m, n, batch, grid, spectrum)
+    config = _chosen("spectral_product", m, n, batch, grid, spectrum, adjoint=adjoint)
     source, matrix = _tables(grid, spectrum.device)
-    tiles = -(-outer // c.rows) * -(-batch // c.columns)
-    spectral_product_kernel[(tiles, -(-grid.bins // c.warps))](
-        spectrum,
-        weight,
-        weight if own_weight is None else own_weight,
-        result,
-        source,
-        matrix,
-        batch,
-        m,
-        n,
-        grid.bins,
+    tiles = -(-outer // config.rows) * -(-batch // config.columns)
+    launch(
+        spectral_product_kernel,
+        (tiles, -(-grid.bins // config.warps)),
+        spectrum=spectrum,
+        weight=weight,
+        own_weight=weight if own_weight is None else own_weight,
+        result=result,
+        source=source,
+        matrix=matrix,
+        batch=batch,
+        m=m,
+        n=n,
+        frequencies=grid.bins,
         ADJOINT=adjoint,
         HALF=own_weight is not None,
-        PRECISION=precision(torch.version.hip is not None),
-        BM=c.rows,
-        BB=c.columns,
+        PRECISION=dot_precision(torch.float32),
+        BM=config.rows,
+        BB=config.columns,
         BK=DEPTH,
-        F=c.warps,
-        **options(c.warps),
+        F=config.warps,
+        **options(config.warps),
     )
     return result
 
@@ -91,34 +84,36 @@ def spectral_gradient(
     size: list[int],
     real: bool,
     scale: float,
-    config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ``weight`` and ``own_weight``: one launch."""
+    grad, spectrum = grad.contiguous(), spectrum.contiguous()
     grid = frequencies(tuple(size), real)
     batch, m, n = grad.shape[0], grad.shape[1], spectrum.shape[1]
     result = grad.new_empty(grid.paired, m, n, 2)
     own = grad.new_empty(len(grid.own), m, n)
-    c = config or _chosen("spectral_gradient", m, n, batch, grid, grad)
+    config = _chosen("spectral_gradient", m, n, batch, grid, grad)
     source, matrix = _tables(grid, grad.device)
-    tiles = -(-m // c.rows) * -(-n // c.columns)
-    spectral_gradient_kernel[(tiles, -(-grid.bins // c.warps))](
-        grad,
-        spectrum,
-        result,
-        own if real else result,
-        source,
-        matrix,
-        batch,
-        m,
-        n,
-        grid.bins,
-        scale,
+    tiles = -(-m // config.rows) * -(-n // config.columns)
+    launch(
+        spectral_gradient_kernel,
+        (tiles, -(-grid.bins // config.warps)),
+        grad=grad,
+        spectrum=spectrum,
+        weight_grad=result,
+        own_grad=own if real else result,
+        source=source,
+        matrix=matrix,
+        batch=batch,
+        m=m,
+        n=n,
+        frequencies=grid.bins,
+        scale=scale,
         HALF=real,
-        PRECISION=precision(torch.version.hip is not None),
-        BM=c.rows,
-        BN=c.columns,
+        PRECISION=dot_precision(torch.float32),
+        BM=config.rows,
+        BN=config.columns,
         BK=DEPTH,
-        F=c.warps,
-        **options(c.warps),
+        F=config.warps,
+        **options(config.warps),
     )
     return result, own

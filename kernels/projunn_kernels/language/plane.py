@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from projunn_kernels.factorization.eager import PROBE as _PROBE
+from projunn_kernels.constants import PROBE as _PROBE
 from projunn_kernels.language.float64 import cos_sin, reciprocal, square_root
 
 # Norms below are zero: nothing can be divided by them.

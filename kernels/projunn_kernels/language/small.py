@@ -195,14 +195,16 @@ def _polar(er, ei, precision, S: tl.constexpr, PAIRS: tl.constexpr):
     # S / (|X| |X^-1|), in Frobenius norms, is between 1 and S times the ratio of singular values
     regular = size * inverse * 4.0 * precision < S
     change, count = size * 0.0 + 1.0, 0
+    # X^-H is made again at the loop's head, not carried from its end: with an X^-H from before the loop,
+    # Triton 3.6 fails to compile it.
     while (change > 1e-14) & (count < 20) & regular:
+        ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
+        size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
         g = square_root(inverse * reciprocal(size))
         h = reciprocal(g)
         yr, yi = 0.5 * (g * xr + h * ir), 0.5 * (g * xi + h * ii)
         change = frobenius(yr - xr, yi - xi, PAIRS)
         xr, xi = yr, yi
-        ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
-        size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
         count += 1
     return xr - identity, xi, regular
 

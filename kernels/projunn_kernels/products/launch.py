@@ -1,77 +1,81 @@
-"""TODO."""
+"""Launches of the products of matrices with a few columns."""
 
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import row_splits
-from projunn_kernels.configs.problem import Config, device_of, power_of_two
-from projunn_kernels.factorization.eager import MAX_RANK
+from projunn_kernels.configs.problem import Problem, device_of, power_of_two
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.launching import (
     active_count,
     active_list,
     as_columns,
-    chosen,
+    choose,
+    configured,
     floats,
+    half_precision,
+    launch,
     options,
-    problem_of,
 )
 from projunn_kernels.products.kernels import adjoint_product_kernel, product_kernel
+from projunn_kernels.products.tiles import row_splits
 
 
-def adjoint_partials(
-    matrix: Tensor, columns: Tensor, active: Tensor | None, config: Config | None = None
-) -> Tensor:
+def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
     """``M^H X`` as (A, splits, k, n) partial sums, from X as (A, k, m), k <= MAX_RANK."""
     count, k = active_count(active, matrix), columns.shape[1]
     _, m, n = matrix.shape
-    problem = problem_of("adjoint_product", matrix, k, count)
-    c = chosen("adjoint_product", matrix, k, count, config)
-    splits = row_splits(problem, c, device_of(matrix.device))
-    rows_each = -(-m // (splits * c.rows)) * c.rows
+    problem = Problem("adjoint_product", matrix.is_complex(), k, m, n, count)
+    listed = active is not None
+    config = choose(problem, matrix.device, active=listed, gradient=half_precision(matrix))
+    splits = row_splits(problem, config, device_of(matrix.device))
+    rows_each = -(-m // (splits * config.rows)) * config.rows
     splits = -(-m // rows_each)
     partial = columns.new_empty(count, splits, k, n)
-    adjoint_product_kernel[(-(-n // c.columns), splits, count)](
-        floats(matrix),
-        floats(columns),
-        floats(partial),
-        active_list(partial, active),
-        m,
-        n,
-        k,
-        rows_each,
-        splits,
+    launch(
+        adjoint_product_kernel,
+        (-(-n // config.columns), splits, count),
+        matrix=floats(matrix),
+        factor=floats(columns),
+        partial=floats(partial),
+        active=active_list(partial, active),
+        m=m,
+        n=n,
+        k=k,
+        rows_each=rows_each,
+        splits=splits,
         PAIRS=matrix.is_complex(),
-        ACTIVE=active is not None,
-        BM=c.rows,
-        BN=c.columns,
+        ACTIVE=listed,
+        BM=config.rows,
+        BN=config.columns,
         K=power_of_two(k),
-        **options(c.warps),
+        **options(config.warps),
     )
     return partial
 
 
-def product_columns(
-    matrix: Tensor, columns: Tensor, active: Tensor | None, config: Config | None = None
-) -> Tensor:
+def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
     """``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK."""
     count, k = active_count(active, matrix), columns.shape[1]
     _, m, n = matrix.shape
-    c = chosen("product", matrix, k, count, config)
+    listed = active is not None
+    config = configured("product", matrix, k, count, active=listed, gradient=half_precision(matrix))
     result = columns.new_empty(count, k, m)
-    product_kernel[(-(-m // c.rows), count)](
-        floats(matrix),
-        floats(columns),
-        floats(result),
-        active_list(result, active),
-        m,
-        n,
-        k,
+    launch(
+        product_kernel,
+        (-(-m // config.rows), count),
+        matrix=floats(matrix),
+        factor=floats(columns),
+        result=floats(result),
+        active=active_list(result, active),
+        m=m,
+        n=n,
+        k=k,
         PAIRS=matrix.is_complex(),
-        ACTIVE=active is not None,
-        BM=c.rows,
-        BN=c.columns,
+        ACTIVE=listed,
+        BM=config.rows,
+        BN=config.columns,
         K=power_of_two(k),
-        **options(c.warps),
+        **options(config.warps),
     )
     return result
 

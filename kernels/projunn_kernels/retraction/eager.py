@@ -1,60 +1,38 @@
-"""The retraction of a step ``W + X Y^H``, in place: what `projunn.retract` and the optimizers run.
-
-    Z = W^H X        Z Y^H = Q E Q^H        F = f(E) - I        W += (W Q) (Q F^H)^H
-
-W is (*batch, m, n), X (*batch, m, k), Y (*batch, n, k).  With ``active`` (A,), W is (B, m, n) and the
-factors have A in place of the batch; negative entries stand for nothing.  Tall matrices (m > n) take
-the mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
-
-On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read off W in one pass; Q, E
-and F are made by one program a matrix; and rows of W are turned in registers, one read and one write.
-"""
+"""The retraction in PyTorch, the formula line by line."""
 
 from math import inf, nan, sqrt
 
 import torch
 from torch import Tensor
 
-from projunn_kernels.backends import opaque, operator, uses_triton
-from projunn_kernels.batches import as_blocks, flattened, known_to_hold, present
-from projunn_kernels.factorization.eager import MAX_RANK
+from projunn_kernels.batches import known_to_hold, present
 from projunn_kernels.products.eager import adjoint_product, product
-from projunn_kernels.rank_update.eager import rank_update_, turn_rows_
+from projunn_kernels.rank_update import rank_update_
+from projunn_kernels.rank_update.eager import turn_rows_
 from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import plane_rotation, rotation
 
 
-def retract_(
+def retract(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:
-    """Take the step in place; returns the mask (*batch), or (A,), of the matrices that took it."""
-    if opaque(weight):
-        return _operator(weight, left, right, retraction, active)
-    return _retract(weight, left, right, retraction, active)
-
-
-def _retract(
-    weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None
-) -> Tensor:
-    if uses_triton(weight):
-        return _on_device(weight, left, right, retraction, active)
+    """Take the step in place: see `projunn_kernels.retract_`."""
     if active is None:
-        return _plain(weight, left, right, retraction)
+        return _retract_all(weight, left, right, retraction)
     chosen, named = present(active), active >= 0
     taken = torch.zeros(active.shape, dtype=torch.bool, device=weight.device)
     if len(chosen):
         part = weight[chosen]
-        taken[named] = _plain(part, left[named], right[named], retraction)
+        taken[named] = _retract_all(part, left[named], right[named], retraction)
         weight[chosen] = part
     return taken
 
 
-def _plain(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
-    """In PyTorch, the formula line by line."""
+def _retract_all(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
     dtype = weight.dtype
     tall = weight.shape[-2] > weight.shape[-1]
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
-    turned, basis, taken = _turn(left if tall else right, pulled, retraction, dtype)
+    turned, basis, taken = turned_basis(left if tall else right, pulled, retraction, dtype)
     if tall:
         rank_update_(weight, turned, adjoint_product(weight, basis))
     else:
@@ -62,12 +40,12 @@ def _plain(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tens
     return taken
 
 
-def _turn(
+def turned_basis(
     own: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
     if own.shape == (own.shape[0], 1) and own.device.type == "cpu" and dtype == torch.float32:
-        plane = _turn_of_plane(own, pulled, retraction)
+        plane = _turned_plane(own, pulled, retraction)
         if plane is not None:
             return *plane, torch.tensor(True)
     q, e = step_basis(own, pulled)
@@ -77,7 +55,7 @@ def _turn(
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
 
 
-def _turn_of_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
+def _turned_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
     """Q F^T and Q of one real step of rank one, or None if that takes more care.
 
     All 2 x 2 is in Python's floats, with Q from the inner products of y and z in place of Gram-Schmidt:
@@ -98,43 +76,3 @@ def _turn_of_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor
     turned = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
     rows = (torch.tensor([*turned, *q], dtype=torch.float64) @ vectors).to(own.dtype)
     return rows[:2].mT, rows[2:].mT
-
-
-def _on_device(
-    weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None
-) -> Tensor:
-    from projunn_kernels.products import launch
-    from projunn_kernels.rank_update.launch import rank_update
-    from projunn_kernels.retraction.launch import turn
-
-    batch = weight.shape[:-2] if active is None else active.shape
-    if weight.numel() == 0 or batch.numel() == 0:
-        return torch.ones(batch, dtype=torch.bool, device=weight.device)
-    x, y = as_blocks(left), as_blocks(right)
-    with flattened(weight) as blocks:
-        if left.shape[-1] <= MAX_RANK:
-            taken = turn(blocks, x, y, retraction, 1.0, active)
-        else:
-            tall = weight.shape[-2] > weight.shape[-1]
-            multiply = launch.product if tall else launch.adjoint_product
-            pulled = multiply(blocks, y if tall else x, active)
-            turned, basis, taken = _turn(x if tall else y, pulled, retraction, weight.dtype)
-            if tall:
-                factors = turned, launch.adjoint_product(blocks, basis, active)
-            else:
-                factors = launch.product(blocks, basis, active), turned
-            rank_update(blocks, *factors, active)
-    return taken.reshape(batch)
-
-
-@operator("projunn::retract_", mutates_args=("weight",))
-def _operator(
-    weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
-) -> Tensor:
-    return _retract(weight, left, right, retraction, active)
-
-
-@_operator.register_fake
-def _(weight, left, right, retraction, active=None):  # type: ignore[no-untyped-def]
-    batch = weight.shape[:-2] if active is None else active.shape
-    return torch.empty(batch, dtype=torch.bool, device=weight.device)

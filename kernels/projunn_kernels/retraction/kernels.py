@@ -36,11 +36,9 @@ def _places(right, partial, basis, turned_basis, n, k, splits, S: tl.constexpr, 
 
 
 @triton.jit
-def _report(taken_mask, skipped, taken, COUNT: tl.constexpr):
-    """Note whether the step of a matrix is taken, and count it where it is not."""
+def _report(taken_mask, taken):
+    """Note whether the step of a matrix is taken."""
     tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
-    if COUNT:
-        tl.atomic_add(skipped, tl.where(taken, 0.0, 1.0))
 
 
 @triton.jit
@@ -50,19 +48,16 @@ def plane_basis_kernel(
     basis,
     turned_basis,
     taken_mask,
-    skipped,
     n,
     splits,
-    scale,
     precision,
     RETRACTION: tl.constexpr,
     PAIRS: tl.constexpr,
-    COUNT: tl.constexpr,
     BN: tl.constexpr,
 ):
     """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``turned_basis``.
 
-    One program a matrix; Y is ``right`` (1, n), Z is ``scale`` times the sum of the partial sums.
+    One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     y, source, q, t = _places(right, partial, basis, turned_basis, n, 1, splits, 2, PAIRS)
@@ -70,7 +65,7 @@ def plane_basis_kernel(
     for first in range(0, n, BN):
         yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
         zr, zi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
-        zr, zi = (scale * zr).to(tl.float32), (scale * zi).to(tl.float32)
+        zr, zi = zr.to(tl.float32), zi.to(tl.float32)
         store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
         yy += dot(yr, yi, yr, yi, PAIRS)[0]
         pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
@@ -101,7 +96,7 @@ def plane_basis_kernel(
         br * a, bi * a, c * a, precision, RETRACTION, PAIRS
     )
     taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
-    _report(taken_mask, skipped, taken, COUNT)
+    _report(taken_mask, taken)
     shrink = reciprocal(tl.maximum(c, TINY))
     used = tl.where(taken, 1.0, 0.0)
     for first in range(0, n, BN):
@@ -127,15 +122,12 @@ def basis_kernel(
     basis,
     turned_basis,
     taken_mask,
-    skipped,
     n,
     k,
     splits,
-    scale,
     precision,
     RETRACTION: tl.constexpr,
     PAIRS: tl.constexpr,
-    COUNT: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
@@ -147,7 +139,7 @@ def basis_kernel(
         yr, yi = load_columns(y, first, n, k, BN, K, PAIRS)
         zr, zi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
         store_columns(q, first, n, K, yr, yi, BN, K, PAIRS)
-        store_columns(q + K * n * WIDTH, first, n, K, scale * zr, scale * zi, BN, K, PAIRS)
+        store_columns(q + K * n * WIDTH, first, n, K, zr, zi, BN, K, PAIRS)
     tl.debug_barrier()
     ur, ui = eye(S), tl.zeros((S, S), tl.float64)
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
@@ -169,7 +161,7 @@ def basis_kernel(
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, RETRACTION, PAIRS)
     taken = taken & finite
-    _report(taken_mask, skipped, taken, COUNT)
+    _report(taken_mask, taken)
     for first in range(0, n, BN):
         pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
         pr, pi = combine(ur, ui, pr, pi, S, PAIRS)

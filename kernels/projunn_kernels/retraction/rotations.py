@@ -146,7 +146,10 @@ def _closed_form(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, 
     mean, tilt = (t + u) / 2, (t - u) / 2
     w = (tilt.square() + s.abs().square()).sqrt()
     phase = torch.polar(torch.ones_like(mean), mean)
-    cos, sinc = w.cos(), torch.sinc(w / torch.pi)
+    # torch.sinc(w / pi) takes the sine of pi (w / pi), which differs from w by roundings of w: for w in
+    # the thousands, cos^2 + sin^2 would differ from 1 by thousands of roundings.
+    cos = w.cos()
+    sinc = torch.where(w > torch.pi, w.sin() / w, torch.sinc(w / torch.pi))
     corner, slope = phase * sinc * s, 1j * tilt * sinc
     f = _matrix(
         phase * (cos + slope) - 1,

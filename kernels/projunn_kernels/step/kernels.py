@@ -90,7 +90,6 @@ def plane_step_kernel(
     PAIRS: tl.constexpr,
     ACTIVE: tl.constexpr,
     HAS_RATE: tl.constexpr,
-    WARM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     PANELS: tl.constexpr,
@@ -177,23 +176,22 @@ def plane_step_kernel(
         ur, ui = add_outer(ur, ui, l2r, l2i, t2r, t2i, PAIRS)
         store_tile(w, rows, 0, kept, n, ur, ui, BN, PAIRS)
 
-    if WARM:
-        inverse = reciprocal(tl.maximum(square_root(squares), TINY))
+    inverse = reciprocal(tl.maximum(square_root(squares), TINY))
+    if PANELS > 1:
+        tl.debug_barrier()
+    for panel in range(PANELS):
+        rows = panel * BM + lane
         if PANELS > 1:
-            tl.debug_barrier()
-        for panel in range(PANELS):
-            rows = panel * BM + lane
-            if PANELS > 1:
-                xr, xi = load_column(x, rows, rows < m, PAIRS)
-            gr, gi = load_column(g, rows, rows < m, PAIRS)
-            store_column(
-                r,
-                rows,
-                rows < tl.where(taken, m, 0),
-                (xr * inverse).to(tl.float32) + PROBE * gr,
-                (xi * inverse).to(tl.float32) + PROBE * gi,
-                PAIRS,
-            )
+            xr, xi = load_column(x, rows, rows < m, PAIRS)
+        gr, gi = load_column(g, rows, rows < m, PAIRS)
+        store_column(
+            r,
+            rows,
+            rows < tl.where(taken, m, 0),
+            (xr * inverse).to(tl.float32) + PROBE * gr,
+            (xi * inverse).to(tl.float32) + PROBE * gi,
+            PAIRS,
+        )
 
 
 @triton.jit
@@ -254,7 +252,6 @@ def wide_step_kernel(
     PAIRS: tl.constexpr,
     ACTIVE: tl.constexpr,
     HAS_RATE: tl.constexpr,
-    WARM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     PANELS: tl.constexpr,
@@ -337,9 +334,8 @@ def wide_step_kernel(
             vr, vi = add_outer(vr, vi, lr, li, row(ur, j, S), row(ui, j, S), PAIRS)
         store_tile(w, rows, 0, kept, n, vr, vi, BN, PAIRS)
 
-    if WARM:
-        tl.debug_barrier()
-        _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BM, PANELS, K)
+    tl.debug_barrier()
+    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BM, PANELS, K)
 
 
 @triton.jit

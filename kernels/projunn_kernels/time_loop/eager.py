@@ -13,12 +13,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
 from projunn_kernels.time_loop.sums import TimeSums
 
 _PANEL = 512  # rows
 
 
-def states_of(
+def recurrence(
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """All states, and a copy of the last."""
+    states = inputs.new_empty(states_shape(inputs, weight))
+    x = inputs
+    if input_weight is None:
+        (x,) = numbers(weight, inputs)
+    h, w, out = numbers(weight, initial, weight, states)
+    _fill_states(x, h, w, bias, nonlinearity, input_weight, input_bias, out)
+    return states, states[-1].clone()
+
+
+def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
+    """What `projunn_kernels.recurrence_backward` returns."""
+    h, h0, w = numbers(call.weight, call.states, call.initial, call.weight)
+    grad, grad_last, basis = (
+        None if t is None else numbers(call.weight, t)[0]
+        for t in (call.grad, call.grad_last, call.basis)
+    )
+    sums = TimeSums(h, h0, call, sums_bias=call.bias is not None, basis=basis)
+    return _gradients(grad, grad_last, h, w, call.bias, call.nonlinearity, sums)
+
+
+def _fill_states(
     inputs: Tensor,
     initial: Tensor,
     weight: Tensor,
@@ -47,7 +78,7 @@ def states_of(
             out[begin:end].copy_(rows)
 
 
-def gradients_of(
+def _gradients(
     grad: Tensor | None,
     grad_last: Tensor | None,
     states: Tensor,
@@ -56,7 +87,9 @@ def gradients_of(
     nonlinearity: str,
     sums: TimeSums,
 ) -> list[Tensor]:
-    """What `projunn_kernels.recurrence_backward` returns; ``grad`` is of all states, or None."""
+    """The gradients, from ``grad`` of all states and ``grad_last`` of the last one; either may be
+    None.
+    """
     n, (steps, batch) = weight.shape[0], states.shape[:2]
     padded = _padded_size(weight)
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
@@ -152,6 +185,8 @@ def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:
             z.mul_(grown.div_(size.clamp_min_(torch.finfo(size.dtype).tiny)))
         else:
             torch.mul(z.sign_(), grown, out=z)
+    elif nonlinearity != "identity":
+        raise AssertionError(f"no nonlinearity {nonlinearity!r}")
 
 
 def _activation_gradient(
@@ -164,6 +199,8 @@ def _activation_gradient(
         torch.ops.aten.tanh_backward.grad_input(carry, h, grad_input=out)
     elif nonlinearity == "identity":
         out.copy_(carry)
+    elif nonlinearity != "modrelu":
+        raise AssertionError(f"no nonlinearity {nonlinearity!r}")
     elif not h.is_complex():  # where h is not 0, at a third of the time that a mask takes
         torch.ops.aten.threshold_backward.grad_input(carry, h.abs(), 0, grad_input=out)
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from projunn_kernels.factorization.eager import orthonormalize
 from projunn_kernels.sketching.eager import through
+from projunn_kernels.time_loop.arguments import RecurrenceBackward
 
 
 class TimeSums:
@@ -20,9 +21,8 @@ class TimeSums:
 
     Args:
         states, initial: h_1 .. h_T and h_0, real or complex.
-        bias: b, where its gradient is to be summed here.
-        inputs, input_weight: u and U; if U is None, u_t stands for U u_t + c.
-        wants_inputs, wants_input_bias, wants_weight: whether du, dc and dW are wanted;
+        call: what is given and wanted; its u and U are read here.
+        sums_bias: whether the gradient of b is summed here.
         basis: R of the sketch, real or complex, if dW is wanted in factors.
     """
 
@@ -30,30 +30,27 @@ class TimeSums:
         self,
         states: Tensor,
         initial: Tensor,
-        bias: Tensor | None,
-        inputs: Tensor,
-        input_weight: Tensor | None,
-        wants_inputs: bool,
-        wants_input_bias: bool,
-        wants_weight: bool,
+        call: RecurrenceBackward,
+        *,
+        sums_bias: bool,
         basis: Tensor | None,
     ) -> None:
         n = states.shape[-1]
         self._states, self._initial = states, initial
-        self._inputs, self._input_weight = inputs, input_weight
-        self._basis = basis if wants_weight else None
+        self._inputs, self._input_weight = call.inputs, call.input_weight
+        self._basis = basis if call.wants_weight else None
         self._pulled: Tensor | None = None
-        self._bias = None if bias is None else torch.zeros_like(bias)
+        self._bias = torch.zeros_like(call.bias) if sums_bias and call.bias is not None else None
         # Transposed, the narrow side of a product first: the BLAS is up to five times faster.
-        self._weight = states.new_zeros(n, n) if wants_weight and basis is None else None
+        self._weight = states.new_zeros(n, n) if call.wants_weight and call.basis is None else None
         self._projection = self._shift = self._grad_inputs = None
-        if input_weight is None:
+        if call.input_weight is None:
             return
-        self._projection = inputs.new_zeros(input_weight.shape[::-1])
-        if wants_input_bias:
-            self._shift = inputs.new_zeros(input_weight.shape[0])
-        if wants_inputs:
-            self._grad_inputs = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+        self._projection = call.inputs.new_zeros(call.input_weight.shape[::-1])
+        if call.wants_input_bias:
+            self._shift = call.inputs.new_zeros(call.input_weight.shape[0])
+        if call.wants_inputs:
+            self._grad_inputs = torch.empty_like(call.inputs, memory_format=torch.contiguous_format)
 
     @property
     def keeps_all(self) -> bool:

@@ -17,15 +17,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import SPECTRAL_OPERATIONS, TIME_LOOPS, Config, Device, Problem
+from projunn_kernels.configs.fingerprints import fingerprints
+from projunn_kernels.configs.kernel import KERNELS, Inputs
+from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.launching import intercepted
+from projunn_kernels.tuning.aot_problems import recorded
 from projunn_kernels.tuning.compilers import Compilation, Compilers, compilation
-from projunn_kernels.tuning.fingerprints import fingerprints
-from projunn_kernels.tuning.interception import intercepted, kernels
 from projunn_kernels.tuning.plan import Plan
 
 Run = Callable[[], object]
@@ -33,7 +34,6 @@ Timer = Callable[[Run], float]
 Launch = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 NEEDED_GAIN = 0.02
-_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -182,19 +182,9 @@ def _first_line(error: Exception) -> str:
 
 def launches(run: Run) -> list[Launch]:
     """The launches that ``run`` would make: each kernel's name, arguments and constants."""
-    names = {id(kernel): name for name, kernel in kernels().items()}
-    made: list[Launch] = []
-
-    class Noting:
-        def __init__(self, kernel: Any) -> None:
-            self._name = names[id(kernel)]
-
-        def __getitem__(self, grid: object) -> Any:
-            return lambda *args, **constants: made.append((self._name, args, constants))
-
-    with intercepted(Noting):
+    with recorded() as made:
         run()
-    return made
+    return [(kernel.__name__, arguments, constants) for kernel, arguments, constants in made]
 
 
 def _tune(
@@ -270,7 +260,7 @@ def spills(run: Run) -> bool:
             self._kernel = kernel
 
         def __getitem__(self, grid: object) -> Any:
-            return lambda *args, **constants: binaries.append(self._kernel[grid](*args, **constants))
+            return lambda **arguments: binaries.append(self._kernel[grid](**arguments))
 
     with intercepted(Noting):
         run()
@@ -278,101 +268,20 @@ def spills(run: Run) -> bool:
 
 
 def traffic(problem: Problem) -> int:
-    """Bytes that an operation has to move at least; `basis` is timed within a whole `turn`."""
-    p = problem
-    if p.operation in SPECTRAL_OPERATIONS:  # two spectra, and the matrices
-        return p.blocks * (p.k * (p.m + p.n) + p.m * p.n) * 8
-    passes = {"fused_step": 3, "adjoint_product": 1, "product": 1, "turn_rows": 2, "rank_update": 2}
-    passes |= {"recurrence": 2, "recurrence_backward": 3}
-    return passes.get(p.operation, 3) * p.blocks * p.m * p.n * p.width * 4
+    """Bytes that a launch has to move at least; `basis` is timed within a whole retraction."""
+    return 4 * problem.width * KERNELS[problem.operation].numbers(problem)
 
 
 def _case(problem: Problem, device: torch.device) -> tuple[Run, Run]:
-    """A launch of the operation on fresh tensors, and what puts them back."""
-    from projunn_kernels.products.launch import adjoint_partials, product_columns
-    from projunn_kernels.rank_update.launch import rank_update
-    from projunn_kernels.retraction.launch import turn, turn_rows
-    from projunn_kernels.step.launch import fused_step
-
-    p = problem
-    if p.operation in TIME_LOOPS:
-        return _time_loop_case(p, device), lambda: None
-    if p.operation in SPECTRAL_OPERATIONS:
-        return _spectral_case(p, device), lambda: None
-    dtype = torch.complex64 if p.pairs else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device) / p.n**0.5
-
-    weight = normal(p.blocks, p.m, p.n)
-    left, right = normal(p.blocks, p.m, p.k), normal(p.blocks, p.n, p.k)
-    changed = [weight]
-    if p.operation == "fused_step":
-        direction, basis, probe = normal(p.blocks, p.m, p.n), left.clone(), left.clone()
-        skipped = torch.zeros((), device=device)
-        changed += [basis, skipped]
-        lists = ([weight], [direction], [basis], [probe], [skipped])
-
-        def run() -> object:
-            return fused_step(*lists, _RATE, None, "exp", None, True)
-    elif p.operation == "adjoint_product":
-        columns = left.mT.contiguous()
-
-        def run() -> object:
-            return adjoint_partials(weight, columns, None)
-    elif p.operation == "product":
-        columns = right.mT.contiguous()
-
-        def run() -> object:
-            return product_columns(weight, columns, None)
-    elif p.operation == "turn_rows":
-        q = normal(p.blocks, 2 * p.columns, p.n)
-        t = _RATE * q
-        taken = torch.ones(p.blocks, dtype=torch.int8, device=device)
-
-        def run() -> object:
-            return turn_rows(weight, q, t, taken, None)
-    elif p.operation == "rank_update":
-        small = _RATE * left
-
-        def run() -> object:
-            return rank_update(weight, small, right)
-    else:
-
-        def run() -> object:
-            return turn(weight, left, right, "exp", -_RATE)
-
-    copies = [tensor.clone() for tensor in changed]
+    """A launch of the first variant on fresh tensors, and what puts them back."""
+    kernel = KERNELS[problem.operation]
+    case = kernel.case(problem, Inputs(device), **next(kernel.variants_of(problem)))
+    changed = [case.tensors[name] for name in case.changed]
+    copies = [None if tensor is None else tensor.clone() for tensor in changed]
 
     def restore() -> None:
         for tensor, copy in zip(changed, copies, strict=True):
-            tensor.copy_(copy)
+            if tensor is not None and copy is not None:
+                tensor.copy_(copy)
 
-    return run, restore
-
-
-def _time_loop_case(p: Problem, device: torch.device) -> Run:
-    """modReLU, which has the most to do."""
-    from projunn_kernels.time_loop import launch as L
-
-    pair = (2,) if p.pairs else ()
-    x, g = (torch.randn(p.blocks, p.m, p.n, *pair, device=device) for _ in range(2))
-    weight = torch.randn(p.n, p.n, *pair, device=device) / (p.n * p.width) ** 0.5
-    bias = torch.zeros(p.n, device=device)
-    if p.operation == "recurrence":
-        return lambda: L.forward(x, x[0], weight, bias, "modrelu")
-    return lambda: L.backward(g, x, weight, bias, "modrelu")
-
-
-def _spectral_case(p: Problem, device: torch.device) -> Run:
-    """On a line of points that has ``blocks`` frequencies."""
-    from projunn_kernels.convolution import launch as L
-
-    size = [p.blocks if p.pairs else 2 * p.blocks - 1]
-    x = torch.randn(p.k, p.n, p.blocks, 2, device=device)
-    if p.operation == "spectral_gradient":
-        y = torch.randn(p.k, p.m, p.blocks, 2, device=device)
-        return lambda: L.spectral_gradient(y, x, size, not p.pairs, 1.0)
-    own = None if p.pairs else torch.randn(1, p.m, p.n, device=device)
-    weight = torch.randn(p.blocks - (not p.pairs), p.m, p.n, 2, device=device)
-    return lambda: L.spectral_product(x, weight, own, size, False)
+    return case.run, restore

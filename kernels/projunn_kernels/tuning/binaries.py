@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from projunn_kernels.tuning.interception import kernels
+from projunn_kernels.configs.fingerprints import fingerprints
+from projunn_kernels.launching import kernels
 
 # Bytes of shared memory a program may have.
 ARCHITECTURES = {
@@ -92,15 +93,12 @@ def key(what: Binary) -> str:
     """What the binary depends on: the launch, the source of the kernel and all it calls, Triton."""
     import triton
 
-    parts = (triton.__version__, kernels()[what.kernel].cache_key, replace(what, why=""))
+    parts = (triton.__version__, fingerprints()[what.kernel], replace(what, why=""))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def compiled(what: Binary) -> dict[str, Any]:
-    """Compile, and read the binary."""
-    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
-    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-    import triton
+def source_and_target(what: Binary) -> tuple[Any, Any]:
+    """What Triton compiles: a kernel with its argument types and constants; and for which GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -115,6 +113,17 @@ def compiled(what: Binary) -> dict[str, Any]:
         constexprs=dict(what.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in what.aligned},
     )
+    return source, target
+
+
+def compiled(what: Binary) -> dict[str, Any]:
+    """Compile, and read the binary."""
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
+    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+    import triton
+
+    source, target = source_and_target(what)
+    amd = what.architecture.startswith("gfx")
     started, log = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(log):
         code = triton.compile(source, target=target, options=dict(what.options))

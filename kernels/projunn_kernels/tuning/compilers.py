@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from projunn_kernels.tuning.interception import kernels
+from projunn_kernels.launching import kernels
 
 LONGEST = 180.0  # seconds for one kernel
 _START = 120.0  # seconds for a process to import PyTorch and Triton
