@@ -17,6 +17,7 @@ import torch
 
 from projunn_kernels.configs.fingerprints import fingerprints
 from projunn_kernels.launching import kernels
+from projunn_kernels.tuning.passed import decoded, encoded
 
 # Bytes of shared memory a program may have.
 ARCHITECTURES = {
@@ -55,7 +56,7 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
     for name in kernel.arg_names:
         value, known = values[name], name in constants
         if known or (isinstance(value, int) and value == 1):
-            signature[name], fixed[name] = "constexpr", value
+            signature[name], fixed[name] = "constexpr", encoded(value)
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
             aligned.append(name)
@@ -110,7 +111,7 @@ def source_and_target(what: Binary) -> tuple[Any, Any]:
     source = ASTSource(
         kernel,
         signature=dict(what.signature),
-        constexprs=dict(what.constants),
+        constexprs={name: decoded(value) for name, value in what.constants},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in what.aligned},
     )
     return source, target
