@@ -145,16 +145,17 @@ def tune(on: Machine, out: Path) -> bool:
 
 def _tune_dry(on: Machine) -> bool:
     from projunn.tuning_display import show
-    from projunn_kernels.jit.autotune import autotune
-    from projunn_kernels.problems import OPERATIONS, Device, Problem
+    from projunn_kernels.configs.closed_form import tuned
+    from projunn_kernels.configs.problem import Device, Problem
+    from projunn_kernels.tuning.autotune import autotune
 
-    problems = [Problem(operation, False, 1, 16, 16, 2) for operation in OPERATIONS]
+    problems = [Problem(operation, False, 1, 16, 16, 2) for operation in tuned()]
     found = list(autotune(problems, on.device, Device("dry run"), on.cold_time))
     return show(iter(found), len(problems)) and not any(result.failed for result in found)
 
 
 def bench(on: Machine, out: Path) -> bool:
-    from projunn_kernels import tuning
+    from projunn_kernels.configs import choice as tuning
 
     tuning.forget()
     results, begun = Results(out, quick=on.dry), time.monotonic()

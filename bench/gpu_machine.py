@@ -55,12 +55,12 @@ class Machine:
         return graph.replay
 
     def cold_time(self, run: Step) -> float:
-        """Milliseconds of ``run`` with nothing of it in cache (see `projunn_kernels.jit.autotune`)."""
+        """Milliseconds of ``run`` with nothing of it in cache (see `projunn_kernels.tuning.timing`)."""
         if self.dry:
             started = time.perf_counter()
             run()
             return 1e3 * (time.perf_counter() - started)
-        from projunn_kernels.jit.autotune import cold_time
+        from projunn_kernels.tuning.timing import cold_time
 
         return cold_time(run)
 

@@ -37,6 +37,10 @@ def _case(on: Machine, share: Any, n: int, pairs: bool, nonlinearity: str) -> Ca
         pair = (2,) * pairs
         shapes = ((6, 18, n, *pair), (18, n, *pair), (n, n, *pair), (n,), (6, 18, n, *pair))
         x, h, w, b, g = (torch.randn(shape) for shape in shapes)
+        if pairs and nonlinearity == "tanh":
+            # |Im z| stays below 1.1.  Nearer to the poles of tanh, +-i pi/2, plain PyTorch in float32 is
+            # off by as much as anything, and the check would say nothing.
+            x, h, w = 0.2 * x, 0.2 * h, 0.5 * w
         values = (x, h, w / (n * (1 + pairs)) ** 0.5, 0.1 * b)
 
         def everything(dtype: torch.dtype, device: torch.device) -> list[Tensor]:

@@ -6,7 +6,7 @@ differs from the identity only in the span of the step:
     Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn_kernels.retract_`)
 
 F is a 2k x 2k unitary matrix minus the identity (`projunn_kernels.rotation`), Q has orthonormal
-columns (`projunn_kernels.basis`); both are float64.  ``W Q`` is computed as a product: replacing
+columns (`retraction.basis`); both are float64.  ``W Q`` is computed as a product: replacing
 ``W Z`` by X, equal in exact arithmetic, would make rounding grow from step to step.  Because
 ``I + Q F Q^H`` is unitary for steps of any size, nothing here can leave the manifold by more than
 rounding.  There is no n x n decomposition and, in place, no second n x n matrix.

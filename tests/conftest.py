@@ -134,7 +134,7 @@ def kernels():
 @pytest.fixture
 def launches(kernels):
     """The kernel and the number of programs of each launch, as ``[("product", 3), ...]``."""
-    from projunn_kernels.jit.interception import intercepted
+    from projunn_kernels.launching import intercepted
 
     seen = []
 

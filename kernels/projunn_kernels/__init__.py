@@ -20,31 +20,38 @@ or in ``closed_form``, for ``problems``), ``backends`` what runs when.  Nothing 
 and nothing but ``jit`` imports triton.
 """
 
-from projunn_kernels.basis import step_basis
-from projunn_kernels.convolution import fourier_convolution, fourier_convolution_sketch
-from projunn_kernels.factor import factor, orthonormalize
-from projunn_kernels.factored_step import factored_step_
-from projunn_kernels.frequencies import Frequencies, frequencies
-from projunn_kernels.fused_step import fused_step_
+from projunn_kernels.convolution import (
+    Frequencies,
+    fourier_convolution,
+    fourier_convolution_sketch,
+    frequencies,
+    spectral_gradient,
+    spectral_product,
+)
+from projunn_kernels.factorization import factor, orthonormalize
 from projunn_kernels.polish import polish_, polish_when_due_
-from projunn_kernels.products import adjoint_product, product
+from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
 from projunn_kernels.rank_update import rank_update_
-from projunn_kernels.recurrence import (
+from projunn_kernels.retraction import RETRACTIONS, retract_, rotation, step_basis
+from projunn_kernels.sketching import sketch
+from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn_kernels.time_loop import (
     NONLINEARITIES,
+    RecurrenceBackward,
     apply_nonlinearity,
     recurrence,
     recurrence_backward,
 )
-from projunn_kernels.retract import retract_
-from projunn_kernels.rotation import RETRACTIONS, rotation
-from projunn_kernels.sketch import sketch
-from projunn_kernels.spectral import spectral_gradient, spectral_product
+from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
+    "FactoredStep",
     "Frequencies",
+    "FusedStep",
+    "RecurrenceBackward",
     "adjoint_product",
     "apply_nonlinearity",
     "factor",
@@ -60,6 +67,7 @@ __all__ = [
     "rank_update_",
     "recurrence",
     "recurrence_backward",
+    "refresh_basis_",
     "retract_",
     "rotation",
     "seeded_normal",

@@ -16,21 +16,14 @@ process starts with.
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import cache, wraps
+from functools import cache
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton", "interpret")
 _SINGLE = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
-_LAZY_VIEWS = (
-    torch._C.DispatchKey.Conjugate,
-    torch._C.DispatchKey.Negative,
-    torch._C.DispatchKey.ZeroTensor,
-)
 _chosen: str | None = None
 
 
@@ -90,6 +83,15 @@ def uses_triton(tensor: Tensor) -> bool:
     return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
 
 
+def on_device(tensor: Tensor) -> bool:
+    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+
+    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
+    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    """
+    return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
+
+
 @cache
 def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -122,37 +124,3 @@ def _problem(name: str) -> str | None:
             return "triton was imported without its interpreter; start with TRITON_INTERPRET=1"
         os.environ["TRITON_INTERPRET"] = "1"
     return None
-
-
-def opaque(tensor: Tensor) -> bool:
-    """Whether an operation on this tensor goes through its registered operator.
-
-    Under ``torch.compile``, for fake tensors and on devices it does; eager CPU code calls what the
-    operator calls, without the operator's overhead.
-    """
-    return torch.compiler.is_compiling() or tensor.device.type != "cpu"
-
-
-def operator(name: str, mutates_args: Iterable[str]) -> Callable[[Callable[..., Any]], Any]:
-    """`torch.library.custom_op`, for bodies that may meet lazily conjugated tensors.
-
-    A graph compiled by Inductor calls operators with conjugation, negation and the like switched off in
-    the dispatcher (torch 2.13): there ``a.mH @ b`` of complex tensors is silently ``a.mT @ b``.  The
-    body of an operator made here runs with them switched on.
-    """
-
-    def register(body: Callable[..., Any]) -> Any:
-        @wraps(body)
-        def run(*arguments: Any, **named: Any) -> Any:
-            if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
-                return body(*arguments, **named)
-            excluded = torch._C._dispatch_tls_local_exclude_set()
-            for key in _LAZY_VIEWS:
-                excluded = excluded.remove(key)
-            included = torch._C._dispatch_tls_local_include_set()
-            with torch._C._ForceDispatchKeyGuard(included, excluded):
-                return body(*arguments, **named)
-
-        return torch.library.custom_op(name, run, mutates_args=tuple(mutates_args))
-
-    return register

@@ -9,6 +9,7 @@ from torch.nn import functional
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn_kernels import (
+    RecurrenceBackward,
     fourier_convolution,
     fourier_convolution_sketch,
     recurrence,
@@ -78,11 +79,25 @@ class _SketchedRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Any:  # type: ignore[override]
-        *tensors, input_weight, start = ctx.saved_tensors
+        u, states, initial_state, weight, offset, input_weight, start = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        wanted = needs[0], needs[6], needs[2], start.stored_left
-        arguments = grad, grad_last, *tensors, ctx.nonlinearity, input_weight, *wanted
-        inputs, initial, bias, projection, shift, *found = recurrence_backward(*arguments)
+        inputs, initial, bias, projection, shift, *found = recurrence_backward(
+            RecurrenceBackward(
+                grad=grad,
+                grad_last=grad_last,
+                inputs=u,
+                states=states,
+                initial=initial_state,
+                weight=weight,
+                bias=offset,
+                nonlinearity=ctx.nonlinearity,
+                input_weight=input_weight,
+                wants_inputs=needs[0],
+                wants_input_bias=needs[6],
+                wants_weight=needs[2],
+                basis=start.stored_left,
+            )
+        )
         factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
         grads = inputs, initial, factors, bias, None, projection, shift, None
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn_kernels import orthonormalize
-from projunn_kernels.blocks import known_to_hold
+from projunn_kernels.batches import known_to_hold
 
 Factors = tuple[Tensor, Tensor]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import UnitaryParameter, view_like
-from projunn_kernels.blocks import known_to_hold
+from projunn_kernels.batches import known_to_hold
 
 _NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
 

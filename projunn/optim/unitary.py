@@ -28,6 +28,8 @@ from projunn.optim.matrices import Matrices, active_matrices, stored_like
 from projunn.optim.traced import Member, fill_plain, fill_unitary, traced_step
 from projunn_kernels import (
     RETRACTIONS,
+    FactoredStep,
+    FusedStep,
     factored_step_,
     fused_step_,
     orthonormalize,
@@ -210,16 +212,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         scale = rate if isinstance(rate, Tensor) else None
         sign = -1.0 if first.group["maximize"] else 1.0
         fused_step_(
-            [m.stored_weight for m in alike],
-            [m.store(m.direction) for m in alike],
-            [m.state["basis"] for m in alike],
-            [m.state["probe"] for m in alike],
-            [m.state["skipped"] for m in alike],
-            sign if scale is not None else sign * rate,
-            scale,
-            first.group["retraction"],
-            first.parameter.pairs,
-            first.active,
+            FusedStep(
+                weights=[m.stored_weight for m in alike],
+                directions=[m.store(m.direction) for m in alike],
+                bases=[m.state["basis"] for m in alike],
+                probes=[m.state["probe"] for m in alike],
+                skipped=[m.state["skipped"] for m in alike],
+                rate=sign if scale is not None else sign * rate,
+                scale=scale,
+                retraction=first.group["retraction"],
+                pairs=first.parameter.pairs,
+                active=first.active,
+            )
         )
 
     def _single_step(self, matrices: Matrices, group: dict[str, Any], index: int) -> None:
@@ -266,17 +270,19 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         rate = unitary_learning_rate(group)
         sign = -1.0 if group["maximize"] else 1.0
         factored_step_(
-            p.detach(),
-            left,
-            right,
-            gradient.factors[0],
-            state["basis"],
-            state["probe"],
-            state["skipped"],
-            sign if isinstance(rate, Tensor) else sign * rate,
-            rate if isinstance(rate, Tensor) else None,
-            group["retraction"],
-            p.pairs,
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=gradient.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
         )
         p.sketch.stored_left.copy_(state["basis"])
 

@@ -6,7 +6,7 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from projunn_kernels.jit.float64 import cos_sin, doublings, reciprocal, square_root  # noqa: E402
+from projunn_kernels.language.float64 import cos_sin, doublings, reciprocal, square_root  # noqa: E402
 
 
 @triton.jit

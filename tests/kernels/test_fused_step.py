@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn import factorize, init, retract
-from projunn_kernels import fused_step_
+from projunn_kernels import FusedStep, fused_step_
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -25,14 +25,14 @@ def step(kernels):
 
     def take(tensors, **options):
         with kernels.backend():
-            fused_step_(*([t] for t in tensors), RATE, **options)
+            fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
 
     return take
 
 
 def step_of_torch(tensors, **options):
     with projunn.backend("torch"):
-        fused_step_(*([t] for t in tensors), RATE, **options)
+        fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
 
 
 def expected(weight, direction, basis, retraction):
@@ -40,7 +40,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retract`.
+# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retraction.eager`.
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_many_parameters_share_a_call(kernels, step):
     for tensors in alone:
         step(tensors)
     with kernels.backend():
-        fused_step_(*(list(ts) for ts in zip(*together, strict=True)), RATE)
+        fused_step_(FusedStep(*(list(ts) for ts in zip(*together, strict=True)), RATE))
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, atol=5e-7, rtol=1e-6)

@@ -16,6 +16,7 @@ import projunn
 from projunn import init
 from projunn.optim import SGD
 from projunn_kernels import (
+    FusedStep,
     factor,
     frequencies,
     fused_step_,
@@ -25,10 +26,10 @@ from projunn_kernels import (
     sketch,
     spectral_gradient,
     spectral_product,
-    tuning,
 )
-from projunn_kernels.jit import launch
-from projunn_kernels.problems import SPECTRAL_OPERATIONS, TIME_LOOPS, Config
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import Config
+from projunn_kernels.polish.launch import polish
 
 KINDS = [torch.float32, torch.complex64]
 
@@ -133,7 +134,8 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
         [torch.randn(1, 16, size, dtype=kind) for _ in range(3)] for size in (16, 16, k, k)
     )
     with tuning.using({"fused_step": Config(rows, 16, 4)}):
-        fused_step_(weights, directions, bases, probes, [torch.zeros(()) for _ in range(3)], 0.1)
+        counters = [torch.zeros(()) for _ in range(3)]
+        fused_step_(FusedStep(weights, directions, bases, probes, counters, 0.1))
     assert launches == [(kernel, 3)]
     # several panels, and k > 1: the second read is from cache
     for weight, direction in zip(weights, directions, strict=True):
@@ -145,7 +147,7 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
 def test_a_block_without_a_gradient_is_not_read(launches, passes):
     lists = [[torch.randn(2, 16, size)] for size in (16, 16, 1, 1)]
     lists[1][0][0] = 0
-    fused_step_(*lists, [torch.zeros(())], 0.1)
+    fused_step_(FusedStep(*lists, [torch.zeros(())], 0.1))
     (weight,) = lists[0]
     assert passes(weight[0]) == (0, 0)
     assert passes(weight[1]) == (1, 1)
@@ -163,10 +165,10 @@ def test_block_sparse_update(launches, passes):
 @pytest.mark.interpreter_only
 def test_polish_reads_nothing_before_it_is_due(launches, passes):
     weight = init.haar_(torch.empty(1, 64, 64))
-    launch.polish(weight, torch.tensor(7), 3)
+    polish(weight, torch.tensor(7), 3)
     assert names(launches) == ["residual", "correct", "settle"]
     assert passes(weight) == (0, 0)
-    launch.polish(weight, torch.tensor(6), 3)
+    polish(weight, torch.tensor(6), 3)
     # E: 2 tiles of 2 x 2 a tile; V: 2 a tile and W itself; W = V
     assert passes(weight) == (4 + 3, 1)
 
@@ -206,7 +208,7 @@ def test_a_sketch_is_four_skinny_products_and_a_basis(kernels, launches):
 def test_all_of_time_is_one_launch_each_way(kernels, launches, n, config):
     tensors = (torch.randn(s).to(kernels.device) for s in ((7, 33, n), (33, n), (n, n)))
     x, h, w = (t.requires_grad_() for t in tensors)
-    with tuning.using(dict.fromkeys(TIME_LOOPS, config)):
+    with tuning.using(dict.fromkeys(("recurrence", "recurrence_backward"), config)):
         recurrence(x, h, w / n, None, "tanh")[0].sum().backward()
     assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
 
@@ -217,7 +219,7 @@ def test_every_frequency_at_once_is_one_launch(kernels, launches):
     grid = frequencies((4, 6), True)
     shapes = (40, 3, 4, 4, 2), (40, 20, 4, 4, 2), (grid.paired, 20, 3, 2), (len(grid.own), 20, 3)
     x, y, weight, own = (torch.randn(shape).to(kernels.device) for shape in shapes)
-    with tuning.using(dict.fromkeys(SPECTRAL_OPERATIONS, Config(16, 32, 8))):
+    with tuning.using(dict.fromkeys(("spectral_product", "spectral_gradient"), Config(16, 32, 8))):
         spectral_product(x, weight, own, size, False)
         spectral_product(y, weight, own, size, True)
         spectral_gradient(y, x, size, True, 1.0)

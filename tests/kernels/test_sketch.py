@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projunn_kernels import factor, sketch
-from projunn_kernels.sketch import sketch_reference
+from projunn_kernels.sketching.reference import sketch as sketch_reference
 from tests.dense import precise
 
 
