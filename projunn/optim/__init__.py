@@ -1,7 +1,8 @@
 """Optimizers for models with unitary parameters.
 
 They take all of ``model.parameters()``.  Unitary parameters get a low-rank step that keeps them unitary,
-all others the step of the rule in `torch.optim`.  ``base.py`` has what the rules share; each rule has a file.
+all others the step of the rule in `torch.optim`.  ``base.py`` has what the rules share; each rule has a
+file.
 """
 
 from projunn.optim.adamw import AdamW
