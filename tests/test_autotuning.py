@@ -15,7 +15,7 @@ from projunn_kernels.configs.problem import Device, Problem
 from projunn_kernels.configs.tables import Entry, read_table, write_table
 
 pytest.importorskip("triton")
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
 
 
