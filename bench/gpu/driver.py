@@ -1,0 +1,386 @@
+"""Runs the stages one after the other, keeps what they give, and writes the summary.
+
+The driver touches no GPU: every stage runs in processes of its own, those of `bench.gpu.pool` and
+`bench.gpu.suite`.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which optimizers import at their first step: once here, not in every worker
+
+from bench.gpu import (
+    checks,
+    convolution,
+    history,
+    host,
+    linear,
+    profiles,
+    recurrence,
+    suite,
+    summary,
+    training,
+    tuning,
+    update,
+)
+from bench.gpu.case import Absent, Case, Row, interleaved, one_of_each_kind
+from bench.gpu.machine import Machine
+from bench.gpu.pool import Pool, Source, run_case
+from bench.gpu.targets import judged
+from bench.gpu.timing import Timing
+from bench.records import environment
+
+# Seconds of each stage, of a whole run and of a quick one: the table in bench/gpu/__init__.py.
+SECONDS = {
+    "machine": (12, 12),
+    "tests": (45, 15),
+    "checks": (70, 35),
+    "compile": (20, 10),
+    "tune": (25, 5),
+    "update": (36, 14),
+    "host": (10, 5),
+    "linear": (18, 6),
+    "recurrence": (24, 8),
+    "convolution": (18, 6),
+    "training": (6, 2),
+    "profile": (8, 2),
+}
+DRY_SECONDS = 600.0
+LONGEST = 45.0  # seconds of a single case
+LARGEST = 15 << 20  # bytes of a file among the results
+FILES = ("summary.txt", "checks.jsonl", "rows.jsonl", "profile.txt", "log.txt", history.NAME)
+CACHED = 2  # files of the library's cache that are kept beside these
+
+TIMINGS: dict[str, Callable[[Machine], list[Timing]]] = {
+    "update": update.timings,
+    "host": host.timings,
+    "linear": linear.timings,
+    "recurrence": recurrence.timings,
+    "convolution": convolution.timings,
+}
+
+
+def machine_cases(on: Machine) -> list[Case]:
+    return [Case("machine", "machine", lambda: environment() | on.description())]
+
+
+def compile_cases(on: Machine) -> list[Case]:
+    """One call of everything that is timed later and has kernels that nothing else here compiles."""
+    every = [timing for timings in TIMINGS.values() for timing in timings(on)]
+    return [timing.compiled(on) for timing in every if timing.compile]
+
+
+def measured_cases(timings: Callable[[Machine], list[Timing]], on: Machine) -> list[Case]:
+    return [timing.measured(on) for timing in timings(on)]
+
+
+SOURCES: dict[str, Source] = {
+    "checks": checks.cases,
+    "compile": compile_cases,
+    "tune": tuning.cases,
+    "update": functools.partial(measured_cases, update.timings),
+    "host": functools.partial(measured_cases, host.timings),
+    "linear": functools.partial(measured_cases, linear.timings),
+    "recurrence": functools.partial(measured_cases, recurrence.timings),
+    "convolution": functools.partial(measured_cases, convolution.timings),
+    "training": training.cases,
+    "profile": profiles.cases,
+}
+ON_ALL_CORES = ("checks", "compile")
+INTERLEAVED = ("checks", "compile", "tune")
+
+
+class Driver:
+    """A run of ``make gpu``; the arguments are those of the command line.
+
+    Args:
+        begun: `time.monotonic` at which the process was started, by which the run's seconds count.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        dry: bool = False,
+        quick: bool = False,
+        workers: int | None = None,
+        only: list[str] | None = None,
+        sanitizer: bool = False,
+        begun: float | None = None,
+    ) -> None:
+        self.out, self.dry, self.quick, self.sanitizer = out, dry, quick, sanitizer
+        self.workers = workers or (2 if dry else len(os.sched_getaffinity(0)))
+        self.stages = [name for name in SECONDS if only is None or name in only or name == "machine"]
+        self.begun = time.monotonic() if begun is None else begun
+        self.machine: Row = {}
+        self.rows: list[Row] = []
+        self.cache = Path(tempfile.mkdtemp(prefix="projunn-cache-"))
+        unknown = set(only or ()) - set(SECONDS)
+        if unknown:
+            raise ValueError(
+                f"only: got {', '.join(sorted(unknown))}, wanted some of {', '.join(SECONDS)}"
+            )
+
+    def run(self) -> int:
+        """The exit status: 0, 1 for failures, 2 where there is no GPU, 130 for Ctrl-C."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (self.out / name).unlink(missing_ok=True)
+        interrupted = False
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            if not self._find_machine():
+                print("make gpu: PyTorch sees no GPU", file=sys.stderr)
+                return 2
+            for name in self.stages[1:]:
+                self._stage(name, lambda name=name: self._cases(name))
+            if self.sanitizer:
+                self._stage("sanitizer", self._sanitize)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._note(
+                {"name": "stage interrupted", "stage": "run", "seconds": 0.0, "outcome": "Ctrl-C"}
+            )
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            shutil.rmtree(self.cache, ignore_errors=True)
+        if not self.machine:
+            return 130
+        print(self._conclude(), flush=True)
+        return 130 if interrupted else 1 if self._failures() else 0
+
+    # what a stage is
+
+    def _stage(self, name: str, work: Callable[[], str]) -> None:
+        """Do the work of a stage, whatever comes of it, and keep its outcome and its seconds."""
+        started = time.monotonic()
+        print(f"== {name}", file=self._log_stream(), flush=True)
+        try:
+            outcome = work()
+        except Absent as absent:
+            outcome = f"left out: {absent}"
+        except Exception as error:
+            traceback.print_exc(file=self._log_stream())
+            outcome = f"FAILED: {type(error).__name__}: {error}"
+        self._end_stage(name, started, outcome)
+
+    def _end_stage(self, name: str, started: float, outcome: str) -> None:
+        seconds = round(time.monotonic() - started, 1)
+        print(f"== {name} ({seconds:.0f} s): {outcome}", flush=True)
+        self._note({"name": f"stage {name}", "stage": "run", "seconds": seconds, "outcome": outcome})
+        self._keep_cache()
+        self._write_summary()
+
+    def _cases(self, name: str) -> str:
+        """Run the cases of a stage; a sentence about them."""
+        seconds = self._seconds(name)
+        if name == "tests":
+            return self._tests(seconds)
+        if seconds <= 0:
+            return "left out: no time was left"
+        on, source = Machine(dry=self.dry), SOURCES[name]
+        cases = source(on)
+        if self.dry:
+            names = one_of_each_kind(cases)
+            names = names[-2:] if name in ("compile", "profile") else names
+        elif name in INTERLEAVED:
+            dates = history.passed(self.machine["gpu"]) if name == "checks" else {}
+            names = interleaved(cases, dates)
+        else:
+            names = [case.name for case in cases]
+        workers = self.workers if name in ON_ALL_CORES else 1
+        longest = min(LONGEST, seconds) if not self.dry else DRY_SECONDS
+        done = []
+        for row in self.pool.outcomes(source, names, workers=workers, seconds=seconds, longest=longest):
+            done.append(row)
+            if name != "compile":
+                self._note({"stage": name} | row)
+        return _sentence(done, len(cases), workers)
+
+    def _tests(self, seconds: float) -> str:
+        if self.dry:
+            seconds = DRY_SECONDS
+        done = []
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "tests.jsonl"
+            for row in suite.tests(
+                workers=1 if self.dry else self.workers,
+                seconds=seconds,
+                log=self._log,
+                report=report,
+                dry=self.dry,
+            ):
+                done.append(row)
+                self._note({"stage": "tests"} | row)
+        skipped = sum(row["outcome"] == "skipped" for row in done)
+        failed = sum(bool(row["problem"]) for row in done)
+        return f"{len(done) - skipped} run, {failed} failed, {skipped} skipped"
+
+    def _sanitize(self) -> str:
+        status = suite.sanitizer(self._log)
+        if status is None:
+            return f"killed after {suite.SANITIZER_SECONDS:.0f} s"
+        return "no errors" if status == 0 else f"FAILED: exit status {status}"
+
+    def _seconds(self, name: str) -> float:
+        """Of a stage: its own, or what is left of the whole run's if that is less."""
+        if self.dry:
+            return DRY_SECONDS
+        whole = sum(seconds[self.quick] for seconds in SECONDS.values())
+        left = whole - (time.monotonic() - self.begun)
+        return min(SECONDS[name][self.quick], left)
+
+    def _find_machine(self) -> bool:
+        """Describe the machine; False if PyTorch sees no GPU on it.
+
+        Workers are forked, which costs nothing.  Where a forked one cannot use the GPU, because an
+        import has touched it in this process, they are started afresh, which takes seconds each.
+        """
+        if not self.dry and torch.version.cuda is None and torch.version.hip is None:
+            return False
+        for way in ("fork", "spawn"):
+            context = multiprocessing.get_context(way)
+            self.pool = Pool(context, self.dry, self._log, {"PROJUNN_CACHE": str(self.cache)})
+            limits = {"workers": 1, "seconds": 60.0, "longest": 50.0}
+            for row in self.pool.outcomes(machine_cases, ["machine"], **limits):
+                if row["problem"]:
+                    print(f"== machine, processes by {way}: {row['problem']}", file=sys.stderr)
+                    continue
+                self.machine = row
+                self._note({"stage": "machine"} | row)
+                self._end_stage("machine", self.begun, f"{row['gpu']}, processes by {way}")
+                return True
+        return False
+
+    # what is kept
+
+    @property
+    def _log(self) -> Path:
+        return self.out / "log.txt"
+
+    def _log_stream(self) -> "_Appending":
+        return _Appending(self._log)
+
+    def _note(self, row: Row) -> None:
+        """Keep a row, and write it down at once."""
+        self.rows.append(row)
+        if row["stage"] in ("tests", "checks"):
+            self._append("checks.jsonl", [row])
+            return
+        if row["stage"] == "profile" and "kernels" in row:
+            with (self.out / "profile.txt").open("a") as file:
+                file.write(profiles.as_text(row))
+        self._append("rows.jsonl", [row])
+
+    def _append(self, name: str, rows: Iterable[Row]) -> None:
+        known = {k: self.machine[k] for k in _SHARED if k in self.machine} | {"quick": self.quick}
+        with (self.out / name).open("a") as file:
+            for row in rows:
+                shared = {} if name == "checks.jsonl" else known
+                file.write(json.dumps(shared | row) + "\n")
+
+    def _keep_cache(self) -> None:
+        """The table, and what else the library has left in its cache."""
+        for file in sorted(self.cache.glob("*.json"))[:CACHED]:
+            shutil.copy(file, self.out / file.name)
+
+    def _judged(self) -> list[Row]:
+        seconds = round(time.monotonic() - self.begun, 1)
+        found: list[Row] = [{"name": "run", "seconds": seconds}]
+        for stage in ("tests", "checks"):
+            own = [row for row in self.rows if row["stage"] == stage and not row.get("cut")]
+            if own:
+                failed = sum(bool(row["problem"]) for row in own)
+                found.append({"name": stage, "failed": failed})
+        return judged([*self.rows, *found], self.quick)
+
+    def _write_summary(self) -> list[Row]:
+        targets = self._judged()
+        seconds = time.monotonic() - self.begun
+        page = summary.page(self.machine, self.rows, targets, seconds)
+        (self.out / "summary.txt").write_text(page)
+        return targets
+
+    def _conclude(self) -> str:
+        """Everything that is written at the end; the page."""
+        targets = self._write_summary()
+        self._append("rows.jsonl", targets)
+        with self._log.open("a") as log:
+            log.write(summary.table(targets))
+        own = [row for row in self.rows if row["stage"] == "checks"]
+        date = self.machine.get("date", "")
+        history.write(self.out, self.machine["gpu"], own, date)
+        for file in self.out.iterdir():
+            _shorten(file)
+        return (self.out / "summary.txt").read_text()
+
+    def _failures(self) -> bool:
+        stages = (row for row in self.rows if row["stage"] == "run")
+        kept = (row for row in self.rows if row["stage"] in ("tests", "checks") and not row.get("cut"))
+        return any("FAILED" in row["outcome"] for row in stages) or any(row["problem"] for row in kept)
+
+
+_SHARED = ("date", "commit", "device", "cpu", "cores", "python", "torch", "triton")
+
+
+class _Appending:
+    """Prints to the end of a file that others write to as well."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with self._file.open("a") as stream:
+            return stream.write(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _sentence(rows: list[Row], count: int, workers: int) -> str:
+    """``310 of 700 run in 16 processes, 2 failed, 3 absent, 1 cut``."""
+    numbers = {
+        "failed": sum(bool(row["problem"]) and not row.get("cut") for row in rows),
+        "absent": sum("absent" in row for row in rows),
+        "cut": sum(bool(row.get("cut")) for row in rows),
+    }
+    parts = [f"{len(rows) - numbers['cut'] - numbers['absent']} of {count} run"]
+    parts[0] += f" in {workers} processes" if workers > 1 else ""
+    return ", ".join([*parts, *(f"{number} {what}" for what, number in numbers.items() if number)])
+
+
+def _shorten(file: Path) -> None:
+    """Leave out the middle of a file that is too large to be kept."""
+    size = file.stat().st_size
+    if size <= LARGEST:
+        return
+    content = file.read_bytes()
+    half = LARGEST // 2 - 100
+    left_out = f"\n... {size - 2 * half} bytes left out ...\n".encode()
+    file.write_bytes(content[:half] + left_out + content[-half:])
+
+
+def small_checks(dry: bool) -> int:
+    """The small checks in this process, for compute-sanitizer."""
+    on = Machine(dry=dry)
+    rows = [run_case(on, case) for case in checks.small_cases(on)]
+    failed = [row for row in rows if row["problem"]]
+    for row in failed:
+        print(f"FAILED {row['name']}: {row['problem']}")
+    print(f"{len(rows)} checks run, {len(failed)} failed")
+    return 1 if failed else 0
