@@ -167,6 +167,7 @@ def _step(on: Machine, rule: str, shape: tuple[int, ...], dtype: torch.dtype, wa
             weight.grad[0, 0, 3] = float("nan")
         step = optimizer.step
         if way == "compile":
+            torch._dynamo.reset()  # else the ninth such check of a process would run uncompiled
             step = torch.compile(lambda: optimizer.step(), backend=on.compiler)
         for _ in range(on.size(3, 1)):
             step()

@@ -145,7 +145,12 @@ class Driver:
         except KeyboardInterrupt:
             interrupted = True
             self._note(
-                {"name": "stage interrupted", "stage": "run", "seconds": 0.0, "outcome": "Ctrl-C"}
+                {
+                    "name": "stage interrupted",
+                    "stage": "run",
+                    "seconds": 0.0,
+                    "outcome": "stopped by a signal",
+                }
             )
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -204,23 +209,20 @@ class Driver:
         return _sentence(done, len(cases), workers)
 
     def _tests(self, seconds: float) -> str:
-        if self.dry:
-            seconds = DRY_SECONDS
-        done = []
         with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "tests.jsonl"
-            for row in suite.tests(
+            rows, ending = suite.tests(
                 workers=1 if self.dry else self.workers,
                 seconds=seconds,
                 log=self._log,
-                report=report,
+                report=Path(folder) / "tests.jsonl",
                 dry=self.dry,
-            ):
-                done.append(row)
-                self._note({"stage": "tests"} | row)
-        skipped = sum(row["outcome"] == "skipped" for row in done)
-        failed = sum(bool(row["problem"]) for row in done)
-        return f"{len(done) - skipped} run, {failed} failed, {skipped} skipped"
+            )
+        for row in rows:
+            self._note({"stage": "tests"} | row)
+        skipped = sum(row["outcome"] == "skipped" for row in rows)
+        failed = sum(bool(row["problem"]) for row in rows)
+        words = f"{len(rows) - skipped} run, {failed} failed, {skipped} skipped"
+        return f"{words}; {ending}" if ending else words
 
     def _sanitize(self) -> str:
         status = suite.sanitizer(self._log)

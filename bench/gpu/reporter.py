@@ -49,10 +49,16 @@ def pytest_runtest_logreport(report: Any) -> None:
         return
     row = {"name": report.nodeid, "kind": "test", "seconds": round(report.duration, 2)}
     row["outcome"] = report.outcome if report.when == "call" or report.skipped else "error"
-    words = str(getattr(report, "longrepr", "")).strip().splitlines() if report.failed else []
-    row["problem"] = (words[-1] if words else report.outcome)[:300] if report.failed else ""
+    row["problem"] = _words(report.longrepr) if report.failed else ""
     with Path(os.environ[FILE]).open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _words(failure: Any) -> str:
+    """The message of a failure, its first line."""
+    crash = getattr(failure, "reprcrash", None)
+    lines = str(failure if crash is None else crash.message).strip().splitlines()
+    return lines[0][:300] if lines else "failed"
 
 
 class Clock:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.gpu import reporter
@@ -19,8 +19,8 @@ SANITIZER_SECONDS = 180.0
 _DRY = "tests/test_diagnostics.py"
 
 
-def tests(*, workers: int, seconds: float, log: Path, report: Path, dry: bool) -> Iterator[Row]:
-    """Run the tests that touch a GPU; yields a row for each that came to its end.
+def tests(*, workers: int, seconds: float, log: Path, report: Path, dry: bool) -> tuple[list[Row], str]:
+    """Run the tests that touch a GPU: a row for each that came to its end, and how they ended.
 
     `bench.gpu.reporter` picks them, orders them, writes them down one by one, and stops when it is time.
 
@@ -42,9 +42,11 @@ def tests(*, workers: int, seconds: float, log: Path, report: Path, dry: bool) -
     }
     status = _program(command, variables, seconds, log)
     rows = report.read_text().splitlines() if report.exists() else []
-    yield from (json.loads(row) for row in rows)
-    if status is not None and status not in (0, 1, 2, 5):  # passed, failed, stopped, none
+    endings = {None: f"killed after {seconds:.0f} s", 0: "", 1: "", 2: "stopped when the time was up"}
+    endings |= {5: "there are none"}
+    if status not in endings:
         raise RuntimeError(f"pytest ended with status {status}; see {log.name}")
+    return [json.loads(row) for row in rows], endings[status]
 
 
 def sanitizer(log: Path) -> int | None:

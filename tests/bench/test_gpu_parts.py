@@ -16,7 +16,17 @@ pytest.importorskip("triton")
 
 import bench.gpu
 import projunn
-from bench.gpu import driver, history, published, reporter, summary, targets, timing, weights
+from bench.gpu import (
+    driver,
+    history,
+    published,
+    reporter,
+    suite,
+    summary,
+    targets,
+    timing,
+    weights,
+)
 from bench.gpu.case import Absent, Case, interleaved, one_of_each_kind
 from bench.gpu.machine import Machine
 from bench.gpu.pool import Pool
@@ -328,3 +338,32 @@ def test_published_code_is_found_by_its_path_and_beside_ours(tmp_path, monkeypat
     with pytest.raises(Absent, match="does not load"):
         published.module("layers")
     assert projunn.__name__ == "projunn"
+
+
+def suite_of(text, tmp_path, monkeypatch, seconds):
+    file = tmp_path / "test_some.py"
+    file.write_text(text)
+    monkeypatch.setattr(suite, "_DRY", str(file))
+    files = {"log": tmp_path / "log.txt", "report": tmp_path / "tests.jsonl"}
+    return suite.tests(workers=1, seconds=seconds, dry=True, **files)
+
+
+def test_outcomes_of_tests_are_written_down_with_their_messages(tmp_path, monkeypatch):
+    text = (
+        "import pytest\n\n"
+        "def test_passes(): pass\n\n"
+        "def test_fails(): assert 1 == 2, 'not equal'\n\n"
+        "@pytest.fixture\ndef broken(): raise ValueError('no fixture')\n\n"
+        "def test_error(broken): pass\n\n"
+        "@pytest.mark.skip(reason='no')\ndef test_skipped(): pass\n"
+    )
+    rows, ending = suite_of(text, tmp_path, monkeypatch, 300.0)
+    found = {
+        row["name"].split("::")[1]: (row["outcome"], row["problem"].splitlines()[:1]) for row in rows
+    }
+    assert ending == ""
+    assert found["test_passes"] == ("passed", [])
+    assert found["test_skipped"] == ("skipped", [])
+    assert found["test_fails"][0] == "failed"
+    assert "not equal" in found["test_fails"][1][0]
+    assert found["test_error"] == ("error", ["ValueError: no fixture"])
