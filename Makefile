@@ -58,17 +58,17 @@ test-oldest:
 	  || $(OLDEST) "torch==$(TORCH)"
 	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
 	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
-	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn.kernels.jit.aot --tiny
+	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --tiny
 
 # AOT_ARGS=--full compiles every candidate; AOT_ARGS="--out FILE" goes on where FILE ends.
 aot: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m projunn.kernels.jit.aot $(AOT_ARGS)
+	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
 
 # No setup: torch and triton of the machine are used as they are.  QUICK=1: two minutes in place of five;
 # OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
 # code; SANITIZE=1 adds compute-sanitizer.
 gpu:
-	@$(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \
+	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \
 	  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(SANITIZE),--sanitizer)
 
 clean:

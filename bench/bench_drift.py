@@ -13,9 +13,9 @@ from bench.records import Results, Row, show
 from bench.timing import measure
 from projunn import unitarity_defect
 from projunn.drift import polish_period
-from projunn.kernels import polish_
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
+from projunn_kernels import polish_
 
 SIZE, STEPS, CHUNK = 64, 1_000_000, 100_000
 BOUND, SHARE = 1e-6, 0.05

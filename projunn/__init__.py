@@ -3,7 +3,6 @@
 from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect
 from projunn.factored import FactoredTensor
-from projunn.kernels.backends import backend
 from projunn.lipschitz import certified_accuracy, lipschitz_bound
 from projunn.lowrank import factorize
 from projunn.manifold import (
@@ -14,6 +13,7 @@ from projunn.manifold import (
     view_like,
 )
 from projunn.retraction import retract, retract_
+from projunn_kernels.backends import backend
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """Drift: rounding moves a weight off the manifold as a random walk; a polish brings it back.
 
-`projunn.kernels.polish_` is one Newton-Schulz step; the optimizers take one every `polish_period` steps.
+`projunn_kernels.polish_` is one Newton-Schulz step; the optimizers take one every `polish_period` steps.
 """
 
 from torch import Tensor

@@ -6,7 +6,7 @@ Two reads of D, except for ``svd``.  The sketches are from section 3.3 of arXiv 
 import torch
 from torch import Tensor
 
-from projunn.kernels import adjoint_product, factor, orthonormalize
+from projunn_kernels import adjoint_product, factor, orthonormalize
 
 FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
 

@@ -3,10 +3,10 @@
 A step ``D = X Y^H`` at a unitary W multiplies it from the right by an exactly unitary matrix that
 differs from the identity only in the span of the step:
 
-    Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn.kernels.retract_`)
+    Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn_kernels.retract_`)
 
-F is a 2k x 2k unitary matrix minus the identity (`projunn.kernels.rotation`), Q has orthonormal
-columns (`projunn.kernels.basis`); both are float64.  ``W Q`` is computed as a product: replacing
+F is a 2k x 2k unitary matrix minus the identity (`projunn_kernels.rotation`), Q has orthonormal
+columns (`retraction.basis`); both are float64.  ``W Q`` is computed as a product: replacing
 ``W Z`` by X, equal in exact arithmetic, would make rounding grow from step to step.  Because
 ``I + Q F Q^H`` is unitary for steps of any size, nothing here can leave the manifold by more than
 rounding.  There is no n x n decomposition and, in place, no second n x n matrix.
@@ -15,9 +15,9 @@ rounding.  There is no n x n decomposition and, in place, no second n x n matrix
 import torch
 from torch import Tensor
 
-from projunn import kernels
-from projunn.kernels import RETRACTIONS
+import projunn_kernels
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
+from projunn_kernels import RETRACTIONS
 
 
 def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
@@ -67,7 +67,7 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
 def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
     """Retract matrices in place; returns the mask (*batch) of the steps that were taken."""
     _check(weight, left, right, retraction)
-    return kernels.retract_(weight, left, right, retraction)
+    return projunn_kernels.retract_(weight, left, right, retraction)
 
 
 def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:

@@ -61,7 +61,7 @@ def test_replays_train_as_steps_do(kind):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
     """A replay would copy from host memory that has long been freed."""
-    from projunn.kernels.jit import launch
+    from projunn_kernels import launching as launch
 
     tensors = [torch.zeros(3), torch.zeros(4)]
     monkeypatch.setattr(launch, "_capturing", lambda device: True)

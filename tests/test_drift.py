@@ -5,7 +5,7 @@ import torch
 
 from projunn import init
 from projunn.drift import polish_period
-from projunn.kernels import polish_
+from projunn_kernels import polish_
 from tests.dense import defect, precise, roundoff
 
 

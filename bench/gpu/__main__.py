@@ -36,14 +36,14 @@ def main() -> int:
         sys.path += [str(wheel.resolve()) for wheel in sorted(arguments.peers.glob("*.whl"))]
     if arguments.published:
         os.environ["PUBLISHED"] = str(arguments.published.resolve())
-    from bench.gpu import driver
+    from bench.gpu import driver, stages
 
     if arguments.small_checks:
         return driver.small_checks(arguments.dry)
     only = arguments.only.split(",") if arguments.only else None
-    unknown = set(only or ()) - set(driver.SECONDS)
+    unknown = set(only or ()) - set(stages.SECONDS)
     if unknown:
-        known = ", ".join(driver.SECONDS)
+        known = ", ".join(stages.SECONDS)
         parser.error(f"--only: got {', '.join(sorted(unknown))}, wanted some of {known}")
     return driver.Driver(
         arguments.out,

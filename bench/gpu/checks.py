@@ -14,6 +14,10 @@ from bench.gpu.accuracy import double, share
 from bench.gpu.case import Case
 from bench.gpu.machine import Machine
 from bench.gpu.weights import haar
+from projunn_kernels import factor, rank_update_, retract_, selfcheck
+from projunn_kernels.configs import choice
+from projunn_kernels.configs.kernel import KERNELS, Inputs, Kernel, Variant
+from projunn_kernels.configs.problem import Problem, device_of
 
 Check = Callable[[], float]  # the error as a multiple of what is allowed
 
@@ -30,6 +34,7 @@ def cases(on: Machine, small: bool = False) -> list[Case]:
         *convolution.checks(on, small),
         *linear.checks(on, small),
         *_operations(on, small),
+        *_declared(on, small),
     ]
 
 
@@ -79,6 +84,42 @@ def _operations(on: Machine, small: bool) -> list[Case]:
     return found
 
 
+def _declared(on: Machine, small: bool) -> list[Case]:
+    """Every variant of every kernel, as the kernels' own declarations have it, on small problems.
+
+    They launch what the problems of real networks launch: the same constants, the same alignment.
+    """
+    found = {}
+    for kernel in KERNELS.values():
+        problems = list(kernel.compiled)
+        if on.dry or small:
+            problems = [min(problems, key=lambda p: p.blocks * p.k * p.m * p.n)]
+        for problem in problems:
+            numbers = "complex" if problem.pairs else "real"
+            for variant in kernel.variants_of(problem):
+                words = [f"{name}={value}" for name, value in variant.items()]
+                words = ["kernel", problem.bucket, f"{problem.m}x{problem.n}", *words]
+                kind = f"kernel {kernel.name}" + ("" if on.dry else f" {numbers} k{problem.k}")
+                case = Case(" ".join(words), kind, _variant(on, kernel, problem, variant))
+                found[case.name] = case
+                if small:
+                    break
+    return list(found.values())
+
+
+def _variant(on: Machine, kernel: Kernel, problem: Problem, variant: Variant) -> Check:
+    def call() -> float:
+        config = kernel.closed_form(problem, device_of(on.device))
+        small = selfcheck.smaller(kernel, problem, config)
+        case = kernel.case(small, Inputs(on.device, steps=5), **variant)
+        with choice.using({kernel.name: config}), selfcheck.suspended():
+            ours = case.launched()
+        three = zip(ours, case.expected(False), case.expected(True), strict=True)
+        return max(selfcheck.error_share(*tensors, selfcheck.floor_of(variant)) for tensors in three)
+
+    return call
+
+
 def _factors(
     on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,8 +138,6 @@ def _retract(
     listed: bool,
 ) -> Check:
     def call() -> float:
-        from projunn.kernels import retract_
-
         weight, left, right = _factors(on, shape, k, dtype)
         exact = projunn.retract(double(weight), double(left), double(right), retraction)
         with projunn.backend("torch"):
@@ -123,8 +162,6 @@ def _retract(
 
 def _factor(on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype) -> Check:
     def call() -> float:
-        from projunn.kernels import factor
-
         weight, left, _ = _factors(on, shape, k, dtype)
         x, y = projunn.factorize(double(weight), k, "subspace", basis=double(left))
         with projunn.backend("torch"):
@@ -137,8 +174,6 @@ def _factor(on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype) -> 
 
 def _rank_update(on: Machine, shape: tuple[int, ...], k: int, dtype: torch.dtype) -> Check:
     def call() -> float:
-        from projunn.kernels import rank_update_
-
         weight, left, right = _factors(on, shape, k, dtype)
         own = weight.clone()
         rank_update_(own, left, right)

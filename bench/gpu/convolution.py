@@ -21,9 +21,9 @@ from bench.gpu.accuracy import share
 from bench.gpu.case import Case, Step
 from bench.gpu.machine import Machine, matmul_precision
 from bench.gpu.timing import Timing
-from projunn.kernels import frequencies, spectral_gradient, spectral_product
 from projunn.models import ResNet9
 from projunn.nn import UnitaryConv2d
+from projunn_kernels import frequencies, spectral_gradient, spectral_product
 
 BATCH = 256
 # Channels in and out and side of the layers, width 64; the first stand for the rest.

@@ -4,7 +4,7 @@ The driver touches no GPU: every stage runs in processes of its own, those of `b
 `bench.gpu.suite`.
 """
 
-import functools
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,85 +20,18 @@ from pathlib import Path
 import torch
 import torch._dynamo  # which optimizers import at their first step: once here, not in every worker
 
-from bench.gpu import (
-    checks,
-    convolution,
-    history,
-    host,
-    linear,
-    profiles,
-    recurrence,
-    suite,
-    summary,
-    training,
-    tuning,
-    update,
-)
-from bench.gpu.case import Absent, Case, Row, interleaved, one_of_each_kind
+from bench.gpu import checks, history, profiles, suite, summary
+from bench.gpu.case import Absent, Row, interleaved, one_of_each_kind
 from bench.gpu.machine import Machine
-from bench.gpu.pool import Pool, Source, run_case
+from bench.gpu.pool import Pool, run_case
+from bench.gpu.stages import INTERLEAVED, ON_ALL_CORES, SECONDS, SOURCES, machine_cases
 from bench.gpu.targets import judged
-from bench.gpu.timing import Timing
-from bench.records import environment
 
-# Seconds of each stage, of a whole run and of a quick one: the table in bench/gpu/__init__.py.
-SECONDS = {
-    "machine": (12, 12),
-    "tests": (45, 15),
-    "checks": (70, 35),
-    "compile": (20, 10),
-    "tune": (25, 5),
-    "update": (36, 14),
-    "host": (10, 5),
-    "linear": (18, 6),
-    "recurrence": (24, 8),
-    "convolution": (18, 6),
-    "training": (6, 2),
-    "profile": (8, 2),
-}
 DRY_SECONDS = 600.0
 LONGEST = 45.0  # seconds of a single case
 LARGEST = 15 << 20  # bytes of a file among the results
 FILES = ("summary.txt", "checks.jsonl", "rows.jsonl", "profile.txt", "log.txt", history.NAME)
 CACHED = 2  # files of the library's cache that are kept beside these
-
-TIMINGS: dict[str, Callable[[Machine], list[Timing]]] = {
-    "update": update.timings,
-    "host": host.timings,
-    "linear": linear.timings,
-    "recurrence": recurrence.timings,
-    "convolution": convolution.timings,
-}
-
-
-def machine_cases(on: Machine) -> list[Case]:
-    return [Case("machine", "machine", lambda: environment() | on.description())]
-
-
-def compile_cases(on: Machine) -> list[Case]:
-    """One call of everything that is timed later and has kernels that nothing else here compiles."""
-    every = [timing for timings in TIMINGS.values() for timing in timings(on)]
-    return [timing.compiled(on) for timing in every if timing.compile]
-
-
-def measured_cases(timings: Callable[[Machine], list[Timing]], on: Machine) -> list[Case]:
-    return [timing.measured(on) for timing in timings(on)]
-
-
-SOURCES: dict[str, Source] = {
-    "checks": checks.cases,
-    "compile": compile_cases,
-    "tune": tuning.cases,
-    "update": functools.partial(measured_cases, update.timings),
-    "host": functools.partial(measured_cases, host.timings),
-    "linear": functools.partial(measured_cases, linear.timings),
-    "recurrence": functools.partial(measured_cases, recurrence.timings),
-    "convolution": functools.partial(measured_cases, convolution.timings),
-    "training": training.cases,
-    "profile": profiles.cases,
-}
-ON_ALL_CORES = ("checks", "compile")
-INTERLEAVED = ("checks", "compile", "tune")
 
 
 class Driver:
@@ -126,6 +59,7 @@ class Driver:
         self.machine: Row = {}
         self.rows: list[Row] = []
         self.cache = Path(tempfile.mkdtemp(prefix="projunn-cache-"))
+        self._verdicts = 0  # lines of the kernels' checks of themselves that have been noted
 
     def run(self) -> int:
         """The exit status: 0, 1 for failures, 2 where there is no GPU, 130 for Ctrl-C."""
@@ -158,7 +92,7 @@ class Driver:
         if not self.machine:
             return 130
         print(self._conclude(), flush=True)
-        return 130 if interrupted else 1 if self._failures() else 0
+        return 130 if interrupted else 1 if self.failures() else 0
 
     # what a stage is
 
@@ -179,6 +113,7 @@ class Driver:
         seconds = round(time.monotonic() - started, 1)
         print(f"== {name} ({seconds:.0f} s): {outcome}", flush=True)
         self._note({"name": f"stage {name}", "stage": "run", "seconds": seconds, "outcome": outcome})
+        self.note_verdicts()
         self._keep_cache()
         self._write_summary()
 
@@ -200,9 +135,13 @@ class Driver:
         else:
             names = [case.name for case in cases]
         workers = self.workers if name in ON_ALL_CORES else 1
+        pool = self.pool
+        if name == "checks":  # of the kernels: else one that fails would give way to PyTorch, and pass
+            without = {"PROJUNN_SELFCHECK": "off"}
+            pool = dataclasses.replace(pool, environment=pool.environment | without)
         longest = min(LONGEST, seconds) if not self.dry else DRY_SECONDS
         done = []
-        for row in self.pool.outcomes(source, names, workers=workers, seconds=seconds, longest=longest):
+        for row in pool.outcomes(source, names, workers=workers, seconds=seconds, longest=longest):
             done.append(row)
             if name != "compile":
                 self._note({"stage": name} | row)
@@ -287,9 +226,19 @@ class Driver:
                 shared = {} if name == "checks.jsonl" else known
                 file.write(json.dumps(shared | row) + "\n")
 
+    def note_verdicts(self) -> None:
+        """What kernels found that checked themselves: one that failed has given way to PyTorch."""
+        file = self.cache / "verdicts.jsonl"
+        for line in file.read_text().splitlines()[self._verdicts :] if file.exists() else ():
+            self._verdicts += 1
+            verdict = json.loads(line)
+            row = {"stage": "checks", "kind": "self-check", "name": f"self-check {verdict['kernel']}"}
+            self._note(row | {"problem": verdict["problem"], "seconds": 0.0})
+
     def _keep_cache(self) -> None:
-        """The table, and what else the library has left in its cache."""
-        for file in sorted(self.cache.glob("*.json"))[:CACHED]:
+        """The table, the verdicts, and what else the library has left in its cache."""
+        files = sorted(file for file in self.cache.iterdir() if file.suffix in (".json", ".jsonl"))
+        for file in files[:CACHED]:
             shutil.copy(file, self.out / file.name)
 
     def _judged(self) -> list[Row]:
@@ -322,7 +271,7 @@ class Driver:
             _shorten(file)
         return (self.out / "summary.txt").read_text()
 
-    def _failures(self) -> bool:
+    def failures(self) -> bool:
         stages = (row for row in self.rows if row["stage"] == "run")
         kept = (row for row in self.rows if row["stage"] in ("tests", "checks") and not row.get("cut"))
         return any("FAILED" in row["outcome"] for row in stages) or any(row["problem"] for row in kept)

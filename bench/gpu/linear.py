@@ -17,8 +17,8 @@ from bench.gpu.accuracy import share
 from bench.gpu.case import Case, Step
 from bench.gpu.machine import Machine
 from bench.gpu.timing import Timing
-from projunn.kernels import sketch
 from projunn.nn import UnitaryLinear
+from projunn_kernels import sketch
 
 # n and rows; the first stand for the rest where the run is cut.
 SIZES = (

@@ -19,8 +19,8 @@ from bench.gpu.case import Case, Step
 from bench.gpu.machine import Machine
 from bench.gpu.timing import Timing
 from bench.published import PublishedRNN
-from projunn.kernels import recurrence
 from projunn.nn import UnitaryRNN
+from projunn_kernels import recurrence
 
 STEPS, BATCH, INPUTS = 1000, 128, 10
 # The first two stand for the rest where the run is cut.

@@ -4,23 +4,26 @@ from collections.abc import Callable
 
 from bench.gpu.case import Case, Row
 from bench.gpu.machine import Machine
-from projunn.kernels.problems import OPERATIONS, Device, Problem, device_of, standard_problems
+from projunn_kernels.configs.closed_form import standard_problems, tuned
+from projunn_kernels.configs.problem import Device, Problem, device_of
 
 
 def cases(on: Machine) -> list[Case]:
     problems = standard_problems()
     if on.dry:
-        problems = [Problem(operation, False, 1, 16, 16, 2) for operation in OPERATIONS]
+        problems = [Problem(operation, False, 1, 16, 16, 2) for operation in tuned()]
     found = {p.bucket: Case(p.bucket, f"tune {p.operation}", _tuned(on, p)) for p in problems}
     return list(found.values())
 
 
 def _tuned(on: Machine, problem: Problem) -> Callable[[], Row]:
     def call() -> Row:
-        from projunn.kernels.jit.autotune import autotune
+        from projunn_kernels.tuning.autotune import autotune
+        from projunn_kernels.tuning.timing import cold_time
 
         properties = Device("dry run") if on.dry else device_of(on.device)
-        (result,) = autotune([problem], on.device, properties, on.cold_time)
+        timer = on.cold_time if on.dry else cold_time
+        (result,) = autotune([problem], on.device, properties, timer)
         if result.config is None:
             raise RuntimeError(result.failed)
         return {

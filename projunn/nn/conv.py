@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from projunn.init import haar_
-from projunn.kernels import fourier_convolution, frequencies
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
 from projunn.nn.module import UnitaryModule, positive, start_sketch
 from projunn.nn.sketched import sketched_convolution
+from projunn_kernels import fourier_convolution, frequencies
 
 Size = int | Sequence[int]
 

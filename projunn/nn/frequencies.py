@@ -1,6 +1,6 @@
 """Between the matrices a convolution holds, one for each free frequency, and its filter.
 
-Everything here reads ``(paired, own)``, the matrices as `projunn.kernels.frequencies` numbers them:
+Everything here reads ``(paired, own)``, the matrices as `projunn_kernels.frequencies` numbers them:
 paired (P, m, n) complex; own (R, m, n) real, or None for complex signals.
 """
 
@@ -9,8 +9,8 @@ from math import pi
 import torch
 from torch import Tensor
 
-from projunn.kernels import Frequencies
 from projunn.manifold import nearest
+from projunn_kernels import Frequencies
 
 
 def full_response(paired: Tensor, own: Tensor | None, grid: Frequencies) -> Tensor:

@@ -23,7 +23,7 @@ class UnitaryLinear(UnitaryModule):
         device: as in ``torch.nn.Linear``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
         sketch_rank: rank of sketched gradients, None for dense ones.  The backward then computes only
-            the factors of the weight's gradient that `projunn.optim` steps along (`projunn.kernels.
+            the factors of the weight's gradient that `projunn.optim` steps along (`projunn_kernels.
             sketch`): ``weight.grad`` is a `projunn.FactoredTensor`, and a step costs less than that
             of ``nn.Linear``.  Give the optimizer the same ``rank``, or a smaller one: with `RMSprop` and
             `AdamW`, whose second moments are of what the sketch saw, by some columns (4 for rank 1).

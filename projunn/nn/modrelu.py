@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from projunn.kernels import apply_nonlinearity
 from projunn.nn.module import positive
+from projunn_kernels import apply_nonlinearity
 
 
 class ModReLU(nn.Module):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import orthonormalize, seeded_normal
 from projunn.manifold import (
     MATRIX_DTYPES,
     UnitaryParameter,
@@ -16,6 +15,7 @@ from projunn.manifold import (
     matrix_view,
     restore_marks,
 )
+from projunn_kernels import orthonormalize, seeded_normal
 
 
 class UnitaryModule(nn.Module):

@@ -6,10 +6,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
-from projunn.kernels import NONLINEARITIES, recurrence
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.module import UnitaryModule, positive, start_sketch
 from projunn.nn.sketched import sketched_recurrence
+from projunn_kernels import NONLINEARITIES, recurrence
 
 
 class _Recurrent(UnitaryModule):
@@ -94,7 +94,7 @@ class _Recurrent(UnitaryModule):
         return self._numbers(states), self._numbers(last)
 
     def _entry(self, input: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What `projunn.kernels.recurrence` projects, and by what; or the projection, and None twice.
+        """What `projunn_kernels.recurrence` projects, and by what; or the projection, and None twice.
 
         On a GPU, and under autocast, a GEMM for all time steps is best left to PyTorch.
         """
@@ -128,7 +128,7 @@ class _Recurrent(UnitaryModule):
 class UnitaryRNN(_Recurrent):
     """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called and returning as `nn.RNN`.
 
-    The loop over time is a single operator (`projunn.kernels.recurrence`).  A loss of the last states
+    The loop over time is a single operator (`projunn_kernels.recurrence`).  A loss of the last states
     only should take them from ``h_n``: ``output[-1]`` makes autograd fill a gradient of all states with
     zeros.
 

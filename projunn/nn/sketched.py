@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import (
+from projunn.manifold import UnitaryParameter
+from projunn_kernels import (
+    RecurrenceBackward,
     fourier_convolution,
     fourier_convolution_sketch,
     recurrence,
     recurrence_backward,
     sketch,
 )
-from projunn.manifold import UnitaryParameter
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -42,7 +43,7 @@ class _SketchedLinear(torch.autograd.Function):
 
 
 def sketched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, start: FactoredTensor) -> Tensor:
-    """``x W^T + b``, where the gradient of W is a `projunn.FactoredTensor`, of `projunn.kernels.sketch`.
+    """``x W^T + b``, where the gradient of W is a `projunn.FactoredTensor`, of `projunn_kernels.sketch`.
 
     Args:
         input: x, (*batch, rows, n).
@@ -78,11 +79,25 @@ class _SketchedRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Any:  # type: ignore[override]
-        *tensors, input_weight, start = ctx.saved_tensors
+        u, states, initial_state, weight, offset, input_weight, start = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        wanted = needs[0], needs[6], needs[2], start.stored_left
-        arguments = grad, grad_last, *tensors, ctx.nonlinearity, input_weight, *wanted
-        inputs, initial, bias, projection, shift, *found = recurrence_backward(*arguments)
+        inputs, initial, bias, projection, shift, *found = recurrence_backward(
+            RecurrenceBackward(
+                grad=grad,
+                grad_last=grad_last,
+                inputs=u,
+                states=states,
+                initial=initial_state,
+                weight=weight,
+                bias=offset,
+                nonlinearity=ctx.nonlinearity,
+                input_weight=input_weight,
+                wants_inputs=needs[0],
+                wants_input_bias=needs[6],
+                wants_weight=needs[2],
+                basis=start.stored_left,
+            )
+        )
         factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
         grads = inputs, initial, factors, bias, None, projection, shift, None
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
@@ -97,7 +112,7 @@ def sketched_recurrence(
     input_weight: Tensor | None,
     input_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`projunn.kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
+    """`projunn_kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
 
     The sketch is of the gradient summed over all time steps, and starts from ``weight.sketch``.
     """
@@ -151,7 +166,7 @@ def sketched_convolution(
     bias: Tensor | None,
     size: list[int],
 ) -> Tensor:
-    """`projunn.kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
+    """`projunn_kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
 
     Every frequency's gradient is sketched from the ``sketch`` of its parameter.
     """

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.kernels import orthonormalize
-from projunn.kernels.blocks import known_to_hold
 from projunn.manifold import UnitaryParameter
+from projunn_kernels import orthonormalize
+from projunn_kernels.batches import known_to_hold
 
 Factors = tuple[Tensor, Tensor]
 
@@ -146,7 +146,7 @@ class FactoredGradient:
 def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:
     """L R^H at the rank of a basis of its range: ``Y = orth(R L^H B)``, ``X = L R^H Y``.
 
-    As `projunn.kernels.factor` of the product; factors of that rank stay as they are.
+    As `projunn_kernels.factor` of the product; factors of that rank stay as they are.
     """
     missing = basis.shape[-1] - left.shape[-1]
     if missing >= 0:

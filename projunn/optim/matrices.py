@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.kernels.blocks import known_to_hold
 from projunn.manifold import UnitaryParameter, view_like
+from projunn_kernels.batches import known_to_hold
 
 _NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
 
@@ -69,7 +69,7 @@ class Matrices:
 
     @property
     def stored_weight(self) -> Tensor:
-        """The parameter as `projunn.kernels.fused_step_` takes it."""
+        """The parameter as `projunn_kernels.fused_step_` takes it."""
         weight = self.parameter.detach()
         return weight if self.parameter.pairs else view_like(self.parameter, weight)
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from projunn.factored import FactoredTensor
-from projunn.kernels.backends import operator
 from projunn.manifold import UnitaryParameter
+from projunn_kernels.operation import Operation, nothing
 
 if TYPE_CHECKING:
     from projunn.optim.unitary import UnitaryOptimizer
@@ -59,9 +59,11 @@ def traced_step(optimizer: "UnitaryOptimizer") -> None:
         calls.append((plan, weights, gradients, states, rates))
     # Below its decorators, which break the graph.  It calls optimizer._init_group.
     inspect.unwrap(optimizer.plain_rule.step)(optimizer)
-    for call in calls:
-        if call[1]:
-            _operator(*call)
+    for plan, weights, gradients, states, rates in calls:
+        if weights:
+            _traced_unitary_step(
+                plan=plan, weights=weights, gradients=gradients, states=states, rates=rates
+            )
 
 
 def fill_unitary(
@@ -129,8 +131,7 @@ def fill_plain(optimizer: "UnitaryOptimizer", group: dict[str, Any], *lists: lis
     return optimizer.plain_rule._init_group(optimizer, own, *lists)
 
 
-@operator("projunn::optimizer_step_", mutates_args=("weights", "states"))
-def _operator(
+def _unitary_step(
     plan: int,
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -154,6 +155,10 @@ def _operator(
         optimizer._unitary_step(members)
 
 
-@_operator.register_fake
-def _(plan, weights, gradients, states, rates):  # type: ignore[no-untyped-def]
-    return None
+_traced_unitary_step = Operation(
+    name="optimizer_step_",
+    eager=_unitary_step,
+    fake=nothing,
+    on="weights",
+    mutates=("weights", "states"),
+)

@@ -1,9 +1,9 @@
 """The optimizer step of a unitary parameter, common to every rule.
 
     gradient -> direction (the rule's momentum, second moments)    n x n, as torch.optim has it
-             -> low-rank factors X Y^H of -lr direction            projunn.kernels.fused_step_: all
+             -> low-rank factors X Y^H of -lr direction            projunn_kernels.fused_step_: all
              -> retraction of W + X Y^H, in place                  parameters of one shape together
-             -> once in a while a polish against drift             projunn.kernels.polish_
+             -> once in a while a polish against drift             projunn_kernels.polish_
 
 Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
 """
@@ -16,16 +16,6 @@ from torch import Tensor
 
 from projunn.drift import polish_period
 from projunn.factored import FactoredTensor
-from projunn.kernels import (
-    RETRACTIONS,
-    factored_step_,
-    fused_step_,
-    orthonormalize,
-    polish_,
-    polish_when_due_,
-    retract_,
-    seeded_normal,
-)
 from projunn.lowrank import FACTORIZATIONS, factorize
 from projunn.manifold import (
     MATRIX_DTYPES,
@@ -36,6 +26,18 @@ from projunn.manifold import (
 from projunn.optim.factored import FactoredGradient, Factors, truncated
 from projunn.optim.matrices import Matrices, active_matrices, stored_like
 from projunn.optim.traced import Member, fill_plain, fill_unitary, traced_step
+from projunn_kernels import (
+    RETRACTIONS,
+    FactoredStep,
+    FusedStep,
+    factored_step_,
+    fused_step_,
+    orthonormalize,
+    polish_,
+    polish_when_due_,
+    retract_,
+    seeded_normal,
+)
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
@@ -204,22 +206,24 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 state["probe"], state["basis"] = probe, probe.clone()
 
     def _fused_step(self, alike: list[Matrices]) -> None:
-        """Parameters of one shape and one rate: `projunn.kernels.fused_step_`."""
+        """Parameters of one shape and one rate: `projunn_kernels.fused_step_`."""
         first = alike[0]
         rate = unitary_learning_rate(first.group)
         scale = rate if isinstance(rate, Tensor) else None
         sign = -1.0 if first.group["maximize"] else 1.0
         fused_step_(
-            [m.stored_weight for m in alike],
-            [m.store(m.direction) for m in alike],
-            [m.state["basis"] for m in alike],
-            [m.state["probe"] for m in alike],
-            [m.state["skipped"] for m in alike],
-            sign if scale is not None else sign * rate,
-            scale,
-            first.group["retraction"],
-            first.parameter.pairs,
-            first.active,
+            FusedStep(
+                weights=[m.stored_weight for m in alike],
+                directions=[m.store(m.direction) for m in alike],
+                bases=[m.state["basis"] for m in alike],
+                probes=[m.state["probe"] for m in alike],
+                skipped=[m.state["skipped"] for m in alike],
+                rate=sign if scale is not None else sign * rate,
+                scale=scale,
+                retraction=first.group["retraction"],
+                pairs=first.parameter.pairs,
+                active=first.active,
+            )
         )
 
     def _single_step(self, matrices: Matrices, group: dict[str, Any], index: int) -> None:
@@ -252,7 +256,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _factored_step(
         self, p: UnitaryParameter, grad: FactoredTensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        """A parameter with a sketched gradient: `projunn.kernels.factored_step_`."""
+        """A parameter with a sketched gradient: `projunn_kernels.factored_step_`."""
         if p.sketch is None:
             raise TypeError(
                 f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
@@ -266,17 +270,19 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         rate = unitary_learning_rate(group)
         sign = -1.0 if group["maximize"] else 1.0
         factored_step_(
-            p.detach(),
-            left,
-            right,
-            gradient.factors[0],
-            state["basis"],
-            state["probe"],
-            state["skipped"],
-            sign if isinstance(rate, Tensor) else sign * rate,
-            rate if isinstance(rate, Tensor) else None,
-            group["retraction"],
-            p.pairs,
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=gradient.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
         )
         p.sketch.stored_left.copy_(state["basis"])
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from projunn.kernels import NONLINEARITIES, RETRACTIONS
 from projunn.lowrank import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions
 from projunn.training.atomic import replacing
+from projunn_kernels import NONLINEARITIES, RETRACTIONS
 
 BODIES = ("unitary", "lstm", "gru", "rnn", "linear", "plain", "cayley")
 COMPARED = {"unitary": ("linear",), "images": ("plain", "cayley")}

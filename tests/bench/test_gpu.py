@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itse
 def run(*arguments):
     out_of_place = ("TRITON_INTERPRET", "PROJUNN_BACKEND", "PUBLISHED", "OUT")
     clean = {k: v for k, v in os.environ.items() if k not in out_of_place}
+    clean["PYTHONPATH"] = f".{os.pathsep}kernels"
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
 
@@ -40,7 +41,9 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     assert not [row for row in checked if row["problem"]]
     assert {row["stage"] for row in checked} == {"tests", "checks"}
     families = {row["kind"].split()[0] for row in checked if row["stage"] == "checks"}
-    assert families == {"step,", "time", "spectral", "sketch", "retract", "factor", "rank_update"}
+    assert families == {
+        "step,", "time", "spectral", "sketch", "retract", "factor", "rank_update", "kernel",
+    }  # fmt: skip
 
     found = rows(tmp_path / "rows.jsonl")
     assert not [row for row in found if row.get("problem")]

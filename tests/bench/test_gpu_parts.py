@@ -21,6 +21,7 @@ from bench.gpu import (
     history,
     published,
     reporter,
+    stages,
     suite,
     summary,
     targets,
@@ -140,8 +141,8 @@ def test_any_beginning_of_the_order_has_every_kind_and_what_was_never_checked():
 
 
 def test_names_are_unique_and_every_target_finds_its_rows():
-    stages = {name: source(REAL) for name, source in driver.SOURCES.items() if name != "compile"}
-    names = [case.name for cases in stages.values() for case in cases]
+    cases = {name: source(REAL) for name, source in stages.SOURCES.items() if name != "compile"}
+    names = [case.name for own in cases.values() for case in own]
     assert len(names) == len(set(names))
     known = {*names, "tests", "checks", "run"}
     known |= {
@@ -176,15 +177,15 @@ def test_verdicts():
 def test_the_stages_fit_in_five_minutes_and_in_two():
     lines = [line.split() for line in bench.gpu.__doc__.splitlines()]
     table = {line[2]: (int(line[0]), int(line[1])) for line in lines if line and line[0].isdigit()}
-    assert table == driver.SECONDS
+    assert table == stages.SECONDS
     for quick, seconds in targets.RUN_SECONDS.items():
-        assert sum(both[quick] for both in driver.SECONDS.values()) <= seconds
+        assert sum(both[quick] for both in stages.SECONDS.values()) <= seconds
 
 
 def everything():
     """Rows as a whole run leaves them."""
     rows = []
-    for stage, source in driver.SOURCES.items():
+    for stage, source in stages.SOURCES.items():
         rows.append(
             {
                 "stage": "run",
@@ -260,7 +261,7 @@ def test_whatever_is_captured_was_built_for_it(monkeypatch):
     for rule in ("SGD", "RMSprop", "AdamW"):
         monkeypatch.setattr(projunn.optim, rule, note)
     asked = {}
-    for case in (case for timings in driver.TIMINGS.values() for case in timings(on)):
+    for case in (case for timings in stages.TIMINGS.values() for case in timings(on)):
         if case.way in ("captured", "graph"):
             with timing.cheap_initialization(), contextlib.suppress(Built):
                 asked[case.name] = None
@@ -367,3 +368,21 @@ def test_outcomes_of_tests_are_written_down_with_their_messages(tmp_path, monkey
     assert found["test_fails"][0] == "failed"
     assert "not equal" in found["test_fails"][1][0]
     assert found["test_error"] == ("error", ["ValueError: no fixture"])
+
+
+def test_a_kernel_that_distrusts_itself_is_a_failure_although_pytorch_takes_its_place(tmp_path):
+    run = driver.Driver(tmp_path, dry=True)
+    line = {"key": "0", "kernel": "turn_rows real k=1", "gpu": "G", "triton": "3.6.0", "problem": ""}
+    with (run.cache / "verdicts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        run.note_verdicts()
+        assert not run.failures()
+        file.write(json.dumps(line | {"kernel": "basis real k=2", "problem": "it is wrong"}) + "\n")
+    run.note_verdicts()
+    assert run.failures()
+    written = [json.loads(row) for row in (tmp_path / "checks.jsonl").read_text().splitlines()]
+    assert [(row["name"], row["problem"]) for row in written] == [
+        ("self-check turn_rows real k=1", ""),
+        ("self-check basis real k=2", "it is wrong"),
+    ]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 def run(*arguments, **environment):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "projunn.kernels.jit.aot", *arguments]
+    command = [sys.executable, "-m", "projunn_kernels.tuning.aot", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
 
 

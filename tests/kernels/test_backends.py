@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import projunn
-from projunn.kernels import backends
-from projunn.kernels.backends import chosen_backend, uses_triton
+from projunn_kernels import backends
+from projunn_kernels.backends import chosen_backend, uses_triton
 
 
 def test_default_setter_and_context(monkeypatch):
@@ -75,15 +75,23 @@ def test_unknown_name():
 
 
 def test_operators_conjugate_in_graphs_compiled_by_inductor():
-    from projunn.kernels.backends import operator
+    from projunn_kernels.operation import Operation
 
-    @operator("projunn_tests::adjoint", mutates_args=())
-    def adjoint(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    def body(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         pulled = torch.mv(torch.view_as_complex(matrix).mT, torch.view_as_complex(vector).conj()).conj()
         return torch.view_as_real(pulled.resolve_conj())
 
-    adjoint.register_fake(lambda matrix, vector: torch.empty_like(vector))
+    adjoint = Operation(
+        name="adjoint_for_a_test",
+        eager=body,
+        fake=lambda matrix, vector: torch.empty_like(vector),
+        on="matrix",
+    )
     matrix, vector = torch.randn(4, 4, 2), torch.randn(4, 2)
     expected = torch.view_as_complex(matrix).mH @ torch.view_as_complex(vector)
-    for call in (adjoint, torch.compile(lambda a, b: adjoint(a, b), fullgraph=True)):
-        torch.testing.assert_close(torch.view_as_complex(call(matrix, vector)), expected)
+
+    def call():
+        return adjoint(matrix=matrix, vector=vector)
+
+    for run in (call, torch.compile(call, fullgraph=True)):
+        torch.testing.assert_close(torch.view_as_complex(run()), expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projunn.kernels import step_basis
+from projunn_kernels import step_basis
 from tests.dense import precise
 
 

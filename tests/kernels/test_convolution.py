@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from projunn.kernels import fourier_convolution, frequencies
-from projunn.kernels.convolution import fourier_convolution_reference
+from projunn_kernels import fourier_convolution, frequencies
+from projunn_kernels.convolution.reference import fourier_convolution as blackboard
 
 CASES = [((4, 4), True), ((3, 4), True), ((5,), True), ((2, 3, 2), True), ((3, 2), False)]
 
@@ -28,8 +28,8 @@ def reference(x, weight, own, bias, size):
     if own is None:
         numbers = (torch.view_as_complex(t) for t in (x, weight, bias))
         x, w, b = numbers
-        return torch.view_as_real(fourier_convolution_reference(x, w, None, b, list(size)))
-    return fourier_convolution_reference(x, torch.view_as_complex(weight), own, bias, list(size))
+        return torch.view_as_real(blackboard(x, w, None, b, list(size)))
+    return blackboard(x, torch.view_as_complex(weight), own, bias, list(size))
 
 
 @pytest.mark.parametrize(("size", "real"), CASES)

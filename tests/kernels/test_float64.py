@@ -9,7 +9,7 @@ tl = pytest.importorskip("triton.language")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter")
 
 if not torch.cuda.is_available():
-    from projunn.kernels.jit.float64 import cos_sin, doublings, reciprocal, square_root
+    from projunn_kernels.language.float64 import cos_sin, doublings, reciprocal, square_root
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from projunn.kernels import frequencies
+from projunn_kernels import frequencies
 
 SIZES = [(1,), (2,), (7,), (8,), (1, 4), (2, 2), (7, 8), (8, 7), (5, 12), (4, 4), (3, 4, 5), (2, 4, 6)]
 

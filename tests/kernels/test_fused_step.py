@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn import factorize, init, retract
-from projunn.kernels import fused_step_
+from projunn_kernels import FusedStep, fused_step_
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -21,7 +21,7 @@ def draw(kind, m, n, k, batch=2):
 
 def step(tensors, backend="interpret", **options):
     with projunn.backend(backend):
-        fused_step_(*([t] for t in tensors), RATE, **options)
+        fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
 
 
 def expected(weight, direction, basis, retraction):
@@ -29,7 +29,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# k = 8 and 16 and blocks above 128 take the passes of `projunn.kernels.retract`.
+# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retraction.eager`.
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_many_parameters_share_a_call():
     for tensors in alone:
         step(tensors)
     with projunn.backend("interpret"):
-        fused_step_(*(list(ts) for ts in zip(*together, strict=True)), RATE)
+        fused_step_(FusedStep(*(list(ts) for ts in zip(*together, strict=True)), RATE))
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a, b)

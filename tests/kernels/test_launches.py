@@ -14,7 +14,9 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.kernels import (
+from projunn.optim import SGD
+from projunn_kernels import (
+    FusedStep,
     factor,
     frequencies,
     fused_step_,
@@ -24,12 +26,11 @@ from projunn.kernels import (
     sketch,
     spectral_gradient,
     spectral_product,
-    tuning,
 )
-from projunn.kernels.jit import launch
-from projunn.kernels.jit.interception import intercepted
-from projunn.kernels.problems import Config
-from projunn.optim import SGD
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import Config
+from projunn_kernels.launching import intercepted
+from projunn_kernels.polish.launch import polish
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
 KINDS = [torch.float32, torch.complex64]
@@ -144,7 +145,8 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
         [torch.randn(2, 32, size, dtype=kind) for _ in range(3)] for size in (32, 32, k, k)
     )
     with tuning.using({"fused_step": Config(rows, 32, 4)}):
-        fused_step_(weights, directions, bases, probes, [torch.zeros(()) for _ in range(3)], 0.1)
+        counters = [torch.zeros(()) for _ in range(3)]
+        fused_step_(FusedStep(weights, directions, bases, probes, counters, 0.1))
     assert launches == [(kernel, 6)]
     # several panels, and k > 1: the second read is from cache
     for weight, direction in zip(weights, directions, strict=True):
@@ -155,7 +157,7 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
 def test_a_block_without_a_gradient_is_not_read(launches, passes):
     lists = [[torch.randn(2, 16, size)] for size in (16, 16, 1, 1)]
     lists[1][0][0] = 0
-    fused_step_(*lists, [torch.zeros(())], 0.1)
+    fused_step_(FusedStep(*lists, [torch.zeros(())], 0.1))
     (weight,) = lists[0]
     assert passes(weight[0]) == (0, 0)
     assert passes(weight[1]) == (1, 1)
@@ -171,10 +173,10 @@ def test_block_sparse_update(launches, passes):
 
 def test_polish_reads_nothing_before_it_is_due(launches, passes):
     weight = init.haar_(torch.empty(1, 64, 64))
-    launch.polish(weight, torch.tensor(7), 3)
+    polish(weight, torch.tensor(7), 3)
     assert names(launches) == ["residual", "correct", "settle"]
     assert passes(weight) == (0, 0)
-    launch.polish(weight, torch.tensor(6), 3)
+    polish(weight, torch.tensor(6), 3)
     # E: 2 tiles of 2 x 2 a tile; V: 2 a tile and W itself; W = V
     assert passes(weight) == (4 + 3, 1)
 

@@ -5,8 +5,8 @@ import torch
 
 import projunn
 from projunn import init
-from projunn.kernels import polish_, polish_when_due_
-from projunn.kernels.jit import launch
+from projunn_kernels import polish_, polish_when_due_
+from projunn_kernels.polish.launch import polish
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
@@ -16,9 +16,9 @@ def test_polish_kernels(kind, m, n):
     weight[:2] += 1e-4 * torch.randn(2, m, n, dtype=kind)
     weight[2] *= 2  # too far away: left alone
     wanted, waits = polish_(weight.clone()), weight.clone()
-    launch.polish(waits, torch.tensor(7.0), 3)
+    polish(waits, torch.tensor(7.0), 3)
     assert torch.equal(waits, weight)
-    launch.polish(weight, torch.tensor(6.0), 3)
+    polish(weight, torch.tensor(6.0), 3)
     torch.testing.assert_close(weight, wanted, atol=2e-7, rtol=0)
     assert projunn.unitarity_defect(weight)[:2].max() < 2e-6
 

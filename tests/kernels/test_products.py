@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projunn.kernels import adjoint_product, product
+from projunn_kernels import adjoint_product, product
 from tests.dense import precise, roundoff
 
 

@@ -1,15 +1,17 @@
 """The time loop against the blackboard loop and autograd's own gradients."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 
 import projunn
-from projunn.kernels import NONLINEARITIES, recurrence, recurrence_backward, tuning
-from projunn.kernels.problems import TIME_LOOPS, Config
-from projunn.kernels.recurrence import recurrence_reference
-from projunn.kernels.time_loop import _Workspace
+from projunn_kernels import NONLINEARITIES, RecurrenceBackward, recurrence, recurrence_backward
+from projunn_kernels.configs import choice as tuning
+from projunn_kernels.configs.problem import Config
+from projunn_kernels.time_loop.eager import _Workspace
+from projunn_kernels.time_loop.reference import recurrence as recurrence_reference
 
 # Without tracing: the interpreter reads the storage that fake tensors lack (DESIGN 6).
 INTERPRETED = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -154,9 +156,10 @@ def test_factors_in_place_of_the_weight_gradient(backend, projected, k, nonlinea
         states, _ = recurrence(*tensors, nonlinearity, input_weight, input_bias)
         above = torch.randn_like(states)
         arguments = above, None, tensors[0], states, *tensors[1:], nonlinearity, input_weight
-        _, _, _, for_input_weight, _, left, right = recurrence_backward(*arguments, basis=basis)
-        *_, dense_input_weight, _, dense = recurrence_backward(*arguments)
-        *_, shift = recurrence_backward(*arguments, False, True, False)
+        call = RecurrenceBackward(*arguments)
+        _, _, _, for_input_weight, _, left, right = recurrence_backward(replace(call, basis=basis))
+        *_, dense_input_weight, _, dense = recurrence_backward(call)
+        *_, shift = recurrence_backward(replace(call, wants_inputs=False, wants_weight=False))
     dense, left, right = (numbers(t, complex_) for t in (dense, left, right))
     right_of = torch.linalg.qr(dense.mH @ numbers(basis, complex_))[0]
     torch.testing.assert_close(left @ right.mH, dense @ right_of @ right_of.mH, atol=1e-4, rtol=1e-4)
@@ -175,7 +178,7 @@ def test_memory_kept_from_step_to_step_changes_nothing(monkeypatch):
         above = torch.ones_like(states)
         basis = torch.ones(6, 1, dtype=dtype)
         arguments = above, None, u, states, h, w, b, "tanh", input_weight.detach()
-        return recurrence_backward(*arguments, basis=basis)
+        return recurrence_backward(RecurrenceBackward(*arguments, basis=basis))
 
     cases = [(3, torch.float32), (9, torch.float32), (2, torch.float64), (9, torch.float32)]
     kept = [factors(*case) for case in cases]
@@ -260,7 +263,7 @@ def test_kernels_equal_float64(nonlinearity, complex_, steps, batch, n):
 )
 def test_every_tiling_gives_the_same(complex_, config):
     tensors = small_weight(draw(complex_, "modrelu", 4, 19, 37, torch.float32))
-    with tuning.using(dict.fromkeys(TIME_LOOPS, config)):
+    with tuning.using(dict.fromkeys(("recurrence", "recurrence_backward"), config)):
         check(tensors, complex_, "modrelu")
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import projunn
-from projunn.kernels import factor, sketch
-from projunn.kernels.backends import triton_installed
-from projunn.kernels.sketch import sketch_reference
+from projunn_kernels import factor, sketch
+from projunn_kernels.backends import triton_installed
+from projunn_kernels.sketching.reference import sketch as sketch_reference
 from tests.dense import precise
 
 

@@ -7,9 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import projunn
-from projunn.kernels import fourier_convolution, frequencies, spectral_gradient, spectral_product
-from projunn.kernels.convolution import fourier_convolution_backward
-from projunn.kernels.spectral import spectral_product_reference
+from projunn_kernels import fourier_convolution, frequencies, spectral_gradient, spectral_product
+from projunn_kernels.convolution import reference
+from projunn_kernels.convolution.fourier import fourier_convolution_backward
 
 CASES = [((8, 8), True), ((5, 6), True), ((7,), True), ((2, 3, 4), True), ((4, 3), False)]
 
@@ -29,11 +29,11 @@ def test_product_and_adjoint(size, real):
     spectrum, weight, own = draw(size, real)
     x, w = map(torch.view_as_complex, (spectrum, weight))
     result = spectral_product(spectrum, weight, own, list(size), False)
-    expected = spectral_product_reference(x, w, own, list(size))
+    expected = reference.spectral_product(x, w, own, list(size))
     torch.testing.assert_close(torch.view_as_complex(result), expected)
     back = spectral_product(result, weight, own, list(size), True)
     turned = None if own is None else own.mT
-    expected = spectral_product_reference(expected, w.mH, turned, list(size))
+    expected = reference.spectral_product(expected, w.mH, turned, list(size))
     torch.testing.assert_close(torch.view_as_complex(back), expected)
 
 
@@ -160,9 +160,9 @@ def test_kernels_on_strided_and_empty_spectra():
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("real", [True, False])
 def test_every_tile_gives_the_same(real):
-    from projunn.kernels import tuning
-    from projunn.kernels.closed_form import candidates
-    from projunn.kernels.problems import Device, Problem
+    from projunn_kernels.configs import choice as tuning
+    from projunn_kernels.configs.closed_form import candidates
+    from projunn_kernels.configs.problem import Device, Problem
 
     spectrum, weight, own = draw((6, 8), real, 35, 18, 19, torch.float32)
     expected = spectral_product(spectrum, weight, own, [6, 8], False)
@@ -226,15 +226,17 @@ def test_fake_tensors_trace_the_gpu_path():
             assert (grad.shape, grad.device) == (tensor.shape, tensor.device)
 
 
-def test_precision_is_pytorchs_setting():
+def test_precision_is_pytorchs_setting(monkeypatch):
     pytest.importorskip("triton")
-    from projunn.kernels.jit.launch_spectral import precision
+    from projunn_kernels.launching import dot_precision
 
     before = torch.get_float32_matmul_precision()
     try:
         for setting, wanted in (("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")):
             torch.set_float32_matmul_precision(setting)
-            assert precision(amd=False) == wanted
-            assert precision(amd=True) == "ieee"
+            assert dot_precision(torch.float32) == wanted
+            assert dot_precision(torch.bfloat16) == "ieee"
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert dot_precision(torch.float32) == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)

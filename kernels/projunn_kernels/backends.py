@@ -1,0 +1,117 @@
+"""The choice of what runs the operations: the one place where it is made and checked.
+
+========== =================================================================================
+backend    what runs
+========== =================================================================================
+auto       Triton kernels on GPU tensors where triton is installed, PyTorch elsewhere
+torch      PyTorch everywhere
+triton     Triton kernels; a tensor that is not on a GPU raises
+interpret  Triton kernels in Triton's interpreter, on CPU tensors: slow, for checking
+========== =================================================================================
+
+float64 and complex128 run in PyTorch whatever the choice.  ``PROJUNN_BACKEND`` gives the choice that a
+process starts with.
+"""
+
+import importlib.util
+import os
+import sys
+from functools import cache
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "torch", "triton", "interpret")
+_SINGLE = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
+_chosen: str | None = None
+
+
+class backend:
+    """Choose the backend: ``projunn.backend("torch")`` from now on, or inside a ``with`` block.
+
+    Args:
+        name: ``"auto"`` (default of every process), ``"torch"``, ``"triton"`` or ``"interpret"``
+            (Triton's interpreter, on CPU tensors; ask for it before anything imports triton, or start
+            the process with ``TRITON_INTERPRET=1``).
+
+    Raises:
+        ValueError: ``name`` is none of these.
+        RuntimeError: an explicit choice that cannot be met; ``auto`` never raises.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        _check("name", name)
+        self._previous, _chosen = _chosen, name
+
+    def __enter__(self) -> "backend":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def chosen_backend() -> tuple[str, str]:
+    """The backend in force and who chose it, for ``projunn info``."""
+    if _chosen is not None:
+        return _chosen, "projunn.backend"
+    name = os.environ.get("PROJUNN_BACKEND")
+    if name is None:
+        return "auto", "default"
+    _check("PROJUNN_BACKEND", name)
+    return name, "PROJUNN_BACKEND"
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether operations on this tensor run as Triton kernels.
+
+    Raises:
+        RuntimeError: backend ``triton`` and a tensor that is not on a GPU.
+    """
+    name, by = chosen_backend()
+    if name == "torch" or (name == "auto" and not tensor.is_cuda):
+        return False
+    if name == "triton" and not tensor.is_cuda:
+        raise RuntimeError(f"{by}: backend 'triton' needs GPU tensors, got one on {tensor.device}")
+    return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
+
+
+@cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether this process runs Triton kernels in the interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _check(argument: str, name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{argument}: got {name!r}, wanted one of {', '.join(BACKENDS)}")
+    if name in ("auto", "torch"):
+        return
+    problem = _problem(name)
+    if problem:
+        raise RuntimeError(f"{argument}: backend {name!r} is not available: {problem}")
+
+
+def _problem(name: str) -> str | None:
+    if not triton_installed():
+        return "triton is not installed (pip install 'projunn[triton]')"
+    if name == "triton":
+        if interpreting():
+            return "this process runs Triton's interpreter (TRITON_INTERPRET is set)"
+        return None if torch.cuda.is_available() else "there is no GPU"
+    if not interpreting():
+        if "triton" in sys.modules:
+            return "triton was imported without its interpreter; start with TRITON_INTERPRET=1"
+        os.environ["TRITON_INTERPRET"] = "1"
+    return None

@@ -1,0 +1,5 @@
+"""Products of a matrix with a few columns: ``W^H X`` and ``W X``, each one read of W.
+
+W is (*batch, m, n), X (*batch, m, k) or (*batch, n, k) with k much smaller than n.  They are parts of
+the operations, not operations of their own: `eager` has them in PyTorch, `launch` as Triton kernels.
+"""

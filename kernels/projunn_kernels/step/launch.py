@@ -1,0 +1,98 @@
+"""Launches of whole steps."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.batches import as_blocks
+from projunn_kernels.configs.problem import power_of_two
+from projunn_kernels.launching import (
+    PRECISION,
+    TRITON_DTYPES,
+    active_list,
+    address_table,
+    configured,
+    floats,
+    half_precision,
+    launch,
+    options,
+)
+from projunn_kernels.retraction.launch import RETRACTION_CODES
+from projunn_kernels.step.arguments import FusedStep
+from projunn_kernels.step.eager import as_numbers
+from projunn_kernels.step.kernels import plane_step_kernel, warm_basis_kernel, wide_step_kernel
+
+
+def fused(step: FusedStep) -> None:
+    """`projunn_kernels.fused_step_` of tensors as users have them."""
+    if step.pairs:
+        step = as_numbers(step)
+    names = ("weights", "directions", "bases", "probes")
+    fused_step(replace(step, **{n: [as_blocks(t) for t in getattr(step, n)] for n in names}))
+
+
+def fused_step(step: FusedStep) -> None:
+    """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
+
+    With ``active`` (A,) one parameter, and its direction is (A, m, n).  All tensors are contiguous.
+    """
+    weight, k = step.weights[0], step.bases[0].shape[-1]
+    matrices, m, n = weight.shape
+    count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
+    if count == 0 or weight.numel() == 0:
+        return
+    scaled, listed = step.scale is not None, step.active is not None
+    options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
+    gradient = half_precision(step.directions[0])
+    config = configured("fused_step", weight, k, count, **options_of_the_step, gradient=gradient)
+    panels = -(-m // config.rows)
+    pairs = weight.is_complex()
+    floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
+    scratch = torch.empty(floats_of_x, dtype=torch.float32, device=weight.device)
+    weights = address_table(step.weights)
+    arguments = {
+        "weights": weights,
+        "directions": address_table(step.directions),
+        "bases": address_table(step.bases),
+        "probes": address_table(step.probes),
+        "skipped": address_table(step.skipped),
+        "active": active_list(weights, step.active),
+        "scratch": scratch,
+        "rate_tensor": scratch if step.scale is None else step.scale,
+        "rate": step.rate,
+        "precision": PRECISION,
+        "blocks": matrices,
+        "m": m,
+        "n": n,
+        "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
+        "RETRACTION": RETRACTION_CODES[step.retraction],
+        "PAIRS": pairs,
+        "ACTIVE": listed,
+        "HAS_RATE": scaled,
+        "BM": config.rows,
+        "BN": power_of_two(n),
+        "PANELS": panels,
+    } | options(config.warps)
+    if k == 1:
+        launch(plane_step_kernel, (count,), **arguments)
+    else:
+        launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
+
+
+def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
+    """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
+    count, m, _ = left.shape
+    config = configured("warm_basis", left, 1, count)
+    launch(
+        warm_basis_kernel,
+        (count,),
+        left=floats(left.contiguous()),
+        basis=floats(basis),
+        probe=floats(probe),
+        taken_mask=taken.to(torch.int8),
+        m=m,
+        PAIRS=left.is_complex(),
+        BN=config.columns,
+        **options(config.warps),
+    )

@@ -1,0 +1,244 @@
+"""Kernels compiled ahead of their launch, in as many processes as there are cores.
+
+Triton compiles one kernel at a time in a process.  Here worker processes compile what is about to be
+launched, for the GPU of this process but without touching it, into Triton's cache on disk; the launch
+then finds it there.  A compiler that crashes or hangs takes one kernel with it and is replaced.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import torch
+
+from projunn_kernels.launching import kernels
+
+LONGEST = 180.0  # seconds for one kernel
+_START = 60.0  # seconds more for the first of a process, which imports PyTorch and Triton
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A tensor as the compiler sees it."""
+
+    dtype: torch.dtype
+    aligned: bool  # to 16 bytes
+    small: bool  # its memory is below 2 GiB: AMD GPUs have instructions for those
+
+    def data_ptr(self) -> int:
+        return 0 if self.aligned else 8
+
+    def ptr_range(self) -> int:
+        return 0 if self.small else 1 << 40
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A launch as the compiler sees it: launches that need the same binary are equal."""
+
+    kernel: str
+    arguments: tuple[Any, ...]
+    types: tuple[str, ...]  # of the arguments: True == 1, but they are not the same to a compiler
+    constants: tuple[tuple[str, Any], ...]
+
+
+def compilation(kernel: str, arguments: Iterable[Any], constants: dict[str, Any]) -> Compilation:
+    """What has to be compiled for a launch."""
+    seen = tuple(_as_seen(argument) for argument in arguments)
+    types = tuple(type(argument).__name__ for argument in seen)
+    return Compilation(kernel, seen, types, tuple(sorted(constants.items())))
+
+
+def _as_seen(argument: Any) -> Any:
+    """Triton compiles for the type of a number, for 1, and for multiples of 16."""
+    if isinstance(argument, torch.Tensor):
+        small = argument.untyped_storage().nbytes() < 1 << 31
+        return Pointer(argument.dtype, argument.data_ptr() % 16 == 0, small)
+    if isinstance(argument, float):
+        return 0.5
+    if isinstance(argument, int) and not isinstance(argument, bool) and 1 < abs(argument) < 1 << 31:
+        return 16 if argument % 16 == 0 else 3
+    return argument
+
+
+@dataclass
+class _Worker:
+    """A process that compiles, and what it is at."""
+
+    process: Any
+    connection: Connection
+    work: Compilation | None = None
+    deadline: float = float("inf")
+    fresh: bool = field(default=True)
+
+
+class Compilers:
+    """Processes that compile; ``with`` ends them.
+
+    Args:
+        processes: how many there are at most.
+        target: what they compile for: backend, architecture and threads of a warp, as in Triton's
+            ``GPUTarget``; by default the GPU of this process.
+        longest: seconds that one kernel may take.
+    """
+
+    def __init__(
+        self, processes: int, target: tuple[str, Any, int] | None = None, longest: float = LONGEST
+    ) -> None:
+        self.processes = processes
+        self._longest = longest
+        self._target = _own_target() if target is None else target
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        resource_tracker.ensure_running()  # or it would take the signal mask of `_start` back
+
+    def __enter__(self) -> "Compilers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+        self._workers.clear()
+
+    def compile(
+        self,
+        wanted: Iterable[Compilation],
+        *,
+        until: float = float("inf"),
+        done: Callable[[int], object] = lambda count: None,
+    ) -> dict[Compilation, str]:
+        """Compile; returns why not for each that was compiled or could not be, empty where it was.
+
+        Args:
+            until: `time.monotonic` at which to stop; what is not compiled by then is not in the result.
+            done: called with the number of kernels compiled so far.
+        """
+        queue, found = list(dict.fromkeys(wanted))[::-1], {}
+        while (queue or any(worker.work for worker in self._workers)) and time.monotonic() < until:
+            self._employ(queue)
+            for worker in self._ready(until):
+                work = worker.work
+                assert work is not None
+                found[work] = self._result(worker)
+                done(len(found))
+        for worker in [one for one in self._workers if one.work is not None]:  # out of time
+            self._dismiss(worker)
+        return found
+
+    def _employ(self, queue: list[Compilation]) -> None:
+        """Give every idle process something to do, starting those that are missing."""
+        idle = [worker for worker in self._workers if worker.work is None]
+        while queue and (idle or len(self._workers) < self.processes):
+            worker = idle.pop() if idle else self._start()
+            work = queue.pop()
+            try:
+                worker.connection.send((work, kernels()[work.kernel].cache_key))
+            except OSError:  # it died while idle
+                self._dismiss(worker)
+                queue.append(work)
+                continue
+            worker.work = work
+            worker.deadline = time.monotonic() + self._longest + _START * worker.fresh
+            worker.fresh = False
+
+    def _ready(self, until: float) -> list[_Worker]:
+        """The processes that have an answer, or died, or are late; waits for one."""
+        busy = [worker for worker in self._workers if worker.work is not None]
+        limit = min(until, *(worker.deadline for worker in busy)) - time.monotonic()
+        there = wait([worker.connection for worker in busy], max(0.0, limit))
+        now = time.monotonic()
+        return [one for one in busy if one.connection in there or one.deadline <= now]
+
+    def _result(self, worker: _Worker) -> str:
+        try:
+            if not worker.connection.poll():
+                self._dismiss(worker)
+                return f"compiling it took more than {self._longest:.0f} s"
+            answer: str = worker.connection.recv()
+        except (EOFError, OSError):
+            self._dismiss(worker)
+            return f"the compiler crashed (exit status {worker.process.exitcode})"
+        worker.work = None
+        return answer
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._target), daemon=True)
+        # Ctrl-C is for this process to act upon: the others inherit that they do not get it.
+        blocks = hasattr(signal, "pthread_sigmask")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
+        try:
+            process.start()
+        finally:
+            if blocks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+        return self._workers[-1]
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
+
+
+def _own_target() -> tuple[str, Any, int]:
+    from triton.runtime import driver
+
+    target = driver.active.get_current_target()
+    return target.backend, target.arch, target.warp_size
+
+
+def _serve(connection: Connection, target: tuple[str, Any, int]) -> None:
+    """A worker process: compile what comes in, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no signal mask
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # the compiler prints whole programs when it fails
+        os.dup2(silence, stream)
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    there = GPUTarget(*target)
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: there,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+        )
+    )
+    known = kernels()
+    while True:
+        try:
+            work, key = connection.recv()
+        except EOFError:
+            return
+        kernel = known[work.kernel]
+        # Triton 3.6 sorts the constants of a kernel by where they lie in memory, so that its key on disk
+        # can differ from process to process.  The one that counts is the launching process'.
+        if kernel.cache_key != key:
+            kernel.hash = key
+        connection.send(_compile(kernel, work))
+
+
+def _compile(kernel: Any, work: Compilation) -> str:
+    try:
+        kernel.warmup(*work.arguments, grid=(1,), **dict(work.constants))
+    except Exception as error:
+        return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return ""
