@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 FILE, SECONDS, EVERYTHING = "GPU_TESTS_FILE", "GPU_TESTS_SECONDS", "GPU_TESTS_EVERYTHING"
-FIXTURES = {"device"}  # of tests that run on the GPU where there is one
+FIXTURES = {"kernels", "device"}  # of tests that run on the GPU where there is one
 _begun = time.monotonic()
 
 
 def touches_gpu(item: Any) -> bool:
     """Whether a test asks for a GPU, or runs on one where it can."""
+    if item.get_closest_marker("interpreter_only") is not None:
+        return False
     marked = item.get_closest_marker("requires_cuda") is not None
     return marked or bool(FIXTURES & set(getattr(item, "fixturenames", ())))
 

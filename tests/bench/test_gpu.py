@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itse
 def run(*arguments):
     out_of_place = ("TRITON_INTERPRET", "PROJUNN_BACKEND", "PUBLISHED", "OUT")
     clean = {k: v for k, v in os.environ.items() if k not in out_of_place}
-    clean["PYTHONPATH"] = f".{os.pathsep}kernels"
+    root = Path(__file__).parents[2]
+    clean["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
 

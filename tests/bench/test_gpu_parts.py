@@ -309,9 +309,13 @@ def test_history_forgets_what_failed(tmp_path):
 def test_the_suite_on_a_gpu_is_what_touches_it_some_of_every_file_first():
     assert list(reporter.dealt([("a", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5)])) == [1, 3, 2, 5, 4]
     plain = SimpleNamespace(get_closest_marker=lambda name: None, fixturenames=("tmp_path",))
-    device = SimpleNamespace(get_closest_marker=lambda name: None, fixturenames=("device",))
+    both = SimpleNamespace(get_closest_marker=lambda name: None, fixturenames=("kernels",))
     marked = SimpleNamespace(get_closest_marker=lambda name: name == "requires_cuda", fixturenames=())
-    assert [reporter.touches_gpu(item) for item in (plain, device, marked)] == [False, True, True]
+    other = SimpleNamespace(
+        get_closest_marker=lambda name: name == "interpreter_only", fixturenames=("kernels",)
+    )
+    touching = [reporter.touches_gpu(item) for item in (plain, both, marked, other)]
+    assert touching == [False, True, True, False]
 
 
 def test_published_code_is_found_by_its_path_and_beside_ours(tmp_path, monkeypatch):
