@@ -16,6 +16,7 @@ import torch
 from projunn import autotuning
 from projunn.tasks import TASKS
 from projunn.training.config import CHOICES, TrainConfig
+from projunn_kernels import selfcheck
 from projunn_kernels.backends import chosen_backend
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
@@ -192,10 +193,19 @@ def _info(arguments: argparse.Namespace) -> int:
         rows += [("table", found.described(device)) for found in tuning.found_tables(device)]
         reasons = tuning.in_force(device).items()
         rows += [(operation, f"{device.name}: {reason}") for operation, reason in reasons]
+    rows.append(("self-check", _said_of_verdicts()))
+    rows += [("distrusted", one.said) for one in selfcheck.verdicts() if one.problem]
     width = 2 + max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}{value}")
     return 0
+
+
+def _said_of_verdicts() -> str:
+    """How many variants of kernels have been checked, and how they did."""
+    every = selfcheck.verdicts()
+    failed = sum(bool(one.problem) for one in every)
+    return f"{selfcheck.mode()}: {len(every)} variants of kernels checked, {failed} failed"
 
 
 def _version(package: str) -> str:

@@ -14,7 +14,12 @@ def test_there_are_examples():
     assert all(len(example.splitlines()) <= 15 for example in EXAMPLES)
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def numbered(number):
+    compiles = "torch.compile" in EXAMPLES[number]
+    return pytest.param(number, marks=[pytest.mark.requires_cpp] * compiles)
+
+
+@pytest.mark.parametrize("number", [numbered(i) for i in range(len(EXAMPLES))])
 def test_example(number, capsys):
     exec(compile(EXAMPLES[number], f"README example {number}", "exec"), {})
 

@@ -43,6 +43,7 @@ from projunn_kernels.time_loop import (
     recurrence,
     recurrence_backward,
 )
+from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
     "NONLINEARITIES",
@@ -66,6 +67,7 @@ __all__ = [
     "rank_update_",
     "recurrence",
     "recurrence_backward",
+    "refresh_basis_",
     "retract_",
     "rotation",
     "seeded_normal",

@@ -83,6 +83,15 @@ def uses_triton(tensor: Tensor) -> bool:
     return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
 
 
+def on_device(tensor: Tensor) -> bool:
+    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+
+    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
+    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    """
+    return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
+
+
 @cache
 def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None

@@ -58,6 +58,12 @@ class Verdict:
     triton: str
     problem: str
 
+    @property
+    def said(self) -> str:
+        """In a line."""
+        found = self.problem or "right"
+        return f"{self.kernel} on {self.gpu} with triton {self.triton}: {found}"
+
 
 _Question = tuple[Problem, Config, tuple[tuple[str, Any], ...], torch.device]
 _answers: dict[_Question, Verdict | None] = {}
@@ -199,9 +205,8 @@ def _aside() -> Iterator[None]:
 
 def _warn(verdict: Verdict) -> None:
     warnings.warn(
-        f"a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which"
-        f" are slower: {verdict.kernel} on {verdict.gpu} with triton {verdict.triton}:"
-        f" {verdict.problem}. Please report this line.",
+        "a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which are"
+        f" slower: {verdict.said}. Please report this line.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -211,9 +216,10 @@ def _key(
     kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
 ) -> str:
     """What a verdict depends on: the sources, the constants, the alignment of sizes, GPU and Triton."""
-    from projunn_kernels.configs.fingerprints import fingerprints
+    from projunn_kernels.configs.fingerprints import fingerprint, fingerprints
 
     sources = [fingerprints()[name] for name in kernel.functions]
+    sources += [fingerprint(function) for function in kernel.passed(small, variant)]
     kind = (small.pairs, small.k, small.m, small.n, asdict(config))
     options = sorted((name, str(value)) for name, value in variant.items())
     parts = (sources, kind, options, device_of(device).name, tables.triton_version())
@@ -237,9 +243,10 @@ def _read(file: Traversable) -> dict[str, Verdict]:
     """The verdicts of a file; lines that are none, such as half-written ones, are left out."""
     found = {}
     for line in file.read_text().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            row = json.loads(line)
-            found[str(row.pop("key"))] = Verdict(**{name: str(value) for name, value in row.items()})
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            row = {name: str(value) for name, value in json.loads(line).items()}
+            key = row.pop("key")
+            found[key] = Verdict(**row)
     return found
 
 

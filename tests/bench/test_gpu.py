@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs here")
+pytestmark = [
+    pytest.mark.requires("triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs here"),
+]
 
 
 def run(*arguments):

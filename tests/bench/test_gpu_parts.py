@@ -12,8 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 import bench.gpu
 import projunn
 from bench.gpu import (
@@ -32,7 +30,10 @@ from bench.gpu.case import Absent, Case, interleaved, one_of_each_kind
 from bench.gpu.machine import Machine
 from bench.gpu.pool import Pool
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs here")
+pytestmark = [
+    pytest.mark.requires("triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs here"),
+]
 REAL = Machine(dry=False)
 
 
@@ -308,14 +309,17 @@ def test_history_forgets_what_failed(tmp_path):
 
 def test_the_suite_on_a_gpu_is_what_touches_it_some_of_every_file_first():
     assert list(reporter.dealt([("a", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5)])) == [1, 3, 2, 5, 4]
-    plain = SimpleNamespace(get_closest_marker=lambda name: None, fixturenames=("tmp_path",))
-    both = SimpleNamespace(get_closest_marker=lambda name: None, fixturenames=("kernels",))
-    marked = SimpleNamespace(get_closest_marker=lambda name: name == "requires_cuda", fixturenames=())
-    other = SimpleNamespace(
-        get_closest_marker=lambda name: name == "interpreter_only", fixturenames=("kernels",)
-    )
-    touching = [reporter.touches_gpu(item) for item in (plain, both, marked, other)]
-    assert touching == [False, True, True, False]
+
+    def touches(fixture, mark=None):
+        marks = {mark: object()}
+        return reporter.touches_gpu(
+            SimpleNamespace(get_closest_marker=marks.get, fixturenames=(fixture,))
+        )
+
+    assert touches("kernels")
+    assert touches("tmp_path", "requires_cuda")
+    assert not touches("tmp_path")
+    assert not touches("kernels", "interpreter_only")
 
 
 def test_published_code_is_found_by_its_path_and_beside_ours(tmp_path, monkeypatch):

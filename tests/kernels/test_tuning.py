@@ -285,7 +285,8 @@ def test_durations_are_for_readers():
 
 # -- the autotuner, in the interpreter -----------------------------------------------------------------
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 CPU = torch.device("cpu")
 
 

@@ -43,7 +43,8 @@ def test_equals_a_loop_of_its_cell(dtype, nonlinearity):
     rnn = UnitaryRNN(3, 4, nonlinearity=nonlinearity, dtype=dtype)
     cell = UnitaryRNNCell(3, 4, nonlinearity=nonlinearity, dtype=dtype)
     cell.load_state_dict({k.removesuffix("_l0"): v for k, v in rnn.state_dict().items()})
-    x, h = torch.randn(6, 2, 3, dtype=dtype), torch.randn(2, 4, dtype=dtype)
+    # States this small stay away from the poles of the complex tanh, near which rounding decides.
+    x, h = 0.1 * torch.randn(6, 2, 3, dtype=dtype), 0.1 * torch.randn(2, 4, dtype=dtype)
     output, last = rnn(x, h.unsqueeze(0))
     for step in range(6):
         h = cell(x[step], h)
@@ -99,7 +100,9 @@ def test_dropout_acts_between_layers_in_training_only():
 def test_compiles_as_one_graph(kind):
     rnn = UnitaryRNN(3, 4, dtype=kind)
     x = torch.randn(50, 2, 3, requires_grad=True)
-    compiled = torch.compile(lambda x: torch.view_as_real(rnn(x)[0] + 0j), fullgraph=True)
+    compiled = torch.compile(
+        lambda x: torch.view_as_real(rnn(x)[0] + 0j), fullgraph=True, backend="aot_eager"
+    )
     (expected,) = torch.autograd.grad(torch.view_as_real(rnn(x)[0] + 0j).square().sum(), x)
     result = compiled(x)
     torch.testing.assert_close(result, torch.view_as_real(rnn(x)[0] + 0j))
@@ -169,6 +172,7 @@ def test_errors(call, error, words):
         call()
 
 
+@pytest.mark.requires_cpp
 def test_a_thousand_steps_compile_as_few_do():
     """One operator is the loop: neither the graph nor the time to compile it grows with T."""
     rnn = UnitaryRNN(2, 6, nonlinearity="relu")

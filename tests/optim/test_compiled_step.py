@@ -122,6 +122,7 @@ def test_equals_the_eager_step_in_one_graph(rule):
     assert steps == {20}
 
 
+@pytest.mark.requires_cpp
 def test_compiles_with_inductor(rule):
     # Not the natively complex weight: Inductor has no in-place operator on complex tensors (torch 2.13).
     models = network()[:2] + network()[3:], network()[:2] + network()[3:]

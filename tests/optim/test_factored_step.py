@@ -28,6 +28,7 @@ def distance(layer, target, x):
 
 
 @EVERY_RULE
+@REAL_AND_COMPLEX
 @pytest.mark.parametrize("retraction", ["exp", "polar", "cayley"])
 def test_learns_a_unitary_matrix(dtype, rule, retraction):
     n = 8

@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from projunn import lipschitz_bound
 from projunn.tasks import TASKS, TaskOptions
 from projunn.training import Run, TrainConfig, train
 
+pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
+
 
 def run(folder, **options):
-    result = Run(TrainConfig.for_task("images", **options), folder)
+    result = Run(TrainConfig.for_task("images", device="cpu", **options), folder)
     assert train(result)
     return result
 
@@ -58,7 +59,7 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
 
 
 def test_drift_lowers_the_certificate(tmp_path):
-    config = TrainConfig.for_task("images", model="lipschitz", width=4, steps=1)
+    config = TrainConfig.for_task("images", model="lipschitz", width=4, steps=1, device="cpu")
     result = Run(config, tmp_path)
     model, task = result.learners[0].model, result.task
     before = task.certified(model, torch.device("cpu"), 0.01)
@@ -69,6 +70,8 @@ def test_drift_lowers_the_certificate(tmp_path):
 
 
 def test_distances_are_in_pixels():
+    from sklearn.datasets import load_digits
+
     task = TASKS["images"](TaskOptions())
     digits = load_digits().images / 16
     x, _ = task.test_data()

@@ -129,6 +129,7 @@ class Kernel:
         compiled: problems whose launches stand for all others where kernels are compiled ahead of time;
             those of the first size of each rank with every variant.
         numbers: how many numbers a launch has to move at least.
+        passed: the Triton functions that a variant gets as constants.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Kernel:
     standard: Sequence[Problem] = ()
     compiled: Sequence[Problem] = ()
     numbers: Callable[[Problem], int] = lambda problem: problem.blocks * problem.m * problem.n
+    passed: Callable[[Problem, Variant], Sequence[Any]] = lambda problem, variant: ()
 
     def __post_init__(self) -> None:
         if self.name in KERNELS:

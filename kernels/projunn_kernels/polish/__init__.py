@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from projunn_kernels.backends import on_device
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.polish import eager
 from projunn_kernels.polish.eager import polish_
@@ -19,7 +20,7 @@ __all__ = ["polish_", "polish_when_due_"]
 
 
 def _counts_on_the_device(*, step: Tensor, **_: Any) -> bool:
-    return step.device.type != "cpu"
+    return on_device(step)
 
 
 _polish_when_due = Operation(
@@ -38,6 +39,7 @@ def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = Fa
     """`polish_` if the 0-d tensor ``step`` is a multiple of ``period``, decided where ``step`` is.
 
     On a GPU that is decided by the kernels, so that the call can be part of a captured graph; they cost
-    three empty launches when nothing is due.  ``weight`` holds real pairs if ``pairs``.
+    three empty launches when nothing is due.  Without kernels (float64, backend ``torch``) the polish is
+    computed at every call and put to use when it is due.  ``weight`` holds real pairs if ``pairs``.
     """
     _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

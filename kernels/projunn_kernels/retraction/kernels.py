@@ -14,7 +14,7 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, step_matrix
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import TINY, dot, plane_rotation, turned
+from projunn_kernels.language.plane import TINY, dot, turned
 from projunn_kernels.language.plane import product as scaled
 from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation
 from projunn_kernels.language.tiles import (
@@ -51,7 +51,7 @@ def plane_basis_kernel(
     n,
     splits,
     precision,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -92,8 +92,8 @@ def plane_basis_kernel(
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
     c = square_root(cc)
-    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = plane_rotation(
-        br * a, bi * a, c * a, precision, RETRACTION, PAIRS
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(
+        br * a, bi * a, c * a, precision, PAIRS
     )
     taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
     _report(taken_mask, taken)
@@ -126,7 +126,7 @@ def basis_kernel(
     k,
     splits,
     precision,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
@@ -159,7 +159,7 @@ def basis_kernel(
         ur, ui = matmul(ur, ui, tr, ti, S, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
     er, ei = step_matrix(rr, ri, K, PAIRS)
-    fr, fi, taken = rotation(er, ei, precision, S, RETRACTION, PAIRS)
+    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     _report(taken_mask, taken)
     for first in range(0, n, BN):

@@ -1,11 +1,11 @@
 """Launches of whole steps."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from projunn_kernels.batches import as_blocks
+from projunn_kernels.batches import contiguous_blocks, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     PRECISION,
@@ -13,23 +13,30 @@ from projunn_kernels.launching import (
     active_list,
     address_table,
     configured,
-    floats,
     half_precision,
     launch,
     options,
 )
-from projunn_kernels.retraction.launch import RETRACTION_CODES
+from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
-from projunn_kernels.step.kernels import plane_step_kernel, warm_basis_kernel, wide_step_kernel
+from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 
 
 def fused(step: FusedStep) -> None:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     if step.pairs:
         step = as_numbers(step)
-    names = ("weights", "directions", "bases", "probes")
-    fused_step(replace(step, **{n: [as_blocks(t) for t in getattr(step, n)] for n in names}))
+    with ExitStack() as stack:
+        fused_step(
+            replace(
+                step,
+                weights=[stack.enter_context(flattened(t)) for t in step.weights],
+                directions=[contiguous_blocks(t) for t in step.directions],
+                bases=[stack.enter_context(flattened(t)) for t in step.bases],
+                probes=[contiguous_blocks(t) for t in step.probes],
+            )
+        )
 
 
 def fused_step(step: FusedStep) -> None:
@@ -66,7 +73,7 @@ def fused_step(step: FusedStep) -> None:
         "m": m,
         "n": n,
         "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
-        "RETRACTION": RETRACTION_CODES[step.retraction],
+        "ROTATE": device_function(step.retraction, k),
         "PAIRS": pairs,
         "ACTIVE": listed,
         "HAS_RATE": scaled,
@@ -78,21 +85,3 @@ def fused_step(step: FusedStep) -> None:
         launch(plane_step_kernel, (count,), **arguments)
     else:
         launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
-
-
-def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
-    """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
-    count, m, _ = left.shape
-    config = configured("warm_basis", left, 1, count)
-    launch(
-        warm_basis_kernel,
-        (count,),
-        left=floats(left.contiguous()),
-        basis=floats(basis),
-        probe=floats(probe),
-        taken_mask=taken.to(torch.int8),
-        m=m,
-        PAIRS=left.is_complex(),
-        BN=config.columns,
-        **options(config.warps),
-    )

@@ -11,7 +11,7 @@ Real and imaginary parts of dz_t are so many real columns for U and c, which are
 import torch
 from torch import Tensor
 
-from projunn_kernels.factorization.eager import orthonormalize
+from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.sketching.eager import through
 from projunn_kernels.time_loop.arguments import RecurrenceBackward
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from projunn_kernels.launching import kernels
+from projunn_kernels.tuning.passed import Passed, decoded, encoded
 
 LONGEST = 180.0  # seconds for one kernel
 _START = 60.0  # seconds more for the first of a process, which imports PyTorch and Triton
@@ -53,7 +54,8 @@ def compilation(kernel: str, arguments: Iterable[Any], constants: dict[str, Any]
     """What has to be compiled for a launch."""
     seen = tuple(_as_seen(argument) for argument in arguments)
     types = tuple(type(argument).__name__ for argument in seen)
-    return Compilation(kernel, seen, types, tuple(sorted(constants.items())))
+    fixed = tuple(sorted((name, encoded(value)) for name, value in constants.items()))
+    return Compilation(kernel, seen, types, fixed)
 
 
 def _as_seen(argument: Any) -> Any:
@@ -147,7 +149,8 @@ class Compilers:
             worker = idle.pop() if idle else self._start()
             work = queue.pop()
             try:
-                worker.connection.send((work, kernels()[work.kernel].cache_key))
+                keys = [function.cache_key for function in _functions(work)]
+                worker.connection.send((work, keys))
             except OSError:  # it died while idle
                 self._dismiss(worker)
                 queue.append(work)
@@ -222,23 +225,29 @@ def _serve(connection: Connection, target: tuple[str, Any, int]) -> None:
             get_current_stream=lambda device: 0,
         )
     )
-    known = kernels()
     while True:
         try:
-            work, key = connection.recv()
+            work, keys = connection.recv()
         except EOFError:
             return
-        kernel = known[work.kernel]
         # Triton 3.6 sorts the constants of a kernel by where they lie in memory, so that its key on disk
         # can differ from process to process.  The one that counts is the launching process'.
-        if kernel.cache_key != key:
-            kernel.hash = key
-        connection.send(_compile(kernel, work))
+        for function, key in zip(_functions(work), keys, strict=True):
+            if function.cache_key != key:
+                function.hash = key
+        connection.send(_compile(kernels()[work.kernel], work))
+
+
+def _functions(work: Compilation) -> list[Any]:
+    """The kernel, and the functions that are passed to it."""
+    passed = [value.function for _, value in work.constants if isinstance(value, Passed)]
+    return [kernels()[work.kernel], *passed]
 
 
 def _compile(kernel: Any, work: Compilation) -> str:
     try:
-        kernel.warmup(*work.arguments, grid=(1,), **dict(work.constants))
+        constants = {name: decoded(value) for name, value in work.constants}
+        kernel.warmup(*work.arguments, grid=(1,), **constants)
     except Exception as error:
         return (str(error).splitlines() or [""])[0] or type(error).__name__
     return ""
