@@ -1,4 +1,5 @@
-"""What a GPU would be asked for, seen on a CPU: launches of Triton kernels and calls of PyTorch's library.
+"""What a GPU would be asked for, seen on a CPU: launches of Triton kernels and calls of PyTorch's
+library.
 
 The interpreter backend takes the paths that a GPU takes, so both can be listed without one.
 """
@@ -13,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import projunn
 from projunn_kernels.launching import intercepted
 
-# Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy to
-# the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions (aten/src/ATen/native/cuda/linalg).
+# Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy
+# to # the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions
+# (aten/src/ATen/native/cuda/linalg).
 BATCHED = {"linalg_cholesky_ex", "linalg_solve_triangular", "linalg_vector_norm"}
 # All other linear algebra is refused, for these reasons:
 #   qr                      orgqr is called once a matrix, geqrf too unless they are many and small
@@ -81,7 +83,8 @@ class Seen:
 
 @contextlib.contextmanager
 def watched(run=True):
-    """Inside, in the interpreter backend, a `Seen`.  Without ``run`` kernels do nothing: results are NaN.
+    """Inside, in the interpreter backend, a `Seen`.  Without ``run`` kernels do nothing: results are
+    NaN.
 
     On leaving, nothing may have been called once a matrix.
     """

@@ -31,7 +31,9 @@ def test_inverse(kind, condition, size):
 @KINDS
 @pytest.mark.parametrize("size", [4, 20, 70])
 def test_a_singular_matrix_has_no_inverse(kind, size):
-    """Of one with a singular value of rounding size the Cholesky factor may exist, and lack a direction."""
+    """Of one with a singular value of rounding size the Cholesky factor may exist, and lack a
+    direction.
+    """
     x = torch.randn(40, size, size, dtype=kind)
     vector = torch.nn.functional.normalize(torch.randn(40, size, 1, dtype=kind), dim=-2)
     singular = x - (x @ vector) @ vector.mH
