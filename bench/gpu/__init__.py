@@ -6,17 +6,17 @@ It runs in place and needs torch and triton only: no network, no installation, n
 seconds  quick   stage
 ======== ======= =====================================================================================
 12       12      machine      what the machine is; the start of Python and PyTorch is in it
-45       15      tests        the part of the test suite that runs on the GPU
-70       35      checks       each operation against float64 PyTorch on the CPU, in one process a core
+45       12      tests        the part of the test suite that runs on the GPU
+70       32      checks       each operation against float64 PyTorch on the CPU, in one process a core
 20       10      compile      one call of everything that is timed later, in one process a core
-25       5       tune         the standard problems of the autotuner, every operation in turn
+25       4       tune         the standard problems of the autotuner, every operation in turn
 36       14      update       optimizer steps: PyTorch's, ours at ranks 1 to 64, and other libraries'
-10       5       host         the time that an eager call takes to issue
+12       6       host         the time that an eager call takes to issue
 18       6       linear       training steps of linear layers
 24       8       recurrence   training steps of RNNs, against cuDNN and the published loop
 18       6       convolution  forward and backward of convolutions and of ResNet9, against cuDNN
-6        2       training     steps a second of ``projunn train copying --length 1000``
-8        2       profile      kernels by name, with their times
+8        5       training     steps a second of ``projunn train copying --length 1000``
+10       5       profile      kernels by name, with their times
 ======== ======= =====================================================================================
 
 Every stage runs in processes of its own and is stopped when its seconds are up; what it had written

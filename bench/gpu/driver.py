@@ -28,7 +28,7 @@ from bench.gpu.stages import INTERLEAVED, ON_ALL_CORES, SECONDS, SOURCES, machin
 from bench.gpu.targets import judged
 
 DRY_SECONDS = 600.0
-LONGEST = 45.0  # seconds of a single case
+LONGEST, SHORTEST = 45.0, 8.0  # seconds that a single case may take: a check, at least a timing
 LARGEST = 15 << 20  # bytes of a file among the results
 FILES = ("summary.txt", "checks.jsonl", "rows.jsonl", "profile.txt", "log.txt", history.NAME)
 CACHED = 2  # files of the library's cache that are kept beside these
@@ -139,7 +139,7 @@ class Driver:
         if name == "checks":  # of the kernels: else one that fails would give way to PyTorch, and pass
             without = {"PROJUNN_SELFCHECK": "off"}
             pool = dataclasses.replace(pool, environment=pool.environment | without)
-        longest = min(LONGEST, seconds) if not self.dry else DRY_SECONDS
+        longest = DRY_SECONDS if self.dry else self._longest(name, seconds)
         done = []
         for row in pool.outcomes(source, names, workers=workers, seconds=seconds, longest=longest):
             done.append(row)
@@ -176,6 +176,10 @@ class Driver:
         whole = sum(seconds[self.quick] for seconds in SECONDS.values())
         left = whole - (time.monotonic() - self.begun)
         return min(SECONDS[name][self.quick], left)
+
+    def _longest(self, name: str, seconds: float) -> float:
+        """Of a single case; where one follows the other, it leaves time for others."""
+        return min(LONGEST if name in INTERLEAVED else max(seconds / 2, SHORTEST), seconds)
 
     def _find_machine(self) -> bool:
         """Describe the machine; False if PyTorch sees no GPU on it.

@@ -23,17 +23,17 @@ from bench.records import environment
 # Seconds of each stage, of a whole run and of a quick one: the table in bench/gpu/__init__.py.
 SECONDS = {
     "machine": (12, 12),
-    "tests": (45, 15),
-    "checks": (70, 35),
+    "tests": (45, 12),
+    "checks": (70, 32),
     "compile": (20, 10),
-    "tune": (25, 5),
+    "tune": (25, 4),
     "update": (36, 14),
-    "host": (10, 5),
+    "host": (12, 6),
     "linear": (18, 6),
     "recurrence": (24, 8),
     "convolution": (18, 6),
-    "training": (6, 2),
-    "profile": (8, 2),
+    "training": (8, 5),
+    "profile": (10, 5),
 }
 
 TIMINGS: dict[str, Callable[[Machine], list[Timing]]] = {

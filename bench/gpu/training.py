@@ -10,7 +10,7 @@ from projunn.training.config import TrainConfig
 from projunn.training.run import Run
 
 NAME = "projunn train copying --length 1000"
-SECONDS = 3.0
+SECONDS = 1.5
 
 
 def cases(on: Machine) -> list[Case]:

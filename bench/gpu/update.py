@@ -88,8 +88,8 @@ def _timing(
     way = str(options.get("way", "captured"))
     numbers = functools.reduce(lambda a, b: a * b, shape, 8 if dtype == "complex64" else 4)
     says = {"what": what, "shape": "x".join(map(str, shape)), "dtype": dtype, "bytes": passes * numbers}
-    family = "SGD at a rank" if what in _RANKED else what
-    kind = f"{family} {'bank' if len(shape) == 3 else 'matrix'}, {way}"
+    kind = f"{what} {'bank' if len(shape) == 3 else 'matrix'}, {way}"
+    kind = "SGD at a rank" if what in _RANKED else kind
     return Timing(name(what, shape, dtype, way), kind, build, says=says, **options)
 
 
