@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from projunn.optim.unitary import unitary_learning_rate
+from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
 from projunn.training.atomic import replacing

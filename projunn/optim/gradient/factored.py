@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.manifold import UnitaryParameter
-from projunn_kernels import orthonormalize
+from projunn.optim.gradient.dense import stored_like
+from projunn.optim.member import Member
+from projunn.optim.options import unitary_learning_rate
+from projunn_kernels import FactoredStep, factored_step_, orthonormalize
+from projunn_kernels.backends import on_device
 from projunn_kernels.batches import known_to_hold
 
 Factors = tuple[Tensor, Tensor]
@@ -30,22 +33,64 @@ _AVERAGE, _LEAST_AVERAGE = 4, 8
 class FactoredGradient:
     """The gradient of one sketched parameter in a step, and the part of its state that is low-rank.
 
+    The state of matrices whose gradient is not finite does not move.
+
     Attributes:
+        parameter, state, group: as in `Member`.
         factors: of the gradient.
-        state: of the parameter.  The state of matrices whose gradient is not finite does not move.
+        direction: the rule's, in factors, once `follow` has been called.
     """
 
-    def __init__(self, parameter: UnitaryParameter, grad: FactoredTensor, state: dict[str, Any]) -> None:
-        assert parameter.sketch is not None
-        self.parameter = parameter
-        self.state = state
+    direction: Factors
+    likeness = None  # each steps alone
+
+    def __init__(self, member: Member) -> None:
+        p, grad, state = member.parameter, member.grad, member.state
+        assert isinstance(grad, FactoredTensor)
+        if p.sketch is None:
+            raise TypeError(
+                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
+                " to no layer with sketch_rank"
+            )
+        member.start_counting()
+        self.parameter, self.state, self.group = p, state, member.group
         if "probe" not in state:
-            start = parameter.sketch.stored_left
-            state["basis"], state["probe"] = start.clone(), start.clone()
+            start, kept = p.sketch.stored_left, torch.contiguous_format
+            state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
         basis = self.view(state["basis"])
         left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
         self.factors = compressed(left, right, basis)
         self._finite: Tensor | None = None
+
+    def follow(self, rule: Any) -> None:
+        """Find the direction of a rule, whose averages move."""
+        self.state["step"] += 1
+        left, right = rule._factored_direction(self, self.group)
+        self.direction = self.gate(truncated(left, right, self.group["rank"]))
+
+    def take(self) -> None:
+        """Take the step: `projunn_kernels.factored_step_`."""
+        p, state, group = self.parameter, self.state, self.group
+        left, right = self.direction
+        rate = unitary_learning_rate(group)
+        sign = -1.0 if group["maximize"] else 1.0
+        factored_step_(
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=self.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
+        )
+        assert p.sketch is not None
+        p.sketch.stored_left.copy_(state["basis"])
 
     @property
     def finite(self) -> Tensor:
@@ -128,7 +173,7 @@ class FactoredGradient:
 
     def store(self, tensor: Tensor) -> Tensor:
         """Factors as they are kept in the state: complex as pairs if the parameter is."""
-        return torch.view_as_real(tensor.contiguous()) if self.parameter.pairs else tensor
+        return stored_like(self.parameter, tensor)
 
     def view(self, stored: Tensor) -> Tensor:
         """The inverse of `store`; shares memory."""
@@ -171,7 +216,9 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> Factors:
         size = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1, keepdim=True).unsqueeze(-1)
         gram = gram / size.clamp_min(torch.finfo(size.dtype).tiny)
         gram = gram @ gram
-    turn = torch.linalg.qr(gram)[0].narrow(-1, 0, rank).to(x.dtype)
+    if on_device(gram):  # where the others are not for nothing: a CPU's QR takes as long without them
+        gram = gram[..., :rank]
+    turn = orthonormalize(gram)[..., :rank].to(x.dtype)
     return x @ turn, y @ turn
 
 
