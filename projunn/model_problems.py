@@ -25,7 +25,7 @@ from projunn.nn import (
     UnitaryRNNCell,
 )
 from projunn.optim import SGD
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs.problem import Problem
 

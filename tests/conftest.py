@@ -150,6 +150,16 @@ def launches(kernels):
         yield seen
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_settings(tmp_path_factory):
+    """Nothing that the user has set or tuned decides; no kernel gives way to PyTorch unseen."""
+    for name in [name for name in os.environ if name.startswith("PROJUNN_")]:
+        if not name.startswith("PROJUNN_TEST_"):
+            del os.environ[name]
+    os.environ["PROJUNN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["PROJUNN_SELFCHECK"] = "off"
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(int(os.environ.get("PROJUNN_TEST_SEED", "0")))

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from projunn_kernels import selfcheck
 from projunn_kernels.launching import intercepted
 
-# Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy to
-# the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions (aten/src/ATen/native/cuda/linalg).
+# Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy
+# to the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions
+# (aten/src/ATen/native/cuda/linalg).
 BATCHED = {"linalg_cholesky_ex", "linalg_solve_triangular", "linalg_vector_norm"}
 # All other linear algebra is refused, for these reasons:
 #   qr                      orgqr is called once a matrix, geqrf too unless they are many and small
@@ -50,7 +51,9 @@ class Library(TorchDispatchMode):
         words = {name, *name.split("_")}
         if any(map(ALGEBRA.fullmatch, words)) and name not in BATCHED:
             self.looped.add(name)
-        if name == "linalg_solve_triangular":  # PyTorch loops over up to 8 triangles of 64 columns or more
+        if (
+            name == "linalg_solve_triangular"
+        ):  # PyTorch loops over up to 8 triangles of 64 columns or more
             *batch, size, _ = arguments[0].shape
             if size >= 64 and 1 < math.prod(batch) <= 8:
                 self.looped.add(f"{name} of size {size}")

@@ -12,7 +12,7 @@ from projunn.model_problems import load_model, model_problems
 from projunn_kernels.configs.problem import Problem
 
 pytest.importorskip("triton")
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
 CPU = torch.device("cpu")
 
 

@@ -20,7 +20,7 @@ def contiguous_blocks(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
-    """``matrices`` as contiguous (B, m, n) to write to; strided ones get the result copied back."""
+    """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
     if matrices.is_contiguous() and not matrices.is_conj():
         yield as_blocks(matrices)
         return
@@ -30,10 +30,10 @@ def flattened(matrices: Tensor) -> Iterator[Tensor]:
 
 
 def present(active: Tensor) -> Tensor:
-    """The entries of an active list that name a block.  (Waits for a device: PyTorch path only.)"""
+    """The entries of an active list that name a matrix.  It waits for the device of the list."""
     return active[active >= 0].long()
 
 
 def known_to_hold(mask: Tensor) -> bool:
-    """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
+    """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
     return not on_device(mask) and bool(mask.all())

@@ -101,22 +101,20 @@ def _capturing(device: torch.device) -> bool:
 
 
 def options(warps: int) -> dict[str, int]:
-    """Triton's options of a launch: warps, and all the registers that a thread of so many warps can
-    have.
+    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for.
 
-    Where no maximum is given, ptxas aims at an occupancy and spills a few bytes to reach it.
+    Without a maximum, ptxas aims at an occupancy of its own choice and spills a few bytes to reach it.
     """
     limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
     return {"num_warps": warps} | limit
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """The ``input_precision`` of products of float32, as ``torch.set_float32_matmul_precision`` asks
-    for.
+    """The ``input_precision`` of a ``tl.dot`` that ``torch.set_float32_matmul_precision`` asks for.
 
-    ``highest``, PyTorch's default, is three TF32 products on tensor cores, which have float32's own
-    error; ``high`` and ``medium`` are one TF32 product, as PyTorch's own are on a GPU.  AMD's matrix
-    cores take float32 as it is, and narrower dtypes are multiplied exactly.
+    ``highest``, PyTorch's default, makes three TF32 products on tensor cores, with an error like
+    float32's.  ``high`` and ``medium`` make one TF32 product, as PyTorch does on a GPU.  AMD's matrix
+    cores multiply float32 as it is, and narrower dtypes are multiplied exactly.
     """
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"

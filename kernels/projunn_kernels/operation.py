@@ -45,25 +45,25 @@ class Derivative:
 
 @dataclass(eq=False, kw_only=True)
 class Operation:
-    """One operation of the library; calling it carries it out.
+    """One operation of the library.  Calling the object carries the operation out.
 
-    It is called with its arguments by keyword or, where it has a ``bundle``, with one of those.
+    Arguments go by keyword.  An operation with a ``bundle`` may be given one instance of it instead.
 
     Attributes:
-        name: it is registered as ``torch.ops.projunn.<name>``.
-        eager: the PyTorch path.  Its annotations are the operator's schema.
-        fake: takes the same; makes empty tensors of the shapes and strides of the result.
+        name: the operation is registered as ``torch.ops.projunn.<name>``.
+        eager: the PyTorch path.  Its annotations are the schema of the registered operator.
+        fake: takes what ``eager`` takes, and makes empty tensors of the result's shapes and strides.
         on: the argument whose tensor (or whose first tensor, of a list) decides the backend.
         launches: the Triton path as ``"module:function"``, imported when it first runs; None if there is
             none.  It takes what ``eager`` takes.
         fits: whether the Triton path takes these arguments.
-        mutates: the arguments that are changed in place.
-        derivative: what autograd does with it; None if it is not differentiable.
-        autocast: computes in float32 under ``torch.autocast``.
-        bundle: for operations of many arguments, the dataclass whose fields they are; ``eager``,
-        ``fake``,
-            ``fits`` and the Triton path then take one instance of it.
-        kernels: those that only this operation launches, or that it launches first.
+        mutates: the names of the arguments that are changed in place.
+        derivative: how autograd differentiates it; None if it is not differentiable.
+        autocast: whether it computes in float32 under ``torch.autocast``.
+        bundle: for operations of many arguments, the dataclass whose fields they are.  Then ``eager``,
+            ``fake``, ``fits`` and the Triton path take one instance of it.
+        kernels: the kernels that it launches.  One that several operations launch is listed by the
+            first.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Operation:
         return on if isinstance(on, Tensor) else on[0]
 
     def run(self, bundle: Any = None, /, **arguments: Any) -> Any:
-        """Carry it out on real tensors, by the kernels or by PyTorch."""
+        """Carry the operation out, by the kernels or by PyTorch, without the dispatcher."""
         if self.bundle is not None:
             given = self.bundle(**arguments) if bundle is None else bundle
             arguments, positional = vars(given), (given,)

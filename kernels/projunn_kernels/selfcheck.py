@@ -205,8 +205,8 @@ def _aside() -> Iterator[None]:
 
 def _warn(verdict: Verdict) -> None:
     warnings.warn(
-        "a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which are"
-        f" slower: {verdict.said}. Please report this line.",
+        "a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which"
+        f" are slower: {verdict.said}. Please report this line.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -118,88 +118,66 @@ def test_a_launch_finds_what_was_compiled_ahead_of_it(tmp_path):
     assert distinct == 2 + (1 + 2 + 1) + 2  # a turn makes two launches more, the same for each basis
 
 
-def test_what_fails_crashes_or_hangs_is_reported_and_the_rest_is_compiled(tmp_path):
-    seen = run(
-        tmp_path,
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What becomes of kernels that are wrong, crash or hang the compiler, or are out of time."""
+    return run(
+        tmp_path_factory.mktemp("outcomes"),
         """
         from dataclasses import replace
 
-        good, other = wanted(launches("rank_update"))
-        wrong = replace(good, constants=tuple(sorted((dict(good.constants) | {"BM": 7}).items())))
-        crash = replace(good, kernel="crash")
-        hang = replace(good, kernel="hang")
+        here = "launching" if __name__ == "__main__" else "compiling"
 
-        class Fatal:
-            cache_key = ""
+        class StandIn:
+            cache_key = here
 
             def __init__(self, act):
-                self.warmup = lambda *args, **constants: act()
+                self.warmup = lambda *args, **constants: act(self)
 
-        if __name__ != "__main__":  # in the workers
-            known = compilers.kernels
+        def report(kernel):
+            raise RuntimeError(f"the key is {kernel.hash}")
 
-            def with_fatal_ones():
-                fatal = {"crash": Fatal(lambda: os._exit(7)), "hang": Fatal(lambda: time.sleep(600))}
-                return known() | fatal
-
-            compilers.kernels = with_fatal_ones
-        else:
-            known = compilers.kernels
-            compilers.kernels = lambda: known() | {"crash": Fatal(None), "hang": Fatal(None)}
-            compilers._START = 30.0
-            with Compilers(2, TARGET, longest=12.0) as workers:
-                first = workers.compile([other])  # the processes are up
-                found = workers.compile([wrong, crash, hang, good])
+        stand_ins = {
+            "crash": StandIn(lambda kernel: os._exit(7)),
+            "hang": StandIn(lambda kernel: time.sleep(600)),
+            "moody": StandIn(report),
+        }
+        known = compilers.kernels
+        compilers.kernels = lambda: known() | stand_ins
+        if __name__ == "__main__":
+            good, other = wanted(launches("rank_update"))
+            wrong = replace(good, constants=tuple(sorted((dict(good.constants) | {"BM": 7}).items())))
+            told = {name: replace(good, kernel=name) for name in stand_ins}
+            told |= {"wrong": wrong, "good": good}
+            with Compilers(2, TARGET, longest=8.0) as workers:
+                found = workers.compile(told.values())
+                reasons = {name: found[one] for name, one in told.items()}
                 alive = [worker.process.is_alive() for worker in workers._workers]
-            print(json.dumps([first[other], *(found[one] for one in (wrong, crash, hang, good)), alive]))
-        """,
-    )
-    other, wrong, crash, hang, good, alive = seen
-    assert (other, good) == ("", "")
-    assert wrong != ""
-    assert crash == "the compiler crashed (exit status 7)"
-    assert hang == "compiling it took more than 12 s"
-    assert all(alive)
-
-
-def test_the_key_on_disk_is_that_of_the_launching_process(tmp_path):
-    """Triton 3.6 may give one kernel another key in every process."""
-    seen = run(
-        tmp_path,
-        """
-        class Moody:
-            def __init__(self, key):
-                self.cache_key = key
-
-            def warmup(self, *args, **constants):
-                raise RuntimeError(self.hash)
-
-        key = "launching" if __name__ == "__main__" else "compiling"
-        compilers.kernels = lambda: {"moody": Moody(key)}
-        if __name__ == "__main__":
-            with Compilers(1, TARGET) as workers:
-                print(json.dumps(list(workers.compile([compilation("moody", (), {})]).values())))
-        """,
-    )
-    assert seen == ["launching"]
-
-
-def test_compiling_stops_when_time_is_up(tmp_path):
-    seen = run(
-        tmp_path,
-        """
-        if __name__ == "__main__":
-            with Compilers(1, TARGET) as workers:
                 started = time.monotonic()
-                found = workers.compile(wanted(launches("product", count=26)), until=started + 1.0)
+                late = workers.compile([told["hang"]], until=started + 0.5)
                 spent = time.monotonic() - started
-                print(json.dumps([len(found), spent, len(workers._workers)]))
+            print(json.dumps({"reasons": reasons, "alive": alive, "late": len(late), "spent": spent}))
         """,
     )
-    compiled, spent, workers = seen
-    assert compiled < 26
-    assert spent < 10.0  # a worker takes longer to start than there is time
-    assert workers == 0
+
+
+def test_what_fails_crashes_or_hangs_is_reported_and_the_rest_is_compiled(outcomes):
+    reasons = outcomes["reasons"]
+    assert reasons["good"] == ""
+    assert reasons["wrong"] != ""
+    assert reasons["crash"] == "the compiler crashed (exit status 7)"
+    assert reasons["hang"] == "compiling it took more than 8 s"
+    assert all(outcomes["alive"])
+
+
+def test_the_key_on_disk_is_that_of_the_launching_process(outcomes):
+    """Triton 3.6 may give one kernel another key in every process."""
+    assert outcomes["reasons"]["moody"] == "the key is launching"
+
+
+def test_compiling_stops_when_time_is_up(outcomes):
+    assert outcomes["late"] == 0
+    assert outcomes["spent"] < 5.0
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")

@@ -28,7 +28,9 @@ def test_inverse(kind, condition, size):
 @KINDS
 @pytest.mark.parametrize("size", [4, 20, 70])
 def test_a_singular_matrix_has_no_inverse(kind, size):
-    """Of one with a singular value of rounding size the Cholesky factor may exist, and lack a direction."""
+    """Of one with a singular value of rounding size the Cholesky factor may exist, and lack a
+    direction.
+    """
     x = torch.randn(40, size, size, dtype=kind)
     vector = torch.nn.functional.normalize(torch.randn(40, size, 1, dtype=kind), dim=-2)
     singular = x - (x @ vector) @ vector.mH
@@ -134,7 +136,9 @@ def test_columns_become_orthonormal_and_keep_their_spans(kernels, dtype, k, spre
     columns[..., 1:] = columns[..., :1] + spread * columns[..., 1:]
     q, expected = precise(orthonormal(kernels, columns)), torch.linalg.qr(precise(columns))[0]
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(q.mH @ q, torch.eye(k, dtype=q.dtype).expand(2, k, k), atol=20 * eps, rtol=0)
+    torch.testing.assert_close(
+        q.mH @ q, torch.eye(k, dtype=q.dtype).expand(2, k, k), atol=20 * eps, rtol=0
+    )
     phases = (expected.mH @ q).diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(phases.abs(), torch.ones(2, k).double(), atol=100 * eps / spread, rtol=0)
 
@@ -191,4 +195,6 @@ def test_more_columns_than_rows_give_a_basis_of_everything(kernels, dtype, shape
 
 def test_the_operator_passes_opcheck(dtype):
     for shape in ((2, 12, 3), (2, 3, 12)):
-        torch.library.opcheck(torch.ops.projunn.orthonormalize.default, (torch.randn(shape, dtype=dtype),))
+        torch.library.opcheck(
+            torch.ops.projunn.orthonormalize.default, (torch.randn(shape, dtype=dtype),)
+        )

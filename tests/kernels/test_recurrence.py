@@ -255,10 +255,7 @@ def check(kernels, tensors, complex_, nonlinearity, floor=1e-6):
 
 # n up to 32 is held in registers, more passes in panels.
 @pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
-@pytest.mark.parametrize(
-    ("steps", "batch", "n"),
-    [(1, 1, 1), (1, 5, 16), (3, 17, 5), (4, 5, 33), (2, 1, 64), (3, 5, 130)],
-)
+@pytest.mark.parametrize(("steps", "batch", "n"), [(1, 1, 1), (3, 17, 5), (4, 5, 33), (3, 5, 130)])
 def test_kernels_equal_float64(kernels, nonlinearity, complex_, steps, batch, n):
     tensors = small_weight(draw(complex_, nonlinearity, steps, batch, n, torch.float32))
     check(kernels, tensors, complex_, nonlinearity)

@@ -104,7 +104,7 @@ def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
 
 
 @pytest.mark.parametrize(
-    "bucket", ["", "svd/real/k1/8x8/b1", "product/real/k1/8x8", "product/real/k-1/8x8/b1", "x" * 10**6]
+    "bucket", ["", "svd/real/k1/8x8/b1/2", "product/real/k1/8x8", "product/real/k-1/8x8/b1", "x" * 10**6]
 )
 def test_what_is_no_bucket_names_none(bucket):
     with pytest.raises(ValueError, match="names no bucket"):

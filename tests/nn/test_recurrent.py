@@ -1,7 +1,5 @@
 """Recurrent layers against torch's own and against loops of their cell."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -174,7 +172,7 @@ def test_errors(call, error, words):
 
 @pytest.mark.requires_cpp
 def test_a_thousand_steps_compile_as_few_do():
-    """One operator is the loop: neither the graph nor the time to compile it grows with T."""
+    """One operator is the loop: the graph, and so the time to compile it, does not grow with T."""
     rnn = UnitaryRNN(2, 6, nonlinearity="relu")
     graphs = []
 
@@ -189,11 +187,9 @@ def test_a_thousand_steps_compile_as_few_do():
     assert len(loops) == 1
     assert len(graph.graph.nodes) < 30
 
-    started = time.perf_counter()
     compiled = torch.compile(rnn, fullgraph=True)
     output, last = compiled(x)
     output.square().mean().backward()
-    seconds = time.perf_counter() - started
     gradients = [p.grad.clone() for p in rnn.parameters()]
     rnn.zero_grad()
     expected, expected_last = rnn(x)
@@ -202,4 +198,3 @@ def test_a_thousand_steps_compile_as_few_do():
     torch.testing.assert_close(last, expected_last)
     for ours, parameter in zip(gradients, rnn.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad)
-    assert seconds < 60  # 7 s measured on a loaded machine, C++ compiler included

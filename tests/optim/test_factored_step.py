@@ -8,7 +8,7 @@ import torch
 from projunn import FactoredTensor
 from projunn.nn import BlockUnitaryLinear, UnitaryLinear
 from projunn.optim import SGD, AdamW, RMSprop
-from projunn.optim.factored import compressed, row_energies, truncated
+from projunn.optim.gradient.factored import compressed, row_energies, truncated
 from tests.dense import defect
 
 REAL_AND_COMPLEX = pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)

@@ -1,4 +1,5 @@
-"""What a step through the public optimizers asks of a GPU: a fixed number of launches for a bank of any size.
+"""What a step through the public optimizers asks of a GPU: a fixed number of launches for a bank of any
+size.
 
 The budgets are those of docs/kernels.md, for each step after the first, which also makes the state.
 """
@@ -127,7 +128,9 @@ def test_a_sparse_gradient_takes_launches_for_the_list(kernels, k):
 
 
 def columns_first(tensor):
-    """The same numbers, each matrix column by column: as the decompositions of torch.linalg return them."""
+    """The same numbers, each matrix column by column: as the decompositions of torch.linalg return
+    them.
+    """
     return tensor.mT.contiguous().mT
 
 
@@ -211,7 +214,7 @@ def test_equals_the_step_in_pytorch(kernels, kind, k, size, retraction):
 @REAL_AND_COMPLEX
 @pytest.mark.parametrize(("k", "size"), [(2, (6, 6)), (2, (4, 130)), (9, (12, 12))])
 def test_the_basis_outlives_gradients_of_lower_rank(kernels, ours, kind, k, size):
-    """Columns that such a gradient does not fill come back from the probe: no direction is lost for ever."""
+    """Columns that such a gradient does not fill come back from the probe: no direction is lost."""
     weight = unitary(kernels, *size, kind=kind)
     optimizer = optimizer_of("SGD", [weight], rank=k, momentum=0, nesterov=False)
     column, row = (torch.randn(n, dtype=kind).to(kernels.device) for n in size)

@@ -13,13 +13,14 @@ from torch.optim import lr_scheduler
 import projunn
 from projunn import matrix_view, optim
 from projunn.nn import BlockUnitaryLinear, ModReLU, UnitaryLinear
-from projunn.optim.unitary import unitary_learning_rate
+from projunn.optim.options import unitary_learning_rate
 from tests.dense import defect
 
 RULES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "RMSprop": {"momentum": 0.5, "centered": True},
     "AdamW": {"amsgrad": True},
+    "Lion": {"betas": (0.8, 0.9)},
 }
 METHODS = ("subspace", "lsi", "column", "svd")
 

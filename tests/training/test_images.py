@@ -25,9 +25,9 @@ def test_every_model_trains_beside_the_others(tmp_path, model):
     result = run(tmp_path, **options)
     for learner in result.learners:
         assert learner.points[-1].test_accuracy is not None
-        assert learner.points[-1].gains
+        assert learner.points[-1].measured["gains"]
     unitary = result.learners[0].points[-1]
-    assert all(g <= 1 + 1e-5 for g in unitary.gains)
+    assert all(g <= 1 + 1e-5 for g in unitary.measured["gains"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -38,7 +38,8 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
     assert capsys.readouterr().out.count("  certified ") == 4
     for learner in result.learners:
         last = learner.points[-1]
-        assert 0 < last.certified < last.test_accuracy
+        certified = last.measured["certified"]
+        assert 0 < certified < last.test_accuracy
         x, labels = result.task.test_data()
         model = learner.model.eval()
         with torch.no_grad():
@@ -48,7 +49,7 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
             # a step of 0.02 in pixels, in the units that the model gets
             reach = 0.02 * result.task.stretch
             sure = (best.indices[:, 0] == labels) & (margin > 2**0.5 * lipschitz_bound(model) * reach)
-        assert last.certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
+        assert certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
         noise = torch.randn_like(x)
         noise *= reach / noise.flatten(1).norm(dim=1)[:, None, None, None]
         with torch.no_grad():
@@ -102,7 +103,7 @@ def test_unitary_depth_trains_where_plain_depth_does_not(tmp_path):
 
 
 def test_diverged_gains_are_null(tmp_path, monkeypatch):
-    monkeypatch.setattr("projunn.training.learner.norm_gains", lambda *_: [1.0, float("inf")])
+    monkeypatch.setattr("projunn.tasks.images.norm_gains", lambda *_: [1.0, float("inf")])
     run(tmp_path, model="deep", width=4, depth=2, steps=1)
     assert '"gains": [1.0, null]' in (tmp_path / "metrics.jsonl").read_text()
 

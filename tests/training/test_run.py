@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from projunn.optim.unitary import unitary_learning_rate
+from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
 from projunn.training.atomic import replacing
@@ -118,7 +118,7 @@ def test_seconds_are_a_budget(tmp_path):
     config = TrainConfig.for_task("adding", seconds=0.2, **SMALL)
     result = Run(config, tmp_path)
     assert train(result)
-    assert 0.2 <= result.learners[0].seconds < 2
+    assert 0.2 <= result.learners[0].seconds < 20  # a step takes milliseconds, on a busy machine more
 
 
 def test_learns_a_unitary_matrix(tmp_path):
@@ -144,7 +144,7 @@ def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
                 break
         time.sleep(0.2)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

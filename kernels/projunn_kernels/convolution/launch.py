@@ -1,7 +1,7 @@
-"""Launches of the spectral products: tables of frequencies, precision, grids.
+"""Launches of the spectral products, with their tables of frequencies, precision and grids.
 
-Spectra arrive as `spectral` describes them, (batch, channels, *grid, 2), weights as
-(paired, m, n, 2) and (own, m, n); float32 and contiguous all of them.
+Spectra are (batch, channels, *grid, 2) and weights (paired, m, n, 2) and (own, m, n), as in `spectral`;
+all are float32 and contiguous.
 """
 
 from functools import lru_cache

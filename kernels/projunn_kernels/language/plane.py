@@ -1,7 +1,7 @@
-"""k = 1: the step ``z y^H`` in an orthonormal basis of its plane, in float64.
+"""Steps of rank 1, in float64: an orthonormal basis of the plane of ``z y^H``.
 
-q1 = y/a, z = b q1 + c q2, ``E = [[a b, 0], [a c, 0]]``: the basis of
-`projunn_kernels.retraction.basis`.  A complex number is two scalars.
+It is the basis of `projunn_kernels.retraction.basis`.  With q1 = y / a and z = b q1 + c q2,
+``E = [[a b, 0], [a c, 0]]``.  A complex number is two scalars here.
 """
 
 import triton

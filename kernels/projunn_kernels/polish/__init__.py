@@ -1,9 +1,9 @@
 """Drift control: one Newton-Schulz step towards the polar factor, ``W <- W + W (I - W^H W)/2``.
 
-It turns a small defect E = W^H W - I into one of norm at most 3/4 |E|^2 + 1/4 |E|^3, that is, into
-rounding, and costs 4 n^3 operations: the optimizers take one every few hundred steps.  W is
-(*batch, m, n); wide matrices use W W^H.  A matrix further than 0.5 from unitary (Frobenius norm of E),
-where the iteration could diverge, or not finite, is left as it is.
+It turns a small defect E = W^H W - I into one of norm at most 3/4 |E|^2 + 1/4 |E|^3, which is rounding.
+It costs 4 n^3 operations, so the optimizers take one every few hundred steps.  W is (*batch, m, n); wide
+matrices use W W^H.  A matrix that is further than 0.5 from unitary (Frobenius norm of E), where the
+iteration could diverge, or that is not finite, stays as it is.
 """
 
 from typing import Any
@@ -36,10 +36,11 @@ _polish_when_due = Operation(
 
 
 def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = False) -> None:
-    """`polish_` if the 0-d tensor ``step`` is a multiple of ``period``, decided where ``step`` is.
+    """`polish_` if ``step`` is a multiple of ``period``, in place.
 
-    On a GPU that is decided by the kernels, so that the call can be part of a captured graph; they cost
-    three empty launches when nothing is due.  Without kernels (float64, backend ``torch``) the polish is
-    computed at every call and put to use when it is due.  ``weight`` holds real pairs if ``pairs``.
+    If the 0-d tensor ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured
+    graph, and costs three launches that return at once when nothing is due.  Where there are no kernels
+    (float64, backend ``torch``), the polish is computed at every call and used only when it is due.
+    ``weight`` holds real pairs if ``pairs``.
     """
     _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

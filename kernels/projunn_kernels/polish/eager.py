@@ -9,9 +9,9 @@ NEAR = 0.5  # a Frobenius norm of E from which on the iteration could diverge
 
 
 def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
-    """One step on each matrix, in place, without waiting for a device; returns ``weight``.
+    """One Newton-Schulz step on each matrix, in place; returns ``weight``.  It waits for no device.
 
-    Nothing changes where the 0-d mask ``due`` is given and does not hold.
+    Nothing changes if the 0-d mask ``due`` is given and False.
     """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
@@ -27,7 +27,7 @@ def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
 def polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
     """`polish_` if ``step`` is a multiple of ``period``.
 
-    Where ``step`` is on a GPU, the polish is computed at every call and put to use when it is due.
+    If ``step`` is on a GPU, the polish is computed at every call and used only when it is due.
     """
     matrices = torch.view_as_complex(weight) if pairs else weight
     if on_device(step):

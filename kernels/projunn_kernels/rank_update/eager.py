@@ -1,7 +1,7 @@
 """The low-rank update in PyTorch.
 
-No m x n temporary is made: a few columns go one broadcast pass each, which for real numbers beats a GEMM
-whose inner dimension is that short; more columns go as one GEMM.
+No m x n temporary is made.  A few columns take a broadcast pass each, which for real numbers is faster
+than a GEMM with so short an inner dimension; more columns take one GEMM.
 """
 
 from torch import Tensor

@@ -1,11 +1,12 @@
-"""Between the passes over a large matrix: its factors, one program a matrix, no matrix read.
+"""A retraction of large matrices, after the pass over W that made Z = W^H X.
 
-    orthonormal         orth(Y) of a few columns, from their partial sums
-    plane_basis, basis  Q and T = Q F^H of a step, k = 1 and k > 1
-    warm_basis          R <- X / |X| + 0.01 probe, k = 1
+    plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
+    turn_rows            W += (W Q) T^H                                 one read and one write of W
 
-Factors are column-major, (k, n) a matrix, and go through registers in chunks of BN; a column is one
-contiguous load.  Sums are float64.
+Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
+and go through registers in chunks of BN.  Sums are float64.  A program of `turn_rows` keeps whole rows
+of W in registers where they fit (HOLD).  Where they do not it reads them twice, the second time from
+cache.
 """
 
 import triton

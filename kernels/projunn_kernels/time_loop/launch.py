@@ -1,4 +1,4 @@
-"""Launches of the time loop: which kernel variant, tiles and precision of the products."""
+"""Launches of the time loop, with its kernel variant, its tiles and the precision of its products."""
 
 import torch
 import triton.language as tl
@@ -53,9 +53,7 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """What `projunn_kernels.recurrence_backward` returns: one launch, and the sums over time as
-    GEMMs.
-    """
+    """`projunn_kernels.recurrence_backward` by one launch, and by GEMMs for the sums over time."""
     h, h0 = numbers(call.weight, call.states, call.initial)
     dz, grad_initial, grad_bias = backward(
         _all_gradients(call), call.states, call.weight.contiguous(), call.bias, call.nonlinearity
@@ -86,7 +84,7 @@ def _all_gradients(call: RecurrenceBackward) -> Tensor:
 
 
 def _operand(dtype: torch.dtype) -> tl.dtype:
-    """What the factors of a product are rounded to; the interpreter cannot multiply bfloat16."""
+    """The type that a product's factors are rounded to; the interpreter cannot multiply bfloat16."""
     if dtype == torch.bfloat16 and interpreting():
         return tl.float32
     return TRITON_DTYPES[dtype]

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace, TracebackType
@@ -22,7 +22,7 @@ from projunn_kernels.launching import kernels
 from projunn_kernels.tuning.passed import Passed, decoded, encoded
 
 LONGEST = 180.0  # seconds for one kernel
-_START = 60.0  # seconds more for the first of a process, which imports PyTorch and Triton
+_START = 120.0  # seconds for a process to import PyTorch and Triton
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Worker:
     connection: Connection
     work: Compilation | None = None
     deadline: float = float("inf")
-    fresh: bool = field(default=True)
+    started: bool = False
 
 
 class Compilers:
@@ -134,10 +134,10 @@ class Compilers:
         while (queue or any(worker.work for worker in self._workers)) and time.monotonic() < until:
             self._employ(queue)
             for worker in self._ready(until):
-                work = worker.work
-                assert work is not None
-                found[work] = self._result(worker)
-                done(len(found))
+                work, reason = worker.work, self._answer(worker)
+                if work is not None and reason is not None:
+                    found[work] = reason
+                    done(len(found))
         for worker in [one for one in self._workers if one.work is not None]:  # out of time
             self._dismiss(worker)
         return found
@@ -156,8 +156,7 @@ class Compilers:
                 queue.append(work)
                 continue
             worker.work = work
-            worker.deadline = time.monotonic() + self._longest + _START * worker.fresh
-            worker.fresh = False
+            worker.deadline = time.monotonic() + (self._longest if worker.started else _START)
 
     def _ready(self, until: float) -> list[_Worker]:
         """The processes that have an answer, or died, or are late; waits for one."""
@@ -167,16 +166,22 @@ class Compilers:
         now = time.monotonic()
         return [one for one in busy if one.connection in there or one.deadline <= now]
 
-    def _result(self, worker: _Worker) -> str:
+    def _answer(self, worker: _Worker) -> str | None:
+        """Why its work could not be compiled, empty if it was; None if the process has just started."""
         try:
             if not worker.connection.poll():
                 self._dismiss(worker)
+                if not worker.started:
+                    return f"a process did not start in {_START:.0f} s"
                 return f"compiling it took more than {self._longest:.0f} s"
-            answer: str = worker.connection.recv()
+            answer: str | None = worker.connection.recv()
         except (EOFError, OSError):
             self._dismiss(worker)
             return f"the compiler crashed (exit status {worker.process.exitcode})"
-        worker.work = None
+        if answer is None:
+            worker.started, worker.deadline = True, time.monotonic() + self._longest
+        else:
+            worker.work = None
         return answer
 
     def _start(self) -> _Worker:
@@ -225,6 +230,8 @@ def _serve(connection: Connection, target: tuple[str, Any, int]) -> None:
             get_current_stream=lambda device: 0,
         )
     )
+    kernels()  # imports them all
+    connection.send(None)
     while True:
         try:
             work, keys = connection.recv()

@@ -1,12 +1,21 @@
-"""The matrices of one unitary parameter in one optimizer step: gradient, state, and which are sound."""
+"""The gradient of a unitary parameter as matrices: dense, or sparse over the matrices of a bank.
 
+gradient -> direction (the rule's momentum, second moments), as torch.optim has it
+         -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
-from projunn_kernels.batches import known_to_hold
+from projunn.optim.member import Member
+from projunn.optim.options import unitary_learning_rate
+from projunn_kernels import FusedStep, fused_step_, retract_
+from projunn_kernels.batches import flattened, known_to_hold
 
 _NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
 
@@ -42,31 +51,75 @@ def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if p.pairs else tensor
 
 
-class Matrices:
+class DenseGradient:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
     A matrix is sound if its gradient is finite.  The state of the others must not move: averages are
     multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
+
+    Attributes:
+        parameter, state, group, index: as in `Member`.
+        grad: the gradient as matrices, those of the active ones where only some have one.
+        active: which have one, as indices (A,); None for all.
+        direction: the rule's, once `follow` has been called.
     """
 
     direction: Tensor
 
-    def __init__(
-        self,
-        parameter: UnitaryParameter,
-        grad: Tensor,
-        active: Tensor | None,
-        state: dict[str, Any],
-        group: dict[str, Any],
-        index: int,
-    ) -> None:
-        self.parameter = parameter
-        self.grad = grad
-        self.active = active
-        self.state = state
-        self.group = group
-        self.index = index  # of the parameter, among all of the optimizer
+    def __init__(self, member: Member) -> None:
+        self.parameter, self.state, self.group = member.parameter, member.state, member.group
+        self.index = member.index
+        self.grad, self.active = active_matrices(member.parameter, member.grad)
         self._finite: Tensor | None = None
+
+    def follow(self, rule: Any) -> None:
+        """Find the direction of a rule, whose averages move."""
+        self.state["step"] += 1
+        own = self.rule_state()
+        self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
+        self.keep_rule_state(own)
+
+    @property
+    def likeness(self) -> tuple[Any, ...] | None:
+        """What parameters that step together have in common; None for one that steps alone."""
+        p, group, rate = self.parameter, self.group, unitary_learning_rate(self.group)
+        if group["factorization"] != "subspace":
+            return None
+        listed = None if self.active is None else id(p)
+        same_rate = id(group) if isinstance(rate, Tensor) else rate
+        kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, self.direction.dtype)
+        options = (group["rank"], group["retraction"], group["maximize"])
+        return (*kind, *options, same_rate, listed)
+
+    def take(self) -> None:
+        """Take the step alone, with factors that are drawn at random or found by SVD."""
+        direction, group = self.direction, self.group
+        rank = min(group["rank"], *direction.shape[-2:])
+        if group["factorization"] == "svd":
+            left, right = factorize(self.clean(direction), rank, "svd")
+            left = self.gate(left)
+        else:
+            source = self._random_numbers(direction.device)
+            left, right = factorize(direction, rank, group["factorization"], generator=source)
+        rate = unitary_learning_rate(group)
+        left = left * (rate if group["maximize"] else -rate)
+        weight = view_like(self.parameter, self.parameter.detach())
+        if self.active is None:
+            taken = retract_(weight, left, right, group["retraction"])
+        else:
+            with flattened(weight) as matrices:
+                taken = retract_(matrices, left, right, group["retraction"], self.active)
+        self.state["skipped"].add_(taken.logical_not().sum())
+
+    def _random_numbers(self, device: torch.device) -> torch.Generator:
+        """Numbers of this step and this parameter only: the same on resume and on replicas."""
+        if self.state["step"].device.type != "cpu":
+            raise ValueError(
+                f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
+                ' wanted "subspace" with capturable=True or torch.compile'
+            )
+        seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
+        return torch.Generator(device).manual_seed(seed)
 
     @property
     def stored_weight(self) -> Tensor:
@@ -140,3 +193,25 @@ def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
 def count_of(step: Tensor) -> Any:
     """The number of steps so far: a float where the host may read it, else the tensor."""
     return step if step.device.type != "cpu" else step.item()
+
+
+def take_together(alike: Sequence[DenseGradient]) -> None:
+    """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
+    first = alike[0]
+    rate = unitary_learning_rate(first.group)
+    scale = rate if isinstance(rate, Tensor) else None
+    sign = -1.0 if first.group["maximize"] else 1.0
+    fused_step_(
+        FusedStep(
+            weights=[one.stored_weight for one in alike],
+            directions=[one.store(one.direction) for one in alike],
+            bases=[one.state["basis"] for one in alike],
+            probes=[one.state["probe"] for one in alike],
+            skipped=[one.state["skipped"] for one in alike],
+            rate=sign if scale is not None else sign * rate,
+            scale=scale,
+            retraction=first.group["retraction"],
+            pairs=first.parameter.pairs,
+            active=first.active,
+        )
+    )

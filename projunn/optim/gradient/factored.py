@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.manifold import UnitaryParameter
-from projunn.optim.matrices import stored_like
-from projunn_kernels import orthonormalize
+from projunn.optim.gradient.dense import stored_like
+from projunn.optim.member import Member
+from projunn.optim.options import unitary_learning_rate
+from projunn_kernels import FactoredStep, factored_step_, orthonormalize
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import known_to_hold
 
@@ -32,23 +33,64 @@ _AVERAGE, _LEAST_AVERAGE = 4, 8
 class FactoredGradient:
     """The gradient of one sketched parameter in a step, and the part of its state that is low-rank.
 
+    The state of matrices whose gradient is not finite does not move.
+
     Attributes:
+        parameter, state, group: as in `Member`.
         factors: of the gradient.
-        state: of the parameter.  The state of matrices whose gradient is not finite does not move.
+        direction: the rule's, in factors, once `follow` has been called.
     """
 
-    def __init__(self, parameter: UnitaryParameter, grad: FactoredTensor, state: dict[str, Any]) -> None:
-        assert parameter.sketch is not None
-        self.parameter = parameter
-        self.state = state
+    direction: Factors
+    likeness = None  # each steps alone
+
+    def __init__(self, member: Member) -> None:
+        p, grad, state = member.parameter, member.grad, member.state
+        assert isinstance(grad, FactoredTensor)
+        if p.sketch is None:
+            raise TypeError(
+                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
+                " to no layer with sketch_rank"
+            )
+        member.start_counting()
+        self.parameter, self.state, self.group = p, state, member.group
         if "probe" not in state:
-            start = parameter.sketch.stored_left
-            kept = torch.contiguous_format
+            start, kept = p.sketch.stored_left, torch.contiguous_format
             state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
         basis = self.view(state["basis"])
         left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
         self.factors = compressed(left, right, basis)
         self._finite: Tensor | None = None
+
+    def follow(self, rule: Any) -> None:
+        """Find the direction of a rule, whose averages move."""
+        self.state["step"] += 1
+        left, right = rule._factored_direction(self, self.group)
+        self.direction = self.gate(truncated(left, right, self.group["rank"]))
+
+    def take(self) -> None:
+        """Take the step: `projunn_kernels.factored_step_`."""
+        p, state, group = self.parameter, self.state, self.group
+        left, right = self.direction
+        rate = unitary_learning_rate(group)
+        sign = -1.0 if group["maximize"] else 1.0
+        factored_step_(
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=self.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
+        )
+        assert p.sketch is not None
+        p.sketch.stored_left.copy_(state["basis"])
 
     @property
     def finite(self) -> Tensor:

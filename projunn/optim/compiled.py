@@ -16,20 +16,31 @@ makes it invalid (another optimizer, state, option or set of gradients) makes Dy
 import inspect
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
+from projunn.optim.member import Member
 from projunn_kernels.operation import Operation, nothing
 
-if TYPE_CHECKING:
-    from projunn.optim.unitary import UnitaryOptimizer
 
-# Index among all parameters, parameter, gradient, state, group.
-Member = tuple[int, UnitaryParameter, Tensor, dict[str, Any], dict[str, Any]]
+class Traceable(Protocol):
+    """What a traced step asks of an optimizer; `projunn.optim.base.UnitaryOptimizer` has it."""
+
+    plain_rule: ClassVar[Any]
+    param_groups: list[dict[str, Any]]
+    state: Any
+    _plans: tuple[Any, ...]
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: bool = False) -> Any: ...
+
+    def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
+
+    def _unitary_step(self, members: list[Member]) -> None: ...
+
 
 _RATES = ("lr", "base_lr", "unitary_lr")
 _numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the next process too
@@ -38,7 +49,7 @@ _numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the ne
 class _Plan:
     """Which parameters a traced step is for, and what their tensors are called."""
 
-    def __init__(self, optimizer: "UnitaryOptimizer", group: int) -> None:
+    def __init__(self, optimizer: Traceable, group: int) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.group = group
         self.entries: list[tuple[int, bool, int, tuple[str, ...]]] = []  # index, pairs, blocks, names
@@ -47,7 +58,7 @@ class _Plan:
 _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary()
 
 
-def traced_step(optimizer: "UnitaryOptimizer") -> None:
+def traced_step(optimizer: Traceable) -> None:
     """A step, to be traced."""
     calls = []
     for group in optimizer.param_groups:
@@ -67,7 +78,7 @@ def traced_step(optimizer: "UnitaryOptimizer") -> None:
 
 
 def fill_unitary(
-    optimizer: "UnitaryOptimizer",
+    optimizer: Traceable,
     group: dict[str, Any],
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -91,7 +102,7 @@ def fill_unitary(
     return number
 
 
-def _complete_states(optimizer: "UnitaryOptimizer") -> None:
+def _complete_states(optimizer: Traceable) -> None:
     """Create all state that is missing, before Dynamo looks at any.
 
     It looks once; when the trace then changes an entry, as torch's SGD does, Dynamo writes back what it
@@ -110,14 +121,15 @@ def _complete_states(optimizer: "UnitaryOptimizer") -> None:
                 f"params: a unitary parameter of shape {tuple(p.shape)} has a {p.grad.layout} gradient,"
                 " wanted a dense one under torch.compile"
             )
-        optimizer._complete_state(p, optimizer.state[p], group, index, step_on_device=True)
+        member = Member(index, p, p.grad, optimizer.state[p], group)
+        optimizer._complete_state(member, on_device=True)
     rule = optimizer.plain_rule._init_group
     lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # but self and group
     for group in optimizer.param_groups:
         fill_plain(optimizer, group, *([] for _ in range(lists)))
 
 
-def fill_plain(optimizer: "UnitaryOptimizer", group: dict[str, Any], *lists: list[Any]) -> Any:
+def fill_plain(optimizer: Traceable, group: dict[str, Any], *lists: list[Any]) -> Any:
     """List the other parameters and their state as the plain rule does."""
     plain = [p for p in group["params"] if not isinstance(p, UnitaryParameter)]
     if optimizer.plain_rule is torch.optim.SGD and group["momentum"] and not group["dampening"]:
@@ -151,7 +163,8 @@ def _unitary_step(
         for entry, weight, gradient in zip(planned.entries, weights, gradients, strict=True):
             index, pairs, blocks, names = entry
             p = UnitaryParameter(weight.detach(), False, pairs=pairs, blocks=blocks)
-            members.append((index, p, gradient, {name: next(remaining) for name in names}, group))
+            state = {name: next(remaining) for name in names}
+            members.append(Member(index, p, gradient, state, group))
         optimizer._unitary_step(members)
 
 

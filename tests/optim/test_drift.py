@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projunn import init
-from projunn.drift import polish_period
+from projunn.optim.drift import polish_period
 from projunn_kernels import polish_
 from tests.dense import defect, precise, roundoff
 
