@@ -128,7 +128,7 @@ def orthonormal(kernels, columns):
     return q
 
 
-@pytest.mark.parametrize("k", [2, 3, 8, 9, 70])
+@pytest.mark.parametrize("k", [2, 3, 9, 70])
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
 def test_columns_become_orthonormal_and_keep_their_spans(kernels, dtype, k, spread):
     """The span of the first j columns is kept, for each j: as QR does."""
@@ -143,11 +143,11 @@ def test_columns_become_orthonormal_and_keep_their_spans(kernels, dtype, k, spre
     torch.testing.assert_close(phases.abs(), torch.ones(2, k).double(), atol=100 * eps / spread, rtol=0)
 
 
-@pytest.mark.parametrize("k", [2, 4, 9])
+@pytest.mark.parametrize("k", [2, 3, 9])
 @pytest.mark.parametrize("broken", ["equal", "zero", "all zero", "one-hot", "combination"])
 def test_dependent_columns_come_out_zero_or_orthonormal(kernels, dtype, k, broken):
     """A one-hot input alone in its batch gives columns that are multiples of one, to the bit."""
-    columns = torch.randn(8, 20, k, dtype=dtype)
+    columns = torch.randn(3, 20, k, dtype=dtype)
     if broken == "equal":
         columns[..., 1] = columns[..., 0]
     elif broken == "zero":

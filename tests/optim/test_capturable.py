@@ -104,8 +104,8 @@ def test_a_rate_on_the_device(captured, rule, unitary_lr):
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "Lion"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize(("k", "rank"), [(1, 1), (2, 1), (4, 2), (9, 9)])
+@pytest.mark.parametrize("kind", [torch.complex64, torch.float64], ids=str)
+@pytest.mark.parametrize(("k", "rank"), [(1, 1), (4, 2), (9, 9)])
 def test_training_of_sketched_layers(captured, rule, kind, k, rank):
     layers = torch.nn.Sequential(
         UnitaryLinear(12, 12, bias=False, dtype=kind, sketch_rank=k, device="meta"),

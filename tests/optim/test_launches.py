@@ -83,7 +83,7 @@ def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, kind, k, size
 @REAL_AND_COMPLEX
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("factorization", ["subspace", "lsi", "column"])
-@pytest.mark.parametrize("k", [2, 16, 33])
+@pytest.mark.parametrize("k", [2, 33])
 def test_every_retraction_and_factorization(kernels, kind, retraction, factorization, k):
     asked = []
     for batch in (2, 9):
@@ -197,8 +197,16 @@ def test_strides_change_no_launch_and_no_number(kernels, kind, k, size):
 
 
 @REAL_AND_COMPLEX
-@pytest.mark.parametrize(("k", "size"), [(2, (6, 6)), (2, (4, 130)), (12, (20, 20)), (9, (24, 10))])
-@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize(
+    ("k", "size", "retraction"),
+    [
+        (2, (4, 6), "exp"),
+        (12, (20, 20), "exp"),
+        (12, (20, 20), "polar"),
+        (12, (20, 20), "cayley"),
+        (9, (24, 10), "polar"),
+    ],
+)
 def test_equals_the_step_in_pytorch(kernels, kind, k, size, retraction):
     start = unitary(kernels, 1 if k == 2 else 3, *size, kind=kind).detach()
     gradient = torch.randn_like(start)
@@ -216,8 +224,15 @@ def test_equals_the_step_in_pytorch(kernels, kind, k, size, retraction):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-@REAL_AND_COMPLEX
-@pytest.mark.parametrize(("k", "size"), [(2, (6, 6)), (2, (4, 130)), (9, (12, 12))])
+@pytest.mark.parametrize(
+    ("kind", "k", "size"),
+    [
+        (torch.float32, 2, (4, 4)),
+        (torch.float32, 2, (6, 4)),
+        (torch.float32, 9, (12, 12)),
+        (torch.complex64, 9, (12, 12)),
+    ],
+)
 def test_the_basis_outlives_gradients_of_lower_rank(kernels, ours, kind, k, size):
     """Columns that such a gradient does not fill come back from the probe: no direction is lost."""
     weight = unitary(kernels, *size, kind=kind)
