@@ -103,8 +103,8 @@ class _Recurrent(UnitaryModule):
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
         if self.is_complex:  # real and imaginary parts are so many real columns
-            turned = torch.stack([-weight[..., 1], weight[..., 0]], -1)
-            columns = torch.stack([weight, turned], 2) if input.is_complex() else weight.unsqueeze(2)
+            times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
+            columns = torch.stack([weight, times_i], 2) if input.is_complex() else weight.unsqueeze(2)
             weight = columns.permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
             bias = None if bias is None else bias.flatten()
             input = torch.view_as_real(input).flatten(-2) if input.is_complex() else input
