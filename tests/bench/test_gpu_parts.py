@@ -318,6 +318,7 @@ def test_the_suite_on_a_gpu_is_what_touches_it_some_of_every_file_first():
 
     assert touches("kernels")
     assert touches("tmp_path", "requires_cuda")
+    assert touches("path", "kernels")
     assert not touches("tmp_path")
     assert not touches("kernels", "interpreter_only")
 
