@@ -22,7 +22,7 @@ def closed_form(problem: Problem, device: Device) -> Config:
     if operation in SPECTRAL_OPERATIONS:  # channels x images or channels; a frequency a warp
         return Config(16, 32, 8)
     if operation == "fused_step":
-        if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 and sm_100
+        if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
             floats, each = (1024, 4) if n <= 64 else (512, 2)
             rows = max(1, min(m, floats // n))
             return Config(rows, n, _warps(rows * n, each))
