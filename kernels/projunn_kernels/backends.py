@@ -1,4 +1,4 @@
-"""The choice of what runs the operations: the one place where it is made and checked.
+"""Which backend runs the operations: the one place where that is chosen and checked.
 
 ========== =================================================================================
 backend    what runs
@@ -16,35 +16,34 @@ process starts with.
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import cache, wraps
+from functools import cache
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton", "interpret")
 _SINGLE = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
-_LAZY_VIEWS = (
-    torch._C.DispatchKey.Conjugate,
-    torch._C.DispatchKey.Negative,
-    torch._C.DispatchKey.ZeroTensor,
-)
 _chosen: str | None = None
 
 
 class backend:
-    """Choose the backend: ``projunn.backend("torch")`` from now on, or inside a ``with`` block.
+    """Chooses the backend: for the process from now on, or inside a ``with`` block.
+
+        projunn.backend("torch")
+        with projunn.backend("triton"): ...
 
     Args:
-        name: ``"auto"`` (default of every process), ``"torch"``, ``"triton"`` or ``"interpret"``
-            (Triton's interpreter, on CPU tensors; ask for it before anything imports triton, or start
-            the process with ``TRITON_INTERPRET=1``).
+        name: ``"auto"`` takes Triton kernels on GPU tensors where triton is installed, and PyTorch
+            elsewhere; it is the default.  ``"torch"`` takes PyTorch everywhere.  ``"triton"`` takes
+            Triton kernels, and raises for a tensor that is not on a GPU.  ``"interpret"`` runs them on
+            CPU tensors in Triton's interpreter, which must be asked for before anything imports triton,
+            or by ``TRITON_INTERPRET=1`` when the process starts.
 
     Raises:
         ValueError: ``name`` is none of these.
-        RuntimeError: an explicit choice that cannot be met; ``auto`` never raises.
+        RuntimeError: an explicit choice that cannot be met: triton is not installed, there is no GPU, or
+            triton was imported without its interpreter.  ``auto`` never raises.
     """
 
     def __init__(self, name: str) -> None:
@@ -77,7 +76,7 @@ def chosen_backend() -> tuple[str, str]:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor run as Triton kernels.
+    """True if operations on this tensor run as Triton kernels.
 
     Raises:
         RuntimeError: backend ``triton`` and a tensor that is not on a GPU.
@@ -90,13 +89,22 @@ def uses_triton(tensor: Tensor) -> bool:
     return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
 
 
+def on_device(tensor: Tensor) -> bool:
+    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+
+    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
+    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    """
+    return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
+
+
 @cache
 def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
-    """Whether this process runs Triton kernels in the interpreter."""
+    """True if this process runs Triton kernels in the interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
@@ -122,37 +130,3 @@ def _problem(name: str) -> str | None:
             return "triton was imported without its interpreter; start with TRITON_INTERPRET=1"
         os.environ["TRITON_INTERPRET"] = "1"
     return None
-
-
-def opaque(tensor: Tensor) -> bool:
-    """Whether an operation on this tensor goes through its registered operator.
-
-    Under ``torch.compile``, for fake tensors and on devices it does; eager CPU code calls what the
-    operator calls, without the operator's overhead.
-    """
-    return torch.compiler.is_compiling() or tensor.device.type != "cpu"
-
-
-def operator(name: str, mutates_args: Iterable[str]) -> Callable[[Callable[..., Any]], Any]:
-    """`torch.library.custom_op`, for bodies that may meet lazily conjugated tensors.
-
-    A graph compiled by Inductor calls operators with conjugation, negation and the like switched off in
-    the dispatcher (torch 2.13): there ``a.mH @ b`` of complex tensors is silently ``a.mT @ b``.  The
-    body of an operator made here runs with them switched on.
-    """
-
-    def register(body: Callable[..., Any]) -> Any:
-        @wraps(body)
-        def run(*arguments: Any, **named: Any) -> Any:
-            if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
-                return body(*arguments, **named)
-            excluded = torch._C._dispatch_tls_local_exclude_set()
-            for key in _LAZY_VIEWS:
-                excluded = excluded.remove(key)
-            included = torch._C._dispatch_tls_local_include_set()
-            with torch._C._ForceDispatchKeyGuard(included, excluded):
-                return body(*arguments, **named)
-
-        return torch.library.custom_op(name, run, mutates_args=tuple(mutates_args))
-
-    return register

@@ -1,7 +1,9 @@
-"""Functions of small matrices that never wait for a device: what steps of k > 8 use on a GPU.
+"""Functions of small matrices that never wait for a device: what a GPU uses where no kernel of ours is.
 
-The decompositions in ``torch.linalg`` check their success on the host.  These are powers, Newton's
-iteration and Cholesky factors without a check, a fixed number of each, in float64.
+The decompositions in ``torch.linalg`` check their success on the host, and on a GPU ``qr``, ``svd``,
+``eigh`` and LU of a batch can be one call of a library for each matrix, or copy to the host (MAGMA's
+LU). What is here uses matrix products, Cholesky factors and triangular solves, which are one call for a
+batch of any size, a fixed number of each, in float64.
 """
 
 import torch
@@ -11,6 +13,22 @@ _TINY = torch.finfo(torch.float64).tiny
 _SHIFT = 1e-14
 _SQUARINGS = 16  # up to angles of 2^14, far above what a step may turn
 _NEWTON_STEPS = 14
+_INVERTED = 1e-6  # what X Y may differ from I
+_LOOPED = 64  # PyTorch solves up to eight triangles of this size and above one after the other
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal basis (*batch, n, k) of columns with k <= n: shifted Cholesky, three times.
+
+    Columns that depend on the others come out as some finite direction of norm at most 1, often almost
+    zero; zero ones stay zero.  Columns that are not finite give a result that is not.
+    """
+    size = columns.abs().amax((-2, -1), keepdim=True)
+    q = columns / size.clamp_min(_TINY)
+    for _ in range(3):
+        t, _ = orthonormalizer(q.mH @ q)
+        q = q @ t
+    return q
 
 
 def orthonormalizer(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,11 +37,43 @@ def orthonormalizer(gram: Tensor) -> tuple[Tensor, Tensor]:
     used = norms > _TINY**0.5
     scale = torch.where(used, 1 / norms.clamp_min(_TINY**0.5), 0.0)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    ones = torch.where(used, _SHIFT * gram.shape[-1], 1.0)
-    scaled = gram * (scale[..., :, None] * scale[..., None, :]) + identity * ones[..., None, :]
-    r = torch.linalg.cholesky_ex(scaled, upper=True).L
-    t = torch.linalg.solve_triangular(r, identity, upper=True)
+    shift = _SHIFT * gram.shape[-1]
+    ones = torch.where(used, shift, 1.0)
+    shifted = gram * (scale[..., :, None] * scale[..., None, :]) + identity * ones[..., None, :]
+    # Over 1 + shift, so that orthonormal columns stay as they are.
+    r = torch.linalg.cholesky_ex(shifted / (1 + shift), upper=True).L
+    t = _inverse_of_triangle(r)
     return t * scale[..., :, None], r * norms[..., None, :]
+
+
+def _inverse_of_triangle(r: Tensor) -> Tensor:
+    """R^-1 of upper triangles, large ones by halves."""
+    size = r.shape[-1]
+    if size < _LOOPED:
+        identity = torch.eye(size, dtype=r.dtype, device=r.device)
+        return torch.linalg.solve_triangular(r, identity, upper=True)
+    half = size // 2
+    first, last = _inverse_of_triangle(r[..., :half, :half]), _inverse_of_triangle(r[..., half:, half:])
+    corner = -first @ (r[..., :half, half:] @ last)
+    below = torch.zeros_like(corner.mT)
+    return torch.cat([torch.cat([first, corner], -1), torch.cat([below, last], -1)], -2)
+
+
+def inverse(x: Tensor, corrections: int = 3) -> Tensor:
+    """X^-1 = (X^H X)^-1 X^H by a Cholesky factor, corrected by Newton's iteration Y <- Y (2 I - X Y).
+
+    Accurate to rounding times the condition number, which each correction lets be larger: up to 1e7 with
+    three, up to 1e4 with one.  NaN where the result is no inverse: X Y is not I.
+    """
+    size = torch.linalg.matrix_norm(x, keepdim=True).clamp_min(_TINY)
+    x = x / size
+    t = _inverse_of_triangle(torch.linalg.cholesky_ex(x.mH @ x, upper=True).L)
+    y = t @ (x @ t).mH
+    for _ in range(corrections):
+        y = 2 * y - y @ (x @ y)
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    rest = torch.linalg.matrix_norm(identity - x @ y, keepdim=True)
+    return torch.where(rest < _INVERTED, y / size, torch.nan)
 
 
 def exponential(a: Tensor) -> Tensor:
@@ -41,12 +91,12 @@ def exponential(a: Tensor) -> Tensor:
 
 def polar_factor(x: Tensor) -> tuple[Tensor, Tensor]:
     """polar(X) by Newton's iteration, and about the smallest over the largest singular value of X."""
-    inverse = torch.linalg.inv_ex(x).inverse.mH
-    size, other = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(inverse)
-    regular = x.shape[-1] / (size * other)
-    for _ in range(_NEWTON_STEPS):
-        g = (other / size).sqrt()[..., None, None]
-        x = (g * x + inverse / g) / 2
-        inverse = torch.linalg.inv_ex(x).inverse.mH
-        size, other = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(inverse)
+    other = inverse(x).mH
+    size, other_size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(other)
+    regular = x.shape[-1] / (size * other_size)
+    for _ in range(_NEWTON_STEPS):  # the first takes the root of the condition number
+        g = (other_size / size).sqrt()[..., None, None]
+        x = (g * x + other / g) / 2
+        other = inverse(x, 1).mH
+        size, other_size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(other)
     return x, regular

@@ -1,14 +1,14 @@
 """Kernels for `test_carried`: what their loops forget is said where each loop begins.
 
-Run as a program, without Triton's interpreter, it prints what `projunn_kernels.jit.carried` finds.
+Run as a program, without Triton's interpreter, it prints what `projunn_kernels.tuning.carried` finds.
 """
 
 import triton
 import triton.language as tl
 
-from projunn_kernels.jit.carried import forgotten_of
-from projunn_kernels.jit.recurrence import add_product
-from projunn_kernels.jit.tiles import load_tile, store_tile
+from projunn_kernels.language.tiles import load_tile, store_tile
+from projunn_kernels.time_loop.kernels import add_product
+from projunn_kernels.tuning.carried import forgotten_of
 
 
 @triton.jit

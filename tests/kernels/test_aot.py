@@ -3,7 +3,6 @@
 In a process of its own, since this one's kernels are the interpreter's.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,14 +10,12 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
+pytestmark = pytest.mark.requires("triton")
 
 
 def run(*arguments, **environment):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "projunn_kernels.jit.aot", *arguments]
+    command = [sys.executable, "-m", "projunn_kernels.tuning.aot", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from projunn_kernels.jit.carried import live_names
+from projunn_kernels.tuning.carried import live_names
 
 triton_is_there = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -35,9 +35,9 @@ def run(*command):
 
 @triton_is_there
 def test_no_loop_of_any_kernel_forgets_a_name():
-    from projunn_kernels.jit.interception import kernels
+    from projunn_kernels.launching import kernels
 
-    result = run("-m", "projunn_kernels.jit.aot", "--carried")
+    result = run("-m", "projunn_kernels.tuning.aot", "--carried")
     assert result.returncode == 0, result.stdout + result.stderr
     found = re.search(r"(\d+) kernels, (\d+) variants, 0 forgotten", result.stdout)
     assert int(found[1]) == len(kernels())

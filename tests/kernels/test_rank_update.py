@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from projunn_kernels import rank_update_
-from projunn_kernels.rank_update import rank_update_reference, turn_rows_
+from projunn_kernels.rank_update import reference
+from projunn_kernels.rank_update.eager import turn_rows_
 from tests.dense import precise, roundoff
 
 
@@ -16,7 +17,7 @@ def test_equals_the_formula_in_place(dtype, shape, rank, transposed):
     w = torch.randn(shape, dtype=dtype)
     w = w.mT.contiguous().mT if transposed else w
     left, right = torch.randn(*batch, m, rank, dtype=dtype), torch.randn(*batch, n, rank, dtype=dtype)
-    expected = rank_update_reference(precise(w), precise(left), precise(right))
+    expected = reference.rank_update(precise(w), precise(left), precise(right))
     pointer = w.data_ptr()
     assert rank_update_(w, left, right) is w
     assert w.data_ptr() == pointer
@@ -32,8 +33,8 @@ def test_adds_nothing_exactly_for_zero_factors(dtype):
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 20])
 def test_rows_turned_in_blocks(monkeypatch, block):
-    monkeypatch.setattr("projunn_kernels.rank_update._LARGE", 0)
-    monkeypatch.setattr("projunn_kernels.rank_update._BLOCK", block)
+    monkeypatch.setattr("projunn_kernels.rank_update.eager._LARGE", 0)
+    monkeypatch.setattr("projunn_kernels.rank_update.eager._BLOCK", block)
     w, q, t = (torch.randn(s, dtype=torch.float64) for s in ((7, 9), (9, 2), (9, 2)))
     expected = w + w @ q @ t.mT
     turn_rows_(w, q, t)

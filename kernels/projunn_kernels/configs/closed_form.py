@@ -1,0 +1,146 @@
+"""Tile sizes and warps from the sizes of a problem: those that always work, and those to try.
+
+Each kernel declares its own formula; `closed_form` and `candidates` look it up, and the rest of this
+page is what such formulas have in common.  Closed forms spill registers on no architecture that
+``make aot`` compiles for.
+"""
+
+from collections.abc import Callable, Iterable
+
+from projunn_kernels.configs.kernel import KERNELS
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+
+
+def closed_form(problem: Problem, device: Device) -> Config:
+    """The configuration that always works, from the formula of the problem's kernel."""
+    return KERNELS[problem.operation].closed_form(problem, device)
+
+
+def candidates(problem: Problem, device: Device) -> list[Config]:
+    """The configurations that the autotuner tries for a problem, the closed form first."""
+    kernel = KERNELS[problem.operation]
+    return (kernel.candidates or _only_closed_form)(problem, device)
+
+
+def _only_closed_form(problem: Problem, device: Device) -> list[Config]:
+    return [closed_form(problem, device)]
+
+
+def tuned() -> tuple[str, ...]:
+    """The names of the kernels that the autotuner tunes."""
+    return tuple(name for name, kernel in KERNELS.items() if kernel.candidates is not None)
+
+
+def standard_problems() -> list[Problem]:
+    """The problems of usual networks.  Rank 1 comes first, because a time limit may cut off the rest."""
+    found = [problem for name in tuned() for problem in KERNELS[name].standard]
+    return sorted(found, key=lambda problem: problem.k)
+
+
+def problems_of(
+    operations: Iterable[str],
+    shapes: Iterable[tuple[int, int, int]],
+    ranks: Iterable[int],
+    kinds: Iterable[bool],
+) -> list[Problem]:
+    """Every combination that a kernel takes.
+
+    Args:
+        operations: names of kernels.
+        shapes: (number of matrices, m, n).
+        ranks: k.
+        kinds: True for complex matrices, False for real ones.
+    """
+    shapes, kinds, names = list(shapes), list(kinds), list(operations)
+    found: dict[Problem, None] = {}
+    for k in ranks:
+        for pairs in kinds:
+            for shape in shapes:
+                for name in names:
+                    make = KERNELS[name].problem
+                    problem = None if make is None else make(*shape, k, pairs)
+                    if problem is not None:
+                        found[problem] = None
+    return list(found)
+
+
+def warps_for(floats: int, each: int) -> int:
+    """As many warps as give each thread about ``each`` of the floats of a tile."""
+    return min(16, max(1, power_of_two(floats // (32 * each))))
+
+
+def neighbours(
+    problem: Problem, first: Config, columns: Iterable[int], floats: Callable[[Config], int], most: int
+) -> list[Config]:
+    """Configurations around the closed form ``first`` whose tiles fit into registers.
+
+    Args:
+        columns: the widths of tiles to try.
+        floats: counts the floats of a configuration's tile.
+        most: the most floats of a tile that one thread may have.
+    """
+    found = [first]
+    least = min(4.0, power_of_two(problem.m) * power_of_two(problem.n) * problem.width / 128)
+    for rows in (first.rows // 4, first.rows // 2, first.rows, first.rows * 2, first.rows * 4):
+        for width in columns:
+            for warps in (first.warps // 2, first.warps, first.warps * 2):
+                config = Config(rows, width, warps, first.hold)
+                if config in found or not _in_range(config, problem):
+                    continue
+                if least <= floats(config) / (32 * warps) <= most:
+                    found.append(config)
+    return found
+
+
+def _in_range(config: Config, problem: Problem) -> bool:
+    rows, columns = power_of_two(problem.m), power_of_two(problem.n)
+    return (
+        1 <= config.warps <= 16
+        and 1 <= config.rows <= rows
+        and min(16, columns) <= config.columns <= columns
+    )
+
+
+def around(columns: int) -> tuple[int, ...]:
+    """The widths of tiles to try where a tile need not be as wide as the matrix."""
+    return columns // 2, columns, columns * 2
+
+
+def matrix_problem(name: str, largest_n: int | None = None) -> Callable[..., Problem | None]:
+    """The ``problem`` of a kernel for matrices of any shape, or of up to ``largest_n`` columns."""
+
+    def problem(blocks: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
+        if k > min(m, n) or (largest_n is not None and not m <= n <= largest_n):
+            return None
+        return Problem(name, pairs, k, m, n, blocks)
+
+    return problem
+
+
+def large_matrices(name: str) -> list[Problem]:
+    """The standard problems of a kernel that takes one large matrix at a time."""
+    return [
+        Problem(name, pairs, k, n, n, 1)
+        for k in (1, 2, 4, 8)
+        for pairs in (False, True)
+        for n in ((1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096))
+    ]
+
+
+def sizes(
+    name: str, shapes: Iterable[tuple[int, int, int]], ranks: Iterable[int] = (1, 2, 4, 8)
+) -> list[Problem]:
+    """Problems of the shapes (number of matrices, m, n), real and complex, of each rank that fits."""
+    shapes = list(shapes)
+    return [
+        Problem(name, pairs, k, m, n, blocks)
+        for pairs in (False, True)
+        for k in ranks
+        for blocks, m, n in shapes
+        if k <= min(m, n)
+    ]
+
+
+def squares(name: str, *lengths: int, blocks: int = 1) -> list[Problem]:
+    """`sizes` of square matrices, ``blocks`` of each size."""
+    return sizes(name, [(blocks, n, n) for n in lengths])

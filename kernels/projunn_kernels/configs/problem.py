@@ -1,0 +1,113 @@
+"""What a launch is configured for, and what is tuned: problems, devices, configurations.
+
+A `Problem` is an operation, its sizes and whether its numbers are complex; a `Config` is what a launch
+takes; a `Device` is what a configuration depends on.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+_BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch: tiles of rows x columns numbers, warps a program.
+
+    ``hold``: (turn_rows) whole rows stay in registers; (recurrence) W does, for all of time.
+    ``depth``, ``stages``: (recurrence) rows of a panel of W, and how many are in flight.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    hold: bool = False
+    depth: int = 1
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a configuration is chosen for: ``blocks`` matrices m x n, rank k.
+
+    Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a spectral
+    product: k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
+    """
+
+    operation: str
+    pairs: bool
+    k: int
+    m: int
+    n: int
+    blocks: int
+
+    @property
+    def columns(self) -> int:
+        """k as the kernels see it: a power of two."""
+        return power_of_two(self.k)
+
+    @property
+    def width(self) -> int:
+        """Floats of a number."""
+        return 2 if self.pairs else 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return torch.complex64 if self.pairs else torch.float32
+
+    @property
+    def bucket(self) -> str:
+        """The key of a table."""
+        kind = "complex" if self.pairs else "real"
+        blocks = min(power_of_two(self.blocks), 1024)
+        size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
+        return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
+
+    @classmethod
+    def of_bucket(cls, bucket: str) -> "Problem":
+        """The largest problem of a bucket.
+
+        Raises:
+            ValueError: it is no key of a table.
+        """
+        match = _BUCKET.fullmatch(bucket)
+        if match is None:
+            raise ValueError(f"{bucket[:80]!r} names no bucket")
+        k, m, n, blocks = (int(number) for number in match.groups()[2:])
+        return cls(match[1], match[2] == "complex", k, m, n, blocks)
+
+
+@dataclass(frozen=True)
+class Device:
+    """The properties of a GPU that a configuration depends on."""
+
+    name: str = "interpreter"
+    capability: str = "0.0"
+    processors: int = 4
+    shared_memory: int = 101_376
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below ``size``."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    """The properties of a device; of a small stand-in GPU for the CPU, where the interpreter runs."""
+    if device.type != "cuda":
+        return Device()
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"{properties.major}.{properties.minor}"
+    if torch.version.hip is not None:  # AMD counts in numbers that NVIDIA has too
+        capability = properties.gcnArchName.partition(":")[0]
+    return Device(
+        properties.name,
+        capability,
+        properties.multi_processor_count,
+        getattr(properties, "shared_memory_per_block_optin", 101_376),
+    )

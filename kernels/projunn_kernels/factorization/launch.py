@@ -1,0 +1,62 @@
+"""Launches that find the low-rank factors of a matrix."""
+
+from torch import Tensor
+
+from projunn_kernels.batches import as_blocks, contiguous_blocks
+from projunn_kernels.configs.problem import Problem, power_of_two
+from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.factorization import orthonormalize
+from projunn_kernels.factorization.kernels import orthonormal_kernel
+from projunn_kernels.launching import as_columns, choose, floats, launch, options
+from projunn_kernels.products.launch import (
+    adjoint_partials,
+    adjoint_product,
+    product,
+    product_columns,
+)
+
+
+def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
+    """`projunn_kernels.factor` of tensors as users have them."""
+    matrices, start = contiguous_blocks(matrix), as_blocks(basis)
+    if basis.shape[-1] <= MAX_RANK:
+        left, right = factor(matrices, start, active)
+    else:
+        right = orthonormalize(adjoint_product(matrices, start, active))
+        left = product(matrices, right, active)
+    batch = basis.shape[:-2]
+    return [t.reshape(*batch, *t.shape[-2:]) for t in (left, right)]
+
+
+def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_RANK; two reads of M."""
+    right = orthonormal(adjoint_partials(matrix, as_columns(basis), active))
+    return product_columns(matrix, right, active).mT, right.mT
+
+
+def orthonormal_columns(columns: Tensor) -> Tensor:
+    """`projunn_kernels.orthonormalize` of tensors as users have them, 1 < k <= MAX_RANK, k <= n."""
+    columns_first = as_columns(as_blocks(columns)).unsqueeze(1)
+    return orthonormal(columns_first).mT.reshape(columns.shape)
+
+
+def orthonormal(partial: Tensor) -> Tensor:
+    """The columns of what the partial sums (A, splits, k, n) of ``M^H X`` add up to, orthonormal."""
+    count, splits, k, n = partial.shape
+    result = partial.new_empty(count, k, n)
+    problem = Problem("orthonormal", partial.is_complex(), k, n, n, count)
+    config = choose(problem, partial.device)
+    launch(
+        orthonormal_kernel,
+        (count,),
+        partial=floats(partial),
+        factor=floats(result),
+        n=n,
+        k=k,
+        splits=splits,
+        PAIRS=partial.is_complex(),
+        BN=config.columns,
+        K=power_of_two(k),
+        **options(config.warps),
+    )
+    return result

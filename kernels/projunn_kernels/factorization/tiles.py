@@ -1,0 +1,77 @@
+"""How the kernel that orthonormalizes a few columns is tiled."""
+
+from torch import Tensor
+
+from projunn_kernels.configs.closed_form import around, large_matrices, matrix_problem, squares
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.factorization import eager
+
+
+def column_tiles(problem: Problem, device: Device) -> Config:
+    """A tile of all columns: what the kernels take that go through (k, n) factors chunk by chunk."""
+    p, n = problem, power_of_two(problem.n)
+    if p.k == 1:
+        return Config(1, min(n, 2048), 8 if n > 256 else 4)
+    if not p.pairs and p.k > 2:
+        return Config(1, min(n, 64), 4)
+    # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
+    columns = min(n, max(16, 512 // (p.columns * p.width)))
+    return Config(1, columns, 8 if columns > 16 else 4)
+
+
+def column_candidates(problem: Problem, device: Device) -> list[Config]:
+    """Widths and warps around the closed form, with 1 to 16 numbers a thread (4 if k > 1)."""
+    p, first = problem, column_tiles(problem, device)
+    found, n, most = [first], power_of_two(problem.n), 16 if problem.k == 1 else 4
+    for columns in around(first.columns):
+        for warps in (first.warps // 2, first.warps, first.warps * 2):
+            config = Config(1, columns, warps)
+            fits = 1 <= warps <= 16 and min(16, n) <= columns <= n
+            if (
+                fits
+                and config not in found
+                and 1 <= columns * p.columns * p.width // (32 * warps) <= most
+            ):
+                found.append(config)
+    return found
+
+
+def small_columns(problem: Problem, config: Config) -> Problem:
+    """Two tiles and a tail of each column."""
+    n = 2 * config.columns + 5
+    return Problem(problem.operation, problem.pairs, problem.k, n, n, 2)
+
+
+def _case(problem: Problem, inputs: Inputs) -> Case:
+    """Compared by ``Y Y^H`` in a few columns, which is the same for every orthonormal basis."""
+    p, splits = problem, 2
+
+    def projector(columns: Tensor) -> list[Tensor]:
+        """Y Y^H, its first rows."""
+        return [columns[..., :8, :] @ columns.mH]
+
+    def launch(partial: Tensor) -> list[Tensor]:
+        from projunn_kernels.factorization.launch import orthonormal
+
+        return projector(orthonormal(partial).mT)
+
+    def in_eager(partial: Tensor) -> list[Tensor]:
+        return projector(eager.orthonormalize(partial.sum(1).mT))
+
+    return Case({"partial": inputs.normal(p.blocks, splits, p.k, p.n, dtype=p.dtype)}, launch, in_eager)
+
+
+ORTHONORMAL = Kernel(
+    name="orthonormal",
+    functions=("orthonormal_kernel",),
+    closed_form=column_tiles,
+    candidates=column_candidates,
+    case=_case,
+    small=small_columns,
+    variants={},
+    problem=matrix_problem("orthonormal"),
+    standard=large_matrices("orthonormal"),
+    compiled=squares("orthonormal", 1024, 9, 16384),
+    numbers=lambda problem: 3 * problem.blocks * problem.k * problem.n,
+)

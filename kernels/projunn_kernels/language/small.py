@@ -1,0 +1,162 @@
+"""Functions of one S x S matrix held in registers, S = 2k <= 16, in float64: what k > 1 needs.
+
+Nothing is decomposed by a library: elimination, powers and Newton's iteration only, so that a program
+needs no other and the host never waits.
+
+    orthonormalizer   G = P^H P  ->  T, R with P T orthonormal and P = (P T) R (Cholesky, shifted)
+    rotation          E -> F, by the function of a retraction
+
+Columns of rounding size (zero, dependent) are no special case: they come out with norm at most 1.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import TINY
+
+_SHIFT = tl.constexpr(1e-15)
+SMALL = tl.constexpr(4)  # Triton unrolls loops of so many turns
+
+
+@triton.jit
+def column(x, j, S: tl.constexpr):
+    """Column j of a matrix with S columns."""
+    return tl.sum(tl.where((tl.arange(0, S) == j)[None, :], x, 0.0), axis=1)
+
+
+@triton.jit
+def row(x, j, S: tl.constexpr):
+    """Row j of a matrix with S rows."""
+    return tl.sum(tl.where((tl.arange(0, S) == j)[:, None], x, 0.0), axis=0)
+
+
+@triton.jit
+def matmul(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """A B: S outer products; a small one is one sum, since loops that unroll fill the registers."""
+    cr = tl.zeros((S, S), tl.float64)
+    ci = tl.zeros((S, S), tl.float64)
+    if S <= SMALL:
+        xr, yr = ar[:, :, None], br[None, :, :]
+        if PAIRS:
+            xi, yi = ai[:, :, None], bi[None, :, :]
+            cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
+        else:
+            cr = tl.sum(xr * yr, axis=1)
+    else:
+        for j in range(S):
+            xr, yr = column(ar, j, S)[:, None], row(br, j, S)[None, :]
+            if PAIRS:
+                xi, yi = column(ai, j, S)[:, None], row(bi, j, S)[None, :]
+                cr += xr * yr - xi * yi
+                ci += xr * yi + xi * yr
+            else:
+                cr += xr * yr
+    return cr, ci
+
+
+@triton.jit
+def eye(S: tl.constexpr):
+    index = tl.arange(0, S)
+    return tl.where(index[:, None] == index[None, :], 1.0, 0.0).to(tl.float64)
+
+
+@triton.jit
+def frobenius(re, im, PAIRS: tl.constexpr):
+    squares = re * re
+    if PAIRS:
+        squares += im * im
+    return square_root(tl.sum(squares))
+
+
+@triton.jit
+def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """T and R of a Gram matrix: G + shift = L D L^H, T = L^-H D^-1/2, R = D^1/2 L^H."""
+    identity = eye(S)
+    index = tl.arange(0, S)
+    norms = square_root(tl.maximum(tl.sum(gr * identity, axis=0), 0.0))
+    scale = tl.where(norms > TINY, reciprocal(tl.maximum(norms, TINY)), 0.0)
+    both = scale[:, None] * scale[None, :]
+    ur, ui = gr * both, gi * both
+    # a zero column is a column of its own: T ignores it, and nothing is divided by 0
+    ur += identity * (_SHIFT + tl.where(norms > TINY, 0.0, 1.0))
+    mr, mi = identity, tl.zeros((S, S), tl.float64)
+    pivots = tl.full((S,), 1.0, tl.float64)
+    for j in range(S):
+        pivot_r, pivot_i, value_r, value_i = row(ur, j, S), ui, row(mr, j, S), mi
+        pivot = tl.maximum(tl.sum(tl.where(index == j, pivot_r, 0.0)), _SHIFT)
+        inverse = reciprocal(pivot)
+        pivots = tl.where(index == j, pivot, pivots)
+        below = (index > j)[:, None]
+        fr = tl.where(below, column(ur, j, S)[:, None] * inverse, 0.0)
+        if PAIRS:
+            pivot_i, value_i = row(ui, j, S), row(mi, j, S)
+            fi = tl.where(below, column(ui, j, S)[:, None] * inverse, 0.0)
+            ur, ui = (
+                ur - fr * pivot_r[None, :] + fi * pivot_i[None, :],
+                ui - fr * pivot_i[None, :] - fi * pivot_r[None, :],
+            )
+            mr, mi = (
+                mr - fr * value_r[None, :] + fi * value_i[None, :],
+                mi - fr * value_i[None, :] - fi * value_r[None, :],
+            )
+        else:
+            ur -= fr * pivot_r[None, :]
+            mr -= fr * value_r[None, :]
+    root = reciprocal(square_root(pivots))
+    upper = index[:, None] <= index[None, :]
+    rr = tl.where(upper, ur * root[:, None] * norms[None, :], 0.0)
+    ri = tl.where(upper, ui * root[:, None] * norms[None, :], 0.0)
+    tr = tl.trans(mr) * root[None, :] * scale[:, None]
+    ti = -tl.trans(mi) * root[None, :] * scale[:, None]
+    return tr, ti, rr, ri
+
+
+@triton.jit
+def solve(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """A^-1 B by Gauss-Jordan, for A whose Hermitian part is positive: such pivots need no search."""
+    index = tl.arange(0, S)
+    for j in range(S):
+        here = (index == j)[:, None]
+        pr, qr = row(ar, j, S), row(br, j, S)
+        fr = column(ar, j, S)[:, None]
+        dr = tl.sum(tl.where(index == j, pr, 0.0))
+        if PAIRS:
+            pi, qi = row(ai, j, S), row(bi, j, S)
+            fi = column(ai, j, S)[:, None]
+            di = tl.sum(tl.where(index == j, pi, 0.0))
+            size = reciprocal(tl.maximum(dr * dr + di * di, TINY))
+            dr, di = dr * size, -di * size
+            pr, pi = (pr * dr - pi * di)[None, :], (pr * di + pi * dr)[None, :]
+            qr, qi = (qr * dr - qi * di)[None, :], (qr * di + qi * dr)[None, :]
+            ar, ai = (
+                tl.where(here, pr, ar - fr * pr + fi * pi),
+                tl.where(here, pi, ai - fr * pi - fi * pr),
+            )
+            br, bi = (
+                tl.where(here, qr, br - fr * qr + fi * qi),
+                tl.where(here, qi, bi - fr * qi - fi * qr),
+            )
+        else:
+            dr = tl.where(dr < 0.0, -1.0, 1.0) * reciprocal(tl.maximum(tl.abs(dr), TINY))
+            pr, qr = (pr * dr)[None, :], (qr * dr)[None, :]
+            ar = tl.where(here, pr, ar - fr * pr)
+            br = tl.where(here, qr, br - fr * qr)
+    return br, bi
+
+
+@triton.jit
+def rotation(er, ei, precision, S: tl.constexpr, ROTATE: tl.constexpr, PAIRS: tl.constexpr):
+    """F, zero where the step cannot be taken, and whether it is taken.
+
+    ROTATE: the function ``small`` of a retraction, which gets E and A = (E - E^H)/2.
+    """
+    finite = frobenius(er, ei, PAIRS) < 1e300
+    er, ei = tl.where(finite, er, 0.0), tl.where(finite, ei, 0.0)
+    ar, ai = 0.5 * (er - tl.trans(er)), 0.5 * (ei + tl.trans(ei))
+    fr, fi, taken = ROTATE(er, ei, ar, ai, precision, S, PAIRS)
+    # I + F is unitary: F + F^H + F^H F = 0
+    gr, gi = matmul(tl.trans(fr), -tl.trans(fi), fr, fi, S, PAIRS)
+    error = frobenius(gr + fr + tl.trans(fr), gi + fi - tl.trans(fi), PAIRS)
+    taken = taken & finite & (error < 1e-9)
+    return tl.where(taken, fr, 0.0), tl.where(taken, fi, 0.0), taken

@@ -1,0 +1,144 @@
+"""Tiles of row-major matrices, real or complex as interleaved pairs, and their products with columns.
+
+Addresses are 64-bit.  A tile of pairs is one contiguous load of twice the width, split in registers, so
+that the loads are as wide as for real matrices.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pointer(table, entry, DTYPE: tl.constexpr):
+    """The tensor ``entry`` of a table of addresses; allocations are 16-byte aligned."""
+    return tl.multiple_of(tl.load(table + entry).to(tl.pointer_type(DTYPE)), 16)
+
+
+@triton.jit
+def load_tile(base, rows, first, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Rows ``rows`` and BN columns from ``first``, in float32; zero outside the m x n matrix."""
+    if PAIRS:
+        columns = 2 * first + tl.arange(0, 2 * BN)
+        at = rows.to(tl.int64)[:, None] * (2 * n) + columns[None, :]
+        inside = (rows < m)[:, None] & (columns < 2 * n)[None, :]
+        both = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+        re, im = tl.split(tl.reshape(both, (rows.shape[0], BN, 2)))
+    else:
+        columns = first + tl.arange(0, BN)
+        at = rows.to(tl.int64)[:, None] * n + columns[None, :]
+        inside = (rows < m)[:, None] & (columns < n)[None, :]
+        re = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+        im = re
+    return re, im
+
+
+@triton.jit
+def store_tile(base, rows, first, m, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """The inverse of `load_tile`."""
+    if PAIRS:
+        both = tl.reshape(tl.join(re, im), (rows.shape[0], 2 * BN))
+        columns = 2 * first + tl.arange(0, 2 * BN)
+        at = rows.to(tl.int64)[:, None] * (2 * n) + columns[None, :]
+        tl.store(base + at, both, mask=(rows < m)[:, None] & (columns < 2 * n)[None, :])
+    else:
+        columns = first + tl.arange(0, BN)
+        at = rows.to(tl.int64)[:, None] * n + columns[None, :]
+        tl.store(base + at, re, mask=(rows < m)[:, None] & (columns < n)[None, :])
+
+
+@triton.jit
+def load_column(base, at, inside, PAIRS: tl.constexpr):
+    """Numbers ``at`` (counted in numbers, not floats) of a factor, in float32."""
+    if PAIRS:
+        re = tl.load(base + 2 * at, mask=inside, other=0.0).to(tl.float32)
+        im = tl.load(base + 2 * at + 1, mask=inside, other=0.0).to(tl.float32)
+    else:
+        re = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+        im = re
+    return re, im
+
+
+@triton.jit
+def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Numbers [first, first + BN) of a column of n that lie side by side, in float32; zero beyond n."""
+    if PAIRS:
+        at = 2 * first + tl.arange(0, 2 * BN)
+        both = tl.load(base + at, mask=at < 2 * n, other=0.0).to(tl.float32)
+        re, im = tl.split(tl.reshape(both, (BN, 2)))
+    else:
+        at = first + tl.arange(0, BN)
+        re = tl.load(base + at, mask=at < n, other=0.0).to(tl.float32)
+        im = re
+    return re, im
+
+
+@triton.jit
+def store_column(base, at, inside, re, im, PAIRS: tl.constexpr):
+    """The inverse of `load_column`."""
+    if PAIRS:
+        tl.store(base + 2 * at, re, mask=inside)
+        tl.store(base + 2 * at + 1, im, mask=inside)
+    else:
+        tl.store(base + at, re, mask=inside)
+
+
+@triton.jit
+def adjoint_times(re, im, xr, xi, PAIRS: tl.constexpr):
+    """``M^H x`` for a tile M and a column x along its rows."""
+    xr = xr[:, None]
+    if PAIRS:
+        xi = xi[:, None]
+        zr = tl.sum(re * xr + im * xi, axis=0)
+        zi = tl.sum(re * xi - im * xr, axis=0)
+    else:
+        zr = tl.sum(re * xr, axis=0)
+        zi = zr
+    return zr, zi
+
+
+@triton.jit
+def times(re, im, yr, yi, PAIRS: tl.constexpr):
+    """``M y`` for a tile M and a column y along its columns."""
+    yr = yr[None, :]
+    if PAIRS:
+        yi = yi[None, :]
+        xr = tl.sum(re * yr - im * yi, axis=1)
+        xi = tl.sum(re * yi + im * yr, axis=1)
+    else:
+        xr = tl.sum(re * yr, axis=1)
+        xi = xr
+    return xr, xi
+
+
+@triton.jit
+def add_outer(re, im, lr, li, tr, ti, PAIRS: tl.constexpr):
+    """``M + l t^H``."""
+    lr, tr = lr[:, None], tr[None, :]
+    if PAIRS:
+        li, ti = li[:, None], ti[None, :]
+        re = re + lr * tr + li * ti
+        im = im + li * tr - lr * ti
+    else:
+        re = re + lr * tr
+        im = re
+    return re, im
+
+
+@triton.jit
+def square_sum(re, im, PAIRS: tl.constexpr):
+    """Sum of |.|^2 of a column, in float64."""
+    r = re.to(tl.float64)
+    total = tl.sum(r * r)
+    if PAIRS:
+        i = im.to(tl.float64)
+        total += tl.sum(i * i)
+    return total
+
+
+@triton.jit
+def matrix_index(active, axis: tl.constexpr, ACTIVE: tl.constexpr):
+    """The index of a program's matrix, and False if its entry of ``active`` stands for no matrix."""
+    index = tl.program_id(axis).to(tl.int64)
+    if ACTIVE:
+        index = tl.load(active + index).to(tl.int64)
+    return tl.maximum(index, 0), index >= 0

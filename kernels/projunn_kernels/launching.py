@@ -1,0 +1,172 @@
+"""What every launch of a Triton kernel goes through, and what it passes.
+
+Tensors arrive as the operations have them: matrices (B, m, n), contiguous, and factors (B, n, k), real
+or complex.  ``active`` (A,) lists the matrices that take part; factors then have A in place of B.  The
+kernels see complex numbers as interleaved real pairs, and factors column by column, (B, k, n).
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from projunn_kernels import selfcheck
+from projunn_kernels.configs.choice import config_for
+from projunn_kernels.configs.problem import Config, Problem, device_of
+
+TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.complex64: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+PRECISION = torch.finfo(torch.float32).eps
+
+_MAX_TABLES = 4096
+_tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+_stand_in: Callable[[Any], Any] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> Any:
+    """``kernel[grid](**arguments)``: the one place where a kernel is launched.
+
+    ``arguments`` are those of the kernel, its constants in capitals, and Triton's options.
+    """
+    runner = kernel if _stand_in is None else _stand_in(kernel)
+    return runner[grid](**arguments)
+
+
+@contextmanager
+def intercepted(stand_in: Callable[[Any], Any]) -> Iterator[None]:
+    """Temporarily replaces every Triton kernel by ``stand_in(kernel)``: to count, record or time
+    launches.
+    """
+    global _stand_in
+    before, _stand_in = _stand_in, stand_in
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+@cache
+def kernels() -> dict[str, Any]:
+    """Every kernel of the package by the name of its function."""
+    import projunn_kernels
+
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(projunn_kernels.__path__, "projunn_kernels."):
+        name = f"{module.name}.kernels"
+        if module.ispkg and importlib.util.find_spec(name) is not None:
+            defined = vars(importlib.import_module(name)).items()
+            found |= {key: value for key, value in defined if key.endswith("_kernel")}
+    return found
+
+
+def address_table(tensors: Sequence[Tensor]) -> Tensor:
+    """The addresses of the tensors, as an int64 tensor on their device.
+
+    Tables are kept, so tensors that stay where they are, as parameters do, cost one copy from the host
+    in all.  A table made while a CUDA graph is captured is filled by launches of the graph and not
+    kept: a replay would copy from host memory that is long gone.
+    """
+    device = tensors[0].device
+    key = (device, *(t.data_ptr() for t in tensors))
+    table = _tables.get(key)
+    if table is None and _capturing(device):
+        table = torch.empty(len(tensors), dtype=torch.int64, device=device)
+        for entry, tensor in zip(table.unbind(), tensors, strict=True):
+            entry.fill_(tensor.data_ptr())
+    elif table is None:
+        host = torch.tensor(key[1:], dtype=torch.int64)
+        table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+        _tables[key] = table
+        while len(_tables) > _MAX_TABLES:
+            _tables.popitem(last=False)
+    else:
+        _tables.move_to_end(key)
+    return table
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def options(warps: int) -> dict[str, int]:
+    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for.
+
+    Without a maximum, ptxas aims at an occupancy of its own choice and spills a few bytes to reach it.
+    """
+    limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+    return {"num_warps": warps} | limit
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """The ``input_precision`` of a ``tl.dot`` that ``torch.set_float32_matmul_precision`` asks for.
+
+    ``highest``, PyTorch's default, makes three TF32 products on tensor cores, with an error like
+    float32's.  ``high`` and ``medium`` make one TF32 product, as PyTorch does on a GPU.  AMD's matrix
+    cores multiply float32 as it is, and narrower dtypes are multiplied exactly.
+    """
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def product_setting(dtype: torch.dtype) -> str:
+    """``highest`` or ``high``: the setting of PyTorch's that `dot_precision` follows, for its two
+    answers.
+    """
+    return "high" if dot_precision(dtype) == "tf32" else "highest"
+
+
+def configured(operation: str, matrix: Tensor, k: int, count: int, **variant: Any) -> Config:
+    """The configuration in force for ``count`` matrices of the shape and dtype of ``matrix`` and rank
+    k.
+    """
+    problem = Problem(operation, matrix.is_complex(), k, *matrix.shape[-2:], count)
+    return choose(problem, matrix.device, **variant)
+
+
+def choose(problem: Problem, device: torch.device, **variant: Any) -> Config:
+    """The configuration in force for a problem, once the kernel of this variant has passed its check.
+
+    Raises:
+        Distrusted: it has not passed.
+    """
+    config = config_for(problem, device_of(device))[0]
+    selfcheck.require(problem, config, variant, device)
+    return config
+
+
+def half_precision(matrix: Tensor) -> torch.dtype | None:
+    """The dtype of a matrix of half precision, None for others: the variant ``gradient`` of a kernel."""
+    return matrix.dtype if matrix.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def floats(tensor: Tensor) -> Tensor:
+    """Complex numbers as interleaved pairs."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def as_columns(factor: Tensor) -> Tensor:
+    """(B, n, k) as contiguous (B, k, n)."""
+    return factor.mT.contiguous().resolve_conj()
+
+
+def active_list(stand_in: Tensor, active: Tensor | None) -> Tensor:
+    """The active list, or a tensor that is passed in its place and not read."""
+    return floats(stand_in) if active is None else active
+
+
+def active_count(active: Tensor | None, matrix: Tensor) -> int:
+    """How many matrices take part."""
+    return matrix.shape[0] if active is None else active.shape[0]

@@ -1,0 +1,46 @@
+"""Drift control: one Newton-Schulz step towards the polar factor, ``W <- W + W (I - W^H W)/2``.
+
+It turns a small defect E = W^H W - I into one of norm at most 3/4 |E|^2 + 1/4 |E|^3, which is rounding.
+It costs 4 n^3 operations, so the optimizers take one every few hundred steps.  W is (*batch, m, n); wide
+matrices use W W^H.  A matrix that is further than 0.5 from unitary (Frobenius norm of E), where the
+iteration could diverge, or that is not finite, stays as it is.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from projunn_kernels.backends import on_device
+from projunn_kernels.operation import Operation, nothing
+from projunn_kernels.polish import eager
+from projunn_kernels.polish.eager import polish_
+from projunn_kernels.polish.tiles import POLISH
+
+__all__ = ["polish_", "polish_when_due_"]
+
+
+def _counts_on_the_device(*, step: Tensor, **_: Any) -> bool:
+    return on_device(step)
+
+
+_polish_when_due = Operation(
+    name="polish_when_due_",
+    eager=eager.polish_when_due,
+    launches="projunn_kernels.polish.launch:polish_when_due",
+    fits=_counts_on_the_device,
+    fake=nothing,
+    on="weight",
+    kernels=(POLISH,),
+    mutates=("weight",),
+)
+
+
+def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = False) -> None:
+    """`polish_` if ``step`` is a multiple of ``period``, in place.
+
+    If the 0-d tensor ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured
+    graph, and costs three launches that return at once when nothing is due.  Where there are no kernels
+    (float64, backend ``torch``), the polish is computed at every call and used only when it is due.
+    ``weight`` holds real pairs if ``pairs``.
+    """
+    _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

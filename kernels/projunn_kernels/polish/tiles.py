@@ -1,0 +1,49 @@
+"""How the polish is tiled: one configuration, which is not tuned."""
+
+from torch import Tensor
+
+from projunn_kernels.configs.closed_form import sizes
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel
+from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.polish import eager
+
+_PERIOD = 3
+
+
+def _tiles(problem: Problem, device: Device) -> Config:
+    return Config(32, 32, 8 if problem.pairs else 4)
+
+
+def _small(problem: Problem, config: Config) -> Problem:
+    """A tile and a tail each way; wide where the problem is."""
+    m, n = (33, 70) if problem.m < problem.n else (70, 33)
+    return Problem(problem.operation, problem.pairs, 1, m, n, 2)
+
+
+def _case(problem: Problem, inputs: Inputs) -> Case:
+    p = problem
+    weight = inputs.unitary(p.blocks, p.m, p.n, p.dtype)
+    if not inputs.hollow:
+        weight *= 1.001
+
+    def launch(weight: Tensor, step: Tensor) -> list[Tensor]:
+        from projunn_kernels.polish.launch import polish
+
+        polish(weight, step, _PERIOD)
+        return [weight]
+
+    def in_eager(weight: Tensor, step: Tensor) -> list[Tensor]:
+        return [eager.polish_(weight)]
+
+    return Case({"weight": weight, "step": inputs.full(2.0 * _PERIOD)}, launch, in_eager, ("weight",))
+
+
+POLISH = Kernel(
+    name="polish",
+    functions=("residual_kernel", "correct_kernel", "settle_kernel"),
+    closed_form=_tiles,
+    case=_case,
+    small=_small,
+    variants={},
+    compiled=sizes("polish", [(1, 256, 256), (3, 5, 7), (1, 64, 128)], (1,)),
+)

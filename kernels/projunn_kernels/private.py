@@ -1,0 +1,40 @@
+"""Every call into PyTorch that its documentation does not promise, with the version it was read in.
+
+``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
+``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_LAZY_VIEWS = (
+    torch._C.DispatchKey.Conjugate,
+    torch._C.DispatchKey.Negative,
+    torch._C.DispatchKey.ZeroTensor,
+)
+
+
+@contextmanager
+def lazy_views() -> Iterator[None]:
+    """Makes sure that lazy conjugation and negation are applied inside this context.
+
+    A graph compiled by Inductor calls operators with these keys switched off in the dispatcher (torch
+    2.11 to 2.13).  Without this context ``a.mH @ b`` of complex tensors is silently ``a.mT @ b`` there.
+    """
+    if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
+        yield
+        return
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in _LAZY_VIEWS:
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
+    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)

@@ -1,0 +1,76 @@
+"""Products of a matrix with a skinny factor: ``W^H X`` and ``W X``, each one read of W.
+
+The matrix is (*batch, m, n) and row-major; factors have k << n columns.  On a CPU the
+orientation decides the speed: BLAS streams a row-major W at full bandwidth for ``X^H W`` and
+for ``W X`` with a column-major X, and up to ten times slower for the other spellings of the
+same product; one column of one matrix goes to the matrix-vector routine (docs/measured.md).
+All other code leaves the choice to these two functions.
+"""
+
+import torch
+from torch import Tensor
+
+# Up to this size a real W is still cached, and one core is faster with the transposed product of two
+# columns; larger matrices and two cores are not (docs/measured.md).
+_CACHED = 1 << 20
+# Rows of at least so many numbers are summed in as many parts, one core each.
+_FEW, _PARTS = 1 << 18, 8
+# Up to this many columns a product of complex matrices in a bank is faster as a real one.
+_REAL = 2
+
+
+def adjoint_product(weight: Tensor, factor: Tensor) -> Tensor:
+    """``W^H X``: (*batch, m, n) and (*batch, m, k) give (*batch, n, k), stored column-major."""
+    if weight.ndim == 2 and factor.shape[-1] == 1:
+        if _in_parts(weight):
+            x = factor.reshape(_PARTS, 1, -1)
+            return torch.bmm(x, weight.view(_PARTS, -1, weight.shape[1])).sum(0).mT
+        return torch.mv(weight.mT, factor.squeeze(-1).conj()).conj().unsqueeze(-1)
+    return (factor.mH @ weight).mH
+
+
+def _in_parts(weight: Tensor) -> bool:
+    """True if rows are to be summed in parts: ``mv`` of a transposed matrix uses only one core."""
+    if weight.is_complex() or weight.device.type != "cpu" or weight.numel() < _FEW:
+        return False
+    return weight.is_contiguous() and weight.shape[0] % _PARTS == 0 and torch.get_num_threads() > 1
+
+
+def _is_bank(weight: Tensor) -> bool:
+    contiguous = weight.is_contiguous() and not weight.is_conj()
+    return weight.ndim > 2 and weight.is_complex() and contiguous and weight.device.type == "cpu"
+
+
+def _bank_product(weight: Tensor, factor: Tensor) -> Tensor:
+    """W X as one real product: a row of W, stored [re, im, re, im, ...], times two real columns.
+
+        Re (W X)_j = W_stored [Re x, -Im x]        Im (W X)_j = W_stored [Im x, Re x]
+
+    Complex BLAS is slow with one or two columns; this takes 0.55 and 0.8 of its time.
+    """
+    *batch, m, n = weight.shape
+    k = factor.shape[-1]
+    stored = torch.view_as_real(weight).view(-1, m, 2 * n)
+    x = torch.view_as_real(factor.mT.reshape(-1, k, n).resolve_conj())
+    columns = x.new_empty(x.shape[0], k, 2, n, 2)
+    columns[:, :, 0, :, 0] = columns[:, :, 1, :, 1] = x[..., 0]
+    columns[:, :, 1, :, 0] = x[..., 1]
+    torch.neg(x[..., 1], out=columns[:, :, 0, :, 1])
+    result = torch.bmm(stored, columns.view(-1, 2 * k, 2 * n).mT)
+    return torch.view_as_complex(result.view(*batch, m, k, 2))
+
+
+def product(weight: Tensor, factor: Tensor) -> Tensor:
+    """``W X``: (*batch, m, n) and (*batch, n, k) give (*batch, m, k)."""
+    k = factor.shape[-1]
+    if k == 1 and weight.ndim == 2:
+        return torch.mv(weight, factor.squeeze(-1)).unsqueeze(-1)
+    if _is_bank(weight) and 0 < k <= _REAL:
+        return _bank_product(weight, factor)
+    if k == 1:  # a batch of matrix-vector products: BLAS wants two columns
+        factor = torch.cat([factor, torch.zeros_like(factor)], dim=-1)
+    columns = factor.mT.contiguous().mT
+    cached = k == 2 and weight.ndim == 2 and not weight.is_complex() and weight.numel() <= _CACHED
+    if cached and weight.device.type == "cpu" and torch.get_num_threads() == 1:
+        return (columns.mT @ weight.mT).mT
+    return (weight @ columns)[..., :k]

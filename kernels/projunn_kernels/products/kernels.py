@@ -1,0 +1,107 @@
+"""Products of large matrices with a few columns, one pass over the matrix each.
+
+    adjoint_product   partial sums of M^H X        one read of M
+    product           M Y                          one read of M
+
+Sums over rows are split among programs, and the next launch adds their partial sums up in a fixed order,
+so that results do not change from run to run.  Factors and partial sums are stored column by column, as
+(k, n) for each matrix, so that a column is one contiguous load.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.tiles import (
+    load_tile,
+    matrix_index,
+    store_tile,
+)
+
+
+@triton.jit
+def adjoint_product_kernel(
+    matrix,
+    factor,
+    partial,
+    active,
+    m,
+    n,
+    k,
+    rows_each,
+    splits,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """``partial[b, split, j] = M[rows of the split]^H X[:, j]``, X (k, m), partial (splits, k, n).
+
+    Grid (column tiles, splits, matrices).  K is k rounded up to a power of two.
+    """
+    index, present = matrix_index(active, 2, ACTIVE)
+    if not present:
+        return
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    split = tl.program_id(1)
+    first = tl.program_id(0) * BN
+    slot = tl.program_id(2).to(tl.int64)
+    base = matrix + index * m * n * WIDTH
+    x = factor + slot * k * m * WIDTH
+    out = partial + (slot * splits + split) * k * n * WIDTH
+    kr = tl.arange(0, K)
+    sr = tl.zeros((K, BM, BN), tl.float32)
+    si = tl.zeros((K, BM, BN), tl.float32)
+    for start in range(split * rows_each, tl.minimum((split + 1) * rows_each, m), BM):
+        rows = start + tl.arange(0, BM)
+        re, im = load_tile(base, rows, first, m, n, BN, PAIRS)
+        xr, xi = load_tile(x, kr, start, k, m, BM, PAIRS)
+        re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
+        if PAIRS:
+            sr += re * xr + im * xi
+            si += re * xi - im * xr
+        else:
+            sr += re * xr
+    zr, zi = tl.sum(sr, axis=1), tl.sum(si, axis=1)
+    store_tile(out, kr, first, k, n, zr, zi, BN, PAIRS)
+
+
+@triton.jit
+def product_kernel(
+    matrix,
+    factor,
+    result,
+    active,
+    m,
+    n,
+    k,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """``X[j] = M Y[j]``, Y (k, n), X (k, m).  Grid (row tiles, matrices)."""
+    index, present = matrix_index(active, 1, ACTIVE)
+    if not present:
+        return
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(1).to(tl.int64)
+    base = matrix + index * m * n * WIDTH
+    y = factor + slot * k * n * WIDTH
+    out = result + slot * k * m * WIDTH
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    kr = tl.arange(0, K)
+    sr = tl.zeros((K, BM, BN), tl.float32)
+    si = tl.zeros((K, BM, BN), tl.float32)
+    for first in range(0, n, BN):
+        re, im = load_tile(base, rows, first, m, n, BN, PAIRS)
+        yr, yi = load_tile(y, kr, first, k, n, BN, PAIRS)
+        re, im, yr, yi = re[None, :, :], im[None, :, :], yr[:, None, :], yi[:, None, :]
+        if PAIRS:
+            sr += re * yr - im * yi
+            si += re * yi + im * yr
+        else:
+            sr += re * yr
+    xr, xi = tl.sum(sr, axis=2), tl.sum(si, axis=2)
+    store_tile(out, kr, tl.program_id(0) * BM, k, m, xr, xi, BM, PAIRS)

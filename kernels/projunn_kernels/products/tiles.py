@@ -1,0 +1,135 @@
+"""How the products of matrices with a few columns are tiled."""
+
+from torch import Tensor
+
+from projunn_kernels.configs.closed_form import (
+    around,
+    large_matrices,
+    matrix_problem,
+    neighbours,
+    squares,
+)
+from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.products import eager
+
+# An accumulator of a tile and a column is a float a thread; about 32 of them fit.
+_ACCUMULATORS = 4096
+
+
+def row_splits(problem: Problem, config: Config, device: Device) -> int:
+    """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
+
+    At least 64 rows each, so that the partial sums stay a few percent of the traffic.
+    """
+    tiles = -(-problem.n // config.columns) * max(1, problem.blocks)
+    wanted = -(-4 * device.processors // tiles)
+    return max(1, min(wanted, problem.m // 64))
+
+
+def _adjoint_tiles(problem: Problem, device: Device) -> Config:
+    p, columns = problem, min(power_of_two(problem.n), 64 if problem.columns <= 4 else 32)
+    rows = _ACCUMULATORS // (p.columns * p.width * columns)
+    return Config(max(1, min(power_of_two(p.m), rows)), columns, 4)
+
+
+def _product_tiles(problem: Problem, device: Device) -> Config:
+    p, columns = problem, max(16, min(power_of_two(problem.n), 512 // problem.columns))
+    rows = _ACCUMULATORS // (p.columns * p.width * columns)
+    return Config(max(1, min(power_of_two(p.m), rows)), columns, 4)
+
+
+def _candidates(problem: Problem, first: Config) -> list[Config]:
+    def floats(config: Config) -> int:
+        return config.rows * config.columns * problem.width * problem.columns
+
+    return neighbours(problem, first, around(first.columns), floats, 32)
+
+
+def _small(problem: Problem, config: Config) -> Problem:
+    """More than two tiles each way, with a tail; enough rows to be split."""
+    m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
+    return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
+
+
+def _matrix(problem: Problem, inputs: Inputs, dtype: object) -> Tensor:
+    p = problem
+    own = p.dtype if p.pairs or dtype is None else dtype
+    return inputs.normal(p.blocks, p.m, p.n, dtype=own, scale=p.n**-0.5)  # type: ignore[arg-type]
+
+
+def _adjoint_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
+    p = problem
+    listed = inputs.indices(p.blocks, active)
+    count = p.blocks if listed is None else len(listed)
+
+    def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
+        from projunn_kernels.products.launch import adjoint_partials
+
+        return _named([adjoint_partials(matrix, columns, active).sum(1)], active)
+
+    def in_eager(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
+        chosen = matrix if active is None else matrix[active.clamp_min(0)]
+        return _named([eager.adjoint_product(chosen, columns.mT).mT], active)
+
+    tensors = {
+        "matrix": _matrix(p, inputs, gradient),
+        "columns": inputs.normal(count, p.k, p.m, dtype=p.dtype),
+        "active": listed,
+    }
+    return Case(tensors, launch, in_eager)
+
+
+def _product_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
+    p = problem
+    listed = inputs.indices(p.blocks, active)
+    count = p.blocks if listed is None else len(listed)
+
+    def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
+        from projunn_kernels.products.launch import product_columns
+
+        return _named([product_columns(matrix, columns, active)], active)
+
+    def in_eager(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
+        chosen = matrix if active is None else matrix[active.clamp_min(0)]
+        return _named([eager.product(chosen, columns.mT).mT], active)
+
+    tensors = {
+        "matrix": _matrix(p, inputs, gradient),
+        "columns": inputs.normal(count, p.k, p.n, dtype=p.dtype),
+        "active": listed,
+    }
+    return Case(tensors, launch, in_eager)
+
+
+def _named(results: list[Tensor], active: Tensor | None) -> list[Tensor]:
+    """The results of entries that name a matrix; those of others are never written."""
+    return results if active is None else [result[active >= 0] for result in results]
+
+
+ADJOINT_PRODUCT = Kernel(
+    name="adjoint_product",
+    functions=("adjoint_product_kernel",),
+    closed_form=_adjoint_tiles,
+    candidates=lambda problem, device: _candidates(problem, _adjoint_tiles(problem, device)),
+    case=_adjoint_case,
+    small=_small,
+    variants=GRADIENTS,
+    allowed=no_complex_half,
+    problem=matrix_problem("adjoint_product"),
+    standard=large_matrices("adjoint_product"),
+    compiled=squares("adjoint_product", 1024, 9, 16384),
+)
+PRODUCT = Kernel(
+    name="product",
+    functions=("product_kernel",),
+    closed_form=_product_tiles,
+    candidates=lambda problem, device: _candidates(problem, _product_tiles(problem, device)),
+    case=_product_case,
+    small=_small,
+    variants=GRADIENTS,
+    allowed=no_complex_half,
+    problem=matrix_problem("product"),
+    standard=large_matrices("product"),
+    compiled=squares("product", 1024, 9, 16384),
+)

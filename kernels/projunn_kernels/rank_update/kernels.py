@@ -1,0 +1,60 @@
+"""The block-sparse low-rank update ``W[i] += L[i] R[i]^H`` of the active matrices, in place.
+
+A tile whose rows of L or columns of R are all zero is neither read nor written.  The grid is (row tiles,
+column tiles, active matrices), so that matrices that are not listed cost nothing.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.tiles import (
+    add_outer,
+    load_column,
+    load_range,
+    load_tile,
+    matrix_index,
+    store_tile,
+)
+
+
+@triton.jit
+def rank_update_kernel(
+    weight,
+    left,
+    right,
+    active,
+    m,
+    n,
+    k,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """L is (k, m) and R (k, n) for each active matrix; K is k rounded up to a power of two."""
+    index, present = matrix_index(active, 2, ACTIVE)
+    if not present:
+        return
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(2).to(tl.int64)
+    w = weight + index * m * n * WIDTH
+    l = left + slot * k * m * WIDTH
+    r = right + slot * k * n * WIDTH
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    first = tl.program_id(1) * BN
+    kr = tl.arange(0, K)
+    inside = (kr < k)[:, None] & (rows < m)[None, :]
+    lr, li = load_column(l, kr[:, None].to(tl.int64) * m + rows[None, :], inside, PAIRS)
+    rr, ri = load_tile(r, kr, first, k, n, BN, PAIRS)
+    size_l, size_r = (lr != 0.0), (rr != 0.0)
+    if PAIRS:
+        size_l, size_r = size_l | (li != 0.0), size_r | (ri != 0.0)
+    if tl.sum(size_l.to(tl.int32)) * tl.sum(size_r.to(tl.int32)) == 0:
+        return
+    re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
+    for j in range(k):
+        ar, ai = load_column(l + j * m * WIDTH, rows, rows < m, PAIRS)
+        br, bi = load_range(r + j * n * WIDTH, first, n, BN, PAIRS)
+        re, im = add_outer(re, im, ar, ai, br, bi, PAIRS)
+    store_tile(w, rows, first, m, n, re, im, BN, PAIRS)

@@ -1,0 +1,73 @@
+"""How the low-rank update is tiled."""
+
+from torch import Tensor
+
+from projunn_kernels.configs.closed_form import (
+    around,
+    large_matrices,
+    matrix_problem,
+    neighbours,
+    sizes,
+    squares,
+)
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.rank_update import eager
+
+
+def _tiles(problem: Problem, device: Device) -> Config:
+    p, columns = problem, min(power_of_two(problem.n), 128 // problem.width)
+    return Config(max(1, min(power_of_two(p.m), 2048 // (columns * p.width))), columns, 4)
+
+
+def _candidates(problem: Problem, device: Device) -> list[Config]:
+    first = _tiles(problem, device)
+
+    def floats(config: Config) -> int:
+        return config.rows * config.columns * problem.width
+
+    return neighbours(problem, first, around(first.columns), floats, 32)
+
+
+def _small(problem: Problem, config: Config) -> Problem:
+    m, n = 2 * config.rows + 1, 2 * config.columns + 3
+    return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
+
+
+def _case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
+    p, listed = problem, inputs.indices(problem.blocks, active)
+    count = p.blocks if listed is None else len(listed)
+
+    def launch(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
+        from projunn_kernels.rank_update.launch import rank_update
+
+        rank_update(weight, left, right, active)
+        return [weight]
+
+    def in_eager(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
+        eager.rank_update(weight, left, right, active)
+        return [weight]
+
+    tensors = {
+        "weight": inputs.normal(p.blocks, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
+        "left": inputs.normal(count, p.m, p.k, dtype=p.dtype, scale=p.m**-0.5),
+        "right": inputs.normal(count, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
+        "active": listed,
+    }
+    return Case(tensors, launch, in_eager, changed=("weight",))
+
+
+RANK_UPDATE = Kernel(
+    name="rank_update",
+    functions=("rank_update_kernel",),
+    closed_form=_tiles,
+    candidates=_candidates,
+    case=_case,
+    small=_small,
+    variants={"active": (False, True)},
+    problem=matrix_problem("rank_update"),
+    standard=large_matrices("rank_update"),
+    # The step of a tall matrix updates it by twice its rank, and an update has any rank.
+    compiled=squares("rank_update", 1024, 9, 16384) + sizes("rank_update", [(1, 1024, 1024)], (16, 32)),
+    numbers=lambda problem: 2 * problem.blocks * problem.m * problem.n,
+)

@@ -1,0 +1,55 @@
+"""The retraction of a step ``W + X Y^H``, in place: what `projunn.retract` and the optimizers run.
+
+    Z = W^H X        Z Y^H = Q E Q^H        F = f(E) - I        W += (W Q) (Q F^H)^H
+
+W is (*batch, m, n), X (*batch, m, k), Y (*batch, n, k).  With ``active`` (A,), W is (B, m, n) and the
+factors have A in place of the batch; negative entries stand for nothing.  Tall matrices (m > n) take
+the mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
+
+On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read off W in one pass; Q, E
+and F are made by one program a matrix; and rows of W are turned in registers, one read and one write.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.operation import Operation
+from projunn_kernels.retraction import eager
+from projunn_kernels.retraction.basis import step_basis
+from projunn_kernels.retraction.rotations import RETRACTIONS, named, rotation
+from projunn_kernels.retraction.tiles import BASIS, TURN_ROWS
+
+__all__ = ["RETRACTIONS", "retract_", "rotation", "step_basis"]
+
+
+def retract_(
+    weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
+) -> Tensor:
+    """Take the step in place; returns the mask (*batch), or (A,), of the matrices that took it."""
+    taken: Tensor = _retract(weight=weight, left=left, right=right, retraction=retraction, active=active)
+    return taken
+
+
+def _fake(
+    weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
+) -> Tensor:
+    batch = weight.shape[:-2] if active is None else active.shape
+    return torch.empty(batch, dtype=torch.bool, device=weight.device)
+
+
+def _is_rotation(retraction: str, **_: Any) -> bool:
+    return named(retraction).whole is None
+
+
+_retract = Operation(
+    name="retract_",
+    eager=eager.retract,
+    launches="projunn_kernels.retraction.launch:retract",
+    fits=_is_rotation,
+    fake=_fake,
+    on="weight",
+    kernels=(BASIS, TURN_ROWS),
+    mutates=("weight",),
+)

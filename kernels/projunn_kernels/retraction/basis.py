@@ -1,0 +1,68 @@
+"""The step in an orthonormal basis: ``W^H D = Z Y^H = Q E Q^H`` in float64, without Householder QR.
+
+Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that span both, E is
+(*batch, 2k, 2k).  A retraction built on Q is a *small* unitary matrix acting in the span of the
+step, so it stays unitary whatever the size or the conditioning of the step.
+
+On a GPU the inverse square root is a Cholesky factor (`projunn_kernels.iterations`).
+
+k = 1 is Gram-Schmidt done twice ("twice is enough").  k > 1 is the Gram matrix' inverse square
+root, three times, the smallest eigenvalues floored (shifted CholeskyQR3; Fukaya, Kannan,
+Nakatsukasa, Yamamoto, Yanagisawa, SIAM J. Sci. Comput. 42, 2020).  Dependent, zero, or more than
+n columns are no special case: directions the step does not have get entries of rounding size.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import iterations
+from projunn_kernels.backends import on_device
+from projunn_kernels.factorization.eager import vector_norms
+
+_FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and E with ``pulled @ right^H = Q E Q^H``, in float64 or complex128.
+
+    Q is stored column-major.  Columns with a non-finite entry give a non-finite E, never an exception.
+    """
+    precise = torch.complex128 if right.is_complex() else torch.float64
+    y, z = right.to(precise), pulled.to(precise)
+    if right.shape[-1] == 1:
+        return _plane(y.mT, z.mT)
+    return _gram_basis(torch.cat([y, z], dim=-1), right.shape[-1])
+
+
+def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """y = a q1 and z = b q1 + c q2, all rows (*batch, 1, n), so that E = [[a b, 0], [a c, 0]]."""
+    a = vector_norms(y)
+    q1 = y / a.clamp_min(_TINY)
+    q1_adjoint = q1.mH
+    b = z @ q1_adjoint
+    rest = torch.addcmul(z, b, q1, value=-1)
+    again = rest @ q1_adjoint
+    rest = torch.addcmul(rest, again, q1, value=-1)
+    c = vector_norms(rest)
+    q2 = rest / c.clamp_min(_TINY)
+    column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
+    return torch.cat([q1, q2], dim=-2).mT, torch.cat([column, torch.zeros_like(column)], dim=-1)
+
+
+def _gram_basis(columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    norms = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+    finite = norms.isfinite().all(dim=-1, keepdim=True)
+    q = torch.where(finite, columns / norms.clamp_min(_TINY), 0.0)
+    r = torch.diag_embed(norms.squeeze(-2)).to(q.dtype)  # columns = q r throughout
+    for _ in range(3):
+        if on_device(columns):
+            t, triangle = iterations.orthonormalizer(q.mH @ q)
+            q, r = q @ t, triangle @ r
+            continue
+        eigenvalues, vectors = torch.linalg.eigh(q.mH @ q)
+        floor = (_FLOOR * eigenvalues[..., -1:]).clamp_min(_TINY)
+        root = eigenvalues.maximum(floor).sqrt()
+        q = q @ (vectors / root.unsqueeze(-2))
+        r = (root.unsqueeze(-1) * vectors.mH) @ r
+    return q, r[..., k:] @ r[..., :k].mH

@@ -1,0 +1,241 @@
+"""A retraction of large matrices, after the pass over W that made Z = W^H X.
+
+    plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
+    turn_rows            W += (W Q) T^H                                 one read and one write of W
+
+Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
+and go through registers in chunks of BN.  Sums are float64.  A program of `turn_rows` keeps whole rows
+of W in registers where they fit (HOLD).  Where they do not it reads them twice, the second time from
+cache.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.columns import combine, gram, step_matrix
+from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import TINY, dot, turned
+from projunn_kernels.language.plane import product as scaled
+from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation
+from projunn_kernels.language.tiles import (
+    add_outer,
+    load_range,
+    load_tile,
+    matrix_index,
+    store_tile,
+    times,
+)
+
+
+@triton.jit
+def _places(right, partial, basis, turned_basis, n, k, splits, S: tl.constexpr, PAIRS: tl.constexpr):
+    """Where a matrix' Y (k, n), partial sums of Z (splits, k, n), Q and Q F^H (S, n) begin."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    at = tl.program_id(0).to(tl.int64) * n * WIDTH
+    return right + at * k, partial + at * splits * k, basis + at * S, turned_basis + at * S
+
+
+@triton.jit
+def _report(taken_mask, taken):
+    """Note whether the step of a matrix is taken."""
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
+
+
+@triton.jit
+def plane_basis_kernel(
+    right,
+    partial,
+    basis,
+    turned_basis,
+    taken_mask,
+    n,
+    splits,
+    precision,
+    ROTATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``turned_basis``.
+
+    One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    y, source, q, t = _places(right, partial, basis, turned_basis, n, 1, splits, 2, PAIRS)
+    yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
+    for first in range(0, n, BN):
+        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        zr, zi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
+        zr, zi = zr.to(tl.float32), zi.to(tl.float32)
+        store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
+        yy += dot(yr, yi, yr, yi, PAIRS)[0]
+        pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
+        br += pr
+        bi += pi
+    a = square_root(yy)
+    inverse = reciprocal(tl.maximum(a, TINY))
+    br, bi = br * inverse, bi * inverse
+    tl.debug_barrier()
+    gr, gi = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
+    for first in range(0, n, BN):
+        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+        yr, yi = yr * inverse, yi * inverse
+        sr, si = scaled(yr, yi, br, bi, PAIRS)
+        pr, pi = dot(yr, yi, zr - sr, zi - si, PAIRS)
+        gr += pr
+        gi += pi
+    br, bi = br + gr, bi + gi
+    cc = tl.zeros((), tl.float64)
+    for first in range(0, n, BN):
+        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+        sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
+        cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
+    c = square_root(cc)
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(
+        br * a, bi * a, c * a, precision, PAIRS
+    )
+    taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
+    _report(taken_mask, taken)
+    shrink = reciprocal(tl.maximum(c, TINY))
+    used = tl.where(taken, 1.0, 0.0)
+    for first in range(0, n, BN):
+        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+        yr, yi = tl.where(taken, yr * inverse, 0.0), tl.where(taken, yi * inverse, 0.0)
+        sr, si = scaled(yr, yi, br, bi, PAIRS)
+        zr = tl.where(taken, (zr - sr) * shrink, 0.0)
+        zi = tl.where(taken, (zi - si) * shrink, 0.0)
+        t1r, t1i = turned(yr, yi, zr, zi, f11r * used, f11i * used, f12r * used, f12i * used, PAIRS)
+        t2r, t2i = turned(yr, yi, zr, zi, f21r * used, f21i * used, f22r * used, f22i * used, PAIRS)
+        tl.debug_barrier()
+        store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
+        store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
+        store_columns(t, first, n, 1, t1r, t1i, BN, 1, PAIRS)
+        store_columns(t + n * WIDTH, first, n, 1, t2r, t2i, BN, 1, PAIRS)
+
+
+@triton.jit
+def basis_kernel(
+    right,
+    partial,
+    basis,
+    turned_basis,
+    taken_mask,
+    n,
+    k,
+    splits,
+    precision,
+    ROTATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    S: tl.constexpr = 2 * K
+    y, source, q, t = _places(right, partial, basis, turned_basis, n, k, splits, S, PAIRS)
+    for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
+        yr, yi = load_columns(y, first, n, k, BN, K, PAIRS)
+        zr, zi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
+        store_columns(q, first, n, K, yr, yi, BN, K, PAIRS)
+        store_columns(q + K * n * WIDTH, first, n, K, zr, zi, BN, K, PAIRS)
+    tl.debug_barrier()
+    ur, ui = eye(S), tl.zeros((S, S), tl.float64)
+    rr, ri = eye(S), tl.zeros((S, S), tl.float64)
+    finite = tl.sum(rr) < 0.0
+    for repeat in range(3):
+        gr = tl.zeros((S, S), tl.float64)
+        gi = tl.zeros((S, S), tl.float64)
+        for first in range(0, n, BN):
+            pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
+            pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
+            ar, ai = gram(pr, pi, S, PAIRS)
+            gr += ar
+            gi += ai
+        if repeat == 0:
+            finite = tl.sum(tl.abs(gr)) < 1e300
+        tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
+        ur, ui = matmul(ur, ui, tr, ti, S, PAIRS)
+        rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
+    er, ei = step_matrix(rr, ri, K, PAIRS)
+    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
+    taken = taken & finite
+    _report(taken_mask, taken)
+    for first in range(0, n, BN):
+        pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
+        pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
+        pr, pi = tl.where(taken, pr, 0.0), tl.where(taken, pi, 0.0)
+        vr, vi = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
+        tl.debug_barrier()
+        store_columns(q, first, n, S, pr, pi, BN, S, PAIRS)
+        store_columns(t, first, n, S, vr, vi, BN, S, PAIRS)
+
+
+@triton.jit
+def turn_rows_kernel(
+    weight,
+    basis,
+    turned_basis,
+    taken_mask,
+    active,
+    m,
+    n,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    S: tl.constexpr,
+    HOLD: tl.constexpr,
+):
+    """``W += (W Q) T^H``, Q and T (S, n).  Grid (row tiles, matrices).
+
+    HOLD: BN is at least n and the rows stay in registers.  A step that is not taken writes nothing.
+    """
+    index, present = matrix_index(active, 1, ACTIVE)
+    slot = tl.program_id(1).to(tl.int64)
+    if not present:
+        return
+    if tl.load(taken_mask + slot) == 0:
+        return
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    w = weight + index * m * n * WIDTH
+    q = basis + slot * S * n * WIDTH
+    t = turned_basis + slot * S * n * WIDTH
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    if HOLD:
+        wr, wi = load_tile(w, rows, 0, m, n, BN, PAIRS)
+        ls = ()  # all of W Q before W changes: the rows are in registers once, not twice
+        for j in tl.static_range(S):
+            qr, qi = load_range(q + j * n * WIDTH, 0, n, BN, PAIRS)
+            ls = ls + (times(wr, wi, qr, qi, PAIRS),)  # noqa: RUF005 (Triton has no starred tuples)
+        for j in tl.static_range(S):
+            tr, ti = load_range(t + j * n * WIDTH, 0, n, BN, PAIRS)
+            wr, wi = add_outer(wr, wi, ls[j][0], ls[j][1], tr, ti, PAIRS)
+        store_tile(w, rows, 0, m, n, wr, wi, BN, PAIRS)
+    else:
+        js = tl.arange(0, S)
+        sr = tl.zeros((S, BM, BN), tl.float32)
+        si = tl.zeros((S, BM, BN), tl.float32)
+        for first in range(0, n, BN):
+            re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
+            qr, qi = load_tile(q, js, first, S, n, BN, PAIRS)
+            re, im, qr, qi = re[None, :, :], im[None, :, :], qr[:, None, :], qi[:, None, :]
+            if PAIRS:
+                sr += re * qr - im * qi
+                si += re * qi + im * qr
+            else:
+                sr += re * qr
+        lr, li = tl.sum(sr, axis=2)[:, :, None], tl.sum(si, axis=2)[:, :, None]
+        for first in range(0, n, BN):
+            re, im = load_tile(w, rows, first, m, n, BN, PAIRS)
+            tr, ti = load_tile(t, js, first, S, n, BN, PAIRS)
+            tr, ti = tr[:, None, :], ti[:, None, :]
+            if PAIRS:
+                re += tl.sum(lr * tr + li * ti, axis=0)
+                im += tl.sum(li * tr - lr * ti, axis=0)
+            else:
+                re += tl.sum(lr * tr, axis=0)
+                im = re
+            store_tile(w, rows, first, m, n, re, im, BN, PAIRS)

@@ -1,0 +1,61 @@
+"""The optimizer's step of unitary parameters: retract, and refresh the warm basis.
+
+    fused_step_       Y = orth(D^H R)    X = D Y    S = X
+    both              W <- retraction of W - rate X Y^H       R <- orth(S) + 0.01 probe
+
+`fused_step_` takes parameters of one shape, from their directions D; `factored_step_` takes one
+parameter whose direction is already in factors, with the left factor S of its gradient.  A matrix whose
+step cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
+
+On a GPU, matrices of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
+launch for all parameters, each matrix read and written once; larger ones in a launch for each pass.
+Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
+"""
+
+from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
+from projunn_kernels.operation import Operation, nothing
+from projunn_kernels.retraction.rotations import named
+from projunn_kernels.step import eager
+from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.step.tiles import FUSED_STEP
+
+__all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
+
+
+def fused_step_(step: FusedStep) -> None:
+    """Take the steps of parameters of one shape, in place."""
+    _fused_step(step)
+
+
+def factored_step_(step: FactoredStep) -> None:
+    """Take the step of one parameter along given factors, in place."""
+    _factored_step(step)
+
+
+def _fits_one_launch(step: FusedStep) -> bool:
+    shape = step.weights[0].shape[:-1] if step.pairs else step.weights[0].shape
+    (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
+    width = 2 if step.pairs or step.weights[0].is_complex() else 1
+    few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
+    return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
+
+
+_fused_step = Operation(
+    name="fused_step_",
+    eager=eager.fused_step,
+    launches="projunn_kernels.step.launch:fused",
+    fits=_fits_one_launch,
+    fake=nothing,
+    on="weights",
+    kernels=(FUSED_STEP,),
+    mutates=("weights", "bases", "skipped"),
+    bundle=FusedStep,
+)
+_factored_step = Operation(
+    name="factored_step_",
+    eager=eager.factored_step,
+    fake=nothing,
+    on="weight",
+    mutates=("weight", "basis", "skipped"),
+    bundle=FactoredStep,
+)

@@ -1,0 +1,96 @@
+"""Steps of parameters, one after the other, from the operations that they are made of."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import as_blocks, flattened, known_to_hold, present
+from projunn_kernels.constants import PROBE
+from projunn_kernels.factorization import factor, orthonormalize
+from projunn_kernels.retraction import retract_
+from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.warm_basis import refresh_basis_
+
+
+def fused_step(step: FusedStep) -> None:
+    """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
+    if step.pairs:
+        step = as_numbers(step)
+    parameters = zip(step.weights, step.directions, step.bases, step.probes, step.skipped, strict=True)
+    for weight, direction, basis, probe, skipped in parameters:
+        if step.active is not None:
+            _step_of_listed(step, weight, direction, basis, probe, skipped)
+            continue
+        left, right = factor(direction, basis)
+        _take(
+            FactoredStep(
+                weight=weight,
+                left=left,
+                right=right,
+                sketched=left,
+                basis=basis,
+                probe=probe,
+                skipped=skipped,
+                rate=step.rate,
+                scale=step.scale,
+                retraction=step.retraction,
+            )
+        )
+
+
+def factored_step(step: FactoredStep) -> None:
+    """The step of `projunn_kernels.factored_step_`."""
+    if step.pairs:
+        names = ("weight", "basis", "probe")
+        stored = {name: torch.view_as_complex(getattr(step, name)) for name in names}
+        step = replace(step, **stored, pairs=False)  # type: ignore[arg-type]
+    _take(step)
+
+
+def as_numbers(step: FusedStep) -> FusedStep:
+    """The step with its pairs as complex numbers; shares memory."""
+    names = ("weights", "directions", "bases", "probes")
+    stored = {name: [torch.view_as_complex(t) for t in getattr(step, name)] for name in names}
+    return replace(step, **stored, pairs=False)  # type: ignore[arg-type]
+
+
+def _take(step: FactoredStep) -> None:
+    scaled = _scaled(step.left, step.rate, step.scale)
+    taken = retract_(step.weight, scaled, step.right, step.retraction)
+    _refresh(taken, step.sketched, step.basis, step.probe, step.skipped)
+
+
+def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
+    return left * -rate if scale is None else left * (scale * -rate)
+
+
+def _step_of_listed(
+    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
+) -> None:
+    """The same for the matrices of a list: nothing else is read or written."""
+    active = step.active
+    assert active is not None
+    at = active.clamp_min(0).long()
+    own, own_probe = as_blocks(basis)[at], as_blocks(probe)[at]
+    left, right = factor(direction, own)
+    scaled = _scaled(left, step.rate, step.scale)
+    with flattened(weight) as matrices:
+        taken = retract_(matrices, scaled, right, step.retraction, active)
+    named = active >= 0
+    skipped.add_((named & ~taken).sum())
+    warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
+    warm = torch.where(taken[:, None, None], warm, own)
+    with flattened(basis) as bases:
+        if not on_device(weight):
+            bases[present(active)] = warm[named]
+        else:  # without waiting for the mask: entries that name nothing add zero to matrix 0
+            bases.index_add_(0, at, torch.where(named[:, None, None], warm - own, 0.0))
+
+
+def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
+    """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
+    if not known_to_hold(taken):
+        skipped.add_(taken.logical_not().sum())
+    refresh_basis_(left, basis, probe, taken)

@@ -1,0 +1,335 @@
+"""The whole step of a block in one program: factor, project, retract, write.
+
+    Y = orth(D^H R)    X = D Y    Z = -rate W^H X    Q E Q^H = Z Y^H    F = f(E) - I
+    W += (W Q) (Q F^H)^H          R <- orth(X) + 0.01 probe
+
+One block is an m x n weight, m <= n, with its direction D and warm basis R; the whole width of
+the matrix is in registers, its rows pass in panels of BM.  With a single panel D and W are read once
+and W written once; with more panels both are read twice, the second time from cache.  A block whose
+direction is zero touches its basis only.  `projunn_kernels.step.eager` has the formulas in PyTorch.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.columns import combine, gram, stack, step_matrix
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import PROBE, TINY, plane_basis, turned
+from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation, row
+from projunn_kernels.language.tiles import (
+    add_outer,
+    adjoint_times,
+    load_column,
+    load_tile,
+    pointer,
+    square_sum,
+    store_column,
+    store_tile,
+    times,
+)
+
+
+@triton.jit
+def _block(active, blocks, ACTIVE: tl.constexpr):
+    """Parameter, block in it, and whether there is one: negative entries of ``active`` are none.
+
+    An active list belongs to one parameter, and the directions to its entries.
+    """
+    index = tl.program_id(0)
+    if ACTIVE:
+        index = tl.load(active + index).to(tl.int32)
+    present = index >= 0
+    index = tl.maximum(index, 0)
+    return index // blocks, (index % blocks).to(tl.int64), present
+
+
+@triton.jit
+def _places(
+    weights,
+    directions,
+    bases,
+    probes,
+    scratch,
+    entry,
+    block,
+    m,
+    n,
+    k,
+    D_TYPE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+):
+    """Where W and D (m, n), R, probe and X (m, k) of a block begin; D and X are in the list's order."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(0).to(tl.int64)
+    w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
+    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
+    r = pointer(bases, entry, tl.float32) + block * m * k * WIDTH
+    g = pointer(probes, entry, tl.float32) + block * m * k * WIDTH
+    return w, d, r, g, scratch + slot * m * k * WIDTH
+
+
+@triton.jit
+def plane_step_kernel(
+    weights,
+    directions,
+    bases,
+    probes,
+    skipped,
+    active,
+    scratch,
+    rate_tensor,
+    rate,
+    precision,
+    blocks,
+    m,
+    n,
+    D_TYPE: tl.constexpr,
+    ROTATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    HAS_RATE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    PANELS: tl.constexpr,
+):
+    """k = 1."""
+    entry, block, present = _block(active, blocks, ACTIVE)
+    if not present:
+        return
+    w, d, r, g, x = _places(
+        weights, directions, bases, probes, scratch, entry, block, m, n, 1, D_TYPE, PAIRS, ACTIVE
+    )
+    if HAS_RATE:
+        rate *= tl.load(rate_tensor).to(tl.float32)
+    lane = tl.arange(0, BM)
+
+    # Y = orth(D^H R)
+    yr = tl.zeros((BN,), tl.float32)
+    yi = tl.zeros((BN,), tl.float32)
+    whole = m if PANELS == 1 else 0  # with several panels nothing is loaded ahead of the loops
+    dr, di = load_tile(d, lane, 0, whole, n, BN, PAIRS)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        if PANELS > 1:
+            dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
+        br, bi = load_column(r, rows, rows < m, PAIRS)
+        pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
+        yr += pr
+        yi += pi
+    size = square_root(square_sum(yr, yi, PAIRS))
+    inverse = reciprocal(
+        tl.maximum(size, TINY)
+    )  # in float64: the inverse of a zero norm is finite there
+    yr, yi = (yr * inverse).to(tl.float32), (yi * inverse).to(tl.float32)
+    moves = size != 0.0  # NaN moves, and is refused below
+
+    # X = D Y,  Z = -rate W^H X
+    zr = tl.zeros((BN,), tl.float32)
+    zi = tl.zeros((BN,), tl.float32)
+    squares = tl.zeros((), tl.float64)
+    wr, wi = load_tile(w, lane, 0, tl.where(moves, whole, 0), n, BN, PAIRS)
+    xr, xi = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        if PANELS > 1:
+            dr, di = load_tile(d, rows, 0, tl.where(moves, m, 0), n, BN, PAIRS)
+            wr, wi = load_tile(w, rows, 0, tl.where(moves, m, 0), n, BN, PAIRS)
+        xr, xi = times(dr, di, yr, yi, PAIRS)
+        squares += square_sum(xr, xi, PAIRS)
+        if PANELS > 1:
+            store_column(x, rows, rows < m, xr, xi, PAIRS)
+        pr, pi = adjoint_times(wr, wi, xr, xi, PAIRS)
+        zr += pr
+        zi += pi
+    zr, zi = -rate * zr, -rate * zi
+
+    q1r, q1i, q2r, q2i, e1r, e1i, e2 = plane_basis(
+        yr.to(tl.float64), yi.to(tl.float64), zr.to(tl.float64), zi.to(tl.float64), PAIRS
+    )
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(e1r, e1i, e2, precision, PAIRS)
+    finite = (squares < 1e300) & (e2 < 1e300) & (tl.abs(e1r) + tl.abs(e1i) < 1e300)
+    taken = taken & finite
+    t1r, t1i = turned(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
+    t2r, t2i = turned(q1r, q1i, q2r, q2i, f21r, f21i, f22r, f22i, PAIRS)
+    q1r, q1i, q2r, q2i = (
+        q1r.to(tl.float32), q1i.to(tl.float32), q2r.to(tl.float32), q2i.to(tl.float32)
+    )  # fmt: skip
+    t1r, t1i, t2r, t2i = (
+        t1r.to(tl.float32), t1i.to(tl.float32), t2r.to(tl.float32), t2i.to(tl.float32)
+    )  # fmt: skip
+    if not taken:
+        tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+
+    # W += (W Q) (Q F^H)^H
+    kept = tl.where(taken & moves, m, 0)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        if PANELS > 1:
+            wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
+        l1r, l1i = times(wr, wi, q1r, q1i, PAIRS)
+        l2r, l2i = times(wr, wi, q2r, q2i, PAIRS)
+        ur, ui = add_outer(wr, wi, l1r, l1i, t1r, t1i, PAIRS)
+        ur, ui = add_outer(ur, ui, l2r, l2i, t2r, t2i, PAIRS)
+        store_tile(w, rows, 0, kept, n, ur, ui, BN, PAIRS)
+
+    inverse = reciprocal(tl.maximum(square_root(squares), TINY))
+    if PANELS > 1:
+        tl.debug_barrier()
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        if PANELS > 1:
+            xr, xi = load_column(x, rows, rows < m, PAIRS)
+        gr, gi = load_column(g, rows, rows < m, PAIRS)
+        store_column(
+            r,
+            rows,
+            rows < tl.where(taken, m, 0),
+            (xr * inverse).to(tl.float32) + PROBE * gr,
+            (xi * inverse).to(tl.float32) + PROBE * gi,
+            PAIRS,
+        )
+
+
+@triton.jit
+def _refresh_basis(
+    r,
+    x,
+    g,
+    kept,
+    m,
+    k,
+    PAIRS: tl.constexpr,
+    BM: tl.constexpr,
+    PANELS: tl.constexpr,
+    K: tl.constexpr,
+):
+    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows."""
+    lane, index = tl.arange(0, BM), tl.arange(0, K)
+    gr = tl.zeros((K, K), tl.float64)
+    gi = tl.zeros((K, K), tl.float64)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        at = rows[None, :] * k + index[:, None]
+        xr, xi = load_column(x, at, (rows < m)[None, :] & (index < k)[:, None], PAIRS)
+        ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), K, PAIRS)
+        gr += ar
+        gi += ai
+    tr, ti, _r, _i = orthonormalizer(gr, gi, K, PAIRS)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        at = rows[None, :] * k + index[:, None]
+        inside = (rows < kept)[None, :] & (index < k)[:, None]
+        xr, xi = load_column(x, at, inside, PAIRS)
+        pr, pi = load_column(g, at, inside, PAIRS)
+        br, bi = combine(tr, ti, xr.to(tl.float64), xi.to(tl.float64), K, PAIRS)
+        store_column(
+            r, at, inside, br.to(tl.float32) + PROBE * pr, bi.to(tl.float32) + PROBE * pi, PAIRS
+        )
+
+
+@triton.jit
+def wide_step_kernel(
+    weights,
+    directions,
+    bases,
+    probes,
+    skipped,
+    active,
+    scratch,
+    rate_tensor,
+    rate,
+    precision,
+    blocks,
+    m,
+    n,
+    k,
+    D_TYPE: tl.constexpr,
+    ROTATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    HAS_RATE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    PANELS: tl.constexpr,
+    K: tl.constexpr,
+):
+    """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
+    entry, block, present = _block(active, blocks, ACTIVE)
+    if not present:
+        return
+    S: tl.constexpr = 2 * K
+    w, d, r, g, x = _places(
+        weights, directions, bases, probes, scratch, entry, block, m, n, k, D_TYPE, PAIRS, ACTIVE
+    )
+    if HAS_RATE:
+        rate *= tl.load(rate_tensor).to(tl.float32)
+    lane = tl.arange(0, BM)
+
+    yr = tl.zeros((K, BN), tl.float32)
+    yi = tl.zeros((K, BN), tl.float32)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
+        for j in range(k):
+            br, bi = load_column(r, rows * k + j, rows < m, PAIRS)
+            pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
+            here = (tl.arange(0, K) == j)[:, None]
+            yr += tl.where(here, pr[None, :], 0.0)
+            yi += tl.where(here, pi[None, :], 0.0)
+    size = square_sum(yr, yi, PAIRS)
+    moves = size != 0.0
+    pr, pi = yr.to(tl.float64), yi.to(tl.float64)
+    for _ in range(2):
+        gr, gi = gram(pr, pi, K, PAIRS)
+        tr, ti, _r, _i = orthonormalizer(gr, gi, K, PAIRS)
+        pr, pi = combine(tr, ti, pr, pi, K, PAIRS)
+    yr, yi = pr.to(tl.float32), pi.to(tl.float32)
+
+    zr = tl.zeros((K, BN), tl.float32)
+    zi = tl.zeros((K, BN), tl.float32)
+    kept = tl.where(moves, m, 0)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        dr, di = load_tile(d, rows, 0, kept, n, BN, PAIRS)
+        wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
+        for j in range(k):
+            xr, xi = times(dr, di, row(yr, j, K), row(yi, j, K), PAIRS)
+            store_column(x, rows * k + j, rows < m, xr, xi, PAIRS)
+            ar, ai = adjoint_times(wr, wi, xr, xi, PAIRS)
+            here = (tl.arange(0, K) == j)[:, None]
+            zr += tl.where(here, ar[None, :], 0.0)
+            zi += tl.where(here, ai[None, :], 0.0)
+    zr, zi = -rate * zr, -rate * zi
+
+    pr, pi = stack(yr, zr, K).to(tl.float64), stack(yi, zi, K).to(tl.float64)
+    ar, ai = gram(pr, pi, S, PAIRS)
+    finite = tl.sum(tl.abs(ar)) < 1e300
+    rr, ri = eye(S), tl.zeros((S, S), tl.float64)
+    for _ in range(3):
+        gr, gi = gram(pr, pi, S, PAIRS)
+        tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
+        pr, pi = combine(tr, ti, pr, pi, S, PAIRS)
+        rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
+    er, ei = step_matrix(rr, ri, K, PAIRS)
+    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
+    taken = taken & finite
+    ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
+    qr, qi, ur, ui = (
+        pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
+    )  # fmt: skip
+    if not taken:
+        tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+
+    kept = tl.where(taken & moves, m, 0)
+    for panel in range(PANELS):
+        rows = panel * BM + lane
+        wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
+        vr, vi = wr, wi
+        for j in range(S):
+            lr, li = times(wr, wi, row(qr, j, S), row(qi, j, S), PAIRS)
+            vr, vi = add_outer(vr, vi, lr, li, row(ur, j, S), row(ui, j, S), PAIRS)
+        store_tile(w, rows, 0, kept, n, vr, vi, BN, PAIRS)
+
+    tl.debug_barrier()
+    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BM, PANELS, K)

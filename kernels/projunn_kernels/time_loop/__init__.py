@@ -1,0 +1,163 @@
+"""The time loop of a unitary RNN as one operation, forward and backward.
+
+    h_t = f(U u_t + c + h_{t-1} W^T),   t = 1..T
+
+u (T, batch, m), U (n, m), c (n,), W (n, n), and f one of ``NONLINEARITIES``:
+
+    identity   z                            relu   max(z, 0)
+    tanh       tanh z                       modrelu   z / |z| max(|z| + b, 0)   (0 at z = 0)
+
+Without U, the input is (T, batch, n) and is taken as U u_t + c.  Complex numbers are stored as real
+pairs, with a trailing axis of size 2.  But u, U and c are always real: for complex states U has 2 n
+rows, which give the real and the imaginary part of each unit in turn.
+
+The last state is a separate output, for losses that need no other.  Only the states are kept for the
+backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
+same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it;
+elsewhere it is a loop of GEMMs (`eager`).
+
+modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from projunn_kernels.operation import Derivative, Operation
+from projunn_kernels.time_loop import eager
+from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
+from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity
+from projunn_kernels.time_loop.tiles import RECURRENCE, RECURRENCE_BACKWARD
+
+__all__ = [
+    "NONLINEARITIES",
+    "RecurrenceBackward",
+    "apply_nonlinearity",
+    "recurrence",
+    "recurrence_backward",
+]
+
+
+def recurrence(
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    input_weight: Tensor | None = None,
+    input_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the loop; returns all states (T, batch, n) and a copy of the last (batch, n).
+
+    Args:
+        inputs: u, (T, batch, m), or (T, batch, n) without ``input_weight``.
+        initial: h_0, (batch, n).
+        weight: W, (n, n).  If it is (n, n, 2), all states are complex numbers stored as pairs.
+        bias: b of modReLU, (n,), or None.
+        nonlinearity: f, one of `NONLINEARITIES`.
+        input_weight, input_bias: U (n, m) and c (n,), or None; 2 n rows for complex states.
+
+    Raises:
+        ValueError: a ``nonlinearity`` that is none of `NONLINEARITIES`.
+    """
+    if nonlinearity not in NONLINEARITIES:
+        wanted = ", ".join(NONLINEARITIES)
+        raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
+    states, last = _recurrence(
+        inputs=inputs,
+        initial=initial,
+        weight=weight,
+        bias=bias,
+        nonlinearity=nonlinearity,
+        input_weight=input_weight,
+        input_bias=input_bias,
+    )
+    return states, last
+
+
+def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
+    """The gradients of `recurrence`, from those of its two outputs.  Either of those may be None.
+
+    Returns a list: the gradients of u, h_0, b, U and c, each an empty tensor if there is none; then the
+    gradient of W or, if a basis R is given, its factors X and Y as `projunn_kernels.sketch` makes them.
+    If the gradient of W is not wanted the list ends with c's.
+    """
+    gradients: list[Tensor] = _recurrence_backward(call)
+    return gradients
+
+
+def _fake_states(inputs: Tensor, weight: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    shape = states_shape(inputs, weight)
+    return inputs.new_empty(shape), inputs.new_empty(shape[1:])
+
+
+def _fake_gradients(call: RecurrenceBackward) -> list[Tensor]:
+    def like(tensor: Tensor | None, wanted: bool = True) -> Tensor:
+        if tensor is None or not wanted:
+            return call.states.new_empty(0)
+        return tensor.new_empty(tensor.shape)
+
+    projects = call.input_weight is not None
+    rows = call.input_weight.shape[0] if call.input_weight is not None else 0
+    factors = []
+    if call.wants_weight:
+        factors = [like(call.weight)] if call.basis is None else [like(call.basis), like(call.basis)]
+    return [
+        like(call.inputs, call.wants_inputs or not projects),
+        like(call.initial),
+        like(call.bias),
+        like(call.input_weight),
+        call.states.new_empty(rows if call.wants_input_bias else 0),
+        *factors,
+    ]
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    u, initial, weight, bias, ctx.nonlinearity, input_weight, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(u, output[0], initial, weight, bias, input_weight)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
+    u, states, initial, weight, bias, input_weight = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    by_u, by_initial, by_bias, by_input_weight, by_input_bias, *by_weight = recurrence_backward(
+        RecurrenceBackward(
+            grad=grad,
+            grad_last=grad_last,
+            inputs=u,
+            states=states,
+            initial=initial,
+            weight=weight,
+            bias=bias,
+            nonlinearity=ctx.nonlinearity,
+            input_weight=input_weight,
+            wants_inputs=needs[0],
+            wants_input_bias=needs[6],
+            wants_weight=needs[2],
+        )
+    )
+    found = by_weight[0] if by_weight else None
+    grads = by_u, by_initial, found, by_bias, None, by_input_weight, by_input_bias
+    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+
+
+_recurrence = Operation(
+    name="recurrence",
+    eager=eager.recurrence,
+    launches="projunn_kernels.time_loop.launch:recurrence",
+    fake=_fake_states,
+    on="inputs",
+    kernels=(RECURRENCE,),
+    derivative=Derivative(_setup_context, _backward),
+    autocast=True,
+)
+_recurrence_backward = Operation(
+    name="recurrence_backward",
+    eager=eager.recurrence_backward,
+    launches="projunn_kernels.time_loop.launch:recurrence_backward",
+    fake=_fake_gradients,
+    on="states",
+    kernels=(RECURRENCE_BACKWARD,),
+    bundle=RecurrenceBackward,
+)

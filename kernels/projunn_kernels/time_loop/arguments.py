@@ -1,0 +1,46 @@
+"""The arguments of the time loop's backward, and how real and complex states are stored."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RecurrenceBackward:
+    """The arguments of `projunn_kernels.recurrence_backward`, for T time steps and n units.
+
+    Attributes:
+        grad: the gradient of all states, (T, batch, n), or None.
+        grad_last: the gradient of the copy of the last state, (batch, n), or None.
+        inputs, initial, weight, bias, nonlinearity, input_weight: what `projunn_kernels.recurrence` got.
+        states: what it returned.
+        wants_inputs, wants_input_bias, wants_weight: whether the gradients of u, c and W are wanted.
+        basis: R (n, k), if the gradient of W is wanted as low-rank factors, else None.
+    """
+
+    grad: Tensor | None
+    grad_last: Tensor | None
+    inputs: Tensor
+    states: Tensor
+    initial: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    nonlinearity: str
+    input_weight: Tensor | None = None
+    wants_inputs: bool = True
+    wants_input_bias: bool = True
+    wants_weight: bool = True
+    basis: Tensor | None = None
+
+
+def states_shape(inputs: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """The shape of all states, with a trailing axis of 2 where ``weight`` holds pairs."""
+    return (*inputs.shape[:2], *weight.shape[1:])
+
+
+def numbers(weight: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as real or, where ``weight`` holds pairs, complex numbers."""
+    if weight.ndim == 2:
+        return tensors
+    return tuple(torch.view_as_complex(t.contiguous()) for t in tensors)

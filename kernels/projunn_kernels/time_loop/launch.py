@@ -1,0 +1,170 @@
+"""Launches of the time loop, with its kernel variant, its tiles and the precision of its products."""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from projunn_kernels.backends import interpreting
+from projunn_kernels.configs.problem import Problem
+from projunn_kernels.launching import (
+    TRITON_DTYPES,
+    choose,
+    dot_precision,
+    launch,
+    options,
+    product_setting,
+)
+from projunn_kernels.sketching import sketch
+from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.kernels import (
+    IDENTITY,
+    MODRELU,
+    RELU,
+    TANH,
+    recurrence_backward_kernel,
+    recurrence_kernel,
+)
+from projunn_kernels.time_loop.sums import TimeSums
+
+CODES = {
+    "identity": IDENTITY.value,
+    "relu": RELU.value,
+    "tanh": TANH.value,
+    "modrelu": MODRELU.value,
+}
+
+
+def recurrence(
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """All states, and a copy of the last: a GEMM that projects the inputs, and one launch."""
+    x = inputs
+    if input_weight is not None:
+        x = functional.linear(inputs, input_weight, input_bias).view(states_shape(inputs, weight))
+    states = forward(x.contiguous(), initial.contiguous(), weight.contiguous(), bias, nonlinearity)
+    return states, states[-1].clone()
+
+
+def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
+    """`projunn_kernels.recurrence_backward` by one launch, and by GEMMs for the sums over time."""
+    h, h0 = numbers(call.weight, call.states, call.initial)
+    dz, grad_initial, grad_bias = backward(
+        _all_gradients(call), call.states, call.weight.contiguous(), call.bias, call.nonlinearity
+    )
+    sums = TimeSums(h, h0, call, sums_bias=False, basis=None)
+    grads, first = numbers(call.weight, dz, grad_initial)
+    for begin, end in ((0, 1), (1, call.states.shape[0])):
+        sums.add(begin, end, grads[begin:end])
+    results = sums.finish(first, grads, grad_bias)
+    if call.basis is not None and call.wants_weight:
+        before, after = [h0, h[:-1].flatten(0, 1)], [grads[0], grads[1:].flatten(0, 1)]
+        if len(h) == 1:
+            before, after = before[:1], after[:1]
+        results += sketch(before, after, call.basis, call.weight.ndim == 3)
+    return results
+
+
+def _all_gradients(call: RecurrenceBackward) -> Tensor:
+    """The gradient of all states with that of the last one added."""
+    grad = call.grad
+    if grad is None:
+        grad = torch.zeros_like(call.states)
+    elif call.grad_last is not None:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+    if call.grad_last is not None:
+        grad[-1] += call.grad_last
+    return grad.contiguous()
+
+
+def _operand(dtype: torch.dtype) -> tl.dtype:
+    """The type that a product's factors are rounded to; the interpreter cannot multiply bfloat16."""
+    if dtype == torch.bfloat16 and interpreting():
+        return tl.float32
+    return TRITON_DTYPES[dtype]
+
+
+def _constants(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> dict[str, object]:
+    batch, n = states.shape[1:3]
+    pairs = weight.ndim == 3
+    variant = {
+        "nonlinearity": nonlinearity,
+        "dtype": weight.dtype,
+        "precision": product_setting(weight.dtype),
+    }
+    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device, **variant)
+    return {
+        "F": CODES[nonlinearity],
+        "PAIRS": pairs,
+        "BM": config.rows,
+        "BN": config.columns,
+        "BK": config.columns if config.hold else config.depth,
+        "HOLD": config.hold,
+        "OPERAND": _operand(weight.dtype),
+        "PRECISION": dot_precision(weight.dtype),
+        "STAGES": config.stages,
+    } | options(config.warps)
+
+
+def forward(
+    inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+) -> Tensor:
+    """All T states, like ``inputs`` (T, batch, n): one launch.  Everything is contiguous, in one
+    dtype.
+    """
+    states = torch.empty_like(inputs)
+    if inputs.numel() == 0:
+        return states
+    steps, batch, n = inputs.shape[:3]
+    constants = _constants("recurrence", inputs, weight, nonlinearity)
+    launch(
+        recurrence_kernel,
+        (-(-batch // constants["BM"]),),
+        inputs=inputs,
+        initial=initial,
+        w=weight,
+        bias=weight if bias is None else bias,
+        states=states,
+        steps=steps,
+        batch=batch,
+        n=n,
+        **constants,
+    )
+    return states
+
+
+def backward(
+    grad: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the inputs, the initial state and the bias: one launch, and a sum for the bias."""
+    grad_inputs, grad_initial = torch.empty_like(states), torch.empty_like(states[0])
+    if states.numel() == 0:
+        return grad_inputs, grad_initial, None if bias is None else torch.zeros_like(bias)
+    steps, batch, n = states.shape[:3]
+    constants = _constants("recurrence_backward", states, weight, nonlinearity)
+    programs = -(-batch // constants["BM"])
+    partial = torch.empty(
+        programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device
+    )
+    launch(
+        recurrence_backward_kernel,
+        (programs,),
+        grad=grad,
+        states=states,
+        w=weight,
+        bias=weight if bias is None else bias,
+        grad_inputs=grad_inputs,
+        grad_initial=grad_initial,
+        partial=partial,
+        steps=steps,
+        batch=batch,
+        n=n,
+        **constants,
+    )
+    return grad_inputs, grad_initial, None if bias is None else partial.sum(0).to(bias.dtype)

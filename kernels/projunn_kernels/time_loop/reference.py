@@ -1,0 +1,35 @@
+"""The time loop as one would write it on a blackboard, with autograd's own gradient."""
+
+import torch
+from torch import Tensor
+
+NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
+
+
+def recurrence(
+    inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+) -> Tensor:
+    """All states of the loop without U, real or complex: (T, batch, n)."""
+    states, h = [], initial
+    for x in inputs:
+        h = apply_nonlinearity(x + h @ weight.mT, bias, nonlinearity)
+        states.append(h)
+    return torch.stack(states)
+
+
+def apply_nonlinearity(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:
+    """f(z), real or complex; one of `NONLINEARITIES`.
+
+    Raises:
+        ValueError: another ``nonlinearity``.
+    """
+    if nonlinearity == "modrelu":
+        assert bias is not None
+        return z.sgn() * (z.abs() + bias).relu()
+    if nonlinearity == "relu":
+        return z.relu()
+    if nonlinearity == "tanh":
+        return z.tanh()
+    if nonlinearity == "identity":
+        return z
+    raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {', '.join(NONLINEARITIES)}")
