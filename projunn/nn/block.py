@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from projunn.init import haar_
-from projunn.manifold import matrix_view
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
 
 
@@ -72,9 +71,10 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
-        start = self.weight.sketch
-        factors = (matrix_view(self.weight) if start is None else self.weight).unbind(0)
-        x = input.to(matrix_view(self.weight).dtype) if self.is_complex else input
+        start = sketch_of(self.weight)
+        matrices = self._numbers(self.weight)
+        factors = (matrices if start is None else self.weight).unbind(0)
+        x = input.to(matrices.dtype) if self.is_complex else input
         # Blocks first, so that each factor is one batched product: (blocks, rows, size).
         x = x.reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
         for i, factor in enumerate(factors):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from projunn.init import haar_
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_convolution
 from projunn_kernels import fourier_convolution, frequencies
 
@@ -97,12 +97,12 @@ class _UnitaryConv(UnitaryModule):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
         if self.is_complex:
-            x = torch.view_as_real(x if x.is_complex() else x.to(matrix_view(self.weight).dtype))
+            x = torch.view_as_real(x if x.is_complex() else x.to(self.weight.dtype.to_complex()))
         elif x.is_complex():
             raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)
         size = list(self.output_size)
-        if self.weight.sketch is None:
+        if sketch_of(self.weight) is None:
             y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
         else:
             y = sketched_convolution(x, self.weight, self.own_weight, self.bias, size)

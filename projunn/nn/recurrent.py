@@ -6,8 +6,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
-from projunn.manifold import UnitaryParameter, matrix_view
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.manifold import UnitaryParameter
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_recurrence
 from projunn_kernels import NONLINEARITIES, recurrence
 
@@ -77,7 +77,7 @@ class _Recurrent(UnitaryModule):
         if initial is None:
             initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
         elif self.is_complex:
-            initial = torch.view_as_real(initial.to(matrix_view(weight).dtype))
+            initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
@@ -89,7 +89,7 @@ class _Recurrent(UnitaryModule):
             input_bias,
         )
         states, last = (
-            recurrence(*arguments) if weight.sketch is None else sketched_recurrence(*arguments)
+            recurrence(*arguments) if sketch_of(weight) is None else sketched_recurrence(*arguments)
         )
         return self._numbers(states), self._numbers(last)
 
