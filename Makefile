@@ -63,7 +63,7 @@ test-oldest:
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
 
-# No setup: torch and triton of the machine are used as they are.  SANITIZE=1 adds compute-sanitizer.
+# No setup: torch, triton and einops of the machine are used as they are.  SANITIZE=1 adds compute-sanitizer.
 gpu:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
 

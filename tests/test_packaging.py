@@ -53,7 +53,7 @@ projunn.retract(torch.eye(3), torch.ones(3, 1), torch.ones(3, 1))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_import_needs_torch_only(tmp_path):
+def test_import_needs_torch_and_einops_only(tmp_path):
     code = """
 import sys
 for name in ("triton", "matplotlib", "rich", "sklearn", "scipy"):

@@ -4,6 +4,7 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,7 +79,8 @@ class Images:
             mirrored = torch.rand(batch, 1, generator=generator) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         each = torch.arange(batch)[:, None, None]
-        return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        cut = padded[each, :, rows[:, :, None], columns[:, None, :]]
+        return rearrange(cut, "image h w c -> image c h w").contiguous()
 
     def test_data(self) -> Batch:
         return self._test
@@ -148,7 +150,8 @@ def _torchvision(name: str) -> tuple[Batch, Batch]:
         except (OSError, RuntimeError) as error:
             message = f"dataset: {name} is not in data/ and could not be downloaded ({error})"
             raise RuntimeError(message) from error
-        images = torch.as_tensor(part.data)  # (n, h, w) or (n, h, w, channels), bytes
-        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        images = torch.as_tensor(part.data)  # bytes
+        pattern = "image h w -> image 1 h w" if images.ndim == 3 else "image h w c -> image c h w"
+        images = rearrange(images, pattern)
         parts.append((images.float() / 255, torch.as_tensor(part.targets).long()))
     return parts[0], parts[1]

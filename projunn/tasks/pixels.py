@@ -4,6 +4,7 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,12 +38,12 @@ class Pixels(SequenceTask):
             source = torch.Generator().manual_seed(_PERMUTATION_SEED)
             order = torch.randperm(len(order), generator=source)
         self._images, self._labels = train[0][:, order], train[1]
-        self._test = test[0][:, order].mT.unsqueeze(-1), test[1]
+        self._test = _one_each_step(test[0][:, order]), test[1]
 
     def batch(self, generator: torch.Generator) -> Batch:
         size = (self.options.batch_size,)
         chosen = torch.randint(0, len(self._labels), size, generator=generator)
-        return self._images[chosen].mT.unsqueeze(-1), self._labels[chosen]
+        return _one_each_step(self._images[chosen]), self._labels[chosen]
 
     def test_data(self) -> Batch:
         return self._test
@@ -52,6 +53,11 @@ class Pixels(SequenceTask):
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.argmax(-1) == target).float().mean()
+
+
+def _one_each_step(images: Tensor) -> Tensor:
+    """A pixel a time step: each step has one feature."""
+    return rearrange(images, "image pixel -> pixel image 1")
 
 
 def _digits() -> tuple[Batch, Batch]:
@@ -81,5 +87,6 @@ def _mnist() -> tuple[Batch, Batch]:
         except (OSError, RuntimeError) as error:
             message = f"dataset: mnist is not in data/ and could not be downloaded ({error})"
             raise RuntimeError(message) from error
-        parts.append((part.data.flatten(1).float() / 255, part.targets.long()))
+        images = rearrange(part.data, "image h w -> image (h w)")
+        parts.append((images.float() / 255, part.targets.long()))
     return parts[0], parts[1]

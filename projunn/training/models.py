@@ -1,6 +1,7 @@
 """Models for the tasks: a recurrent body with a linear readout, a linear layer, or convolutions."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from projunn import init, models
@@ -28,7 +29,7 @@ class SequenceModel(nn.Module):
             h_n = last[0] if isinstance(last, tuple) else last  # an LSTM has cells beside it
             states = h_n[-1]
         if states.is_complex():
-            states = torch.view_as_real(states).flatten(-2)
+            states = rearrange(torch.view_as_real(states), "... unit part -> ... (unit part)")
         return self.readout(states)
 
 
