@@ -16,9 +16,10 @@ help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
 	@echo "make bench   the benchmarks     make clean   remove what was made"
-	@echo "make test-oldest  the kernels with the oldest Triton supported"
+	@echo "make test-oldest  the oldest Triton supported: the kernels' tests, and every variant compiled"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
-	@echo "make gpu     on a GPU, in place: checks, autotune, benchmarks into gpu-results/ (or OUT=...)"
+	@echo "make gpu     on a GPU, in place, 5 minutes: tests, checks, tuning, timings, one page of summary"
+	@echo "             QUICK=1 2 minutes  OUT=gpu-results  PEERS=wheels/  PUBLISHED=projUNN/  SANITIZE=1"
 
 setup: $(VENV)/.done
 
@@ -49,7 +50,8 @@ bench: setup
 	$(BIN)/python -m bench
 
 # The kernels with the oldest Triton supported, in an environment of its own.  (Its interpreter needs
-# NumPy before 2.4; torch's CPU build does not ask for a Triton.)
+# NumPy before 2.4; torch's CPU build does not ask for a Triton.)  Each kernel is compiled for every
+# architecture, and every variant for one: what has not changed since the last run is not compiled again.
 test-oldest:
 	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	@$(OLDEST) "torch==$(TORCH)+cpu" 2>/dev/null \
@@ -58,14 +60,19 @@ test-oldest:
 	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
 	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --tiny
+	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --variants --arch sm_90 \
+	  --out .venv-oldest/variants.jsonl
 
 # AOT_ARGS=--full compiles every candidate; AOT_ARGS="--out FILE" goes on where FILE ends.
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
 
-# No setup: torch, triton and einops of the machine are used as they are.  SANITIZE=1 adds compute-sanitizer.
+# No setup: torch, triton and einops of the machine are used as they are.  QUICK=1: two minutes in place of
+# five; OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
+# code; SANITIZE=1 adds compute-sanitizer.
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(SANITIZE),--sanitizer)
+	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \
+	  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(SANITIZE),--sanitizer)
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 from bench.records import Results, Row, show
 from bench.timing import measure
 from projunn import unitarity_defect
-from projunn.drift import polish_period
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
+from projunn.optim.drift import polish_period
 from projunn_kernels import polish_
 
 SIZE, STEPS, CHUNK = 64, 1_000_000, 100_000

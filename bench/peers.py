@@ -21,7 +21,7 @@ Step = Callable[[], object]
 
 def parametrized(weight: Tensor, gradient: Tensor, orthogonal_map: str) -> Step:
     """``torch.nn.utils.parametrizations.orthogonal``: the map, its backward, and SGD."""
-    layer = nn.Linear(*weight.shape, bias=False, dtype=weight.dtype)
+    layer = nn.Linear(*weight.shape, bias=False, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
     parametrizations.orthogonal(layer, orthogonal_map=orthogonal_map, use_trivialization=False)
@@ -31,7 +31,7 @@ def parametrized(weight: Tensor, gradient: Tensor, orthogonal_map: str) -> Step:
 def geotorch(weight: Tensor, gradient: Tensor) -> Step:
     """geotorch's orthogonal layer: the exponential of a skew-symmetric matrix."""
     package = importlib.import_module("geotorch")
-    layer = nn.Linear(*weight.shape, bias=False, dtype=weight.dtype)
+    layer = nn.Linear(*weight.shape, bias=False, dtype=weight.dtype, device=weight.device)
     package.orthogonal(layer, "weight")
     layer.weight = weight
     return _through_autograd(layer, gradient)
@@ -108,9 +108,8 @@ class _Matrix(nn.Module):
         return nn.functional.linear(input, self.weight.reshape(self.weight.shape[-2:]))
 
 
-def peers(weight: Tensor, gradient: Tensor) -> dict[str, Step]:
-    """Those that are installed, each on a copy of the real ``weight``."""
-    makers: dict[str, Callable[[], Step]] = {
+def _makers(weight: Tensor, gradient: Tensor) -> dict[str, Callable[[], Step]]:
+    return {
         "pogo": lambda: pogo(weight, gradient),
         "geoopt euclidean": lambda: geoopt(weight, gradient, canonical=False),
         "geoopt canonical": lambda: geoopt(weight, gradient, canonical=True),
@@ -119,7 +118,16 @@ def peers(weight: Tensor, gradient: Tensor) -> dict[str, Step]:
         "torch cayley": lambda: parametrized(weight, gradient, "cayley"),
         "torch householder": lambda: parametrized(weight, gradient, "householder"),
     }
-    return _installed(makers)
+
+
+def peers(weight: Tensor, gradient: Tensor) -> dict[str, Step]:
+    """Those that are installed, each on a copy of the real ``weight``."""
+    return _installed(_makers(weight, gradient))
+
+
+def made(name: str, weight: Tensor, gradient: Tensor) -> Step:
+    """One of them; ImportError where it is not installed."""
+    return _makers(weight, gradient)[name]()
 
 
 def _installed(makers: dict[str, Callable[[], T]]) -> dict[str, T]:

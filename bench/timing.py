@@ -1,4 +1,4 @@
-"""Times of several callables in one process, taken in turn: they share the machine's moods."""
+"""Times several callables in one process, interleaved, so that every case sees the same load."""
 
 import gc
 import time

@@ -1,4 +1,4 @@
-"""What to watch while training.  Every result stays on the device: reading it is up to the caller."""
+"""What to watch while training.  Every result stays on its device, so that only reading it waits."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,15 @@ from projunn.manifold import matrix_view
 def unitarity_defect(weight: Tensor) -> Tensor:
     """‖W^H W - I‖_F / sqrt(n) of each matrix: (*batch, m, n) gives (*batch).
 
-    For a wide weight (m < n), whose rows are orthonormal, ‖W W^H - I‖_F / sqrt(m).  Takes a
-    `projunn.UnitaryParameter` or any real or complex floating-point tensor; half precision is
-    measured in float32.  O(n^3): made for every hundredth step, not for every one.
+    A wide weight (m < n) should have orthonormal rows: for it the result is ‖W W^H - I‖_F / sqrt(m).
+    The cost is O(n^3), which suits every hundredth step better than every step.
+
+    Args:
+        weight: a `projunn.UnitaryParameter`, or any real or complex floating-point tensor of matrices.
+            Half precision is measured in float32.
+
+    Raises:
+        ValueError: ``weight`` does not hold real or complex matrices.
     """
     matrix = _matrix("weight", weight)
     if matrix.shape[-2] < matrix.shape[-1]:
@@ -24,11 +30,11 @@ def unitarity_defect(weight: Tensor) -> Tensor:
 def eigenphases(weight: Tensor) -> Tensor:
     """The angles of the eigenvalues of each square matrix, ascending in (-pi, pi]: (*batch, n).
 
-    The spectrum of a unitary matrix lies on the unit circle.  Haar-random weights spread it evenly;
-    weights initialised near the identity have it near 0.  Computed in float64.
+    The eigenvalues of a unitary matrix lie on the unit circle.  Those of Haar-random weights are spread
+    evenly over it; those of weights near the identity have angles near 0.  Computed in float64.
 
     Raises:
-        ValueError: the matrices are not square.
+        ValueError: ``weight`` does not hold square matrices.
     """
     matrix = _matrix("weight", weight)
     if matrix.shape[-1] != matrix.shape[-2]:
@@ -37,14 +43,19 @@ def eigenphases(weight: Tensor) -> Tensor:
 
 
 def captured_energy(matrix: Tensor, rank: int) -> Tensor:
-    """Share of the energy of each matrix that its best rank-k approximation holds: (*batch).
+    """The share of each matrix's energy that its best approximation of rank k holds: (*batch).
 
         sum of the k largest sigma^2 / sum of all sigma^2
 
-    1 for a zero matrix.  By eigenvalues of the smaller Gram matrix, in float64.
+    It tells how much of a gradient a step of rank k can follow.  It is 1 for a zero matrix.  Computed
+    from the eigenvalues of the smaller Gram matrix, in float64.
+
+    Args:
+        matrix: (*batch, m, n), real or complex.
+        rank: k.
 
     Raises:
-        ValueError: ``rank`` is below 1.
+        ValueError: ``rank`` is below 1, or ``matrix`` does not hold real or complex matrices.
     """
     if rank < 1:
         raise ValueError(f"rank: got {rank}, wanted at least 1")

@@ -1,4 +1,4 @@
-"""A tensor known by its low-rank factors: the gradient of a weight that is sketched."""
+"""Tensors known by their low-rank factors: the gradients of layers with ``sketch_rank``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +10,29 @@ aten = torch.ops.aten
 
 
 class FactoredTensor(torch.Tensor):
-    """``L R^H`` of shape (*batch, m, n), held as L (*batch, m, r) and R (*batch, n, r).
+    """``L R^H`` of shape (*batch, m, n), stored as L (*batch, m, r) and R (*batch, n, r).
 
-    This is what ``weight.grad`` is for layers with ``sketch_rank``.  It adds up exactly, the rank of a
-    sum being the sum of the ranks, and it can do what training loops do with gradients: be scaled,
-    zeroed, detached, cloned, converted, added to a dense tensor, and give its Frobenius norm, so that
-    ``zero_grad``, ``clip_grad_norm_`` and ``GradScaler`` work as they are.  (The norm is that of
-    ``L R^H``, the gradient as sketched, without what the sketch left out.)
+    ``weight.grad`` of a layer with ``sketch_rank`` is such a tensor.  Sums are exact: the rank of a sum
+    is the sum of the ranks.  It can be scaled, zeroed, detached, cloned, converted and added to a dense
+    tensor, and it gives its Frobenius norm, so that ``zero_grad``, ``clip_grad_norm_`` and
+    ``GradScaler`` work as they are.  The norm is that of ``L R^H``, without what the sketch left out of
+    the gradient.
 
     Args:
         left: L, real or complex.
-        right: R, of the same dtype and batch.
-        pairs: the tensor stands for a complex one stored as real pairs, (*batch, m, n, 2), and is real,
-            while the factors are complex.  They may be given, and are held, as pairs as well.
+        right: R, of the same dtype and batch as L.
+        pairs: if True the tensor stands for a complex one that is stored as real pairs: its shape is
+            (*batch, m, n, 2) and its dtype real, while L and R are complex.  They may be given as pairs
+            too, and are stored as pairs.
 
     Attributes:
-        left, right, pairs: as given, complex with ``pairs``.
-        stored_left, stored_right: the factors as they are held; views of the same memory.
+        left, right: L and R, complex with ``pairs``.
+        pairs: as given.
+        stored_left, stored_right: the factors as they are stored; ``left`` and ``right`` are views of
+            them.
 
     Raises:
-        TypeError: an operation that needs the entries; ``to_dense()`` forms them.
+        TypeError: an operation that needs the entries.  ``to_dense()`` computes them.
     """
 
     stored_left: Tensor
@@ -65,16 +68,16 @@ class FactoredTensor(torch.Tensor):
         return self.stored_left.shape[-2 if self.pairs else -1]
 
     def to_dense(self, *arguments: Any, **options: Any) -> Tensor:
-        """The entries, (*batch, m, n) or (*batch, m, n, 2)."""
+        """All entries as a dense tensor, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``."""
         product = self.left @ _adjoint(self.right)
         return torch.view_as_real(product) if self.pairs else product
 
     def with_factors(self, left: Tensor, right: Tensor) -> "FactoredTensor":
-        """Another tensor of this kind."""
+        """A new `FactoredTensor` with these factors and this one's ``pairs``."""
         return FactoredTensor(left, right, self.pairs)
 
     def part(self, index: int) -> "FactoredTensor":
-        """The tensor at an index of the first batch axis; shares memory."""
+        """The tensor at an index of the first batch axis.  It shares memory with this one."""
         return self.with_factors(self.stored_left[index], self.stored_right[index])
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -119,7 +122,7 @@ def squared_norm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _adjoint(factor: Tensor) -> Tensor:
-    """``factor.mH``, computed: a conjugate view is misread inside ``__torch_dispatch__``."""
+    """``factor.mH``, computed, because a lazily conjugated view is misread in ``__torch_dispatch__``."""
     return factor.conj_physical().mT
 
 
@@ -221,7 +224,7 @@ def _stack(tensors: list[FactoredTensor], dim: int = 0) -> Tensor:
 
 
 def _unscale_(tensors: list[Tensor], found: Tensor, inverse: Tensor) -> None:
-    """`GradScaler`: scale the dense ones and the left factors, look at all."""
+    """For `GradScaler`: scales dense gradients and left factors, and looks for infinities in all."""
     lefts, rights, others = [], [], []
     for t in tensors:
         if isinstance(t, FactoredTensor):

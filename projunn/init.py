@@ -1,8 +1,9 @@
-"""Initialisers, in place: each fills every matrix of a batch with a unitary one.
+"""Initialisers, in place: each replaces every matrix of a batch by a unitary one.
 
-They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex,
-compute in float64, and return the tensor.  Rectangular matrices get orthonormal rows or
-columns, whichever are fewer.  ``generator`` is the source of the random numbers.
+They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
+return it.  They compute in float64, so that float32 weights start with a defect of rounding, 1.3e-7.
+Rectangular matrices get orthonormal rows or columns, whichever are fewer.  ``generator`` is the source
+of the random numbers.  A tensor that does not hold real or complex matrices raises ``ValueError``.
 """
 
 from math import pi
@@ -14,9 +15,10 @@ from projunn.manifold import matrix_view
 
 
 def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Haar measure, the uniform distribution: Q of a Gaussian matrix' QR with R's diagonal positive.
+    """Random unitary matrices from the Haar measure, which is the uniform distribution.
 
-    Mezzadri, Notices of the AMS 54, 2007.
+    Each is the Q of a Gaussian matrix' QR decomposition, with signs or phases such that R has a positive
+    diagonal.  Source: Mezzadri, Notices of the AMS 54, 2007.
     """
     matrix = _matrix(tensor)
     *batch, m, n = matrix.shape
@@ -29,25 +31,26 @@ def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def identity_(tensor: Tensor) -> Tensor:
-    """The identity (ones on the diagonal where the matrices are rectangular)."""
+    """The identity matrix; rectangular matrices get ones on the diagonal and zeros elsewhere."""
     matrix = _matrix(tensor)
     matrix.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
     return tensor
 
 
 def henaff_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Block-diagonal plane rotations by angles uniform in (-pi, pi]; complex: diagonal phases.
+    """Rotations of pairs of coordinates (2j, 2j + 1), by angles uniform in (-pi, pi].
 
-    Henaff, Szlam, LeCun, ICML 2016.
+    Complex matrices are diagonal, with such angles as phases.  Source: Henaff, Szlam, LeCun, ICML 2016.
     """
     return _rotations(tensor, -pi, pi, generator)
 
 
 def cayley_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Block-diagonal plane rotations by angles uniform in [0, pi/2]; complex: diagonal phases.
+    """Rotations of pairs of coordinates (2j, 2j + 1), by angles uniform in [0, pi/2].
 
-    Cayley transform of the skew matrices with entries tan(t/2), t uniform in [0, pi/2]: Helfrich,
-    Willmott, Ye, ICML 2018.
+    They are the Cayley transforms of skew matrices with entries tan(t/2), t uniform in [0, pi/2].
+    Complex matrices are diagonal, with such angles as phases.  Source: Helfrich, Willmott, Ye, ICML
+    2018.
     """
     return _rotations(tensor, 0, pi / 2, generator)
 

@@ -1,4 +1,4 @@
-"""How far a classifier's answers hold: Lipschitz bounds from measured norms, certified accuracy."""
+"""How far from an input a classifier's answer holds: Lipschitz bounds, and certified accuracy."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,11 +26,11 @@ _CONTRACTIONS = (
 def operator_norm(layer: nn.Module) -> float:
     """The largest factor by which a layer can stretch the 2-norm of a difference of inputs.
 
-    Measured, in float64: the largest singular value of the weight, over all frequencies for
-    convolutions.  1 for known contractions such as ReLU and `projunn.nn.GroupSort`.
+    It is measured in float64: the largest singular value of the weight and, for convolutions, of the
+    matrices at all frequencies.  It is 1 for known contractions such as ReLU and `projunn.nn.GroupSort`.
 
     Raises:
-        TypeError: a kind of layer with no known bound (batch normalisation, residual sums, ...).
+        TypeError: a kind of layer with no known bound, such as batch normalisation or a residual sum.
     """
     if isinstance(layer, (_UnitaryConv, CayleyConv2d)):
         matrices = layer.frequency_response()
@@ -73,19 +73,22 @@ def certified_accuracy(
     radii: Sequence[float],
     lipschitz: float | None = None,
 ) -> list[float]:
-    """Share of inputs answered rightly whatever is added to them, up to each radius in 2-norm.
+    """The share of inputs whose right answer no change of a 2-norm up to a radius can make wrong.
 
         margin = (logit of the right class) - (largest other logit) > sqrt(2) L radius
 
-    Two logits of an L-Lipschitz model differ by a sqrt(2) L-Lipschitz function (Tsuzuku, Sato,
-    Sugiyama, NeurIPS 2018).  L is measured on the weights as they are, so rounding drift and layers
-    that are not orthogonal are paid for, not assumed away.
+    An answer holds within the radius if its margin is that large, because the difference of two logits
+    of an L-Lipschitz model is sqrt(2) L-Lipschitz (Tsuzuku, Sato, Sugiyama, NeurIPS 2018).  L is
+    measured on the weights as they are, so that rounding drift and layers that are not orthogonal count.
 
     Args:
-        model: gives logits (batch, classes); evaluated as it is, call ``eval()`` first.
+        model: maps inputs to logits (batch, classes).  It is evaluated as it is: call ``eval()`` first.
         batches: pairs of inputs and labels.
-        radii: 0 gives the plain accuracy.
-        lipschitz: L; default `lipschitz_bound` of ``model``.
+        radii: the radii; 0 gives the plain accuracy.
+        lipschitz: L; by default the `lipschitz_bound` of ``model``.
+
+    Returns:
+        One share, from 0 to 1, for each radius.
 
     Raises:
         ValueError: a radius below 0, or no input.

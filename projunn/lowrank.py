@@ -1,6 +1,7 @@
 """Low-rank factors of a gradient: ``D ~ X Y^H`` with X (*batch, m, k) and Y (*batch, n, k).
 
-Two reads of D, except for ``svd``.  The sketches are from section 3.3 of arXiv 2203.05483.
+Every method but ``svd`` reads D twice.  ``lsi`` and ``column`` are from section 3.3 of arXiv 2203.05483;
+``subspace`` makes each optimizer step one step of block power iteration.
 """
 
 import torch
@@ -25,8 +26,9 @@ def factorize(
     method      left, right
     ==========  ================================================================================
     "lsi"       Y = orth(D^H R), X = D Y, with R random (m x k)
-    "subspace"  the same with R = ``basis``; feed the last ``left`` back in and it converges to the
-                leading singular subspace of a slowly changing D.  ``basis=None`` draws R at random.
+    "subspace"  the same with R = ``basis``, or a random R if that is None.  If each call gets the
+                ``left`` of the one before, the factors converge to the leading singular subspace of
+                a slowly changing D.
     "column"    X = orth(C), Y = D^H X, with k columns C of D drawn without replacement with
                 probability proportional to their norms
     "svd"       the best approximation (Eckart-Young): X = U_k S_k, Y = V_k
@@ -36,13 +38,13 @@ def factorize(
         matrix: D, (*batch, m, n), real or complex; float16 and bfloat16 are computed in float32.
         rank: k, from 1 to min(m, n).
         method: one of the table.
-        basis: R for "subspace", (*batch, m, k), full column rank; any scale.
-        generator: source of the random numbers, on ``matrix``'s device.
+        basis: R for "subspace", (*batch, m, k), of full column rank; its scale does not matter.
+        generator: source of the random numbers, on the device of ``matrix``.
 
     Returns:
         left (*batch, m, k) and right (*batch, n, k).  One of the two has orthonormal columns.  A zero
-        matrix gives a zero ``left`` (or, for "column", a zero ``right``); a matrix of rank below k is
-        reproduced to rounding by "svd", "lsi" and "subspace".  Never NaN for a finite matrix.
+        matrix gives a zero ``left`` (or, for "column", a zero ``right``).  "svd", "lsi" and "subspace"
+        reproduce a matrix of rank below k to rounding.  A finite matrix never gives NaN.
 
     Raises:
         ValueError: unknown ``method``, ``rank`` out of range, a ``basis`` of the wrong shape or for
@@ -65,7 +67,7 @@ def factorize(
 
 
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """``count`` columns without replacement, drawn in proportion to their norms."""
+    """Draws ``count`` columns without replacement, with probabilities proportional to their norms."""
     norms = torch.linalg.vector_norm(matrix, dim=-2)
     # The first arrivals of exponential clocks whose rates are the norms are such a draw.
     clocks = torch.empty_like(norms).exponential_(generator=generator)

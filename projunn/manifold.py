@@ -1,7 +1,7 @@
-"""Which parameters are unitary, and how their matrices are laid out.
+"""Which parameters are unitary, and how their matrices are stored.
 
-A unitary parameter is an ``nn.Parameter`` of the class ``UnitaryParameter``.  It holds a batch of
-matrices in one of three layouts, and `matrix_view` shows them all as (*batch, m, n):
+A unitary parameter is an ``nn.Parameter`` of the class `UnitaryParameter`.  It holds a batch of matrices
+in one of three layouts, and `matrix_view` gives all of them as (*batch, m, n):
 
 * real, or natively complex: (*batch, m, n);
 * ``pairs``: complex as interleaved real pairs, (*batch, m, n, 2), as our own layers store it;
@@ -23,22 +23,25 @@ _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
 class UnitaryParameter(nn.Parameter):
-    """A parameter whose matrices stay unitary (orthogonal, semi-orthogonal) under `projunn.optim`.
+    """A parameter whose matrices the optimizers of `projunn.optim` keep unitary.
+
+    Real matrices are kept orthogonal, rectangular ones semi-orthogonal.  The parameter stays recognised
+    through ``deepcopy``, pickling, ``torch.save`` and ``torch.load``, ``Module.to`` and
+    ``load_state_dict``.
 
     Args:
-        data: the matrices, in one of the layouts of this module's page.  Kept as they are:
-            initialise with `projunn.init`, or use `projunn.constrain` to project.
+        data: the matrices, in one of the layouts at the top of this module.  They are taken as they are:
+            initialise them with `projunn.init`, or project an existing parameter with
+            `projunn.constrain`.
         requires_grad: as in ``nn.Parameter``.
-        pairs: the last axis holds real and imaginary part.
-        blocks: number of matrices stacked along the rows.
+        pairs: whether the last axis holds real and imaginary parts.
+        blocks: the number of matrices that are stacked along the rows.
 
     Attributes:
         pairs, blocks: as given.
-        sketch: the factors that the next gradient's sketch starts from, where a layer with
-            ``sketch_rank`` owns the parameter; its gradients are then `projunn.FactoredTensor`.
-
-    The mark survives ``deepcopy``, pickling, ``torch.save`` and ``load``, ``Module.to`` and
-    ``load_state_dict``.
+        sketch: the factors that the next sketch of a gradient starts from, if the parameter belongs to a
+            layer with ``sketch_rank``; its gradients are then of the class `projunn.FactoredTensor`.
+            Otherwise None.
     """
 
     pairs: bool
@@ -85,7 +88,10 @@ def _mark(
 
 
 def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """``tensor``, laid out as ``parameter`` is, seen as matrices (*batch, m, n); shares memory."""
+    """The matrices (*batch, m, n) of ``tensor``, which is stored as ``parameter`` is; a view of it.
+
+    Real pairs become complex numbers, and stacked blocks become an axis of the batch.
+    """
     if not isinstance(parameter, UnitaryParameter):
         return tensor
     if parameter.pairs:
@@ -97,15 +103,16 @@ def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def matrix_view(parameter: Tensor) -> Tensor:
-    """The matrices of a parameter, (*batch, m, n), complex where they are; a view, with autograd.
+    """The matrices of a parameter as real or complex numbers, (*batch, m, n).
 
-    Any tensor that is no `UnitaryParameter` comes back as it is.
+    The result is a view of the parameter, and autograd goes through it.  A tensor that is no
+    `UnitaryParameter` is returned as it is.
     """
     return view_like(parameter, parameter)
 
 
 def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
-    """The unitary parameters of ``module``, each once, in the order of ``module.parameters()``."""
+    """Lists the unitary parameters of ``module``, each once, in the order of ``module.parameters()``."""
     return [p for p in module.parameters() if isinstance(p, UnitaryParameter)]
 
 
@@ -113,19 +120,20 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
     """Make the existing parameter ``module.name`` unitary, in place, and return ``module``.
 
     The parameter's matrices are replaced by their polar factors, the nearest unitary (or
-    semi-orthogonal) matrices, and the parameter object itself is marked: ties, optimizers and
-    ``nn.RNN``'s flat weights go on working.
+    semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
+    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.
 
     Args:
-        module: e.g. ``nn.Linear``, ``nn.RNN``, ``nn.GRU``, ``nn.LSTM``; float32, float64, complex64
-            or complex128.
-        name: the parameter's name: ``"weight"``, ``"weight_hh_l0"``, ...
-        blocks: number of matrices stacked along the rows.  Default: one per gate for the weights of
-            ``nn.LSTM`` (4) and ``nn.GRU`` (3), else 1.
+        module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,
+            float64, complex64 or complex128.
+        name: the name of the parameter, such as ``"weight"`` or ``"weight_hh_l0"``.
+        blocks: the number of matrices that are stacked along the rows.  By default one for each gate of
+            an ``nn.LSTM`` (4) or ``nn.GRU`` (3), and 1 for all others.
 
     Raises:
-        ValueError: no such parameter, not a matrix, a convolution's filter (use `projunn.nn`'s
-            convolutions), rows not divisible by ``blocks``, or non-finite entries.
+        ValueError: there is no such parameter, it is not a matrix or is a convolution's filter (take the
+            convolutions of `projunn.nn`), ``blocks`` does not divide its rows, or it has entries that
+            are not finite.
         TypeError: a dtype that is not one of the four.
     """
     parameter = module._parameters.get(name)
@@ -178,7 +186,7 @@ def restore_marks(module: nn.Module, known: Marks) -> None:
 
 
 def keep_marks(module: nn.Module) -> None:
-    """Let the marks of ``module`` outlast ``load_state_dict(..., assign=True)``."""
+    """Keep the unitary parameters of ``module`` marked through ``load_state_dict(..., assign=True)``."""
     module.register_load_state_dict_post_hook(partial(_after_load, known=marks(module)))
 
 

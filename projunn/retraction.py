@@ -5,11 +5,11 @@ differs from the identity only in the span of the step:
 
     Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn_kernels.retract_`)
 
-F is a 2k x 2k unitary matrix minus the identity (`projunn_kernels.rotation`), Q has orthonormal
-columns (`retraction.basis`); both are float64.  ``W Q`` is computed as a product: replacing
-``W Z`` by X, equal in exact arithmetic, would make rounding grow from step to step.  Because
-``I + Q F Q^H`` is unitary for steps of any size, nothing here can leave the manifold by more than
-rounding.  There is no n x n decomposition and, in place, no second n x n matrix.
+Q has orthonormal columns (`projunn_kernels.step_basis`), and F is a 2k x 2k unitary matrix minus the
+identity (`projunn_kernels.rotation`); both are float64.  ``W Q`` is computed as a product.  Taking X for
+``W Z``, which is the same in exact arithmetic, would make rounding grow from step to step.  Because
+``I + Q F Q^H`` is unitary for steps of any size, no step can leave the manifold by more than rounding.
+There is no n x n decomposition and, in place, no second n x n matrix.
 """
 
 import torch
@@ -21,7 +21,7 @@ from projunn_kernels import RETRACTIONS
 
 
 def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
-    """The unitary matrix reached from ``weight`` by the step ``left @ right.mH``; a new tensor.
+    """The unitary matrix that the step ``left @ right.mH`` leads to from ``weight``; a new tensor.
 
     ==========  =======================================================  ===================
     retraction  result, with D = left right^H, A = (W^H D - D^H W)/2     in arXiv 2203.05483
@@ -31,23 +31,23 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
     "cayley"    W (I - A/2)^-1 (I + A/2)                                 (for comparison)
     ==========  =======================================================  ===================
 
-    Wide weights (m < n) with orthonormal rows use the same formulas, tall ones (m > n) their mirror
-    image: the unitary factor acts from the larger side.  (For rectangular W, "polar" is this isometric
-    retraction; the nearest semi-unitary matrix to W + D only to first order.)
+    Wide weights (m < n), which have orthonormal rows, use the same formulas.  Tall ones (m > n) use
+    their mirror image, so that the unitary factor acts from the larger side.  For rectangular W, "polar"
+    is then the nearest semi-unitary matrix to W + D only to first order.
 
     Args:
-        weight: (*batch, m, n), unitary; float32, float64, complex64 or complex128.  A
-            `projunn.UnitaryParameter` is read as its matrices.
-        left: (*batch, m, k), k from 1 to min(m, n); dtype and device of ``weight``.
+        weight: (*batch, m, n), unitary; float32, float64, complex64 or complex128.  Of a
+            `projunn.UnitaryParameter` the matrices are taken.
+        left: (*batch, m, k), with k from 1 to min(m, n), in the dtype and on the device of ``weight``.
         right: (*batch, n, k), likewise.
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
 
     Returns:
-        (*batch, m, n), without gradient: a step is no part of a model.  Accurate to a few ulp: under
-        1e-13 (float64) and 5e-6 (float32) for steps of norm up to 2, "polar" divided by the smallest
-        singular value of W + D.  A zero step returns ``weight`` exactly, and so does a step that cannot
-        be taken: factors that are not finite, or a result that they do not determine to working
-        precision ("polar": W + D is singular; "exp": angles above eps^-1/2).
+        (*batch, m, n), without gradient, because a step is no part of a model.  The error is under 1e-13
+        (float64) and 5e-6 (float32) for steps of norm up to 2; for "polar" divide by the smallest
+        singular value of W + D.  A zero step returns ``weight`` exactly.  So does a step that cannot be
+        taken, because its factors are not finite or do not determine the result to working precision
+        ("polar": W + D is singular; "exp": angles above eps^-1/2).
 
     Raises:
         ValueError: unknown ``retraction``, or shapes or devices that do not fit.
@@ -58,7 +58,7 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
 
 
 def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
-    """`retract`, in place; returns ``weight``."""
+    """`retract` in place: the new matrices overwrite ``weight``, which is returned."""
     with torch.no_grad():
         take_step_(matrix_view(weight), left, right, retraction)
     return weight

@@ -7,7 +7,8 @@ RETRACTIONS = ("exp", "polar", "cayley")
 
 
 def precise(tensor):
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    """In float64 and on the CPU, wherever it was computed."""
+    return tensor.to("cpu", torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def polar(matrix):

@@ -6,9 +6,11 @@ import pytest
 
 from projunn.cli import main
 
-QUICK = ["--hidden", "8", "--length", "10", "--batch-size", "4", "--log-every", "5"]
+QUICK = ["--hidden", "8", "--length", "10", "--batch-size", "4", "--log-every", "5", "--device", "cpu"]
+trains = pytest.mark.requires("rich", "matplotlib")
 
 
+@trains
 def test_train_prints_progress_and_results(tmp_path, capsys):
     arguments = ["train", "adding", *QUICK, "--steps", "10", "--compare", "lstm"]
     assert main([*arguments, "--out", str(tmp_path / "r")]) == 0
@@ -19,6 +21,7 @@ def test_train_prints_progress_and_results(tmp_path, capsys):
     assert str(tmp_path / "r") in printed.replace("\n", "")
 
 
+@trains
 def test_resume_goes_on(tmp_path, capsys):
     folder = str(tmp_path / "r")
     assert main(["train", "adding", *QUICK, "--steps", "5", "--out", folder]) == 0
@@ -26,6 +29,7 @@ def test_resume_goes_on(tmp_path, capsys):
     assert "unitary  step     10" in capsys.readouterr().out
 
 
+@trains
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -50,6 +54,7 @@ def test_one_line_for_a_mistake(tmp_path, monkeypatch, capsys, arguments, words)
     assert not list(tmp_path.iterdir())
 
 
+@trains
 def test_a_run_is_never_overwritten(tmp_path, capsys):
     arguments = ["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path)]
     assert main(arguments) == 0
@@ -57,16 +62,18 @@ def test_a_run_is_never_overwritten(tmp_path, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
+@trains
 def test_out_may_not_be_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path / "file")]) == 2
     assert "is a file, wanted a folder" in capsys.readouterr().err
 
 
+@trains
 def test_resume_without_the_device_of_the_run(tmp_path, capsys):
     assert main(["train", "adding", *QUICK, "--steps", "1", "--out", str(tmp_path)]) == 0
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"auto"', '"cuda:99"'))
+    config.write_text(config.read_text().replace('"cpu"', '"cuda:99"'))
     assert main(["train", "--resume", str(tmp_path)]) == 2
     assert "device: 'cuda:99' is not available" in capsys.readouterr().err
 

@@ -1,7 +1,6 @@
 """A training step as one CUDA graph (docs/cuda-graphs.md), and tables of addresses under capture."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -58,7 +57,7 @@ def test_replays_train_as_steps_do(kind):
     assert projunn.unitarity_defect(weight).item() < 1e-5
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.requires("triton")
 def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
     """A replay would copy from host memory that has long been freed."""
     from projunn_kernels import launching as launch

@@ -1,23 +1,23 @@
-"""Operations on batches of square or rectangular matrices, imported as ``projunn_kernels``.
+"""Operations on batches of matrices, real and complex: what `projunn` is made of.
 
-One operation a file, each with its formula, a plain reference, the PyTorch path, and the operator
-``torch.ops.projunn.*`` that GPUs and ``torch.compile`` go through.  A projUNN step passes through
-them in this order::
+Each operation is a folder: its declaration, the PyTorch operations that CPUs run (``eager``), the Triton
+kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the plain formula
+(``reference``).  A projUNN step at W passes through them in this order::
 
-    factor       Y = orth(D^H R), X = D Y       two reads of D
-    products     Z = W^H X                      one read of W           \\
-    basis        Z Y^H = Q E Q^H                n x 2k, Q orthonormal    |
-    rotation     F = f(E) - I                   2k x 2k                  | retract
-    products     L = W Q                        one read of W            |
-    rank_update  W += L (Q F^H)^H               one read and write of W /
+    factorization   Y = orth(D^H R),  X = D Y      two reads of D
+    products        Z = W^H X                      one read of W
+    retraction      Z Y^H = Q E Q^H                Q: n x 2k, orthonormal columns
+    retraction      F = f(E) - I                   2k x 2k, in float64
+    retraction      W <- W + (W Q) (Q F^H)^H       one more read of W, and one write
+    warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
 
-`fused_step` is all of it for parameters of one shape; ``sketch`` takes the factors of a gradient that
-is never formed, and ``factored_step`` goes on from there.  ``recurrence`` is the time loop of the
-unitary RNN (on a CPU, `time_loop`; its sums over time are `time_sums`), and ``convolution`` the
-Fourier-domain convolution, made of ``spectral`` products over the bins that ``frequencies`` tells
-apart.  ``jit`` holds the Triton kernels under these, ``tuning`` how they are configured (by ``tables``
-or in ``closed_form``, for ``problems``), ``backends`` what runs when.  Nothing here imports ``projunn``,
-and nothing but ``jit`` imports triton.
+`step` calls them, and makes all of it in one launch for small matrices.  `sketching` makes the factors
+of a gradient that is never formed, `polish` repairs the drift of rounding, `time_loop` is the loop of
+the unitary RNN, and `convolution` the convolution in the Fourier domain.
+
+`operation` says how an operation is called, `backends` which of its paths runs, `configs` with which
+tile sizes, and `tuning` finds better ones.  Nothing here imports ``projunn``, and triton is imported
+only where a kernel is launched.  ``kernels/README.md`` has a glossary.
 """
 
 from projunn_kernels.convolution import (
@@ -43,6 +43,7 @@ from projunn_kernels.time_loop import (
     recurrence,
     recurrence_backward,
 )
+from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
     "NONLINEARITIES",
@@ -66,6 +67,7 @@ __all__ = [
     "rank_update_",
     "recurrence",
     "recurrence_backward",
+    "refresh_basis_",
     "retract_",
     "rotation",
     "seeded_normal",

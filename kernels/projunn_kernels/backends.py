@@ -1,4 +1,4 @@
-"""The choice of what runs the operations: the one place where it is made and checked.
+"""Which backend runs the operations: the one place where that is chosen and checked.
 
 ========== =================================================================================
 backend    what runs
@@ -28,16 +28,22 @@ _chosen: str | None = None
 
 
 class backend:
-    """Choose the backend: ``projunn.backend("torch")`` from now on, or inside a ``with`` block.
+    """Chooses the backend: for the process from now on, or inside a ``with`` block.
+
+        projunn.backend("torch")
+        with projunn.backend("triton"): ...
 
     Args:
-        name: ``"auto"`` (default of every process), ``"torch"``, ``"triton"`` or ``"interpret"``
-            (Triton's interpreter, on CPU tensors; ask for it before anything imports triton, or start
-            the process with ``TRITON_INTERPRET=1``).
+        name: ``"auto"`` takes Triton kernels on GPU tensors where triton is installed, and PyTorch
+            elsewhere; it is the default.  ``"torch"`` takes PyTorch everywhere.  ``"triton"`` takes
+            Triton kernels, and raises for a tensor that is not on a GPU.  ``"interpret"`` runs them on
+            CPU tensors in Triton's interpreter, which must be asked for before anything imports triton,
+            or by ``TRITON_INTERPRET=1`` when the process starts.
 
     Raises:
         ValueError: ``name`` is none of these.
-        RuntimeError: an explicit choice that cannot be met; ``auto`` never raises.
+        RuntimeError: an explicit choice that cannot be met: triton is not installed, there is no GPU, or
+            triton was imported without its interpreter.  ``auto`` never raises.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,7 +76,7 @@ def chosen_backend() -> tuple[str, str]:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor run as Triton kernels.
+    """True if operations on this tensor run as Triton kernels.
 
     Raises:
         RuntimeError: backend ``triton`` and a tensor that is not on a GPU.
@@ -83,13 +89,22 @@ def uses_triton(tensor: Tensor) -> bool:
     return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
 
 
+def on_device(tensor: Tensor) -> bool:
+    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+
+    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
+    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    """
+    return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
+
+
 @cache
 def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
-    """Whether this process runs Triton kernels in the interpreter."""
+    """True if this process runs Triton kernels in the interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 

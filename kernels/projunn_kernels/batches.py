@@ -5,28 +5,35 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from projunn_kernels.backends import on_device
+
 
 def as_blocks(tensor: Tensor) -> Tensor:
     """(*batch, rows, columns) as (B, rows, columns)."""
     return tensor.reshape(-1, *tensor.shape[-2:])
 
 
+def contiguous_blocks(tensor: Tensor) -> Tensor:
+    """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
+    return as_blocks(tensor.resolve_conj().contiguous())
+
+
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
-    """``matrices`` as contiguous (B, m, n) to write to; strided ones get the result copied back."""
-    if matrices.is_contiguous():
+    """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
+    if matrices.is_contiguous() and not matrices.is_conj():
         yield as_blocks(matrices)
         return
-    copy = matrices.contiguous()
+    copy = matrices.resolve_conj().contiguous()
     yield as_blocks(copy)
     matrices.copy_(copy)
 
 
 def present(active: Tensor) -> Tensor:
-    """The entries of an active list that name a block.  (Waits for a device: PyTorch path only.)"""
+    """The entries of an active list that name a matrix.  It waits for the device of the list."""
     return active[active >= 0].long()
 
 
 def known_to_hold(mask: Tensor) -> bool:
-    """Whether the mask can be seen to hold everywhere without waiting for a device: on a CPU only."""
-    return mask.device.type == "cpu" and bool(mask.all())
+    """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
+    return not on_device(mask) and bool(mask.all())

@@ -1,11 +1,12 @@
 """Constants that several operations share."""
 
-# The largest rank of the kernels that orthonormalize in registers; wider factors take library functions.
+# The largest rank of the kernels that orthonormalize in registers.  Wider factors take library
+# functions.
 MAX_RANK = 8
-# Share of a fixed random direction in a warm basis, without which a gradient orthogonal to the basis
-# would be invisible for ever.
+# The share of a fixed random direction, the probe, that is added to a warm basis.  Without it a gradient
+# that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01
-# The widest matrices whose step is one launch, and the most floats of their n x k factors: more do not
-# fit # the registers.
+# The widest matrices whose step is one launch, and the most floats of their n x k factors.  More do not
+# fit into registers.
 MAX_FUSED = 128
 MAX_FACTOR_FLOATS = 1024

@@ -5,15 +5,20 @@ or complex.  ``active`` (A,) lists the matrices that take part; factors then hav
 kernels see complex numbers as interleaved real pairs, and factors column by column, (B, k, n).
 """
 
+import importlib
+import importlib.util
+import pkgutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from projunn_kernels import selfcheck
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
 
@@ -52,6 +57,20 @@ def intercepted(stand_in: Callable[[Any], Any]) -> Iterator[None]:
         _stand_in = before
 
 
+@cache
+def kernels() -> dict[str, Any]:
+    """Every kernel of the package by the name of its function."""
+    import projunn_kernels
+
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(projunn_kernels.__path__, "projunn_kernels."):
+        name = f"{module.name}.kernels"
+        if module.ispkg and importlib.util.find_spec(name) is not None:
+            defined = vars(importlib.import_module(name)).items()
+            found |= {key: value for key, value in defined if key.endswith("_kernel")}
+    return found
+
+
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of the tensors, as an int64 tensor on their device.
 
@@ -82,38 +101,55 @@ def _capturing(device: torch.device) -> bool:
 
 
 def options(warps: int) -> dict[str, int]:
-    """Triton's options of a launch: warps, and all the registers that a thread of so many warps can
-    have.
+    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for.
 
-    Where no maximum is given, ptxas aims at an occupancy and spills a few bytes to reach it.
+    Without a maximum, ptxas aims at an occupancy of its own choice and spills a few bytes to reach it.
     """
     limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
     return {"num_warps": warps} | limit
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """The ``input_precision`` of products of float32, as ``torch.set_float32_matmul_precision`` asks
-    for.
+    """The ``input_precision`` of a ``tl.dot`` that ``torch.set_float32_matmul_precision`` asks for.
 
-    ``highest``, PyTorch's default, is three TF32 products on tensor cores, which have float32's own
-    error; ``high`` and ``medium`` are one TF32 product, as PyTorch's own are on a GPU.  AMD's matrix
-    cores take float32 as it is, and narrower dtypes are multiplied exactly.
+    ``highest``, PyTorch's default, makes three TF32 products on tensor cores, with an error like
+    float32's.  ``high`` and ``medium`` make one TF32 product, as PyTorch does on a GPU.  AMD's matrix
+    cores multiply float32 as it is, and narrower dtypes are multiplied exactly.
     """
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def configured(operation: str, matrix: Tensor, k: int, count: int) -> Config:
+def product_setting(dtype: torch.dtype) -> str:
+    """``highest`` or ``high``: the setting of PyTorch's that `dot_precision` follows, for its two
+    answers.
+    """
+    return "high" if dot_precision(dtype) == "tf32" else "highest"
+
+
+def configured(operation: str, matrix: Tensor, k: int, count: int, **variant: Any) -> Config:
     """The configuration in force for ``count`` matrices of the shape and dtype of ``matrix`` and rank
     k.
     """
-    return choose(Problem(operation, matrix.is_complex(), k, *matrix.shape[-2:], count), matrix.device)
+    problem = Problem(operation, matrix.is_complex(), k, *matrix.shape[-2:], count)
+    return choose(problem, matrix.device, **variant)
 
 
-def choose(problem: Problem, device: torch.device) -> Config:
-    """The configuration in force for a problem."""
-    return config_for(problem, device_of(device))[0]
+def choose(problem: Problem, device: torch.device, **variant: Any) -> Config:
+    """The configuration in force for a problem, once the kernel of this variant has passed its check.
+
+    Raises:
+        Distrusted: it has not passed.
+    """
+    config = config_for(problem, device_of(device))[0]
+    selfcheck.require(problem, config, variant, device)
+    return config
+
+
+def half_precision(matrix: Tensor) -> torch.dtype | None:
+    """The dtype of a matrix of half precision, None for others: the variant ``gradient`` of a kernel."""
+    return matrix.dtype if matrix.dtype in (torch.float16, torch.bfloat16) else None
 
 
 def floats(tensor: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 A call of an operation takes one of two ways, and both end in `Operation.run`::
 
-    under torch.compile, or where autograd must see it   torch.ops.projunn.<name>, then `run`
+    under torch.compile, on fake tensors, or where       torch.ops.projunn.<name>, then `run`
+    autograd must see it
     everywhere else                                      `run`, without the dispatcher's overhead
 
-`Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`)
-and the arguments fit them, and calls the PyTorch path elsewhere.
+`Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`),
+the arguments fit them and they have passed their check (`projunn_kernels.selfcheck`), and calls the
+PyTorch path elsewhere.
 """
 
 import importlib
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels import private
+from projunn_kernels import private, selfcheck
 from projunn_kernels.backends import uses_triton
 from projunn_kernels.configs.kernel import Kernel
 
@@ -43,25 +45,25 @@ class Derivative:
 
 @dataclass(eq=False, kw_only=True)
 class Operation:
-    """One operation of the library; calling it carries it out.
+    """One operation of the library.  Calling the object carries the operation out.
 
-    It is called with its arguments by keyword or, where it has a ``bundle``, with one of those.
+    Arguments go by keyword.  An operation with a ``bundle`` may be given one instance of it instead.
 
     Attributes:
-        name: it is registered as ``torch.ops.projunn.<name>``.
-        eager: the PyTorch path.  Its annotations are the operator's schema.
-        fake: takes the same; makes empty tensors of the shapes and strides of the result.
+        name: the operation is registered as ``torch.ops.projunn.<name>``.
+        eager: the PyTorch path.  Its annotations are the schema of the registered operator.
+        fake: takes what ``eager`` takes, and makes empty tensors of the result's shapes and strides.
         on: the argument whose tensor (or whose first tensor, of a list) decides the backend.
         launches: the Triton path as ``"module:function"``, imported when it first runs; None if there is
             none.  It takes what ``eager`` takes.
         fits: whether the Triton path takes these arguments.
-        mutates: the arguments that are changed in place.
-        derivative: what autograd does with it; None if it is not differentiable.
-        autocast: computes in float32 under ``torch.autocast``.
-        bundle: for operations of many arguments, the dataclass whose fields they are; ``eager``,
-        ``fake``,
-            ``fits`` and the Triton path then take one instance of it.
-        kernels: those that only this operation launches, or that it launches first.
+        mutates: the names of the arguments that are changed in place.
+        derivative: how autograd differentiates it; None if it is not differentiable.
+        autocast: whether it computes in float32 under ``torch.autocast``.
+        bundle: for operations of many arguments, the dataclass whose fields they are.  Then ``eager``,
+            ``fake``, ``fits`` and the Triton path take one instance of it.
+        kernels: the kernels that it launches.  One that several operations launch is listed by the
+            first.
     """
 
     name: str
@@ -98,12 +100,19 @@ class Operation:
                 self.registered.register_autocast(device, torch.float32)
 
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
-        if self.derivative is not None or torch.compiler.is_compiling():
-            return self.registered(**(arguments if bundle is None else vars(bundle)))
+        values = arguments if bundle is None else vars(bundle)
+        traced = torch.compiler.is_compiling() or private.is_fake(self._tensor(values))
+        if traced or self.derivative is not None:
+            return self.registered(**values)
         return self.run(bundle, **arguments)
 
+    def _tensor(self, values: dict[str, Any]) -> Tensor:
+        """The tensor that decides the backend."""
+        on: Tensor | list[Tensor] = values[self.on]
+        return on if isinstance(on, Tensor) else on[0]
+
     def run(self, bundle: Any = None, /, **arguments: Any) -> Any:
-        """Carry it out on real tensors, by the kernels or by PyTorch."""
+        """Carry the operation out, by the kernels or by PyTorch, without the dispatcher."""
         if self.bundle is not None:
             given = self.bundle(**arguments) if bundle is None else bundle
             arguments, positional = vars(given), (given,)
@@ -111,11 +120,16 @@ class Operation:
         return self._run(arguments, (), arguments)
 
     def _run(self, values: dict[str, Any], positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        on = values[self.on]
-        tensor = on if isinstance(on, Tensor) else on[0]
-        if self.launches is None or not uses_triton(tensor) or not self.fits(*positional, **named):
+        if (
+            self.launches is None
+            or not uses_triton(self._tensor(values))
+            or not self.fits(*positional, **named)
+        ):
             return self.eager(*positional, **named)
-        result = self._launches(*positional, **named)
+        try:
+            result = self._launches(*positional, **named)
+        except selfcheck.Distrusted:  # before anything was changed; a warning has said so
+            return self.eager(*positional, **named)
         for name in self.mutates:
             _note_change(values[name])
         return result

@@ -19,10 +19,10 @@ _LAZY_VIEWS = (
 
 @contextmanager
 def lazy_views() -> Iterator[None]:
-    """Inside, lazily conjugated and negated tensors mean what they say.
+    """Makes sure that lazy conjugation and negation are applied inside this context.
 
     A graph compiled by Inductor calls operators with these keys switched off in the dispatcher (torch
-    2.11 to 2.13): there ``a.mH @ b`` of complex tensors is silently ``a.mT @ b``.
+    2.11 to 2.13).  Without this context ``a.mH @ b`` of complex tensors is silently ``a.mT @ b`` there.
     """
     if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
         yield
@@ -36,5 +36,5 @@ def lazy_views() -> Iterator[None]:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor holds no numbers: on the meta device, or fake, as tracing makes them."""
+    """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
     return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)

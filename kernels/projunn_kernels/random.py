@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and nothing else: the same on resume and on every replica."""
+"""Random numbers that depend on a seed and on nothing else, so that replicas and resumed runs agree."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Networks of norm-preserving convolutions, with plain ones of the same shape to compare with."""
+"""Networks of norm-preserving convolutions; each can be built of plain ones too, to compare with."""
 
 from projunn.models.cayley import CayleyConv2d
 from projunn.models.deep import DeepConvNet

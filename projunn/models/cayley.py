@@ -14,9 +14,10 @@ class CayleyConv2d(nn.Module):
 
         A = U - U^H + V^H V        Q = [(I - A) (I + A)^-1; -2 V (I + A)^-1]
 
-    which has orthonormal columns (orthonormal rows, by transposition, where out < in).  The matrices are
-    made anew in every forward pass, O(C^3) a frequency, and autograd goes through the inverse; the
-    parameters are unconstrained.  Trockman, Kolter, ICLR 2021, sections 3 and 4.
+    Q has orthonormal columns or, where there are fewer outputs than inputs, orthonormal rows, by
+    transposition.  The parameters are unconstrained: every forward pass makes the matrices anew, in
+    O(C^3) for each frequency, and autograd goes through the inverse.  Source: Trockman, Kolter, ICLR
+    2021, sections 3 and 4.
 
     Args:
         in_channels, out_channels, spatial_size, stride, bias: as in `projunn.nn.UnitaryConv2d`.

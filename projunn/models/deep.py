@@ -9,16 +9,16 @@ from projunn.nn import MaxMin
 class DeepConvNet(nn.Module):
     """``depth`` convolutions in a row, each followed by an activation, and a linear layer.
 
-    There is nothing but the convolutions to carry the signal: with plain ones it dies out or explodes
-    on the way, with unitary ones and a norm-preserving activation its norm is the input's at any depth
-    (the experiment of arXiv 2203.05483 at depth 100).  The linear layer sees every pixel: averages would
-    lose most of a norm that the convolutions have kept.
+    Only the convolutions carry the signal.  Through plain ones it dies out or explodes on the way;
+    through unitary ones, with a norm-preserving activation, it keeps the norm of the input at any depth
+    (the experiment of arXiv 2203.05483 at depth 100).  The linear layer sees every pixel, because an
+    average over pixels would lose most of the norm that the convolutions have kept.
 
     Args:
         in_channels, num_classes, image_size, conv: as in `ResNet9`; images from 2 x 2.
-        depth: convolutions.
-        width: channels of all of them; even.
-        activation: makes the activations; default `projunn.nn.MaxMin`.
+        width: channels of all convolutions; an even number.
+        depth: the number of convolutions.
+        activation: the class of the activations; default `projunn.nn.MaxMin`.
 
     Raises:
         ValueError: an unknown ``conv``, images that are too small, or no convolution.

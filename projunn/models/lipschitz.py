@@ -1,4 +1,4 @@
-"""A 1-Lipschitz classifier: orthogonal layers and sorted channels from end to end."""
+"""A 1-Lipschitz classifier, made of orthogonal layers and activations that sort channels."""
 
 from torch import nn
 
@@ -7,9 +7,10 @@ from projunn.nn import MaxMin, UnitaryLinear
 
 
 class LipschitzConvNet(nn.Sequential):
-    """Unitary convolutions with strides and `MaxMin`, then a `UnitaryLinear`: 1-Lipschitz in 2-norm.
+    """Unitary convolutions, some with strides, with `MaxMin` between them, and a `UnitaryLinear`.
 
-    `projunn.certified_accuracy` tells how far its answers hold.
+    Each of these is 1-Lipschitz in 2-norm, and so is the whole: `projunn.certified_accuracy` tells how
+    far its answers hold.
 
     Args:
         in_channels, num_classes, image_size: as in `ResNet9`; height and width divisible by 4.

@@ -6,13 +6,13 @@ from projunn.models.layers import convolution, image_size
 
 
 class ResNet9(nn.Module):
-    """Eight convolutions with batch normalisation and ReLU, two pairs residual, and a linear layer.
+    """Eight convolutions with batch normalisation and ReLU, two pairs of them residual, and a readout.
 
-    The network of the image experiments of arXiv 2203.05483, for images of any size from 4 x 4.
+    This is the network of the image experiments of arXiv 2203.05483.  It takes images from 4 x 4 on.
 
     Args:
         in_channels: channels of the images.
-        num_classes: outputs.
+        num_classes: the number of outputs.
         image_size: height and width, or one integer for both.
         conv: ``"unitary"`` (`projunn.nn.UnitaryConv2d`), ``"plain"`` (3 x 3 ``nn.Conv2d``) or
             ``"cayley"`` (`projunn.models.CayleyConv2d`).

@@ -1,4 +1,4 @@
-"""A product of block-diagonal unitary matrices with shuffles in between."""
+"""A linear layer whose weight is a product of block-diagonal unitary matrices and shuffles."""
 
 import torch
 from einops import rearrange
@@ -12,16 +12,16 @@ from projunn.nn.sketched import sketched_linear
 class BlockUnitaryLinear(UnitaryModule):
     """``y = x (B_f P ... B_2 P B_1)^T + b``: block-diagonal unitary factors B with shuffles P.
 
-    Each factor holds ``num_blocks`` unitary matrices of size ``block_size`` on its diagonal; it costs
-    a ``num_blocks``-th of a dense layer.  With ``num_factors=1`` the features of different blocks never
-    mix; between two factors the perfect shuffle, (block, position) to (position, block), sends the
-    features of each block to all others.  Every factor and the whole map preserve the norm.
+    Each factor B has ``num_blocks`` unitary matrices of size ``block_size`` on its diagonal, and costs a
+    ``num_blocks``-th of a dense layer.  P is the perfect shuffle, (block, position) to (position,
+    block): it sends features of each block to the others.  With ``num_factors=1`` there is none, and the
+    features of different blocks never mix.  Every factor and the whole map preserve the norm.
 
     Args:
-        num_blocks: blocks a factor.
-        block_size: rows and columns of a block.
-        bias: learn an additive bias.
-        num_factors: block-diagonal factors, with a shuffle between each two.
+        num_blocks: the number of blocks of a factor.
+        block_size: the number of rows and columns of a block.
+        bias: whether to learn an additive bias.
+        num_factors: the number of block-diagonal factors, with a shuffle between each two.
         device, dtype, sketch_rank: as in `projunn.nn.UnitaryLinear`.
 
     Shape:
@@ -29,8 +29,8 @@ class BlockUnitaryLinear(UnitaryModule):
 
     Attributes:
         weight: the `projunn.UnitaryParameter`, (num_factors, num_blocks, block_size, block_size), with
-            a trailing axis of real and imaginary part if complex.  Haar-distributed at the start.
-        bias: the bias, uniform in +-1/sqrt(block_size) at the start, or None.
+            a trailing axis (re, im) if complex.  It starts Haar-distributed.
+        bias: the bias, which starts uniform in +-1/sqrt(block_size), or None.
 
     Raises:
         ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.

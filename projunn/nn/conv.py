@@ -1,4 +1,4 @@
-"""Norm-preserving convolutions: full-size circular filters, one unitary matrix a frequency."""
+"""Norm-preserving convolutions: circular filters of full size, with a unitary matrix per frequency."""
 
 from collections.abc import Sequence
 from math import prod
@@ -78,12 +78,12 @@ class _UnitaryConv(UnitaryModule):
         return tuple(positive(name, v) for v in values)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew: one Haar-random matrix at every frequency, the bias zero.
+        """Draws the parameters anew: the same Haar-random matrix at every frequency, and a zero bias.
 
-        That is a filter of a single tap (Xiao et al., ICML 2018, "delta-orthogonal"): as local as the
-        identity filters of arXiv 2203.05483, but it mixes the channels, new ones too.  For others call
-        `projunn.init` on ``weight`` and ``own_weight``: ``identity_`` for the paper's, ``haar_`` for
-        independent matrices, whose filter fills the whole image.
+        The filter then has a single tap ("delta-orthogonal": Xiao et al., ICML 2018).  It is as local as
+        the identity filters of arXiv 2203.05483, but mixes the channels.  For other starts call
+        `projunn.init` on ``weight`` and ``own_weight``: ``identity_`` gives the paper's filter,
+        ``haar_`` independent matrices, whose filter fills the whole image.
         """
         with torch.no_grad():
             shape, real = self.weight.shape[1:3], self.weight.new_empty(0)
@@ -152,8 +152,8 @@ class _UnitaryConv(UnitaryModule):
     def frequency_response(self) -> Tensor:
         """W_k at every frequency: (*output_size, out_channels, in_channels prod(stride)), complex.
 
-        Every one of them is unitary (semi-orthogonal); on real signals W_-k is conj(W_k).  With a
-        stride the columns are ordered (in_channels, *position in the cell).  Differentiable.
+        Each W_k is unitary or, if rectangular, semi-unitary; for real layers W_-k is conj(W_k).  With a
+        stride, the columns are ordered (in_channels, *position in the cell).  Autograd goes through it.
         """
         return full_response(*self._matrix_pair(), self._grid)
 
@@ -162,9 +162,10 @@ class _UnitaryConv(UnitaryModule):
 
             y[o, p] = b[o] + sum over c, q of K[o, c, q] x[c, (stride p + q) mod spatial_size]
 
-        Real for a real layer; differentiable.  So ``torch.nn.functional.conv2d(padded, K, bias,
-        stride)``, with x padded circularly by ``size - 1`` at the far end of every axis, is this layer.
-        To look at it, roll the origin to the middle: ``K.roll((h // 2, w // 2), (-2, -1))``.
+        K is real for a real layer, and autograd goes through it.  This layer computes the same as
+        ``torch.nn.functional.conv2d(padded, K, bias, stride)``, with x padded circularly by ``size - 1``
+        at the far end of every axis.  For a picture of K, ``K.roll((h // 2, w // 2), (-2, -1))`` moves
+        the origin to the middle.
         """
         taps = filter_taps(*self._matrix_pair(), self._grid)
         spatial = tuple(range(self.axes))
@@ -174,10 +175,9 @@ class _UnitaryConv(UnitaryModule):
     def resized(self, spatial_size: Size) -> "_UnitaryConv":
         """A new layer for another size of input, with this layer's filter resampled.
 
-        The frequency response, which this layer knows at its own frequencies, is interpolated to the
-        new ones by the Fourier transform of the centred filter, and each matrix replaced by the nearest
-        unitary one.  A local filter keeps its taps to the extent that unitarity allows; a size that
-        divides the other keeps the common frequencies exactly.  Give the new layer's parameters to a
+        The Fourier transform of the centred filter is evaluated at the new frequencies, and each matrix
+        is replaced by the nearest unitary one.  A local filter keeps its taps as far as unitarity
+        allows.  Frequencies that both sizes have keep their matrices.  The new layer's parameters need a
         new optimizer.
         """
         dtype = self._stored.to_complex() if self.is_complex else self._stored
@@ -204,9 +204,10 @@ class _UnitaryConv(UnitaryModule):
     def energy_outside(self, window: Size) -> Tensor:
         """The energy of the filter outside a window around its centre: a scalar, differentiable.
 
-            sum over q outside of ‖K[q]‖_F^2,   from 0 to min(m, n) of the matrices
+            sum over q outside of ‖K[q]‖_F^2
 
-        The regularizer of arXiv 2203.05483 for local filters: add a multiple of it to the loss.
+        It lies between 0 and min(m, n), for matrices W_k of size m x n.  A multiple of it added to the
+        loss keeps filters local (the regularizer of arXiv 2203.05483).
 
         Args:
             window: taps along each axis, offsets -(w - 1) // 2 to w // 2 (in steps of ``stride``).
@@ -224,14 +225,16 @@ class _UnitaryConv(UnitaryModule):
 
     @torch.no_grad()
     def project_gradient_(self, window: Size) -> None:
-        """Replace the gradients by their part inside a window: steps then grow local filters only.
+        """Replaces the gradients by their part inside a window, so that filters grow only there.
 
-        Call it between ``backward`` and the optimizer's step; `energy_outside` says what a window is.
-        The retraction leaves the window again to second order, which the regularizer holds down.
+        Call it between ``backward`` and the optimizer's step.  `energy_outside` says what a window is.
+        The retraction leaves the window again to second order; add `energy_outside` to the loss against
+        that.
 
         Raises:
             ValueError: a window larger than the filter.
-            TypeError: gradients that are sketched, each frequency on its own, have no such part.
+            TypeError: the layer has ``sketch_rank``.  Its gradients are sketched frequency by frequency,
+                and the part inside a window is not known.
         """
         if self.sketch_rank is not None:
             raise TypeError(
@@ -268,51 +271,52 @@ class _UnitaryConv(UnitaryModule):
 class UnitaryConv1d(_UnitaryConv):
     """A norm-preserving circular convolution of sequences (batch, channels, length).
 
-    Arguments, attributes and methods are those of `UnitaryConv2d`; sizes are single integers.
+    Arguments, attributes and methods are those of `UnitaryConv2d`, with sizes of one integer.
     """
 
     axes = 1
 
 
 class UnitaryConv2d(_UnitaryConv):
-    """``y = K * x + b``, a circular convolution with a filter as large as the image, norm-preserving.
+    """``y = K * x + b``, a norm-preserving circular convolution with a filter as large as the image.
 
-    The discrete Fourier transform turns it into one matrix W_k a frequency, out_channels x in_channels,
-    and K * x preserves the norm exactly if all W_k are unitary (arXiv 2203.05483, section 3.4).  They
-    are what the layer holds.  On real images W_-k = conj(W_k), so half of them are free and those with
-    k = -k are real: only these are parameters, and the layer stays orthogonal through any number of
-    steps of `projunn.optim`, for every size, even or odd, square or not.
+    The discrete Fourier transform makes it one product with an out_channels x in_channels matrix W_k at
+    each frequency k, and K * x preserves the norm exactly if all W_k are unitary (arXiv 2203.05483,
+    section 3.4).  The layer stores these matrices.  On real images W_-k = conj(W_k), so only half of
+    them are free, and those with k = -k are real.  Only free matrices are parameters, so that the layer
+    stays orthogonal through any number of steps of `projunn.optim`, for every size, even or odd, square
+    or not.
 
-    With ``out_channels > in_channels prod(stride)`` the W_k have orthonormal columns (an isometry: norms
-    are preserved), with fewer orthonormal rows (a co-isometry: an orthogonal projection followed by an
-    isometry).  A stride gathers the pixels of each cell into channels first, so nothing is dropped.
+    With ``out_channels >= in_channels prod(stride)`` the W_k have orthonormal columns, and the norm is
+    preserved (an isometry).  With fewer output channels they have orthonormal rows, and the layer
+    projects.  A stride gathers the pixels of each cell into channels first, so that no pixel is dropped.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         spatial_size: height and width of the input, or one integer for both.
         stride: downsampling, one or two integers that divide ``spatial_size``.
-        bias: learn an additive bias a channel.
+        bias: whether to learn an additive bias for each channel.
         device: as in ``torch.nn.Conv2d``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
         sketch_rank: rank of sketched gradients, as in `projunn.nn.UnitaryLinear`, at every frequency.
 
     Shape:
-        input (batch, in_channels, *spatial_size) or (in_channels, *spatial_size); output (batch,
-        out_channels, *output_size) or without batch.  A complex layer takes real input too.
+        input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also
+        without the batch axis.  A complex layer takes real input too.
 
     Attributes:
         weight: the free complex matrices, a `projunn.UnitaryParameter` (P, out_channels, in_channels
-            prod(stride), 2), real and imaginary part on the last axis.
+            prod(stride), 2), with real and imaginary parts on the last axis.
         own_weight: the real matrices of the self-conjugate frequencies, zero first, (R, out_channels,
-            in_channels prod(stride)); None for a complex layer, all of whose frequencies are free.
-        bias: (out_channels), or None; zero at the start.
+            in_channels prod(stride)).  None for a complex layer, all of whose frequencies are free.
+        bias: (out_channels), or None; it starts at zero.
         output_size: spatial_size / stride.
 
     Raises:
-        ValueError: sizes that are not positive or do not divide, input of another size (`resized` makes
-            a layer for that).
-        TypeError: another dtype, complex input of a real layer.
+        ValueError: a size that is not positive, a stride that does not divide ``spatial_size``, or input
+            of another size (`resized` makes a layer for that).
+        TypeError: another dtype, or complex input of a real layer.
     """
 
     axes = 2
@@ -321,7 +325,7 @@ class UnitaryConv2d(_UnitaryConv):
 class UnitaryConv3d(_UnitaryConv):
     """A norm-preserving circular convolution of volumes (batch, channels, depth, height, width).
 
-    Arguments, attributes and methods are those of `UnitaryConv2d`; sizes have three entries.
+    Arguments, attributes and methods are those of `UnitaryConv2d`, with sizes of three integers.
     """
 
     axes = 3

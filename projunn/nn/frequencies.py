@@ -1,7 +1,7 @@
-"""Between the matrices a convolution holds, one for each free frequency, and its filter.
+"""From the matrices that a convolution stores, one for each free frequency, to its filter and back.
 
-Everything here reads ``(paired, own)``, the matrices as `projunn_kernels.frequencies` numbers them:
-paired (P, m, n) complex; own (R, m, n) real, or None for complex signals.
+All functions take the matrices as `projunn_kernels.frequencies` numbers them: ``paired`` (P, m, n),
+complex, and ``own`` (R, m, n), real, or None for complex signals.
 """
 
 from math import pi

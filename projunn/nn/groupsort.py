@@ -1,4 +1,4 @@
-"""Activations that preserve norms: sorting groups of channels."""
+"""Activations that preserve the norm, by sorting channels in groups."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,14 @@ from projunn.nn.module import positive
 
 
 class GroupSort(nn.Module):
-    """Sort the features of each group of ``group_size`` neighbours in ascending order.
+    """Sorts the features of each group of ``group_size`` neighbours in ascending order.
 
-    A permutation of its input, so it preserves the norm of every input and is 1-Lipschitz with a
-    gradient of norm 1 everywhere, where a ReLU loses half.  Anil, Lucas, Grosse, ICML 2019.
+    The output is a permutation of the input, so the norm is preserved and the gradient has the norm of
+    the output's gradient, where a ReLU loses half of both.  It is 1-Lipschitz.  Source: Anil, Lucas,
+    Grosse, ICML 2019.
 
     Args:
-        group_size: features a group; divides the features of the input.
+        group_size: the number of features in a group; it must divide the features of the input.
         dim: the axis of the features; default 1, the channels of an image.
 
     Shape:
@@ -48,7 +49,7 @@ class GroupSort(nn.Module):
 
 
 class MaxMin(GroupSort):
-    """`GroupSort` in pairs: (a, b) becomes (min, max)."""
+    """`GroupSort` of pairs of features: (a, b) becomes (min(a, b), max(a, b))."""
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__(2, dim)

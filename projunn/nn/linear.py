@@ -12,28 +12,29 @@ from projunn.nn.sketched import sketched_linear
 class UnitaryLinear(UnitaryModule):
     """``y = x W^T + b`` with ``W^H W = I``: `torch.nn.Linear` with a unitary weight.
 
-    A square layer preserves norms; one with ``out_features > in_features`` too (an isometry); one
-    with ``out_features < in_features`` has orthonormal rows (a co-isometry).
+    A layer with ``out_features >= in_features`` preserves the norm of its input (an isometry).  One with
+    ``out_features < in_features`` has orthonormal rows: it projects, and loses what is orthogonal to
+    them.
 
     Args:
         in_features: size of the last axis of the input.
         out_features: size of the last axis of the output.
-        bias: learn an additive bias.
+        bias: whether to learn an additive bias.
         device: as in ``torch.nn.Linear``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
-        sketch_rank: rank of sketched gradients, None for dense ones.  The backward then computes only
-            the factors of the weight's gradient that `projunn.optim` steps along (`projunn_kernels.
-            sketch`): ``weight.grad`` is a `projunn.FactoredTensor`, and a step costs less than that
-            of ``nn.Linear``.  Give the optimizer the same ``rank``, or a smaller one: with `RMSprop` and
-            `AdamW`, whose second moments are of what the sketch saw, by some columns (4 for rank 1).
+        sketch_rank: rank of sketched gradients, or None for dense ones.  With it the backward computes
+            only low-rank factors of the weight's gradient (`projunn_kernels.sketch`), ``weight.grad`` is
+            a `projunn.FactoredTensor`, and a training step can cost less than that of ``nn.Linear``.
+            The optimizer's ``rank`` should not be larger.  `RMSprop` and `AdamW` take their second
+            moments from the sketch and want some columns to spare: ``sketch_rank=4`` for ``rank=1``.
 
     Shape:
-        input (*, in_features), output (*, out_features); a complex layer takes real input too.
+        input (*, in_features), output (*, out_features).  A complex layer takes real input too.
 
     Attributes:
-        weight: the `projunn.UnitaryParameter`, (out_features, in_features), with a trailing axis of
-            real and imaginary part if complex.  Haar-distributed at the start.
-        bias: the bias, stored likewise, uniform in +-1/sqrt(in_features) at the start, or None.
+        weight: the `projunn.UnitaryParameter`, (out_features, in_features), with a trailing axis (re,
+            im) if complex.  It starts Haar-distributed.
+        bias: the bias, stored likewise, which starts uniform in +-1/sqrt(in_features), or None.
         matrix: the weight as real or complex numbers, (out_features, in_features).
 
     Raises:

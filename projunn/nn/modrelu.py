@@ -10,8 +10,8 @@ from projunn_kernels import apply_nonlinearity
 class ModReLU(nn.Module):
     """``modReLU(z) = z/|z| max(|z| + b, 0)``, with one learned real b per feature.
 
-    It changes the size of a number and keeps its phase (its sign, if real), so it goes with unitary
-    weights; 0 at z = 0.  Arjovsky, Shah, Bengio, ICML 2016, equation 8.
+    It changes the size of a number and keeps its phase (of a real number, its sign); at z = 0 it is 0.
+    Source: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 
     Args:
         num_features: size of the last axis of the input.

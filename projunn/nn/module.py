@@ -1,4 +1,4 @@
-"""What the unitary layers share: how their parameters are stored and stay recognised."""
+"""The base of the unitary layers: how they store their parameters and keep them recognised."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -19,10 +19,11 @@ from projunn_kernels import orthonormalize, seeded_normal
 
 
 class UnitaryModule(nn.Module):
-    """Base of the layers: complex parameters are stored as real pairs, marks outlast replacement.
+    """Base of the unitary layers.
 
-    ``Module.to_empty``, conversions and ``load_state_dict(assign=True)`` may replace parameters by
-    new ones; here the replaced unitary ones are marked again.
+    Complex parameters are stored as real pairs.  ``Module.to_empty``, conversions and
+    ``load_state_dict(assign=True)`` may replace parameters by new, plain ones; those that replace
+    unitary parameters are made unitary parameters again.
     """
 
     def __init__(self, dtype: torch.dtype | None) -> None:
@@ -40,7 +41,7 @@ class UnitaryModule(nn.Module):
         sketch_rank: int | None = None,
         pairs: bool | None = None,
     ) -> UnitaryParameter:
-        """An uninitialised unitary parameter; complex, as ``pairs``, by default where the layer is."""
+        """An uninitialised unitary parameter, as real pairs if ``pairs`` (default: if the layer is)."""
         pairs = self.is_complex if pairs is None else pairs
         weight = UnitaryParameter(self._empty(*shape, device=device, pairs=pairs), pairs=pairs)
         if sketch_rank is not None:
@@ -96,7 +97,7 @@ def sketch_of(weight: Tensor) -> FactoredTensor | None:
 
 @torch.no_grad()
 def start_sketch(weight: UnitaryParameter) -> None:
-    """Let the first sketch of a weight's gradient start from a random basis, one for each shape."""
+    """Gives the first sketch of a weight's gradient a random basis to start from, one for each shape."""
     if weight.sketch is not None:
         left = weight.sketch.left
         left.copy_(orthonormalize(seeded_normal(matrix_view(weight), left.shape, 0)))

@@ -54,9 +54,10 @@ class _Recurrent(UnitaryModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew: W_hh `projunn.init.henaff_`, W_ih Xavier uniform, b_ih zero.
+        """Draws the parameters anew: W_hh by `projunn.init.henaff_`, W_ih Xavier uniform, b_ih zero.
 
-        (A unitary recurrence never forgets: a bias adds up over all time steps.)
+        The bias starts at zero because a unitary recurrence forgets nothing, so that a bias adds up over
+        all time steps.
         """
         for name, parameter in self.named_parameters():
             if isinstance(parameter, UnitaryParameter):
@@ -95,9 +96,10 @@ class _Recurrent(UnitaryModule):
         return self._numbers(states), self._numbers(last)
 
     def _entry(self, input: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What `projunn_kernels.recurrence` projects, and by what; or the projection, and None twice.
+        """Returns (input, weight, bias) if the time loop is to project the input.
 
-        On a GPU, and under autocast, a GEMM for all time steps is best left to PyTorch.
+        Otherwise returns (projected input, None, None): on a GPU, and under autocast, one GEMM for all
+        time steps is best left to PyTorch.
         """
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
@@ -129,39 +131,39 @@ class _Recurrent(UnitaryModule):
 class UnitaryRNN(_Recurrent):
     """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called and returning as `nn.RNN`.
 
-    The loop over time is a single operator (`projunn_kernels.recurrence`).  A loss of the last states
-    only should take them from ``h_n``: ``output[-1]`` makes autograd fill a gradient of all states with
-    zeros.
+    The loop over time is a single operator (`projunn_kernels.recurrence`).  A loss that needs only the
+    last state should take it from ``h_n``.  With ``output[-1]`` autograd makes a gradient of all states
+    and fills it with zeros.
 
     Args:
-        input_size: features of the input.
-        hidden_size: n, features of the hidden state.
-        num_layers: recurrent layers, each fed by the one before.
+        input_size: the number of features of the input.
+        hidden_size: n, the number of features of the hidden state.
+        num_layers: the number of recurrent layers, each fed by the one before.
         nonlinearity: f: ``"modrelu"``, ``"relu"`` (real only), ``"tanh"`` or ``"identity"``.
-        bias: use b_ih.  (modReLU has its own bias in any case.)
-        batch_first: input and output are (batch, T, features).
+        bias: whether to learn b_ih.  modReLU has a bias of its own in any case.
+        batch_first: whether input and output are (batch, T, features).
         dropout: probability of dropout on the output of each layer but the last.
         device: as in ``torch.nn.RNN``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
-        sketch_rank: rank of sketched gradients of W_hh, as in `projunn.nn.UnitaryLinear`; the sketch is
-            of the gradient summed over all time steps.
+        sketch_rank: rank of sketched gradients of W_hh, as in `projunn.nn.UnitaryLinear`.  What is
+            sketched is the gradient summed over all time steps.
 
     Shape:
-        input (T, batch, input_size), or (batch, T, input_size) with ``batch_first``, or (T, input_size)
-        without batch; real, or complex for a complex layer.  hx (num_layers, batch, n), or
-        (num_layers, n) without batch; zeros if not given.
-        Returns ``output``, the states of the last layer, (T, batch, n), laid out as the input, and
-        ``h_n`` (num_layers, batch, n), both complex for a complex layer.
+        ``input`` is (T, batch, input_size), or (batch, T, input_size) with ``batch_first``, or (T,
+        input_size) without batch; complex layers take complex input too.  ``hx`` is (num_layers, batch,
+        n), or (num_layers, n) without batch; zeros if not given.  Returns ``output``, the states of the
+        last layer, (T, batch, n) with its axes ordered as those of ``input``, and ``h_n`` (num_layers,
+        batch, n).  Both are complex for a complex layer.
 
     Attributes:
-        weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter`, `projunn.init.henaff_` at the
-            start.
-        weight_ih_l[k], bias_ih_l[k], modrelu_bias_l[k]: the others.  Complex ones have a trailing axis
-            of real and imaginary part.
+        weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter`, which `projunn.init.henaff_`
+            initialises.
+        weight_ih_l[k], bias_ih_l[k], modrelu_bias_l[k]: the other parameters of layer k.  In complex
+            layers they have a trailing axis (re, im), except the last, which is real.
 
     Raises:
-        ValueError: sizes, shapes or options that do not fit.
-        TypeError: another dtype, or a ``PackedSequence`` (pad and mask instead).
+        ValueError: a size, shape or option that does not fit.
+        TypeError: another dtype, or a ``PackedSequence``; pad the sequences and mask the loss instead.
     """
 
     def __init__(
@@ -235,15 +237,15 @@ class UnitaryRNN(_Recurrent):
 class UnitaryRNNCell(_Recurrent):
     """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called and returning as `nn.RNNCell`.
 
-    For loops over time that need the state at every step; over a whole sequence `UnitaryRNN` is
-    faster.  Arguments and attributes are those of `UnitaryRNN`, the latter without ``_l[k]``.
+    It is for programs that write the loop over time themselves; over a whole sequence `UnitaryRNN` is
+    faster.  Arguments are those of `UnitaryRNN`.  So are attributes, whose names end without ``_l[k]``.
 
     Shape:
-        input (batch, input_size) or (input_size,); hx (batch, n) or (n,), zeros if not given.
-        Returns h' of the shape of hx.
+        ``input`` is (batch, input_size) or (input_size,), and ``hx`` (batch, n) or (n,), zeros if not
+        given.  Returns h', of the shape of ``hx``.
 
     Raises:
-        ValueError: sizes, shapes or options that do not fit.
+        ValueError: a size, shape or option that does not fit.
         TypeError: another dtype.
     """
 

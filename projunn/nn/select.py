@@ -1,4 +1,4 @@
-"""A few matrices out of a large bank, with a gradient for those alone."""
+"""Taking a few matrices out of a large bank, with a gradient for those alone."""
 
 from typing import Any
 
@@ -25,10 +25,11 @@ class _Select(torch.autograd.Function):
 
 
 def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
-    """The matrices ``bank[indices]``; the gradient of the bank is sparse, as that of a sparse embedding.
+    """The matrices ``bank[indices]``, with a sparse gradient of the bank, like a sparse embedding's.
 
-    An optimizer of `projunn.optim` then reads and writes those matrices only: a bank of 10,000 of which
-    32 were selected pays for 32.  (Momentum and second moments of the others rest too.)
+    An optimizer of `projunn.optim` then reads and writes only those matrices: of a bank of 10,000 of
+    which 32 were selected it pays for 32.  The momentum and second moments of the others do not move
+    either.
 
     Args:
         bank: (B, m, n), or (B, m, n, 2) stored as real pairs.
@@ -38,7 +39,7 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
         (A, m, n), complex where the bank is.
 
     Raises:
-        ValueError: a bank with another number of batch dimensions, or ``indices`` that are no list.
+        ValueError: ``bank`` has another number of axes, or ``indices`` is not one axis of int64.
     """
     if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1:
         raise ValueError(f"bank: got shape {tuple(bank.shape)}, wanted (B, m, n), or with real pairs")

@@ -1,4 +1,4 @@
-"""What layers do with a weight whose gradient is sketched: the backward hands on factors, no matrix."""
+"""Layers' operations whose backward gives low-rank factors of the weight's gradient, and no matrix."""
 
 from typing import Any
 
@@ -43,12 +43,12 @@ class _SketchedLinear(torch.autograd.Function):
 
 
 def sketched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, start: FactoredTensor) -> Tensor:
-    """``x W^T + b``, where the gradient of W is a `projunn.FactoredTensor`, of `projunn_kernels.sketch`.
+    """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
 
     Args:
         input: x, (*batch, rows, n).
-        weight: W, (*batch, m, n), or (*batch, m, n, 2) where the factors of ``start`` are complex.
-        bias: b, (m,), without batch only, or None.
+        weight: W, (*batch, m, n), or (*batch, m, n, 2) if the factors of ``start`` are complex.
+        bias: b, (m,), or None.  Only weights without batch take one.
         start: its left factor is the basis R (*batch, m, k) that the sketch starts from.
 
     Returns:
@@ -112,9 +112,9 @@ def sketched_recurrence(
     input_weight: Tensor | None,
     input_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`projunn_kernels.recurrence`, where the gradient of the weight is a `projunn.FactoredTensor`.
+    """`projunn_kernels.recurrence` with a gradient of the weight that is a `projunn.FactoredTensor`.
 
-    The sketch is of the gradient summed over all time steps, and starts from ``weight.sketch``.
+    It is a sketch of the gradient summed over all time steps, and starts from ``weight.sketch``.
     """
     arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
     return _SketchedRecurrence.apply(*arguments, weight.sketch)  # type: ignore[no-untyped-call]
@@ -166,9 +166,9 @@ def sketched_convolution(
     bias: Tensor | None,
     size: list[int],
 ) -> Tensor:
-    """`projunn_kernels.fourier_convolution`, where gradients of weights are `projunn.FactoredTensor`.
+    """`projunn_kernels.fourier_convolution` with gradients of the weights that are `FactoredTensor`.
 
-    Every frequency's gradient is sketched from the ``sketch`` of its parameter.
+    The gradient at every frequency is sketched, starting from the ``sketch`` of its parameter.
     """
     own_start = None if own_weight is None else own_weight.sketch
     arguments = input, weight, own_weight, bias, weight.sketch, own_start, size

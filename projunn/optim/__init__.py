@@ -1,11 +1,13 @@
-"""Optimizers for models with unitary parameters: `torch.optim`'s, plus a low-rank unitary step.
+"""Optimizers for models with unitary parameters.
 
-Give one of them ``model.parameters()`` whole.  The class and the data flow of a step are in
-``unitary.py``; each rule is a file of its own.
+They take all of ``model.parameters()``.  Unitary parameters get a low-rank step that keeps them unitary,
+all others the step of the rule in `torch.optim`.  ``base.py`` has what the rules share; each rule has a
+file.
 """
 
 from projunn.optim.adamw import AdamW
+from projunn.optim.lion import Lion
 from projunn.optim.rmsprop import RMSprop
 from projunn.optim.sgd import SGD
 
-__all__ = ["SGD", "AdamW", "RMSprop"]
+__all__ = ["SGD", "AdamW", "Lion", "RMSprop"]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.factored import FactoredGradient, Factors
-from projunn.optim.matrices import Matrices, add_square_
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.gradient.dense import DenseGradient, add_square_
+from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class RMSprop(UnitaryOptimizer):
@@ -21,17 +21,19 @@ class RMSprop(UnitaryOptimizer):
         momentum: B <- mu B + direction, and B is the direction
         W <- retraction of W - unitary_lr (direction at rank k)
 
-    For a weight whose layer has ``sketch_rank``, V is the product of the second moments' row and column
-    means, as in Adafactor (arXiv 1804.04235), B is held at low rank, and ``centered`` is refused.
-    The means are of what the sketch saw: give it more columns than ``rank``, ``sketch_rank=4`` for 1.
+    For the weight of a layer with ``sketch_rank``, V is the product of row and column means of the
+    second moments, as in Adafactor (arXiv 1804.04235), B is stored at low rank, and ``centered`` is
+    refused.  The means are those of the sketch, which therefore wants columns to spare:
+    ``sketch_rank=4`` for ``rank=1``.
 
     Args:
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
-            differentiable: as in ``torch.optim.RMSprop``; ``capturable``, ``foreach``,
-            ``differentiable`` and weight decay act on the other parameters only.
+            differentiable: as in ``torch.optim.RMSprop``.  ``foreach``, ``differentiable`` and
+            ``weight_decay`` act on the plain parameters only; ``capturable`` is as in
+            `projunn.optim.SGD`.
         rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
 
-    Bad steps, errors and source: as `projunn.optim.SGD`.
+    Gradients that are not finite, errors and source: as in `projunn.optim.SGD`.
     """
 
     plain_rule = torch.optim.RMSprop
@@ -87,7 +89,7 @@ class RMSprop(UnitaryOptimizer):
         return averages
 
     def _direction(
-        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         alpha = group["alpha"]
         clean, decay = matrices.clean(grad), matrices.decay(alpha)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.optim.factored import FactoredGradient, Factors
-from projunn.optim.matrices import Matrices
-from projunn.optim.unitary import UnitaryOptimizer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.gradient.dense import DenseGradient
+from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class SGD(UnitaryOptimizer):
@@ -21,26 +21,27 @@ class SGD(UnitaryOptimizer):
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable,
-            fused: as in ``torch.optim.SGD``; the last three act on the other parameters only, and
-            weight decay, which has no meaning on the manifold, too.
-        rank: k, of the step of each unitary matrix.
-        retraction: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``: `projunn.retract`.
-        factorization: ``"subspace"``, ``"lsi"``, ``"column"`` or ``"svd"``: `projunn.factorize`.
+            fused: as in ``torch.optim.SGD``.  ``foreach``, ``differentiable`` and ``fused`` act on the
+            plain parameters only, and so does ``weight_decay``, which has no meaning on the manifold.
+        rank: k, the rank of the step of each unitary matrix.
+        retraction: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``, as in
+            `projunn.retract`.
+        factorization: ``"subspace"``, ``"lsi"``, ``"column"`` or ``"svd"``, as in `projunn.factorize`.
         unitary_lr: learning rate of the unitary parameters; default lr / 32.  A scheduler that changes
             ``lr`` changes it in proportion.
-        polish_every: steps between two corrections of rounding drift; 0 for none.  Default: often
-            enough to keep float32 weights within about 1e-6 of unitary, at a few percent of the step.
-        capturable: the step can be captured in a CUDA graph: steps of unitary parameters are counted,
-            and when to correct drift is decided, on the GPU.
+        polish_every: steps between two corrections of rounding drift; 0 for none.  The default keeps
+            float32 weights within about 1e-6 of unitary, and costs a few percent of the step.
+        capturable: allow the step to be captured in a CUDA graph.  The steps of unitary parameters are
+            then counted on the GPU, where it is also decided when to correct drift.
 
-    A weight whose layer has ``sketch_rank`` brings its gradient in factors, and is stepped along them:
-    ``factorization`` is not asked, and B is held at low rank, truncated to its largest parts.
+    The weight of a layer with ``sketch_rank`` has its gradient in factors and steps along those.  Then
+    ``factorization`` has no effect, and B is stored at low rank, truncated to its largest parts.
 
-    All but ``params`` can be given per parameter group.  A step with a gradient that is not finite
-    leaves the matrix and its state as they were and is counted: `skipped_steps`.
+    All arguments but ``params`` can be given in parameter groups.  If a gradient is not finite, its
+    matrix and the state of that stay as they were, and `skipped_steps` counts it.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
         TypeError: a unitary parameter in half precision.
 
     Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
@@ -94,7 +95,7 @@ class SGD(UnitaryOptimizer):
         return {"momentum_buffer": False} if group["momentum"] else {}
 
     def _direction(
-        self, matrices: Matrices, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> Tensor:
         mu = group["momentum"]
         if mu == 0:

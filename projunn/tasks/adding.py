@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.task import Batch, GeneratedTask, TaskOptions
+from projunn.tasks.options import Option, TaskOptions, at_least_one
+from projunn.tasks.sequences import RECURRENT, GeneratedTask
+from projunn.tasks.task import Batch
 
 
 class Adding(GeneratedTask):
@@ -17,9 +19,11 @@ class Adding(GeneratedTask):
     Arjovsky, Shah, Bengio, ICML 2016, section 4.2.
     """
 
+    name = "adding"
     summary = "sum the two marked numbers of a sequence (regression, --length)"
     loss_name = "mean squared error"
     test_size = 500
+    declares = (Option("length", int, 200, "length of the sequence", limit=at_least_one), *RECURRENT)
     defaults: ClassVar[dict[str, Any]] = {
         "hidden": 170,
         "init": "cayley",
@@ -30,11 +34,14 @@ class Adding(GeneratedTask):
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
-        if options.length < 2:
-            raise ValueError(f"length: got {options.length}, wanted at least 2")
         self.input_size, self.output_size, self.naive = 2, 1, 1 / 6
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
+    @classmethod
+    def check(cls, options: TaskOptions) -> None:
+        if options.length < 2:
+            raise ValueError(f"length: got {options.length}, wanted at least 2")
+
+    def draw_sequences(self, count: int, generator: torch.Generator) -> Batch:
         length, half = self.options.length, self.options.length // 2
         numbers = torch.rand(length, count, generator=generator)
         first = torch.randint(0, half, (1, count), generator=generator)

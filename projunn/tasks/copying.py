@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.task import Batch, GeneratedTask, TaskOptions
+from projunn.tasks.options import Option, TaskOptions, at_least_one
+from projunn.tasks.sequences import RECURRENT, GeneratedTask
+from projunn.tasks.task import Batch
 
 _SYMBOLS = 8
 _COUNT = 10
@@ -23,20 +25,20 @@ class Copying(GeneratedTask):
     Arjovsky, Shah, Bengio, ICML 2016, section 4.1.
     """
 
+    name = "copying"
     summary = "repeat ten symbols after a delay (classification at every step, --length)"
     loss_name = "cross-entropy"
     test_size = 250
+    declares = (Option("length", int, 200, "delay of the answer", limit=at_least_one), *RECURRENT)
     defaults: ClassVar[dict[str, Any]] = {"batch_size": 32, "unitary_lr": 2e-4, "steps": 3000}
     every_step = True
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
-        if options.length < 1:
-            raise ValueError(f"length: got {options.length}, wanted at least 1")
         self.input_size, self.output_size = _SYMBOLS + 2, _SYMBOLS + 1
-        self.naive = _COUNT * log(_SYMBOLS) / (options.length + 2 * _COUNT)
+        self.naive = _COUNT * log(_SYMBOLS) / (self.options.length + 2 * _COUNT)
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw_sequences(self, count: int, generator: torch.Generator) -> Batch:
         delay = self.options.length
         symbols = torch.randint(0, _SYMBOLS, (_COUNT, count), generator=generator)
         shown = torch.full((delay + 2 * _COUNT, count), _BLANK)

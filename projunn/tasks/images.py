@@ -1,7 +1,8 @@
 """Images, classified as pictures."""
 
+from collections.abc import Callable, Mapping
 from math import log
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -9,14 +10,40 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projunn.lipschitz import certified_accuracy
-from projunn.tasks.task import Batch, Score, TaskOptions
+from projunn.models import CayleyConv2d, DeepConvNet, LipschitzConvNet, ResNet9
+from projunn.nn import UnitaryConv2d
+from projunn.tasks.datasets import DATASETS, load_images
+from projunn.tasks.measurements import GREEN, ORANGE, Metric, Score, Trained
+from projunn.tasks.options import Option, TaskOptions, above_zero, at_least_one
+from projunn.tasks.task import Batch, Task
 
-_DATASETS = ("digits", "mnist", "cifar10", "cifar100")
-_TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _TEST_CHUNK = 250
+_GAINS_FROM = 64  # held-out images
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet9": ResNet9,
+    "deep": DeepConvNet,
+    "lipschitz": LipschitzConvNet,
+}
+# Small turns add up over a hundred layers.  36/255 is the usual radius of certified accuracy.
+_NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "deep": {"unitary_lr": 1e-4},
+    "lipschitz": {"certify": 36 / 255},
+}
+_CERTIFY = Option(
+    "certify",
+    float,
+    None,
+    "radius of the certified accuracy of the lipschitz model, where pixels are 0 to 1",
+    group="model",
+    limit=above_zero,
+    elsewhere="certify: wanted images and --model lipschitz: others have no known bound",
+)
 
 
-class Images:
+class Images(Task):
     """Classify images (batch, channels, height, width), each channel with mean 0 and deviation 1.
 
     ``digits``: 1,797 images of 8 x 8 that come with scikit-learn, a fifth of them held out.  ``mnist``,
@@ -25,8 +52,17 @@ class Images:
     mirrored at random where mirrored objects exist (CIFAR).  Guessing scores the log of the classes.
     """
 
+    name = "images"
     summary = "classify images by convolutions (--dataset, --model)"
     loss_name = "cross-entropy"
+    declares = (
+        Option("dataset", str, "digits", "set of images", choices=DATASETS),
+        Option("augment", bool, False, "shift (and mirror) the images"),
+        Option("model", str, "resnet9", "the network", group="model", choices=tuple(_NETWORKS)),
+        Option("width", int, 16, "channels of the first convolution", group="model", limit=at_least_one),
+        Option("depth", int, 100, "convolutions of the deep model", group="model", limit=at_least_one),
+        _CERTIFY,
+    )
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "rmsprop",
         "lr": 1e-3,
@@ -36,20 +72,15 @@ class Images:
         "batch_size": 64,
         "steps": 1200,
     }
-    # Small turns add up over a hundred layers.  36/255: the usual radius of certified accuracy.
-    model_defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "deep": {"unitary_lr": 1e-4},
-        "lipschitz": {"certify": 36 / 255},
-    }
-    every_step = False
+    compared: ClassVar[dict[str, str]] = {"plain": ORANGE, "cayley": GREEN}
+    metrics = (
+        Metric("certified", "{:.1%}", "certified at {options.certify:.3g}"),
+        Metric("gains"),
+    )
 
     def __init__(self, options: TaskOptions) -> None:
-        if options.dataset not in _DATASETS:
-            wanted = ", ".join(_DATASETS)
-            raise ValueError(f"dataset: got {options.dataset!r}, wanted one of {wanted}")
-        self.options = options
-        load = _digits if options.dataset == "digits" else _torchvision
-        train, test = load(options.dataset)
+        super().__init__(options)
+        train, test = load_images(self.options.dataset)
         axes = (0, 2, 3)
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
         self._train = (train[0] - mean) / deviation, train[1]
@@ -59,8 +90,30 @@ class Images:
         self.channels = train[0].shape[1]
         self.image_size = (train[0].shape[2], train[0].shape[3])
         self.output_size = int(train[1].max()) + 1
-        self.input_size = self.channels
         self.naive = log(self.output_size)
+
+    @classmethod
+    def defaults_for(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return super().defaults_for(given) | _NETWORK_DEFAULTS.get(given.get("model", ""), {})
+
+    @classmethod
+    def check(cls, options: TaskOptions) -> None:
+        if options.complex or options.width % 2:
+            raise ValueError("dtype, width: images take float32 and an even width")
+        if options.certify is not None and options.model != "lipschitz":
+            raise ValueError(_CERTIFY.elsewhere)
+        if options.model == "lipschitz" and "plain" in options.compare:
+            raise ValueError("compare: got 'plain', wanted 'cayley': plain layers are not 1-Lipschitz")
+
+    @property
+    def title(self) -> str:
+        return f"{self.options.dataset}: {self.options.model}"
+
+    def build(self, body: str) -> nn.Module:
+        model = self.options.model
+        depth = {"depth": self.options.depth} if model == "deep" else {}
+        shape = (self.channels, self.output_size, self.image_size)
+        return _NETWORKS[model](*shape, conv=body, width=self.options.width, **depth)
 
     def batch(self, generator: torch.Generator) -> Batch:
         images, labels = self._train
@@ -83,6 +136,7 @@ class Images:
         return rearrange(cut, "image h w c -> image c h w").contiguous()
 
     def test_data(self) -> Batch:
+        """The held-out images and their labels."""
         return self._test
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -91,11 +145,24 @@ class Images:
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.argmax(-1) == target).float().mean()
 
-    def certified(self, model: nn.Module, device: torch.device, radius: float) -> float:
-        """Share of held-out images answered rightly whatever is added to them up to a 2-norm.
+    def measure(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        radius = self.options.certify
+        return {
+            "certified": None if radius is None else self.certified(model, device, radius),
+            "gains": norm_gains(model, self._test[0][:_GAINS_FROM].to(device)),
+        }
 
-        The radius is in units of the pixels' range, 0 to 1: the images a model gets are larger by
-        1 / (deviation of the channel), and so are their distances.  The model's Lipschitz constant is
+    def draw(self, figure: "Figure", models: list[Trained], axis: str, rank: int) -> None:
+        """Draw the accuracy, the norm gain of every layer, and filters of the first one."""
+        from projunn.tasks.images_picture import draw_images
+
+        draw_images(figure, models, axis, self.output_size, self.options.certify)
+
+    def certified(self, model: nn.Module, device: torch.device, radius: float) -> float:
+        """The share of held-out images that are answered rightly, whatever of norm ``radius`` is added.
+
+        The radius is a 2-norm in units of the pixels' range, 0 to 1: the images a model gets are larger
+        by 1 / (deviation of the channel), and so are their distances.  The model's Lipschitz constant is
         measured on its weights (`projunn.certified_accuracy`).
         """
         images, labels = self._test
@@ -123,35 +190,22 @@ class Images:
         return Score(losses / len(labels), rights / len(labels))
 
 
-def _digits(name: str) -> tuple[Batch, Batch]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        message = "dataset: digits comes with scikit-learn: pip install 'projunn[train]'"
-        raise RuntimeError(message) from error
-    data = load_digits()
-    images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
-    labels = torch.from_numpy(data.target).long()
-    test = torch.arange(len(labels)) % 5 == 4
-    return (images[~test], labels[~test]), (images[test], labels[test])
+@torch.no_grad()
+def norm_gains(model: nn.Module, images: Tensor) -> list[float]:
+    """How much each convolution of the model grows the norm of what it gets, its bias left out."""
+    gains: list[float] = []
 
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        bias = getattr(layer, "bias", None)
+        linear = output if bias is None else output - bias[:, None, None]
+        gains.append(float(linear.norm() / inputs[0].norm().clamp_min(1e-30)))
 
-def _torchvision(name: str) -> tuple[Batch, Batch]:
-    try:
-        import torchvision
-    except ImportError as error:
-        message = f"dataset: {name} is read by torchvision, which is not installed; or take digits"
-        raise RuntimeError(message) from error
-    parts = []
-    for train in (True, False):
-        try:
-            kind = getattr(torchvision.datasets, _TORCHVISION[name])
-            part = kind("data", train=train, download=True)
-        except (OSError, RuntimeError) as error:
-            message = f"dataset: {name} is not in data/ and could not be downloaded ({error})"
-            raise RuntimeError(message) from error
-        images = torch.as_tensor(part.data)  # bytes
-        pattern = "image h w -> image 1 h w" if images.ndim == 3 else "image h w c -> image c h w"
-        images = rearrange(images, pattern)
-        parts.append((images.float() / 255, torch.as_tensor(part.targets).long()))
-    return parts[0], parts[1]
+    kinds = (UnitaryConv2d, CayleyConv2d, nn.Conv2d)
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    training = model.training
+    model.eval()
+    model(images)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return gains

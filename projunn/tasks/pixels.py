@@ -8,9 +8,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.task import Batch, SequenceTask, TaskOptions
+from projunn.tasks.datasets import load_images
+from projunn.tasks.options import Option, TaskOptions
+from projunn.tasks.sequences import RECURRENT, SequenceTask
+from projunn.tasks.task import Batch
 
-_DATASETS = ("digits", "mnist")
 _PERMUTATION_SEED = 92916  # the order of the pixels is part of the task, not of the run
 
 
@@ -22,23 +24,27 @@ class Pixels(SequenceTask):
     Guessing scores ln 10.  Le, Jaitly, Hinton, arXiv 1504.00941.
     """
 
+    name = "pixels"
     summary = "classify an image shown pixel by pixel (--dataset, --permuted)"
     loss_name = "cross-entropy"
+    declares = (
+        Option("dataset", str, "digits", "set of images", choices=("digits", "mnist")),
+        Option("permuted", bool, False, "shuffle the pixels"),
+        *RECURRENT,
+    )
     defaults: ClassVar[dict[str, Any]] = {"steps": 3000}
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
-        if options.dataset not in _DATASETS:
-            wanted = ", ".join(_DATASETS)
-            raise ValueError(f"dataset: got {options.dataset!r}, wanted one of {wanted}")
         self.input_size, self.output_size, self.naive = 1, 10, log(10)
-        train, test = _digits() if options.dataset == "digits" else _mnist()
-        order = torch.arange(train[0].shape[1])
-        if options.permuted:
+        train, test = load_images(self.options.dataset)
+        order = torch.arange(train[0][0].numel())
+        if self.options.permuted:
             source = torch.Generator().manual_seed(_PERMUTATION_SEED)
             order = torch.randperm(len(order), generator=source)
-        self._images, self._labels = train[0][:, order], train[1]
-        self._test = _one_each_step(test[0][:, order]), test[1]
+        images, held_out = (rearrange(part[0], "image c h w -> image (c h w)") for part in (train, test))
+        self._images, self._labels = images[:, order], train[1]
+        self._test = _one_each_step(held_out[:, order]), test[1]
 
     def batch(self, generator: torch.Generator) -> Batch:
         size = (self.options.batch_size,)
@@ -58,35 +64,3 @@ class Pixels(SequenceTask):
 def _one_each_step(images: Tensor) -> Tensor:
     """A pixel a time step: each step has one feature."""
     return rearrange(images, "image pixel -> pixel image 1")
-
-
-def _digits() -> tuple[Batch, Batch]:
-    """(images, pixels) in [0, 1] and labels, of training and test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        message = "dataset: digits comes with scikit-learn: pip install 'projunn[train]'"
-        raise RuntimeError(message) from error
-    data = load_digits()
-    images = torch.from_numpy(data.data).float() / 16
-    labels = torch.from_numpy(data.target).long()
-    test = torch.arange(len(labels)) % 5 == 4
-    return (images[~test], labels[~test]), (images[test], labels[test])
-
-
-def _mnist() -> tuple[Batch, Batch]:
-    try:
-        from torchvision.datasets import MNIST
-    except ImportError as error:
-        message = "dataset: mnist is read by torchvision, which is not installed; or take digits"
-        raise RuntimeError(message) from error
-    parts = []
-    for train in (True, False):
-        try:
-            part = MNIST("data", train=train, download=True)
-        except (OSError, RuntimeError) as error:
-            message = f"dataset: mnist is not in data/ and could not be downloaded ({error})"
-            raise RuntimeError(message) from error
-        images = rearrange(part.data, "image h w -> image (h w)")
-        parts.append((images.float() / 255, part.targets.long()))
-    return parts[0], parts[1]

@@ -1,110 +1,110 @@
-"""What every task offers to the training loop.
+"""What every task offers to the command line, to the training loop and to the picture of a run."""
 
-A task draws batches from a generator it is given, so that a run can be repeated and resumed: the
-same generator state gives the same batch.
-"""
-
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from projunn.tasks.measurements import BLUE, Metric, Score, Trained
+from projunn.tasks.options import Option, TaskOptions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Batch = tuple[Tensor, Tensor]
-_TEST_SEED = 20220310  # of the held-out data; the training seeds are the user's
-_TEST_CHUNK = 250
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """The options of ``projunn train`` that say which data to make."""
+class Task:
+    """Data, a loss, and the models that may learn it.  A subclass declares all that is special to it.
 
-    length: int = 200
-    size: int = 128
-    batch_size: int = 50
-    complex: bool = False
-    permuted: bool = False
-    augment: bool = False
-    dataset: str = "digits"
-    seed: int = 0
+    A task draws its batches from a generator that it is given, so that a run can be repeated and
+    resumed: the same state of the generator gives the same batch.
 
+    Class attributes:
+        name: the word after ``projunn train``.
+        summary: one line for ``--help``.
+        loss_name: what the held-out loss is, for instance ``"cross-entropy"``.
+        declares: the options that this task has and others may not have.
+        defaults: values of options for this task in the place of the general defaults.
+        compared: the models that may be trained beside the unitary one, and their colours.
+        metrics: what `measure` measures.
+        scores_training_loss: False if the held-out score is another quantity than the training loss.
 
-@dataclass(frozen=True)
-class Score:
-    """Loss on held-out data, and the share of right answers where the task has answers."""
+    Attributes:
+        options: the `TaskOptions`, complete.
+        naive: the loss of the best answer that ignores the input.
 
-    loss: float
-    accuracy: float | None = None
-
-
-class SequenceTask:
-    """A task on sequences (T, batch, input_size).
-
-    Class attributes: ``summary`` (one line for ``--help``), ``loss_name``, ``defaults`` (options of
-    ``projunn train`` other than its general ones), ``every_step`` (the model answers at every time
-    step, not only at the last).  Instances have ``input_size``, ``output_size``, and ``naive``, the
-    loss of the best answer that ignores the input.
+    Raises:
+        ValueError: an option has a value that the task does not take.
     """
 
+    name: ClassVar[str]
     summary: ClassVar[str]
     loss_name: ClassVar[str]
-    defaults: ClassVar[dict[str, Any]]
-    every_step: ClassVar[bool] = False
-    input_size: int
-    output_size: int
+    declares: ClassVar[tuple[Option, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    compared: ClassVar[Mapping[str, str]] = {}
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    scores_training_loss: ClassVar[bool] = True
     naive: float
 
     def __init__(self, options: TaskOptions) -> None:
-        self.options = options
+        self.options = options.completed(self.declares)
+        self.check(self.options)
 
-    def batch(self, generator: torch.Generator) -> Batch:
-        """Inputs (T, batch, input_size) and targets of one training step."""
+    @classmethod
+    def defaults_for(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the options that the user has not ``given``; they may depend on those given."""
+        return {option.name: option.default for option in cls.declares} | dict(cls.defaults)
+
+    @classmethod
+    def check(cls, options: TaskOptions) -> None:
+        """Raise ValueError if the options do not go together."""
+
+    @classmethod
+    def color(cls, body: str) -> str:
+        """The colour of a model in pictures."""
+        return cls.compared.get(body, BLUE)
+
+    @property
+    def title(self) -> str:
+        """What is trained on what, for the head of a picture."""
+        return self.name
+
+    def build(self, body: str) -> nn.Module:
+        """The model called ``body``, which is ``"unitary"`` or one of ``compared``, on the CPU.
+
+        Its weights are drawn from torch's own generator.
+        """
         raise NotImplementedError
 
-    def test_data(self) -> Batch:
-        """Held-out data, the same in every run."""
+    def batch(self, generator: torch.Generator) -> Batch:
+        """Inputs and targets of one training step."""
         raise NotImplementedError
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean loss of a batch."""
+        """The loss of a batch, which training lowers."""
         raise NotImplementedError
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor | None:
-        """Share of right answers, or None where the targets are numbers."""
+        """The share of right answers, or None where the targets are numbers."""
         return None
 
-    @torch.no_grad()
     def score(self, model: nn.Module, device: torch.device) -> Score:
-        """The model on the held-out data."""
-        inputs, targets = self.test_data()
-        count, losses, rights = inputs.shape[1], 0.0, 0.0
-        axis = 1 if targets.ndim > 1 else 0
-        for x, y in zip(inputs.split(_TEST_CHUNK, 1), targets.split(_TEST_CHUNK, axis), strict=True):
-            x, y = x.to(device), y.to(device)
-            output = model(x)
-            share = x.shape[1] / count
-            losses += share * self.loss(output, y).item()
-            right = self.accuracy(output, y)
-            rights += 0.0 if right is None else share * right.item()
-        return Score(losses, None if right is None else rights)
-
-
-class GeneratedTask(SequenceTask):
-    """A task whose data are made up as they are needed: subclasses `draw` them."""
-
-    test_size: ClassVar[int]
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """``count`` sequences and their targets."""
+        """The model on held-out data, which are the same in every run."""
         raise NotImplementedError
 
-    def batch(self, generator: torch.Generator) -> Batch:
-        return self.draw(self.options.batch_size, generator)
+    def measure(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """The values of ``metrics``, by name; None for a number that these options do not ask for."""
+        return {}
 
-    def test_data(self) -> Batch:
-        return self._held_out
+    def draw(self, figure: "Figure", models: list[Trained], axis: str, rank: int) -> None:
+        """Draw a run into an empty figure, over ``axis``: ``"step"`` or ``"seconds"``.
 
-    @cached_property
-    def _held_out(self) -> Batch:
-        return self.draw(self.test_size, torch.Generator().manual_seed(_TEST_SEED))
+        Unless a task draws its own picture, it shows the loss, the unitarity defect, and the energy of
+        the gradient that a step of ``rank`` can take.
+        """
+        from projunn.tasks.picture import draw_run
+
+        draw_run(figure, self, models, axis, rank)

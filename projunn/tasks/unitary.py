@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from projunn.init import haar_
-from projunn.tasks.task import Batch, Score, TaskOptions
+from projunn.nn import UnitaryLinear
+from projunn.tasks.measurements import ORANGE, Score
+from projunn.tasks.options import SKETCH_RANK, Option, TaskOptions, at_least_one
+from projunn.tasks.task import Batch, Task
 
 _TARGET_SEED = 1_000_003  # away from the seeds of weights and data, or W would start at U
 
 
-class Unitary:
+class Unitary(Task):
     """Learn a Haar-random unitary (or orthogonal) matrix U from pairs (x, U x), x of norm 1.
 
     The model is one linear layer W, the loss is ‖W x - U x‖^2 summed over the batch, so that a step
@@ -20,29 +23,41 @@ class Unitary:
     should W at the start: rotations do not lead from one sign to the other.  arXiv 2203.05483, 4.1.
     """
 
+    name = "unitary"
     summary = "learn a Haar-random unitary matrix from pairs x, U x (--size)"
     loss_name = "relative error"
+    declares = (Option("size", int, 256, "size of the matrix to learn", limit=at_least_one), SKETCH_RANK)
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "batch_size": 16,
-        "size": 256,
         "lr": 0.5,
         "unitary_lr": 0.5,
         "dtype": "complex64",
         "steps": 4000,
     }
-    every_step = False
+    compared: ClassVar[dict[str, str]] = {"linear": ORANGE}
+    scores_training_loss = False
 
     def __init__(self, options: TaskOptions) -> None:
-        if options.size < 1:
-            raise ValueError(f"size: got {options.size}, wanted at least 1")
-        self.options = options
-        self.input_size = self.output_size = options.size
+        super().__init__(options)
         self.naive = 2**0.5
-        dtype = torch.complex64 if options.complex else torch.float32
-        source = torch.Generator().manual_seed(_TARGET_SEED + options.seed)
-        target = haar_(torch.empty(options.size, options.size, dtype=dtype), source)
+        size = self.options.size
+        source = torch.Generator().manual_seed(_TARGET_SEED + self.options.seed)
+        target = haar_(torch.empty(size, size, dtype=self.options.dtype), source)
         self.target = make_rotation_(target)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: n = {self.options.size}"
+
+    def build(self, body: str) -> nn.Module:
+        size, dtype = self.options.size, self.options.dtype
+        if body == "linear":
+            return nn.Linear(size, size, bias=False, dtype=dtype)
+        sketch_rank = self.options.sketch_rank
+        layer = UnitaryLinear(size, size, bias=False, dtype=dtype, sketch_rank=sketch_rank)
+        make_rotation_(layer.matrix.detach())
+        return layer
 
     def batch(self, generator: torch.Generator) -> Batch:
         shape = (self.options.batch_size, self.options.size)
@@ -52,9 +67,6 @@ class Unitary:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs().square().sum()
-
-    def accuracy(self, output: Tensor, target: Tensor) -> None:
-        return None
 
     @torch.no_grad()
     def score(self, model: nn.Module, device: torch.device) -> Score:

@@ -1,55 +1,63 @@
 """What to train: the options of a run, checked, and kept in its folder as JSON."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from projunn import optim
 from projunn.lowrank import FACTORIZATIONS
-from projunn.tasks import TASKS, TaskOptions
+from projunn.tasks import TASKS, TaskOptions, declarations
+from projunn.tasks.options import above_zero, at_least_one, one_of
 from projunn.training.atomic import replacing
-from projunn_kernels import NONLINEARITIES, RETRACTIONS
+from projunn_kernels import RETRACTIONS
 
-BODIES = ("unitary", "lstm", "gru", "rnn", "linear", "plain", "cayley")
-COMPARED = {"unitary": ("linear",), "images": ("plain", "cayley")}
-MODELS = ("resnet9", "deep", "lipschitz")
-OPTIMIZERS = ("sgd", "rmsprop", "adamw")
-INITS = ("haar", "identity", "henaff", "cayley")
+BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in task.compared)]))
+OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
 DTYPES = ("float32", "complex64")
 SCHEDULES = ("constant", "cooldown", "cosine", "step")
 
+# The values of the general options that are words.
 CHOICES = {
     "task": tuple(TASKS),
-    "nonlinearity": NONLINEARITIES,
-    "retraction": RETRACTIONS,
+    "retraction": tuple(RETRACTIONS),
     "factorization": FACTORIZATIONS,
-    "optimizer": OPTIMIZERS,
-    "init": INITS,
+    "optimizer": tuple(OPTIMIZERS),
     "dtype": DTYPES,
-    "model": MODELS,
     "schedule": SCHEDULES,
 }
 
+if TYPE_CHECKING:  # The type checker sees no fields that are made below.
+
+    @dataclass(frozen=True)
+    class _TaskFields:
+        task: str
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    # The task's name, and a field for every option that some task declares.
+    _declared = [next(iter(by_task.values())) for by_task in declarations().values()]
+    _TaskFields = make_dataclass(
+        "_TaskFields",
+        [("task", str), *((option.name, option.kind, option.default) for option in _declared)],
+        frozen=True,
+    )
+
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The options of ``projunn train``; the names are those of its flags."""
+class TrainConfig(_TaskFields):
+    """The options of ``projunn train``; the names are those of its flags.
 
-    task: str
-    length: int = 200
-    size: int = 128
-    dataset: str = "digits"
-    permuted: bool = False
-    augment: bool = False
-    model: str = "resnet9"
-    width: int = 16
-    depth: int = 100
-    certify: float | None = None
-    hidden: int = 128
-    nonlinearity: str = "modrelu"
-    init: str = "henaff"
+    Its first fields are ``task`` and the options that tasks declare, those of all tasks: a run of any
+    task can be written and read in the same way.  The fields below are the options of every task.
+
+    Raises:
+        ValueError: an option has a value that it may not have, or options do not go together.
+    """
+
     dtype: str = "float32"
     compare: tuple[str, ...] = ()
     optimizer: str = "rmsprop"
@@ -59,7 +67,6 @@ class TrainConfig:
     clip: float | None = None
     momentum: float = 0.0
     rank: int = 1
-    sketch_rank: int | None = None
     retraction: str = "exp"
     factorization: str = "subspace"
     batch_size: int = 50
@@ -72,65 +79,60 @@ class TrainConfig:
     @classmethod
     def for_task(cls, task: str, **given: Any) -> "TrainConfig":
         """The task's own defaults, with the options that were ``given`` (not None) in their place."""
-        if task not in TASKS:
-            raise ValueError(f"task: got {task!r}, wanted one of {', '.join(TASKS)}")
+        one_of("task", task, TASKS)
         chosen = {name: value for name, value in given.items() if value is not None}
-        defaults = dict(TASKS[task].defaults)
-        by_model = getattr(TASKS[task], "model_defaults", {})
-        defaults |= by_model.get(chosen.get("model"), {})
+        defaults = TASKS[task].defaults_for(chosen)
         if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
             defaults.pop("steps", None)
         return cls(task, **{**defaults, **chosen})
 
     def __post_init__(self) -> None:
         for name, wanted in CHOICES.items():
-            got = getattr(self, name)
-            if got not in wanted:
-                raise ValueError(f"{name}: got {got!r}, wanted one of {', '.join(wanted)}")
-        for name in ("hidden", "rank", "batch_size", "log_every", "length", "size", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+            one_of(name, getattr(self, name), wanted)
+        for name in ("rank", "batch_size", "log_every"):
+            at_least_one(name, getattr(self, name))
         for name in ("lr", "unitary_lr", "momentum"):
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
-        for name in ("clip", "certify", "steps", "seconds", "sketch_rank"):
-            got = getattr(self, name)
-            if got is not None and not 0 < got < float("inf"):
-                raise ValueError(f"{name}: got {got}, wanted a finite number above 0")
+        for name in ("clip", "steps", "seconds"):
+            above_zero(name, getattr(self, name))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: got {self.seed}, wanted 0 to 4294967295")
         if self.steps is None and self.seconds is None:
             raise ValueError("steps: give a budget in steps or in seconds")
+        self._check_compared()
+        self._check_declared()
+        TASKS[self.task].check(self.task_options)
+
+    def _check_compared(self) -> None:
         if len(set(self.compare)) < len(self.compare):
             raise ValueError(f"compare: got {','.join(self.compare)}, wanted each model once")
-        bodies = COMPARED.get(self.task, BODIES[1:4])
+        bodies = TASKS[self.task].compared
         for body in self.compare:
             if body not in bodies:
-                raise ValueError(
-                    f"compare: got {body!r}, wanted some of {', '.join(bodies)} for {self.task!r}"
-                )
+                wanted = f"some of {', '.join(bodies)}" if bodies else "none"
+                raise ValueError(f"compare: got {body!r}, wanted {wanted} for {self.task!r}")
 
-        if self.sketch_rank is not None and self.task == "images":
-            raise ValueError("sketch_rank: the models of images have dense gradients; wanted none")
-        if self.task == "images" and (self.dtype != "float32" or self.width % 2):
-            raise ValueError("dtype, width: images take float32 and an even width")
-        if self.certify is not None and (self.task != "images" or self.model != "lipschitz"):
-            raise ValueError("certify: wanted images and --model lipschitz: others have no known bound")
-        if self.model == "lipschitz" and "plain" in self.compare:
-            raise ValueError("compare: got 'plain', wanted 'cayley': plain layers are not 1-Lipschitz")
+    def _check_declared(self) -> None:
+        for name, by_task in declarations().items():
+            got = getattr(self, name)
+            # A value that the task ignores is checked as well, to find mistakes such as --width 0.
+            option = by_task.get(self.task, next(iter(by_task.values())))
+            option.check(got)
+            if self.task not in by_task and option.elsewhere and got != option.default:
+                raise ValueError(option.elsewhere)
 
     @property
     def task_options(self) -> TaskOptions:
+        """What the task is made from."""
+        declared = [option.name for option in TASKS[self.task].declares]
         return TaskOptions(
-            length=self.length,
-            size=self.size,
             batch_size=self.batch_size,
             complex=self.dtype == "complex64",
-            permuted=self.permuted,
-            augment=self.augment,
-            dataset=self.dataset,
+            compare=self.compare,
             seed=self.seed,
+            **{name: getattr(self, name) for name in declared},
         )
 
     @property

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from projunn.tasks import Task
-from projunn.training.learner import Learner, LogPoint
+from projunn.tasks import LogPoint, Task
+from projunn.training.learner import Learner
 
 
 class Display:
@@ -72,32 +72,27 @@ class Display:
         title = f"{self.task.loss_name} on held-out data; a naive guess scores {self.task.naive:.4g}"
         table = Table(title=title, title_style="")
         table.add_column("model", style="bold")
+        lasts = [learner.points[-1] for learner in learners if learner.points]
+        metrics = [m for m in self.task.metrics if any(m.text(last) for last in lasts)]
         names = ["steps", "seconds", "steps/s", "loss", "accuracy", "defect"]
-        learners = list(learners)
-        radius = next((learner.config.certify for learner in learners), None)
-        if radius is not None:
-            names.append(f"certified at {radius:.3g}")
+        names += [(m.heading or m.name).format(options=self.task.options) for m in metrics]
         for name in names:
             table.add_column(name, justify="right")
-        for learner in learners:
-            if not learner.points:
-                continue
-            last = learner.points[-1]
+        for last in lasts:
             table.add_row(
-                learner.body,
+                last.model,
                 str(last.step),
                 f"{last.seconds:.1f}",
                 f"{last.step / last.seconds:.1f}" if last.seconds else "",
                 f"{last.test_loss:.4g}",
                 "" if last.test_accuracy is None else f"{last.test_accuracy:.1%}",
                 "" if last.defect is None else f"{last.defect:.1e}",
-                *([] if last.certified is None else [f"{last.certified:.1%}"]),
+                *(metric.text(last) or "" for metric in metrics),
             )
         self.console.print(table)
-        for learner in learners:
-            if learner.points and learner.points[-1].skipped:
-                count = learner.points[-1].skipped
-                self.console.print(f"{learner.body}: {count} steps of a matrix were not taken")
+        for last in lasts:
+            if last.skipped:
+                self.console.print(f"{last.model}: {last.skipped} steps of a matrix were not taken")
         if interrupted:
             self.console.print(
                 f"Interrupted. Go on with: projunn train --resume {folder}", soft_wrap=True
@@ -111,8 +106,9 @@ def _numbers(task: Task, point: LogPoint) -> str:
     text = f"loss {point.test_loss:.3g} (naive {task.naive:.3g})"
     if point.test_accuracy is not None:
         text += f"  accuracy {point.test_accuracy:.1%}"
-    if point.certified is not None:
-        text += f"  certified {point.certified:.1%}"
+    for metric in task.metrics:
+        value = metric.text(point)
+        text += f"  {metric.name} {value}" if value else ""
     if point.seconds:
         text += f"  {point.step / point.seconds:.1f} steps/s"
     if point.defect is not None:

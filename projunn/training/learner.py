@@ -1,7 +1,7 @@
 """One model in training: its optimizer, its stream of data, and what it has logged."""
 
+import inspect
 import time
-from dataclasses import asdict, dataclass
 from math import cos, pi
 from typing import Any
 
@@ -9,31 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import projunn
-from projunn import diagnostics, optim
-from projunn.models import CayleyConv2d
-from projunn.nn import UnitaryConv2d
-from projunn.tasks import Images, Task
-from projunn.training.config import TrainConfig
-from projunn.training.models import build
+from projunn import diagnostics
+from projunn.tasks import METRICS, LogPoint, Task
+from projunn.training.config import OPTIMIZERS, TrainConfig
 
 _COOLDOWN = 3  # the last third of the budget: its inverse
-
-
-@dataclass(frozen=True)
-class LogPoint:
-    """A line of ``metrics.jsonl``."""
-
-    model: str
-    step: int
-    seconds: float  # of training, without the evaluations
-    train_loss: float  # mean since the last point
-    test_loss: float
-    test_accuracy: float | None
-    defect: float | None  # largest unitarity defect of its matrices
-    energy: float | None  # share of the last gradient's energy at the rank that was used
-    skipped: int | None
-    certified: float | None = None  # accuracy that holds within the radius asked for
-    gains: list[float] | None = None  # output norm / input norm of each convolution, on held-out images
 
 
 class Learner:
@@ -44,7 +24,7 @@ class Learner:
         self.device = config.torch_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model: nn.Module = build(body, task, config).to(self.device)
+            self.model: nn.Module = task.build(body).to(self.device)
         self.optimizer = _optimizer(self.model, config)
         # Every learner of a run sees the same stream of batches.
         self.generator = torch.Generator().manual_seed(config.seed + 1)
@@ -119,16 +99,9 @@ class Learner:
                 defect,
                 energy,
                 skipped,
-                self._certified(),
-                norm_gains(self.model, self.task, self.device),
+                dict.fromkeys(METRICS) | self.task.measure(self.model, self.device),
             )
         )
-
-    def _certified(self) -> float | None:
-        radius = self.config.certify
-        if radius is None or not isinstance(self.task, Images):
-            return None
-        return self.task.certified(self.model, self.device, radius)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, of types that ``weights_only`` loading takes."""
@@ -140,7 +113,7 @@ class Learner:
             "seconds": self.seconds,
             "loss_sum": self._loss_sum.item(),
             "loss_count": self._loss_count,
-            "points": [asdict(point) for point in self.points],
+            "points": [point.flat() for point in self.points],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,7 +123,7 @@ class Learner:
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.fill_(state["loss_sum"])
         self._loss_count = state["loss_count"]
-        points = [LogPoint(**point) for point in state["points"]]
+        points = [LogPoint.from_flat(point) for point in state["points"]]
         self.points = [point for point in points if self._is_due(point.step)]
 
     def _is_due(self, step: int) -> bool:
@@ -170,38 +143,17 @@ def rate_factor(schedule: str, progress: float) -> float:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    momentum = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    rule = OPTIMIZERS[config.optimizer]
+    takes_momentum = "momentum" in inspect.signature(rule).parameters
+    momentum = {"momentum": config.momentum} if takes_momentum else {}
     unitary = {
         "rank": config.rank,
         "retraction": config.retraction,
         "factorization": config.factorization,
         "unitary_lr": config.unitary_lr,
     }
-    rule = {"sgd": optim.SGD, "rmsprop": optim.RMSprop, "adamw": optim.AdamW}[config.optimizer]
-    return rule(model.parameters(), lr=config.lr, **momentum, **unitary)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def norm_gains(model: nn.Module, task: Task, device: torch.device) -> list[float] | None:
-    """How much each convolution grows the norm of what it gets, biases left out, on held-out images."""
-    if not isinstance(task, Images):
-        return None
-    gains: list[float] = []
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        bias = getattr(layer, "bias", None)
-        linear = output if bias is None else output - bias[:, None, None]
-        gains.append(float(linear.norm() / inputs[0].norm().clamp_min(1e-30)))
-
-    kinds = (UnitaryConv2d, CayleyConv2d, nn.Conv2d)
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
-    training = model.training
-    model.eval()
-    model(task.test_data()[0][:64].to(device))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return gains
+    optimizer: torch.optim.Optimizer = rule(model.parameters(), lr=config.lr, **momentum, **unitary)
+    return optimizer
 
 
 def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:

@@ -6,16 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from projunn.tasks import TASKS, Images
+from projunn.tasks import TASKS, LogPoint
 from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint, save_checkpoint
 from projunn.training.config import TrainConfig
-from projunn.training.learner import Learner, LogPoint
+from projunn.training.learner import Learner
 
 _CHECKPOINT_EVERY = 30.0  # seconds
 _SLICE = 10  # steps of one learner before it is the next one's turn
@@ -72,8 +71,7 @@ class Run:
 
 def _finite(point: LogPoint) -> dict[str, Any]:
     """A log point as JSON can hold it: a diverged number is null."""
-    values = asdict(point)
-    return {name: _number(value) for name, value in values.items()}
+    return {name: _number(value) for name, value in point.flat().items()}
 
 
 def _number(value: Any) -> Any:
@@ -88,7 +86,6 @@ def train(run: Run) -> bool:
     Either way the folder holds a valid checkpoint, the metrics and the plot when it returns.
     """
     from projunn.training.display import Display
-    from projunn.training.image_plots import plot_images
     from projunn.training.plots import plot_run
 
     run.save()
@@ -115,11 +112,7 @@ def train(run: Run) -> bool:
             for point in learner.points[logged:]:
                 display.log(point)
         run.save()
-        picture = run.folder / "plot.png"
-        if isinstance(run.task, Images):
-            plot_images(picture, run.task, run.learners)
-        else:
-            plot_run(picture, run.task, run.config, run.points)
+        plot_run(run.folder / "plot.png", run.task, run.config, run.learners)
     display.close(run.learners, run.folder, interrupted=bool(stopped))
     return not stopped
 

@@ -30,7 +30,7 @@ def test_environment(monkeypatch):
         chosen_backend()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_triton_without_a_gpu_raises_and_changes_nothing():
     with pytest.raises(RuntimeError, match="name: backend 'triton' is not available"):
         projunn.backend("triton")
@@ -45,16 +45,28 @@ def test_without_triton_explicit_choices_raise_and_auto_falls_back(monkeypatch):
     assert not uses_triton(torch.ones(1))
 
 
-def test_what_runs_where():
+def test_what_runs_where(kernels):
     assert not uses_triton(torch.ones(1))
-    with projunn.backend("interpret"):
-        assert uses_triton(torch.ones(1))
-        assert uses_triton(torch.ones(1, dtype=torch.complex64))
-        assert not uses_triton(torch.ones(1, dtype=torch.float64))
+    one = torch.ones(1, device=kernels.device)
+    with kernels.backend():
+        assert uses_triton(one)
+        assert uses_triton(one.to(torch.complex64))
+        assert not uses_triton(one.double())
         with projunn.backend("torch"):
-            assert not uses_triton(torch.ones(1))
+            assert not uses_triton(one)
 
 
+@pytest.mark.requires_cuda
+def test_a_gpu_runs_the_kernels_unasked_and_refuses_tensors_of_the_host():
+    one = torch.ones(1, device="cuda")
+    assert uses_triton(one)
+    with projunn.backend("triton"):
+        assert uses_triton(one)
+        with pytest.raises(RuntimeError, match="needs GPU tensors, got one on cpu"):
+            uses_triton(torch.ones(1))
+
+
+@pytest.mark.requires("triton")
 def test_interpreter_must_come_first():
     code = """
 import os, sys
@@ -74,6 +86,7 @@ def test_unknown_name():
         projunn.backend("tpu")
 
 
+@pytest.mark.requires_cpp
 def test_operators_conjugate_in_graphs_compiled_by_inductor():
     from projunn_kernels.operation import Operation
 

@@ -51,7 +51,7 @@ def test_values_and_gradients(size, real):
 def test_gradcheck_and_opcheck(size, real):
     tensors = draw(size, real)
     assert torch.autograd.gradcheck(lambda *t: convolve(*t, size), tensors)
-    torch.library.opcheck(fourier_convolution, (*tensors, list(size)))
+    torch.library.opcheck(torch.ops.projunn.fourier_convolution.default, (*tensors, list(size)))
 
 
 @pytest.mark.parametrize(("size", "real"), CASES)

@@ -1,10 +1,10 @@
 """The budget of launches, programs and bytes of each path (docs/kernels.md), counted as they run.
 
-The interpreter's loads and stores are watched: a number of W or G is counted each time a program loads
-or stores it, whether it comes from memory or from a cache.
+Launches are counted wherever the kernels run.  Bytes are counted in the interpreter, by watching its
+loads and stores: a number of W or G is counted each time a program loads or stores it, whether it comes
+from memory or from a cache.
 """
 
-import math
 from collections import Counter
 
 import pytest
@@ -29,33 +29,17 @@ from projunn_kernels import (
 )
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs.problem import Config
-from projunn_kernels.launching import intercepted
 from projunn_kernels.polish.launch import polish
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
 KINDS = [torch.float32, torch.complex64]
 
 
 @pytest.fixture
-def launches():
-    """Name and number of programs of each launch."""
-    seen = []
-
-    class Counting:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            seen.append((self.kernel.__name__.removesuffix("_kernel"), math.prod(grid)))
-            return self.kernel[grid]
-
-    with intercepted(Counting), projunn.backend("interpret"):
-        yield seen
-
-
-@pytest.fixture
 def passes(monkeypatch):
-    """``passes(W)``: how often programs read and write each number of W, on average, so far."""
+    """``passes(W)``: how often programs read and write each number of W, on average, so far.
+
+    Of a test that is ``interpreter_only``.
+    """
     from triton.runtime.interpreter import InterpreterBuilder
 
     touched = {"load": [], "store": []}
@@ -88,6 +72,7 @@ def names(launches):
     return [name for name, _ in launches]
 
 
+@pytest.mark.interpreter_only
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("k", "middle"), [(1, "plane_basis"), (2, "basis")])
 def test_large_matrices(launches, passes, kind, k, middle):
@@ -103,6 +88,7 @@ def test_large_matrices(launches, passes, kind, k, middle):
     assert passes(weight) == (2, 1)  # 3 n^2 numbers
 
 
+@pytest.mark.interpreter_only
 def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
     weight, left, right = init.haar_(torch.empty(1, 140, 140)), *torch.randn(2, 1, 140, 1)
     with tuning.using({"turn_rows": Config(4, 32, 4)}):
@@ -111,6 +97,7 @@ def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
     assert passes(weight) == (3, 1)  # the third from cache
 
 
+@pytest.mark.interpreter_only
 def test_tall_matrices(launches, passes):
     weight, left, right = (
         init.haar_(torch.empty(1, 60, 40)),
@@ -122,6 +109,7 @@ def test_tall_matrices(launches, passes):
     assert passes(weight) == (3, 1)
 
 
+@pytest.mark.interpreter_only
 def test_more_than_eight_columns(launches, passes):
     """Products go by eight columns: ceil(k / 8) reads of W for Z, ceil(2k / 8) for W Q."""
     k = 9
@@ -135,25 +123,27 @@ def test_more_than_eight_columns(launches, passes):
     assert passes(weight) == (6, 1)
 
 
+@pytest.mark.interpreter_only
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(
     ("k", "kernel", "rows", "reads"),
-    [(1, "plane_step", 32, 1), (1, "plane_step", 8, 2), (2, "wide_step", 32, 2)],
+    [(1, "plane_step", 16, 1), (1, "plane_step", 4, 2), (2, "wide_step", 16, 2)],
 )
 def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, kernel, rows, reads):
     weights, directions, bases, probes = (
-        [torch.randn(2, 32, size, dtype=kind) for _ in range(3)] for size in (32, 32, k, k)
+        [torch.randn(1, 16, size, dtype=kind) for _ in range(3)] for size in (16, 16, k, k)
     )
-    with tuning.using({"fused_step": Config(rows, 32, 4)}):
+    with tuning.using({"fused_step": Config(rows, 16, 4)}):
         counters = [torch.zeros(()) for _ in range(3)]
         fused_step_(FusedStep(weights, directions, bases, probes, counters, 0.1))
-    assert launches == [(kernel, 6)]
+    assert launches == [(kernel, 3)]
     # several panels, and k > 1: the second read is from cache
     for weight, direction in zip(weights, directions, strict=True):
         assert passes(direction) == (reads, 0)
         assert passes(weight) == (reads, 1)
 
 
+@pytest.mark.interpreter_only
 def test_a_block_without_a_gradient_is_not_read(launches, passes):
     lists = [[torch.randn(2, 16, size)] for size in (16, 16, 1, 1)]
     lists[1][0][0] = 0
@@ -163,6 +153,7 @@ def test_a_block_without_a_gradient_is_not_read(launches, passes):
     assert passes(weight[1]) == (1, 1)
 
 
+@pytest.mark.interpreter_only
 def test_block_sparse_update(launches, passes):
     weight = torch.randn(5, 40, 70)
     left, right = torch.randn(2, 40, 3), torch.randn(2, 70, 3)
@@ -171,6 +162,7 @@ def test_block_sparse_update(launches, passes):
     assert [passes(block) for block in weight] == [(0, 0), (1, 1), (0, 0), (1, 1), (0, 0)]
 
 
+@pytest.mark.interpreter_only
 def test_polish_reads_nothing_before_it_is_due(launches, passes):
     weight = init.haar_(torch.empty(1, 64, 64))
     polish(weight, torch.tensor(7), 3)
@@ -181,15 +173,16 @@ def test_polish_reads_nothing_before_it_is_due(launches, passes):
     assert passes(weight) == (4 + 3, 1)
 
 
-def test_an_optimizer_steps_its_parameters_together(launches):
-    layers = [projunn.nn.UnitaryLinear(8, 8, bias=False) for _ in range(5)]
+def test_an_optimizer_steps_its_parameters_together(kernels, launches):
+    layers = [projunn.nn.UnitaryLinear(8, 8, bias=False).to(kernels.device) for _ in range(5)]
     optimizer = SGD([layer.weight for layer in layers], lr=0.1)
     for layer in layers:
-        layer.weight.grad = torch.randn(8, 8)
+        layer.weight.grad = torch.randn(8, 8).to(kernels.device)
     optimizer.step()
     assert launches == [("plane_step", 5)]
 
 
+@pytest.mark.interpreter_only
 def test_a_bank_pays_for_its_active_blocks(launches, passes):
     bank = projunn.UnitaryParameter(init.haar_(torch.empty(1, 4, 4)).repeat(10_000, 1, 1))
     chosen = torch.randperm(10_000)[:32]
@@ -200,30 +193,36 @@ def test_a_bank_pays_for_its_active_blocks(launches, passes):
     assert (reads * 10_000, writes * 10_000) == pytest.approx((32, 32))
 
 
-def test_a_sketch_is_four_skinny_products_and_a_basis(launches):
-    x, g, basis = torch.randn(40, 33), torch.randn(40, 20), torch.randn(20, 1)
+def test_a_sketch_is_four_skinny_products_and_a_basis(kernels, launches):
+    shapes = (40, 33), (40, 20), (20, 1)
+    x, g, basis = (torch.randn(shape).to(kernels.device) for shape in shapes)
     sketch([x], [g], basis)
     assert [name for name, _ in launches] == [
         "product", "adjoint_product", "orthonormal", "product", "adjoint_product",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [16, 70])
-def test_all_of_time_is_one_launch_each_way(launches, n):
-    x, h, w = (torch.randn(s, requires_grad=True) for s in ((7, 33, n), (33, n), (n, n)))
-    recurrence(x, h, w / n, None, "tanh")[0].sum().backward()
+@pytest.mark.parametrize(
+    ("n", "config"), [(16, Config(16, 16, 4, hold=True)), (70, Config(16, 128, 8, depth=32))]
+)
+def test_all_of_time_is_one_launch_each_way(kernels, launches, n, config):
+    tensors = (torch.randn(s).to(kernels.device) for s in ((7, 33, n), (33, n), (n, n)))
+    x, h, w = (t.requires_grad_() for t in tensors)
+    with tuning.using(dict.fromkeys(("recurrence", "recurrence_backward"), config)):
+        recurrence(x, h, w / n, None, "tanh")[0].sum().backward()
     assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
 
 
-def test_every_frequency_at_once_is_one_launch(launches):
+def test_every_frequency_at_once_is_one_launch(kernels, launches):
     """8 bins a program; tiles of 16 channels and 32 images or channels."""
     size = [4, 6]
     grid = frequencies((4, 6), True)
-    x, y = torch.randn(40, 3, 4, 4, 2), torch.randn(40, 20, 4, 4, 2)
-    weight, own = torch.randn(grid.paired, 20, 3, 2), torch.randn(len(grid.own), 20, 3)
-    spectral_product(x, weight, own, size, False)
-    spectral_product(y, weight, own, size, True)
-    spectral_gradient(y, x, size, True, 1.0)
+    shapes = (40, 3, 4, 4, 2), (40, 20, 4, 4, 2), (grid.paired, 20, 3, 2), (len(grid.own), 20, 3)
+    x, y, weight, own = (torch.randn(shape).to(kernels.device) for shape in shapes)
+    with tuning.using(dict.fromkeys(("spectral_product", "spectral_gradient"), Config(16, 32, 8))):
+        spectral_product(x, weight, own, size, False)
+        spectral_product(y, weight, own, size, True)
+        spectral_gradient(y, x, size, True, 1.0)
     bins = -(-grid.bins // 8)
     assert launches == [
         ("spectral_product", 2 * 2 * bins), ("spectral_product", 2 * bins),

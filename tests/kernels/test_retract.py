@@ -1,4 +1,4 @@
-"""Retractions of given factors in Triton's interpreter, the operator, and the functions for k > 8."""
+"""Retractions of given factors by the kernels, the operators, and the functions for k > 8."""
 
 import pytest
 import torch
@@ -23,10 +23,10 @@ def draw(kind, m, n, k, batch=3):
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(7, 7, 1), (20, 33, 1), (33, 20, 1), (140, 140, 1), (9, 9, 2)]
 )
-def test_equals_float64(kind, retraction, m, n, k):
-    weight, left, right = draw(kind, m, n, k)
+def test_equals_float64(kernels, kind, retraction, m, n, k):
+    weight, left, right = (t.to(kernels.device) for t in draw(kind, m, n, k))
     wanted = retract(*(precise(t) for t in (weight, left, right)), retraction)
-    with projunn.backend("interpret"):
+    with kernels.backend():
         taken = retract_(weight, left, right, retraction)
     assert taken.all()
     assert (precise(weight) - wanted).abs().max() < 1e-6
@@ -34,22 +34,22 @@ def test_equals_float64(kind, retraction, m, n, k):
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-4, 30.0, 1e9])
 @pytest.mark.parametrize("retraction", RETRACTIONS)
-def test_steps_of_any_size_stay_unitary(scale, retraction):
+def test_steps_of_any_size_stay_unitary(kernels, scale, retraction):
     for kind in KINDS:
-        weight, left, right = draw(kind, 8, 8, 1)
-        with projunn.backend("interpret"):
+        weight, left, right = (t.to(kernels.device) for t in draw(kind, 8, 8, 1))
+        with kernels.backend():
             retract_(weight, left * scale, right, retraction)
         assert projunn.unitarity_defect(weight).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("k", [1, 3, 9])
-def test_rank_update_and_factors(kind, k):
-    weight, left, right = draw(kind, 20, 33, k)
-    active = torch.tensor([2, 0])
+def test_rank_update_and_factors(kernels, kind, k):
+    weight, left, right = (t.to(kernels.device) for t in draw(kind, 20, 33, k))
+    active = torch.tensor([2, 0], device=kernels.device)
     wanted = precise(weight).clone()
-    wanted[active] += precise(left[:2]) @ precise(right[:2]).mH
-    with projunn.backend("interpret"):
+    wanted[[2, 0]] += precise(left[:2]) @ precise(right[:2]).mH
+    with kernels.backend():
         x, y = factor(weight, left)
         rank_update_(weight, left[:2], right[:2], active)
     assert (precise(weight) - wanted).abs().max() < 1e-6
@@ -58,10 +58,10 @@ def test_rank_update_and_factors(kind, k):
     assert x.shape == left.shape
 
 
-def test_untouched_tiles_are_not_read():
-    weight = torch.full((1, 64, 300), torch.nan)
-    left, right = torch.zeros(1, 64, 1), torch.randn(1, 300, 1)
-    with projunn.backend("interpret"):
+def test_untouched_tiles_are_not_read(kernels):
+    weight = torch.full((1, 64, 300), torch.nan, device=kernels.device)
+    left, right = (t.to(kernels.device) for t in (torch.zeros(1, 64, 1), torch.randn(1, 300, 1)))
+    with kernels.backend():
         rank_update_(weight, left, right)
     assert weight.isnan().all()
 

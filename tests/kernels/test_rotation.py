@@ -29,6 +29,18 @@ def test_equals_the_definition(kind, retraction, size, scale):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6, 1e7])
+def test_turns_by_many_radians_are_unitary_to_rounding(kind, size, scale):
+    """Whatever the processor: an error of the angle may turn further, never stretch."""
+    e = torch.randn(400, size, size, dtype=kind) * scale
+    f, usable = rotation(e, "exp", PRECISION)
+    assert usable.float().mean() > 0.9
+    f = f + torch.eye(size, dtype=kind)
+    assert (f.mH @ f - torch.eye(size, dtype=kind)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 def test_closed_form_agrees_with_decomposition(kind, retraction):
     e = torch.randn(50, 2, 2, dtype=kind)

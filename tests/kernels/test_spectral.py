@@ -1,7 +1,5 @@
 """The spectral product against the bin-by-bin one."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -75,14 +73,17 @@ def test_opcheck(size, real):
     spectrum, weight, own = draw(size, real)
     for adjoint in (False, True):
         x = spectral_product(spectrum, weight, own, list(size), False) if adjoint else spectrum
-        torch.library.opcheck(spectral_product, (x, weight, own, list(size), adjoint))
+        torch.library.opcheck(
+            torch.ops.projunn.spectral_product.default, (x, weight, own, list(size), adjoint)
+        )
     y = spectral_product(spectrum, weight, own, list(size), False)
-    torch.library.opcheck(spectral_gradient, (y, spectrum, list(size), real, 0.5))
+    torch.library.opcheck(
+        torch.ops.projunn.spectral_gradient.default, (y, spectrum, list(size), real, 0.5)
+    )
 
 
-# -- the Triton kernels, in the interpreter ----------------------------------------------------------
+# -- the Triton kernels ------------------------------------------------------------------------------
 
-triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 # Ragged tiles of frequencies, channels and images; no frequency off the planes; 8 and 4 own ones.
 SHAPES = [
     ((8, 8), True, 3, 4, 5),
@@ -96,22 +97,18 @@ SHAPES = [
 ]
 
 
-@pytest.fixture
-def interpreted(request):
-    with projunn.backend("interpret"):
-        yield
+def moved(tensors, device):
+    return [None if t is None else t.to(device) for t in tensors]
 
 
 def errors(ours, plain, exact):
     """Of ours and of PyTorch in float32, relative to the largest number."""
     scale = exact.abs().max().clamp_min(1e-30)
-    return ((ours - exact).abs().max() / scale).item(), ((plain - exact).abs().max() / scale).item()
+    return [((t.cpu() - exact).abs().max() / scale).item() for t in (ours, plain)]
 
 
-@triton
-@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("size", "real", "batch", "m", "n"), SHAPES)
-def test_kernels_against_float64(size, real, batch, m, n):
+def test_kernels_against_float64(kernels, size, real, batch, m, n):
     tensors = draw(size, real, batch, m, n)
     single = [None if t is None else t.float() for t in tensors]
     exact = [None if t is None else t.double() for t in single]
@@ -122,7 +119,8 @@ def test_kernels_against_float64(size, real, batch, m, n):
         yield spectral_product(cotangent, weight, own, list(size), True)
         yield from spectral_gradient(cotangent, spectrum, list(size), real, 0.5)
 
-    ours = list(everything(*single, cotangent))
+    with kernels.backend():
+        ours = list(everything(*moved([*single, cotangent], kernels.device)))
     with projunn.backend("torch"):
         plain = list(everything(*single, cotangent))
         right = list(everything(*exact, cotangent.double()))
@@ -134,11 +132,14 @@ def test_kernels_against_float64(size, real, batch, m, n):
             assert error <= 4 * usual + 1e-6
 
 
-@triton
-@pytest.mark.usefixtures("interpreted")
-def test_kernels_on_strided_and_empty_spectra():
+def test_kernels_on_strided_and_empty_spectra(kernels):
+    tensors = draw((4, 5), True, dtype=torch.float32)
+    with kernels.backend():
+        check_strided_and_empty(*moved(tensors, kernels.device))
+
+
+def check_strided_and_empty(spectrum, weight, own):
     size = [4, 5]
-    spectrum, weight, own = (t.float() for t in draw(size=(4, 5), real=True))
     expected = spectral_product(spectrum, weight, own, size, False)
     strided = spectrum.transpose(0, 1).contiguous().transpose(0, 1)
     turned = weight.transpose(1, 2).contiguous().transpose(1, 2)
@@ -156,50 +157,54 @@ def test_kernels_on_strided_and_empty_spectra():
     assert selves.shape == own.shape
 
 
-@triton
-@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("real", [True, False])
-def test_every_tile_gives_the_same(real):
+def test_every_tile_gives_the_same(kernels, real):
     from projunn_kernels.configs import choice as tuning
     from projunn_kernels.configs.closed_form import candidates
     from projunn_kernels.configs.problem import Device, Problem
 
-    spectrum, weight, own = draw((6, 8), real, 35, 18, 19, torch.float32)
-    expected = spectral_product(spectrum, weight, own, [6, 8], False)
-    gradients = spectral_gradient(expected, spectrum, [6, 8], real, 1.0)
-    problem = Problem("spectral_gradient", not real, 35, 18, 19, 30)
-    for config in candidates(problem, Device()):
-        with tuning.using({"spectral_product": config, "spectral_gradient": config}):
-            ours = spectral_product(spectrum, weight, own, [6, 8], False)
-            torch.testing.assert_close(ours, expected)
-            for a, b in zip(
-                spectral_gradient(expected, spectrum, [6, 8], real, 1.0), gradients, strict=True
-            ):
-                torch.testing.assert_close(a, b)
+    tensors = draw((3, 4), real, 35, 18, 19, torch.float32)  # more bins than a program takes
+    spectrum, weight, own = moved(tensors, kernels.device)
+
+    def everything():
+        product = spectral_product(spectrum, weight, own, [3, 4], False)
+        return product, *spectral_gradient(expected, spectrum, [3, 4], real, 1.0)
+
+    problem = Problem("spectral_gradient", not real, 35, 18, 19, 9)
+    with kernels.backend():
+        expected = spectral_product(spectrum, weight, own, [3, 4], False)
+        usual = everything()
+        for config in candidates(problem, Device()):
+            with tuning.using({"spectral_product": config, "spectral_gradient": config}):
+                torch.testing.assert_close(everything(), usual)
 
 
-@triton
-@pytest.mark.usefixtures("interpreted")
-def test_opcheck_of_the_kernels():
-    spectrum, weight, own = (t.float() for t in draw((4, 5), True))
-    torch.library.opcheck(spectral_product, (spectrum, weight, own, [4, 5], False))
-    y = spectral_product(spectrum, weight, own, [4, 5], False)
-    torch.library.opcheck(spectral_gradient, (y, spectrum, [4, 5], True, 0.5))
+def test_opcheck_of_the_kernels(kernels):
+    tensors = draw((4, 5), True, dtype=torch.float32)
+    spectrum, weight, own = moved(tensors, kernels.device)
+    with kernels.backend():
+        torch.library.opcheck(
+            torch.ops.projunn.spectral_product.default, (spectrum, weight, own, [4, 5], False)
+        )
+        y = spectral_product(spectrum, weight, own, [4, 5], False)
+        torch.library.opcheck(
+            torch.ops.projunn.spectral_gradient.default, (y, spectrum, [4, 5], True, 0.5)
+        )
 
 
-@triton
-@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("size", "dtype"), [((6, 5), torch.float32), ((4, 4), torch.complex64)])
-def test_a_layer_trains_through_the_kernels(size, dtype):
+def test_a_layer_trains_through_the_kernels(kernels, size, dtype):
     """Forward and backward of the layer, against the same layer in PyTorch operations."""
     layer = projunn.nn.UnitaryConv2d(3, 5, size, dtype=dtype)
-    x = torch.randn(2, 3, *size, dtype=dtype, requires_grad=True)
+    x = torch.randn(2, 3, *size, dtype=dtype)
     results = []
-    for backend in ("interpret", "torch"):
+    for backend, device in (("torch", "cpu"), (kernels.name, kernels.device)):
+        layer, own = layer.to(device), x.to(device).requires_grad_()
         with projunn.backend(backend):
-            y = layer(x)
-            results.append((y, *torch.autograd.grad(y.abs().square().sum(), [x, *layer.parameters()])))
-    for ours, theirs in zip(*results, strict=True):
+            y = layer(own)
+            grads = torch.autograd.grad(y.abs().square().sum(), [own, *layer.parameters()])
+            results.append([t.cpu() for t in (y, *grads)])
+    for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -1,36 +1,77 @@
-"""Configurations: closed form, tables, and the autotuner with a clock of its own."""
+"""Configurations: which one is in force and why, and the autotuner with a clock of its own."""
 
 import json
+import random
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from projunn.cli import main
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
 from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.configs.tables import Entry
+from projunn_kernels.tuning.plan import Plan, duration
+
+triton = pytest.importorskip("triton")
 
 GPU = Device("Test GPU 9000", "9.0", 132, 232_448)
+SIBLING = replace(GPU, name="Test GPU 9001", processors=100)
+COUSIN = replace(GPU, name="Test GPU 8000", capability="8.0")
 PROBLEM = Problem("rank_update", False, 1, 40, 40, 2)
+TUNED = Config(8, 64, 4)
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PROJUNN_CACHE", str(tmp_path))
+def folders(tmp_path, monkeypatch):
+    """Empty folders for the tables of the user and for those that ship."""
+    for name in ("user", "shipped"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("PROJUNN_CACHE", str(tmp_path / "user"))
+    monkeypatch.delenv("PROJUNN_TABLES", raising=False)
+    monkeypatch.setattr(tuning, "shipped_folder", lambda: tmp_path / "shipped")
     tuning.forget()
-    yield
+    yield tmp_path
     tuning.forget()
 
 
-def file():
-    return tables.cache_folder() / tables.table_name(GPU.name)
+def file(device=GPU):
+    return tables.cache_folder() / tables.table_name(device.name)
 
 
-def winner(rows=8):
-    return {PROBLEM.bucket: tables.entry(Config(rows, 64, 4), 0.5, 10.0)}
+def entry(config=TUNED):
+    from projunn_kernels.configs.fingerprints import fingerprints
+
+    kernels = {"rank_update_kernel": fingerprints()["rank_update_kernel"]}
+    return {PROBLEM.bucket: Entry(config, 0.5, 0.75, kernels)}
+
+
+def ship(folders, device=GPU, config=TUNED):
+    """A table among those that ship; the user's is as before."""
+    before = file(device).read_text() if file(device).exists() else None
+    written = tables.write_table(device, entry(config))
+    written.rename(folders / "shipped" / written.name)
+    if before is not None:
+        file(device).write_text(before)
+
+
+def change(**changes):
+    """Edit the user's table."""
+    file().write_text(json.dumps(json.loads(file().read_text()) | changes))
+    tuning.forget()
+
+
+def in_force(device=GPU):
+    return tuning.config_for(PROBLEM, device)
+
+
+def lines(device=GPU):
+    return [found.described(device) for found in tuning.found_tables(device)]
+
+
+# -- closed forms --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -49,45 +90,148 @@ def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
             assert config.rows & (config.rows - 1) == config.columns & (config.columns - 1) == 0
 
 
-def test_a_table_is_in_force_at_once_and_merged():
-    assert tuning.config_for(PROBLEM, GPU)[1] == "closed form"
-    tables.write_table(GPU, winner())
-    tables.write_table(GPU, {"product/real/k1/64x64/b1": tables.entry(Config(1, 64, 4), 1.0, 1.0)})
-    tuning.forget()
-    assert tuning.config_for(PROBLEM, GPU) == (Config(8, 64, 4), str(file()))
-    content = json.loads(file().read_text())
-    assert set(content) == {"format", "gpu", "capability", "triton", "torch", "date", "entries"}
-    assert len(content["entries"]) == 2
-    assert [path.name for path in tables.cache_folder().iterdir()] == [file().name]
-    assert "1 buckets), then closed form" in tuning.in_force(GPU)["rank_update"]
-    assert "no table for Test GPU 9000" in tuning.in_force(GPU)["fused_step"]
+def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
+    """Or a winner would be left out when its table is read."""
+    draw = random.Random(0)
+    for _ in range(2000):
+        operation = draw.choice(tuned())
+        m, n = (draw.randint(1, 128 if operation == "fused_step" else 5000) for _ in range(2))
+        k = draw.randint(1, 8) if not operation.startswith("spectral") else 256
+        problem = Problem(operation, draw.random() < 0.5, k, m, n, draw.randint(1, 2000))
+        bucket = Problem.of_bucket(problem.bucket)
+        assert bucket.bucket == problem.bucket
+        assert set(candidates(problem, GPU)) <= set(candidates(bucket, GPU)), problem
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: "{", "not a table"),
-        (lambda c: json.dumps(c | {"format": 0}), "format is 0"),
-        (lambda c: json.dumps(c | {"gpu": "Another"}), "measured on Another"),
-        (lambda c: json.dumps(c | {"capability": "8.0"}), "measured on Test GPU 9000 .8.0"),
-        (lambda c: json.dumps(c | {"entries": {"x": {"config": {"rows": 3}}}}), "not a table"),
-        (lambda c: json.dumps(c).replace('"rows": 8', '"rows": 7'), "rows is 7"),
-        (lambda c: json.dumps([]), "not a table"),
-    ],
+    "bucket", ["", "svd/real/k1/8x8/b1/2", "product/real/k1/8x8", "product/real/k-1/8x8/b1", "x" * 10**6]
 )
-def test_a_broken_or_foreign_table_is_refused_with_a_warning(change, words):
-    tables.write_table(GPU, winner())
-    file().write_text(change(json.loads(file().read_text())))
+def test_what_is_no_bucket_names_none(bucket):
+    with pytest.raises(ValueError, match="names no bucket"):
+        Problem.of_bucket(bucket)
+
+
+# -- what is in force ----------------------------------------------------------------------------------
+
+
+def test_a_table_is_in_force_at_once():
+    assert in_force() == (closed_form(PROBLEM, GPU), "closed form")
+    tables.write_table(GPU, entry())
     tuning.forget()
-    with pytest.warns(UserWarning, match=f"tuning table ignored.*{words}"):
-        assert tuning.config_for(PROBLEM, GPU) == (closed_form(PROBLEM, GPU), "closed form")
+    assert in_force() == (TUNED, str(file()))
+    assert "1 buckets), then closed form" in tuning.in_force(GPU)["rank_update"]
+    assert "no table in force for Test GPU 9000" in tuning.in_force(GPU)["fused_step"]
+    assert tuning.tuned_buckets(GPU) == {PROBLEM.bucket}
+    (line,) = lines()
+    assert line.startswith(f"{file()}: used, 1 buckets (triton {tables.triton_version()}, torch ")
+
+
+def test_own_tables_come_before_siblings_and_the_users_before_those_that_ship(folders):
+    ship(folders, SIBLING, Config(8, 64, 2))
+    assert in_force() == (Config(8, 64, 2), "shipped test-gpu-9001.json")
+    tables.write_table(SIBLING, entry(Config(16, 64, 8)))
+    tuning.forget()
+    assert in_force() == (Config(16, 64, 8), str(file(SIBLING)))
+    ship(folders, GPU, Config(16, 64, 4))
+    tuning.forget()
+    assert in_force() == (Config(16, 64, 4), "shipped test-gpu-9000.json")
+    tables.write_table(GPU, entry())
+    tuning.forget()
+    assert in_force() == (TUNED, str(file()))
+    found = lines()
+    assert [line.partition(": used, 1 buckets")[0] for line in found] == [
+        str(file()), "shipped test-gpu-9000.json", str(file(SIBLING)), "shipped test-gpu-9001.json",
+    ]  # fmt: skip
+    of_sibling = "measured on Test GPU 9001, which has the same compute capability)"
+    assert [line.endswith(of_sibling) for line in found] == [False, False, True, True]
+
+
+def test_a_table_of_another_capability_is_not_used_and_info_says_so(folders):
+    ship(folders, COUSIN)
+    assert in_force()[1] == "closed form"
+    assert in_force(COUSIN)[0] == TUNED
+    assert lines() == [
+        "shipped test-gpu-8000.json: not used: made for compute capability 8.0, Test GPU 9000 has 9.0"
+    ]
+
+
+def test_a_table_made_with_another_triton_is_not_used_and_info_says_so():
+    tables.write_table(GPU, entry())
+    change(triton="3.0.0")
+    assert in_force()[1] == "closed form"
+    assert lines() == [f"{file()}: not used: made with triton 3.0.0, this is {tables.triton_version()}"]
+
+
+def test_an_entry_of_a_kernel_that_has_changed_is_left_out_and_info_says_so():
+    old = {PROBLEM.bucket: Entry(TUNED, 0.5, 0.75, {"rank_update_kernel": "0" * 16})}
+    gone = {"product/real/k1/64x64/b1": Entry(None, 0.5, 0.5, {"gone_kernel": "0" * 16})}
+    tables.write_table(GPU, old | gone)
+    assert in_force()[1] == "closed form"
+    assert lines() == [
+        f"{file()}: not used: nothing is in force of it; left out: 2 of kernels that have changed since"
+    ]
+    tables.write_table(GPU, entry())
+    tuning.forget()
+    assert in_force() == (TUNED, str(file()))
+    assert lines()[0].endswith("; left out: 1 of kernels that have changed since")
+
+
+@pytest.mark.parametrize("config", [Config(8, 64, 4, hold=True), Config(8, 64, 32), Config(8, 8192, 4)])
+def test_an_entry_that_the_autotuner_would_not_try_is_left_out_and_info_says_so(config):
+    """A table cannot make a kernel do what nobody has thought of."""
+    tables.write_table(GPU, entry(config) | {"svd/real/k1/8x8/b1": Entry(TUNED, 1.0, 1.0, {})})
+    assert in_force()[1] == "closed form"
+    assert lines()[0].endswith("nothing is in force of it; left out: 2 that this version would not try")
+
+
+def test_where_the_closed_form_was_the_fastest_the_users_table_says_so(folders):
+    ship(folders)
+    tables.write_table(GPU, entry(None))
+    tuning.forget()
+    assert in_force() == (closed_form(PROBLEM, GPU), f"closed form, the fastest in {file()}")
+
+
+def test_tables_can_be_switched_off(folders, monkeypatch):
+    ship(folders)
+    tables.write_table(GPU, entry())
+    monkeypatch.setenv("PROJUNN_TABLES", "off")
+    tuning.forget()
+    assert in_force() == (closed_form(PROBLEM, GPU), "closed form")
+    assert tuning.in_force(GPU)["rank_update"] == "closed form: PROJUNN_TABLES=off"
+    assert [line.rpartition(": ")[2] for line in lines()] == ["PROJUNN_TABLES=off"] * 2
+    monkeypatch.setenv("PROJUNN_TABLES", "on")
+    tuning.forget()
+    assert in_force()[0] == TUNED
+
+
+def test_an_unknown_setting_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("PROJUNN_TABLES", "none")
+    with pytest.raises(ValueError, match="PROJUNN_TABLES: got 'none', wanted on or off"):
+        in_force()
+
+
+def test_a_broken_table_is_ignored_with_one_warning():
+    tables.write_table(GPU, entry())
+    file().write_text(file().read_text().replace('"rows": 8', '"rows": 7'))
+    tuning.forget()
+    with pytest.warns(UserWarning, match="tuning table ignored: .*rows is 7, not a power of two"):
+        assert in_force() == (closed_form(PROBLEM, GPU), "closed form")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
-        tuning.config_for(PROBLEM, GPU)
-    with pytest.warns(UserWarning, match="tuning table replaced"):
-        tables.write_table(GPU, winner())
-    tuning.forget()
-    assert tuning.config_for(PROBLEM, GPU)[1] == str(file())
+        warnings.simplefilter("error")
+        in_force()
+    assert "not used: cannot be read: rank_update/real/k1/64x64/b2: rows is 7" in lines()[0]
+
+
+def test_other_files_in_the_cache_are_none_of_our_business():
+    for name, text in (("verdicts.json", '{"kernels": {}}'), ("notes.txt", "{"), (".json", "[]")):
+        (tables.cache_folder() / name).write_text(text)
+    (tables.cache_folder() / "folder.json").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert in_force()[1] == "closed form"
+    assert lines() == []
+    (tables.cache_folder() / "torn.json").write_text("{")
+    assert "torn.json: not used: cannot be read: Expecting" in lines()[0]
 
 
 def test_using_overrides_and_ends():
@@ -96,10 +240,53 @@ def test_using_overrides_and_ends():
     assert tuning.config_for(PROBLEM, GPU)[1] == "closed form"
 
 
-# -- the autotuner, in the interpreter ---------------------------------------------------------------
+def test_what_is_asked_for_is_noted():
+    other = replace(PROBLEM, m=41)
+    with tuning.asked() as outer:
+        tuning.config_for(PROBLEM, GPU)
+        with tuning.asked() as inner:
+            tuning.config_for(other, GPU)
+    tuning.config_for(PROBLEM, GPU)
+    assert (outer, inner) == ([PROBLEM, other], [other])
 
-triton = pytest.importorskip("triton")
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a GPU")
+
+# -- how long it will take -----------------------------------------------------------------------------
+
+
+def test_the_estimate_counts_each_binary_and_each_timing_and_follows_what_is_measured():
+    product, larger = (Problem("product", False, 1, n, n, 1) for n in (1024, 2048))
+    update = Problem("rank_update", False, 1, 1024, 1024, 1)
+    plan = Plan([product, larger, product, update], GPU, 4)
+    assert plan.problems == [product, larger, update]
+    assert plan.candidates == sum(len(candidates(problem, GPU)) for problem in plan.problems)
+    guess = plan.seconds_left
+    assert (
+        Plan([product, update], GPU, 4).seconds_left < guess < Plan(plan.problems, GPU, 1).seconds_left
+    )
+    assert plan.batch(0) == [product]  # whose candidates keep four processes busy
+    plan.compiled([product], 100.0)
+    assert plan.seconds_left > guess  # it took much longer than guessed, and so will the update
+    plan.compiled([larger], 0.0)  # the same binaries
+    before = plan.seconds_left
+    plan.note_timed(product, 0.0)
+    assert plan.timed == len(candidates(product, GPU))
+    assert plan.seconds_left < before
+    plan.compiled([update], 0.0)
+    for problem in (larger, update):
+        plan.note_timed(problem, 0.0)
+    assert plan.seconds_left == pytest.approx(0.0)
+
+
+def test_durations_are_for_readers():
+    assert [duration(s) for s in (0.4, 40, 89, 720, 3900, 7500)] == [
+        "0 s", "40 s", "89 s", "12 min", "65 min", "2 h 05 min",
+    ]  # fmt: skip
+
+
+# -- the autotuner, in the interpreter -----------------------------------------------------------------
+
+interpreted = pytest.mark.interpreter_only  # a stand-in for a GPU
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 CPU = torch.device("cpu")
 
 
@@ -107,24 +294,64 @@ def small(operation, k=1):
     return Problem(operation, False, k, 16, 16, 1)
 
 
-@interpreted
-@pytest.mark.parametrize("operation", tuned())
-def test_every_operation_runs_and_the_fastest_wins(operation):
+def tune(problem, times, **options):
+    """Tune with a clock that gives each configuration its time, 1 if it has none."""
     from projunn_kernels.tuning.autotune import autotune
 
-    clock = iter(range(1000, 0, -1))  # each call faster than the one before
     tried = []
 
     def timer(run):
         run()
-        tried.append(tuning.config_for(small(operation), GPU)[0])
-        return float(next(clock))
+        tried.append(tuning.config_for(problem, GPU)[0])
+        given = times.get(tried[-1], 1.0)
+        return given.pop(0) if isinstance(given, list) else given
 
-    (result,) = autotune([small(operation)], CPU, GPU, timer)
+    (result,) = autotune([problem], CPU, GPU, timer, **options)
+    return result, tried
+
+
+def written():
+    return tables.read_table(file()).entries
+
+
+@interpreted
+@pytest.mark.parametrize("operation", tuned())
+def test_every_operation_runs_and_the_fastest_wins(operation):
+    problem = Problem(operation, False, 1, 16, 512 if operation == "basis" else 16, 1)
+    first, *others = candidates(problem, GPU)
+    fastest = others[-1] if others else first
+    result, tried = tune(problem, {fastest: 0.5})
     assert result.failed == ""
-    assert result.config == tried[-1]
-    assert result.tried == len(tried) == len(candidates(small(operation), GPU))
-    assert tuning.config_for(small(operation), GPU) == (tried[-1], str(file()))
+    assert result.config == fastest
+    assert tried == [first, *others] + ([first, fastest] if others else [])  # and once more
+    assert result.tried == 1 + len(others)
+    assert tuning.config_for(problem, GPU)[0] == fastest
+    (found,) = written().values()
+    assert found.config == (fastest if others else None)
+    assert found.milliseconds == 0.5
+    assert found.closed_form_milliseconds == (1.0 if others else 0.5)
+    expected = {"basis": "plane_basis", "fused_step": "plane_step"}.get(operation, operation)
+    if others:
+        assert set(found.kernels) == {f"{expected}_kernel"}  # not what a turn launches beside it
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("times", "kept"),
+    [([0.981, 0.5], True), ([0.979, 0.979], False), ([0.5, 0.981], True), ([0.5, 0.6], False)],
+)
+def test_the_closed_form_stays_unless_a_candidate_wins_by_2_percent_twice(times, kept):
+    first, *_, fastest = candidates(small("product"), GPU)
+    result, _ = tune(small("product"), {fastest: list(times)})
+    assert result.kept == kept
+    assert result.config == (first if kept else fastest)
+    (found,) = written().values()
+    assert found.config == (None if kept else fastest)
+    assert found.milliseconds == (1.0 if kept else times[1])  # of the second time: the first chose it
+    assert found.closed_form_milliseconds == 1.0
+    config, why = tuning.config_for(small("product"), GPU)
+    assert config == (first if kept else fastest)
+    assert why == (f"closed form, the fastest in {file()}" if kept else str(file()))
 
 
 @interpreted
@@ -143,7 +370,8 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
     result = next(results)
     assert result.config not in (None, first)
     results.close()  # what Ctrl-C does
-    assert list(json.loads(file().read_text())["entries"]) == [small("product").bucket]
+    assert list(written()) == [small("product").bucket]
+    assert written()[small("product").bucket].closed_form_milliseconds is None
     assert asdict(result.config)["rows"] >= 1
 
     def broken(run):
@@ -157,20 +385,86 @@ def test_interruption_keeps_what_is_done_and_failures_are_no_candidates():
 def test_what_spills_is_no_candidate(monkeypatch):
     from projunn_kernels.tuning import autotune as module
 
-    first, timed = closed_form(small("product"), GPU), []
+    problem = small("product")
+    first = closed_form(problem, GPU)
 
     def spills(run):
         run()
-        return tuning.config_for(small("product"), GPU)[0].rows == first.rows
-
-    def timer(run):
-        timed.append(tuning.config_for(small("product"), GPU)[0])
-        return 1.0
+        return tuning.config_for(problem, GPU)[0].rows == first.rows
 
     monkeypatch.setattr(module, "spills", spills)
-    (result,) = module.autotune([small("product")], CPU, GPU, timer)
-    assert timed == [c for c in candidates(small("product"), GPU) if c.rows != first.rows]
+    result, timed = tune(problem, {})
+    assert timed == [c for c in candidates(problem, GPU) if c.rows != first.rows]
     assert result.config in timed
+
+
+class StandInCompilers:
+    """Notes what is compiled, and says that some of it cannot be."""
+
+    processes = 1
+
+    def __init__(self, broken=lambda work: False):
+        self.calls, self._broken = [], broken
+
+    def compile(self, wanted, *, until, done):
+        self.calls.append(list(wanted))
+        done(len(wanted))
+        return {one: "no" if self._broken(one) else "" for one in wanted}
+
+
+@interpreted
+def test_candidates_are_compiled_ahead_each_binary_once_and_nothing_is_timed_meanwhile():
+    from projunn_kernels.tuning.autotune import autotune
+
+    events, compilers = [], StandInCompilers()
+    problems = [Problem("product", False, 1, n, n, 1) for n in (16, 32)]
+    for result in autotune(
+        problems, CPU, GPU, lambda run: events.append("timed") or 1.0,
+        compilers=compilers, tell=lambda progress: events.append(progress.what),
+    ):  # fmt: skip
+        events.append(result.problem.n)
+    assert len(compilers.calls) == 2
+    for problem, wanted in zip(problems, compilers.calls, strict=True):
+        assert {one.kernel for one in wanted} == {"product_kernel"}
+        tiles = {(dict(one.constants)["BM"], dict(one.constants)["BN"]) for one in wanted}
+        tried = candidates(problem, GPU)
+        assert tiles <= {(config.rows, config.columns) for config in tried}
+    every = [one for wanted in compilers.calls for one in wanted]
+    assert len(set(every)) == len(every) > len(candidates(problems[0], GPU))
+    assert events.index("timed") > events.index(f"compiling, {len(compilers.calls[0])} of "
+                                                f"{len(compilers.calls[0])} kernels")  # fmt: skip
+    between = events[events.index(16) + 1 : events.index(problems[1].bucket)]
+    assert "timed" not in between
+
+
+@interpreted
+def test_what_cannot_be_compiled_is_not_launched():
+    problem = small("product")
+    first = closed_form(problem, GPU)
+
+    def broken(work):
+        return dict(work.constants)["BM"] == first.rows
+
+    result, timed = tune(problem, {}, compilers=StandInCompilers(broken))
+    assert timed == [c for c in candidates(problem, GPU) if c.rows != first.rows]
+    assert result.config in timed
+    result, timed = tune(problem, {}, compilers=StandInCompilers(lambda work: True))
+    assert (result.config, result.failed, timed) == (None, "no", [])
+
+
+@interpreted
+def test_progress_is_told_with_the_time_that_is_left():
+    from projunn_kernels.tuning.autotune import autotune
+
+    told = []
+    problems = [small("product"), small("rank_update")]
+    list(autotune(problems, CPU, GPU, lambda run: 1.0, tell=told.append))
+    total = sum(len(candidates(problem, GPU)) for problem in problems)
+    assert [(one.what, one.timed, one.candidates) for one in told] == [
+        (problems[0].bucket, 0, total),
+        (problems[1].bucket, len(candidates(problems[0], GPU)), total),
+    ]
+    assert told[1].seconds_left > 0
 
 
 @interpreted
@@ -186,14 +480,12 @@ def test_time_limit_and_each_bucket_once():
 def test_what_a_kernel_changes_is_restored(monkeypatch):
     from projunn_kernels.tuning import autotune
 
-    seen = []
-    case = autotune._case
+    seen, case = [], autotune._case
 
     def watched(problem, device):
         run, restore = case(problem, device)
-        weight = run.__closure__
-        cells = [c.cell_contents for c in weight if isinstance(c.cell_contents, torch.Tensor)]
-        return run, lambda: (restore(), seen.append([c.clone() for c in cells]))
+        weight = run.__self__.tensors["weight"]
+        return run, lambda: (restore(), seen.append([weight.clone()]))
 
     monkeypatch.setattr(autotune, "_case", watched)
     list(autotune.autotune([small("rank_update")], CPU, GPU, lambda run: (run(), 1.0)[1]))
@@ -202,42 +494,23 @@ def test_what_a_kernel_changes_is_restored(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(seen[0], later, strict=True))
 
 
-@interpreted
-def test_progress_and_table(capsys):
-    from projunn.tuning_display import show
-    from projunn_kernels.tuning.autotune import autotune
+def test_clocks_are_warmed_up_where_the_gpu_has_been_idle(monkeypatch):
+    from projunn_kernels.tuning import timing
 
-    assert show(autotune([small("product")], CPU, GPU, lambda run: 1.0), 2)
-    printed = capsys.readouterr().out
-    assert "product" in printed
-    assert "1 of 2 buckets not tuned: out of time" in printed
+    now, work = [100.0], []
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
 
+    def busy():
+        work.append(now[0])
+        now[0] += 0.05
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--op", "svd"], "op: got 'svd'"),
-        (["--shapes", "64by64"], "shapes: got '64by64', wanted NxN or NxNxN"),
-        (["--shapes", "64x64", "--rank", "9"], "rank: got 9"),
-        (["--rank", "2"], "rank: needs --shapes"),
-        (["--op", "fused_step", "--shapes", "1024x1024"], "shapes: no operation has these"),
-    ],
-)
-def test_mistakes(arguments, words, capsys):
-    assert main(["autotune", *arguments]) == 2
-    assert words in capsys.readouterr().err
-
-
-@interpreted
-def test_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert main(["autotune"]) == 2
-    assert "autotune needs a GPU" in capsys.readouterr().err
-
-
-@interpreted
-def test_info_says_what_is_in_force(capsys):
-    assert main(["info"]) == 0
-    printed = capsys.readouterr().out
-    assert "closed form: there is no GPU" in printed
-    assert str(tables.cache_folder()) in printed
+    warmth = timing.Warmth()
+    warmth.ensure(busy)
+    assert now[0] - 100.0 >= warmth.WORK
+    done = len(work)
+    now[0] += 0.5 * warmth.LASTS
+    warmth.ensure(busy)
+    assert len(work) == done  # it was busy a moment ago
+    now[0] += 2 * warmth.LASTS
+    warmth.ensure(busy)
+    assert len(work) > done

@@ -286,6 +286,7 @@ def test_regularizer_pulls_the_filter_into_the_window():
     assert energy.item() < 0.4 * first
 
 
+@pytest.mark.requires_cpp
 def test_compiles_to_one_graph_without_complex_numbers(recwarn):
     layer = torch.nn.Sequential(
         make(2, 4, (6, 5), torch.float32), torch.nn.ReLU(), make(4, 8, (6, 5), torch.float32)

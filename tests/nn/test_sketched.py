@@ -74,8 +74,9 @@ def test_recurrent_gradients_are_the_dense_ones(dtype, nonlinearity, steps):
         pytest.skip("relu has no meaning for complex numbers")
     n = 6
     sketched, dense = twins(dtype, n, UnitaryRNN, (3, n, 2), nonlinearity=nonlinearity)
-    x = torch.randn(steps, 7, 3, dtype=dtype.to_real())
-    h = torch.randn(2, 7, n, dtype=dtype)
+    # States this small stay away from the poles of the complex tanh, near which rounding decides.
+    x = 0.1 * torch.randn(steps, 7, 3, dtype=dtype.to_real())
+    h = 0.1 * torch.randn(2, 7, n, dtype=dtype)
     starts = []
     for layer in (sketched, dense):
         starts.append(h.clone().requires_grad_())

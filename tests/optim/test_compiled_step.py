@@ -12,13 +12,15 @@ import projunn
 from projunn import matrix_view, optim
 from projunn.manifold import UnitaryParameter
 from projunn.nn import BlockUnitaryLinear, ModReLU, UnitaryLinear
-from projunn.optim import traced
+from projunn.optim import compiled as traced
+from projunn.optim.member import Member
 from tests.dense import defect
 
 RULES = {
     "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
     "RMSprop": {"lr": 0.01, "momentum": 0.5, "centered": True},
     "AdamW": {"lr": 0.01, "amsgrad": True},
+    "Lion": {"lr": 0.01, "weight_decay": 0.01},
 }
 
 
@@ -122,6 +124,7 @@ def test_equals_the_eager_step_in_one_graph(rule):
     assert steps == {20}
 
 
+@pytest.mark.requires_cpp
 def test_compiles_with_inductor(rule):
     # Not the natively complex weight: Inductor has no in-place operator on complex tensors (torch 2.13).
     models = network()[:2] + network()[3:], network()[:2] + network()[3:]
@@ -321,7 +324,7 @@ def test_nothing_waits_for_a_gpu(name, kind, unitary_lr):
         rates = {rate: torch.full((), 0.05, device="cuda") for rate in ("lr", "base_lr")}
         group |= {**rates, "unitary_lr": unitary_lr, "capturable": True}
         for _ in range(2):
-            optimizer._unitary_step([(0, weight, torch.empty_like(weight), state, group)])
+            optimizer._unitary_step([Member(0, weight, torch.empty_like(weight), state, group)])
         assert {tensor.device.type for tensor in state.values()} == {"cuda"}
         with pytest.raises(RuntimeError):
             state["step"].item()

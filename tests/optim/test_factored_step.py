@@ -8,7 +8,7 @@ import torch
 from projunn import FactoredTensor
 from projunn.nn import BlockUnitaryLinear, UnitaryLinear
 from projunn.optim import SGD, AdamW, RMSprop
-from projunn.optim.factored import compressed, row_energies, truncated
+from projunn.optim.gradient.factored import compressed, row_energies, truncated
 from tests.dense import defect
 
 REAL_AND_COMPLEX = pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
@@ -28,6 +28,7 @@ def distance(layer, target, x):
 
 
 @EVERY_RULE
+@REAL_AND_COMPLEX
 @pytest.mark.parametrize("retraction", ["exp", "polar", "cayley"])
 def test_learns_a_unitary_matrix(dtype, rule, retraction):
     n = 8

@@ -13,13 +13,14 @@ from torch.optim import lr_scheduler
 import projunn
 from projunn import matrix_view, optim
 from projunn.nn import BlockUnitaryLinear, ModReLU, UnitaryLinear
-from projunn.optim.unitary import unitary_learning_rate
+from projunn.optim.options import unitary_learning_rate
 from tests.dense import defect
 
 RULES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "RMSprop": {"momentum": 0.5, "centered": True},
     "AdamW": {"amsgrad": True},
+    "Lion": {"betas": (0.8, 0.9)},
 }
 METHODS = ("subspace", "lsi", "column", "svd")
 
@@ -64,10 +65,16 @@ def equal(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("retraction", ["exp", "polar", "cayley"])
-@pytest.mark.parametrize("factorization", METHODS)
-@pytest.mark.parametrize("rank", [1, 3, 100])
+# Each factorization at each rank; over the kinds, each meets every retraction.
+COMBINATIONS = [
+    (kind, ("exp", "polar", "cayley")[(i + j + complex_) % 3], factorization, rank)
+    for complex_, kind in enumerate((torch.float32, torch.complex64))
+    for i, factorization in enumerate(METHODS)
+    for j, rank in enumerate((1, 3, 100))
+]
+
+
+@pytest.mark.parametrize(("kind", "retraction", "factorization", "rank"), COMBINATIONS)
 def test_trains_and_stays_unitary(rule, kind, retraction, factorization, rank):
     network = model(kind)
     options = {"retraction": retraction, "factorization": factorization, "rank": rank}
@@ -302,14 +309,15 @@ def test_polish_bounds_the_drift(rank):
         layer = UnitaryLinear(16, 16, bias=False)
         options = {"rank": rank, "polish_every": polish_every}
         optimizer = optim.SGD(layer.parameters(), lr=32.0, **options)
-        for _ in range(2000):
+        for _ in range(1000):
             layer.weight.grad = torch.randn(16, 16) / 16
             optimizer.step()
         return defect(layer.weight.detach())
 
-    assert worst(100) < 1e-6
+    often = worst(100)
+    assert often < 3e-7
     assert worst(None) < 1e-6
-    assert 1e-6 < worst(0) < 1e-5  # a random walk of 2,000 roundings
+    assert 5 * often < worst(0) < 1e-5  # a random walk of 1,000 roundings
 
 
 def test_changing_rank_between_steps(rule):

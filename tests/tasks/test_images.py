@@ -6,6 +6,8 @@ from torch import nn
 
 from projunn.tasks import Images, TaskOptions
 
+pytestmark = pytest.mark.requires("sklearn")
+
 
 def source(seed=0):
     return torch.Generator().manual_seed(seed)

@@ -47,6 +47,7 @@ def test_copying_shows_and_wants_the_symbols():
     assert task.accuracy(x[..., :9].roll(27, 0), y) == 1
 
 
+@pytest.mark.requires("sklearn")
 @pytest.mark.parametrize("permuted", [False, True])
 def test_pixels_are_the_digits_of_scikit_learn(permuted):
     from sklearn.datasets import load_digits
@@ -83,6 +84,7 @@ def test_unitary_pairs_belong_to_one_unitary_matrix(complex_):
     assert task.score(model, torch.device("cpu")).loss == pytest.approx(1)
 
 
+@pytest.mark.requires("sklearn")
 @pytest.mark.parametrize("name", TASKS)
 def test_batches_follow_the_generator(name):
     config = TrainConfig.for_task(name, batch_size=4, size=5, length=12)

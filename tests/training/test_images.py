@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from projunn import lipschitz_bound
 from projunn.tasks import TASKS, TaskOptions
 from projunn.training import Run, TrainConfig, train
 
+pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
+
 
 def run(folder, **options):
-    result = Run(TrainConfig.for_task("images", **options), folder)
+    result = Run(TrainConfig.for_task("images", device="cpu", **options), folder)
     assert train(result)
     return result
 
@@ -24,9 +25,9 @@ def test_every_model_trains_beside_the_others(tmp_path, model):
     result = run(tmp_path, **options)
     for learner in result.learners:
         assert learner.points[-1].test_accuracy is not None
-        assert learner.points[-1].gains
+        assert learner.points[-1].measured["gains"]
     unitary = result.learners[0].points[-1]
-    assert all(g <= 1 + 1e-5 for g in unitary.gains)
+    assert all(g <= 1 + 1e-5 for g in unitary.measured["gains"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -37,7 +38,8 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
     assert capsys.readouterr().out.count("  certified ") == 4
     for learner in result.learners:
         last = learner.points[-1]
-        assert 0 < last.certified < last.test_accuracy
+        certified = last.measured["certified"]
+        assert 0 < certified < last.test_accuracy
         x, labels = result.task.test_data()
         model = learner.model.eval()
         with torch.no_grad():
@@ -47,7 +49,7 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
             # a step of 0.02 in pixels, in the units that the model gets
             reach = 0.02 * result.task.stretch
             sure = (best.indices[:, 0] == labels) & (margin > 2**0.5 * lipschitz_bound(model) * reach)
-        assert last.certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
+        assert certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
         noise = torch.randn_like(x)
         noise *= reach / noise.flatten(1).norm(dim=1)[:, None, None, None]
         with torch.no_grad():
@@ -58,7 +60,7 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
 
 
 def test_drift_lowers_the_certificate(tmp_path):
-    config = TrainConfig.for_task("images", model="lipschitz", width=4, steps=1)
+    config = TrainConfig.for_task("images", model="lipschitz", width=4, steps=1, device="cpu")
     result = Run(config, tmp_path)
     model, task = result.learners[0].model, result.task
     before = task.certified(model, torch.device("cpu"), 0.01)
@@ -69,6 +71,8 @@ def test_drift_lowers_the_certificate(tmp_path):
 
 
 def test_distances_are_in_pixels():
+    from sklearn.datasets import load_digits
+
     task = TASKS["images"](TaskOptions())
     digits = load_digits().images / 16
     x, _ = task.test_data()
@@ -99,7 +103,7 @@ def test_unitary_depth_trains_where_plain_depth_does_not(tmp_path):
 
 
 def test_diverged_gains_are_null(tmp_path, monkeypatch):
-    monkeypatch.setattr("projunn.training.learner.norm_gains", lambda *_: [1.0, float("inf")])
+    monkeypatch.setattr("projunn.tasks.images.norm_gains", lambda *_: [1.0, float("inf")])
     run(tmp_path, model="deep", width=4, depth=2, steps=1)
     assert '"gains": [1.0, null]' in (tmp_path / "metrics.jsonl").read_text()
 

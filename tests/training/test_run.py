@@ -10,14 +10,15 @@ import time
 import pytest
 import torch
 
-from projunn.optim.unitary import unitary_learning_rate
+from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
 from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint
 from projunn.training.learner import Learner
 
-SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5}
+pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
+SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5, "device": "cpu"}
 
 
 def run(folder, steps, task="adding", **options):
@@ -117,11 +118,11 @@ def test_seconds_are_a_budget(tmp_path):
     config = TrainConfig.for_task("adding", seconds=0.2, **SMALL)
     result = Run(config, tmp_path)
     assert train(result)
-    assert 0.2 <= result.learners[0].seconds < 2
+    assert 0.2 <= result.learners[0].seconds < 20  # a step takes milliseconds, on a busy machine more
 
 
 def test_learns_a_unitary_matrix(tmp_path):
-    config = TrainConfig.for_task("unitary", size=16, steps=300, log_every=100)
+    config = TrainConfig.for_task("unitary", size=16, steps=300, log_every=100, device="cpu")
     result = Run(config, tmp_path)
     assert train(result)
     losses = [point.test_loss for point in result.learners[0].points]
@@ -133,7 +134,7 @@ def test_learns_a_unitary_matrix(tmp_path):
 def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
     folder = tmp_path / "r"
     command = [sys.executable, "-m", "projunn", "train", "adding", "--hidden", "8", "--length", "10"]
-    options = ["--steps", "1000000", "--log-every", "5", "--out", str(folder)]
+    options = ["--device", "cpu", "--steps", "1000000", "--log-every", "5", "--out", str(folder)]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, text=True, env={**os.environ}
     )
@@ -143,7 +144,7 @@ def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
                 break
         time.sleep(0.2)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -1,6 +1,8 @@
-"""Tile sizes and warps from the sizes of a problem: what always works, and what the autotuner tries.
+"""Tile sizes and warps from the sizes of a problem: those that always work, and those to try.
 
-Each kernel declares its own.  What is chosen here spills on none of the architectures of ``make aot``.
+Each kernel declares its own formula; `closed_form` and `candidates` look it up, and the rest of this
+page is what such formulas have in common.  Closed forms spill registers on no architecture that
+``make aot`` compiles for.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,12 +12,12 @@ from projunn_kernels.configs.problem import Config, Device, Problem, power_of_tw
 
 
 def closed_form(problem: Problem, device: Device) -> Config:
-    """A configuration that always works."""
+    """The configuration that always works, from the formula of the problem's kernel."""
     return KERNELS[problem.operation].closed_form(problem, device)
 
 
 def candidates(problem: Problem, device: Device) -> list[Config]:
-    """What the autotuner tries, the closed form first."""
+    """The configurations that the autotuner tries for a problem, the closed form first."""
     kernel = KERNELS[problem.operation]
     return (kernel.candidates or _only_closed_form)(problem, device)
 
@@ -25,12 +27,12 @@ def _only_closed_form(problem: Problem, device: Device) -> list[Config]:
 
 
 def tuned() -> tuple[str, ...]:
-    """The names of the kernels that are tuned."""
+    """The names of the kernels that the autotuner tunes."""
     return tuple(name for name, kernel in KERNELS.items() if kernel.candidates is not None)
 
 
 def standard_problems() -> list[Problem]:
-    """The problems of networks as they are, rank 1 first: what a run with a time limit gets to."""
+    """The problems of usual networks.  Rank 1 comes first, because a time limit may cut off the rest."""
     found = [problem for name in tuned() for problem in KERNELS[name].standard]
     return sorted(found, key=lambda problem: problem.k)
 
@@ -41,7 +43,14 @@ def problems_of(
     ranks: Iterable[int],
     kinds: Iterable[bool],
 ) -> list[Problem]:
-    """Every combination that a kernel takes: shapes are (blocks, m, n), kinds whether complex."""
+    """Every combination that a kernel takes.
+
+    Args:
+        operations: names of kernels.
+        shapes: (number of matrices, m, n).
+        ranks: k.
+        kinds: True for complex matrices, False for real ones.
+    """
     shapes, kinds, names = list(shapes), list(kinds), list(operations)
     found: dict[Problem, None] = {}
     for k in ranks:
@@ -56,19 +65,19 @@ def problems_of(
 
 
 def warps_for(floats: int, each: int) -> int:
-    """Warps such that a thread has about ``each`` floats of a tile."""
+    """As many warps as give each thread about ``each`` of the floats of a tile."""
     return min(16, max(1, power_of_two(floats // (32 * each))))
 
 
 def neighbours(
     problem: Problem, first: Config, columns: Iterable[int], floats: Callable[[Config], int], most: int
 ) -> list[Config]:
-    """Configurations around the closed form whose tiles fit the registers.
+    """Configurations around the closed form ``first`` whose tiles fit into registers.
 
     Args:
-        columns: the widths of tiles that are tried.
-        floats: the floats of a tile.
-        most: of them for a thread.
+        columns: the widths of tiles to try.
+        floats: counts the floats of a configuration's tile.
+        most: the most floats of a tile that one thread may have.
     """
     found = [first]
     least = min(4.0, power_of_two(problem.m) * power_of_two(problem.n) * problem.width / 128)
@@ -93,14 +102,12 @@ def _in_range(config: Config, problem: Problem) -> bool:
 
 
 def around(columns: int) -> tuple[int, ...]:
-    """The widths of tiles that are tried where a tile need not be as wide as the matrix."""
+    """The widths of tiles to try where a tile need not be as wide as the matrix."""
     return columns // 2, columns, columns * 2
 
 
 def matrix_problem(name: str, largest_n: int | None = None) -> Callable[..., Problem | None]:
-    """The ``problem`` of a kernel that takes matrices of any shape, or of up to ``largest_n``
-    columns.
-    """
+    """The ``problem`` of a kernel for matrices of any shape, or of up to ``largest_n`` columns."""
 
     def problem(blocks: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
         if k > min(m, n) or (largest_n is not None and not m <= n <= largest_n):
@@ -111,7 +118,7 @@ def matrix_problem(name: str, largest_n: int | None = None) -> Callable[..., Pro
 
 
 def large_matrices(name: str) -> list[Problem]:
-    """The standard problems of a kernel for one large matrix."""
+    """The standard problems of a kernel that takes one large matrix at a time."""
     return [
         Problem(name, pairs, k, n, n, 1)
         for k in (1, 2, 4, 8)
@@ -123,7 +130,7 @@ def large_matrices(name: str) -> list[Problem]:
 def sizes(
     name: str, shapes: Iterable[tuple[int, int, int]], ranks: Iterable[int] = (1, 2, 4, 8)
 ) -> list[Problem]:
-    """Problems of the shapes (blocks, m, n), real and complex, of each rank that they can have."""
+    """Problems of the shapes (number of matrices, m, n), real and complex, of each rank that fits."""
     shapes = list(shapes)
     return [
         Problem(name, pairs, k, m, n, blocks)
@@ -135,5 +142,5 @@ def sizes(
 
 
 def squares(name: str, *lengths: int, blocks: int = 1) -> list[Problem]:
-    """The same of square matrices, one or a few of each size."""
+    """`sizes` of square matrices, ``blocks`` of each size."""
     return sizes(name, [(blocks, n, n) for n in lengths])

@@ -1,8 +1,8 @@
-"""The declaration of a kernel that is configured: its tiles, its problems, and cases of it.
+"""The declaration of a kernel: how its tiles are chosen, which problems it has, and cases to run it on.
 
-What walks over kernels (`closed_form`, the tables, the autotuner, ahead-of-time compilation, the checks
-of a GPU, a kernel's check of itself) walks over `KERNELS`, where each one enters itself when it is
-declared.
+A kernel enters itself into `KERNELS` when it is declared.  Whatever needs all kernels walks over that:
+`closed_form`, the tables, the autotuner, ahead-of-time compilation, the checks on a GPU, and a kernel's
+check of itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ class Inputs:
     """Tensors for a case.
 
     Args:
-        device: where they are made.
-        hollow: tensors of the right shape that hold no memory, for launches that are only recorded.
-        seed: of their random numbers.
-        steps: time steps of a loop over time.
+        device: where the tensors are made.
+        hollow: make tensors that have a shape but no memory, for launches that are only recorded.
+        seed: seed of the random numbers.
+        steps: time steps of a time loop.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Inputs:
         return (q.mH if wide else q).to(self.device, dtype).contiguous()
 
     def indices(self, count: int, active: bool) -> Tensor | None:
-        """If ``active``, a list of all matrices but the first, backwards, and one entry that is none."""
+        """An active list if ``active``: all matrices but the first, backwards, and an entry for none."""
         if not active:
             return None
         listed = [*range(count - 1, 0, -1), -1] if count > 1 else [0, -1]
@@ -66,7 +66,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """A launch of a kernel on tensors of its own, and the same in PyTorch.
+    """A launch of a kernel on tensors made for it, and the same computation in PyTorch.
 
     Attributes:
         tensors: the arguments, by name.
@@ -89,7 +89,7 @@ class Case:
         return self.launch(**self._copies(None))
 
     def expected(self, precise: bool) -> Sequence[Tensor]:
-        """In PyTorch, on copies on the CPU: in float64 and complex128 if ``precise``."""
+        """Compute the same in PyTorch, on copies on the CPU; in float64 or complex128 if ``precise``."""
         return self.eager(**self._copies(precise))
 
     def _copies(self, precise: bool | None) -> dict[str, Tensor | None]:
@@ -111,24 +111,24 @@ def _copy(tensor: Tensor, precise: bool | None) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Kernel:
-    """A kernel that is configured, or a few that share a configuration.
+    """A kernel with a configuration, or a few kernels that share one.
 
     Attributes:
-        name: the first part of its buckets in a table.
-        functions: the names of the kernels' functions.
-        closed_form: the configuration that always works.
-        case: a case of a problem; keywords are those of ``variants``.
-        small: a small problem that takes the same configuration through every branch and every tail.
-        variants: what a launch can be beside its problem: names and values, all combinations of which
-            exist.
-        allowed: which combinations of a problem and a variant exist.
-        candidates: what the autotuner tries; only the closed form if it is not tuned.
-        problem: the problem of ``blocks`` matrices m x n of rank k, real or complex (``pairs``), or None
-            where the kernel takes no such.
-        standard: the problems that are tuned where the user names none, real and complex.
-        compiled: problems whose launches stand for all others where kernels are compiled ahead of time;
-            those of the first size of each rank with every variant.
+        name: the first part of the keys (buckets) that its problems have in a table.
+        functions: the names of the Triton functions.
+        closed_form: gives the configuration of a problem that always works.
+        case: makes a case of a problem; its keywords are those of ``variants``.
+        small: gives a small problem that takes a configuration through every branch and every tail.
+        variants: the options of a launch beside its problem, each with all of its values.
+        allowed: tells which combinations of a problem and a variant exist.
+        candidates: gives the configurations that the autotuner tries; None if the kernel is not tuned.
+        problem: makes the problem of ``blocks`` matrices m x n, rank k, real or complex (``pairs``);
+            None if the kernel takes no such matrices.
+        standard: the problems that are tuned if the user names none, real and complex.
+        compiled: the problems that stand for all others where kernels are compiled ahead of time.  The
+            first size of each rank is compiled in every variant.
         numbers: how many numbers a launch has to move at least.
+        passed: the Triton functions that a variant gets as constants.
     """
 
     name: str
@@ -143,6 +143,7 @@ class Kernel:
     standard: Sequence[Problem] = ()
     compiled: Sequence[Problem] = ()
     numbers: Callable[[Problem], int] = lambda problem: problem.blocks * problem.m * problem.n
+    passed: Callable[[Problem, Variant], Sequence[Any]] = lambda problem, variant: ()
 
     def __post_init__(self) -> None:
         if self.name in KERNELS:
@@ -150,7 +151,7 @@ class Kernel:
         KERNELS[self.name] = self
 
     def variants_of(self, problem: Problem) -> Iterator[dict[str, Any]]:
-        """Every variant of the launches of a problem."""
+        """Every variant that a launch of the problem can have."""
         for values in product(*self.variants.values()):
             variant = dict(zip(self.variants, values, strict=True))
             if self.allowed(problem, variant):
@@ -170,7 +171,7 @@ def no_complex_half(problem: Problem, variant: Variant) -> bool:
 
 @contextmanager
 def matmul_precision(setting: str) -> Iterator[None]:
-    """Inside, ``torch.set_float32_matmul_precision`` is in force."""
+    """Sets ``torch.set_float32_matmul_precision`` inside this context, and puts it back after it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:

@@ -4,10 +4,13 @@ A `Problem` is an operation, its sizes and whether its numbers are complex; a `C
 takes; a `Device` is what a configuration depends on.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+
+_BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ class Problem:
         size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
         return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
 
+    @classmethod
+    def of_bucket(cls, bucket: str) -> "Problem":
+        """The largest problem of a bucket.
+
+        Raises:
+            ValueError: it is no key of a table.
+        """
+        match = _BUCKET.fullmatch(bucket)
+        if match is None:
+            raise ValueError(f"{bucket[:80]!r} names no bucket")
+        k, m, n, blocks = (int(number) for number in match.groups()[2:])
+        return cls(match[1], match[2] == "complex", k, m, n, blocks)
+
 
 @dataclass(frozen=True)
 class Device:
@@ -86,9 +102,12 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device()
     properties = torch.cuda.get_device_properties(device)
+    capability = f"{properties.major}.{properties.minor}"
+    if torch.version.hip is not None:  # AMD counts in numbers that NVIDIA has too
+        capability = properties.gcnArchName.partition(":")[0]
     return Device(
         properties.name,
-        f"{properties.major}.{properties.minor}",
+        capability,
         properties.multi_processor_count,
         getattr(properties, "shared_memory_per_block_optin", 101_376),
     )

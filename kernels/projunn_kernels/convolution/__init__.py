@@ -2,8 +2,8 @@
 
     y = F^-1 (W F x) + b
 
-`fourier` has the whole convolution, made of cuFFT's or pocketfft's transforms and of the products of
-`spectral`; `grid` says which frequencies are free.
+F is the discrete Fourier transform.  `fourier` has the whole convolution, made of PyTorch's transforms
+and of the products of `spectral`; `grid` says which frequencies have a free matrix.
 """
 
 from projunn_kernels.convolution.fourier import (

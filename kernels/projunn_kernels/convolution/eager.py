@@ -1,7 +1,7 @@
-"""The spectral products in PyTorch: batched complex GEMMs, a matrix for each frequency.
+"""The spectral products in PyTorch: batched complex GEMMs with a matrix for each frequency.
 
-The copies to and from the layout of the FFT, where the frequency is the fast axis, cost a tenth of the
-products on a CPU.  Conjugates are taken on the small operands.
+The FFT stores the frequencies side by side, the GEMMs want them apart; the copies between the two cost a
+tenth of the products on a CPU.  Conjugates are taken of the smaller operand.
 """
 
 from functools import lru_cache
@@ -45,9 +45,9 @@ def spectral_gradient(
 
 
 def counts(spectrum: Tensor, size: list[int], real: bool, scale: float) -> Tensor:
-    """How often the weights' gradient counts each frequency, (*grid, 1).
+    """The factor with which each frequency enters the weights' gradient, (*grid, 1).
 
-    ``scale``, twice that at paired bins of ``real`` signals, 0 at mirrored ones.
+    It is ``scale``, for ``real`` signals twice that at paired bins, and 0 at mirrored bins.
     """
     grid = frequencies(tuple(size), real)
     result = spectrum.new_full((grid.bins,), 2 * scale if real else scale)
@@ -58,7 +58,7 @@ def counts(spectrum: Tensor, size: list[int], real: bool, scale: float) -> Tenso
 
 
 def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tuple[Tensor, Tensor]:
-    """Paired bins (paired, batch, n), complex, and own bins (own, batch, n), real, of a spectrum."""
+    """A spectrum's paired bins (paired, batch, n), complex, and own bins (own, batch, n), real."""
     batch, n = x.shape[:2]
     paired = x.new_empty(grid.paired, batch, n)
     inner = x[..., grid.inner]
@@ -75,7 +75,7 @@ def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tup
 
 
 def _scatter_bins(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
-    """The inverse of `gather_bins`, mirrored bins filled in."""
+    """The inverse of `gather_bins`.  Mirrored bins are filled in by conjugation."""
     _, batch, m = paired.shape
     result = paired.new_empty(batch, m, *grid.shape)
     axes = (-2, -1, *range(len(grid.shape)))

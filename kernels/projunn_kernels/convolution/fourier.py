@@ -2,15 +2,15 @@
 
     y = F^-1 (W F x) + b        F the discrete Fourier transform over the spatial axes
 
-x (batch, n, *size) and y (batch, m, *size) are real, W is ``weight`` (paired, m, n, 2) and
-``own_weight`` (own, m, n) of `spectral`.  Complex signals have no ``own_weight`` and
-travel as real pairs, with a trailing axis of size 2.  The bias b (m) or (m, 2) is N b at the zero
-frequency.  With F F^H = N the backward is
+x (batch, n, *size) and y (batch, m, *size) are real, and W consists of ``weight`` (paired, m, n, 2) and
+``own_weight`` (own, m, n), as in `spectral`.  Complex signals have no ``own_weight``, and are stored as
+real pairs, with a trailing axis of size 2.  The bias b, (m) or (m, 2), adds N b at the zero frequency.
+With F F^H = N the backward is
 
     dx = F^-1 (W^H F dy)        dW_k = c/N sum_b (F dy)_k conj(F x)_k^T        db = sum_b (F dy)_0
 
-with c = 1, but 2 at paired bins of real signals, since W_-k = conj(W_k) moves along.  As one operator
-on real tensors it hides every complex number from ``torch.compile``.
+with c = 1, but c = 2 at paired bins of real signals, because W_-k = conj(W_k) changes with W_k.  All of
+it is one operator on real tensors, so that ``torch.compile`` sees no complex number.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ from projunn_kernels.operation import Derivative, Operation
 def fourier_convolution(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """The convolution, and the spectrum of ``input``, which the backward needs."""
+    """The convolution y, and the spectrum of ``input``, which the backward needs."""
     output, spectrum = _convolution(
         input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
     )
@@ -42,9 +42,9 @@ def fourier_convolution_backward(
     size: list[int],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, weight, own_weight and bias; empty where not ``wanted``.
+    """The gradients of input, weight, own_weight and bias.  Those that are not ``wanted`` are empty.
 
-    ``wanted`` has three entries: input, the weights, bias.
+    ``wanted`` has three entries: for the input, for both weights, and for the bias.
     """
     by_input, by_weight, by_own, by_bias = _convolution_backward(
         grad=grad, spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, wanted=wanted
@@ -62,11 +62,12 @@ def fourier_convolution_sketch(
     size: list[int],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `fourier_convolution_backward`, but the weights' gradients as factors, from the bases given.
+    """`fourier_convolution_backward` with low-rank factors X Y^H in place of the weights' gradients.
 
-    Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) of ``weight``'s; X and
-    Y of ``own_weight``'s, (own, m, k) and (own, n, k); and the gradient of the bias: see
-    `projunn_kernels.spectral.spectral_sketch`.  Empty where not wanted, or where there is none.
+    The factors start from ``basis`` and ``own_basis``: `projunn_kernels.convolution.spectral_sketch`.
+    Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) for ``weight``; X
+    (own, m, k) and Y (own, n, k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
+    or does not exist, is an empty tensor.
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
         grad=grad,

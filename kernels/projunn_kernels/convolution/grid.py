@@ -1,13 +1,13 @@
-"""Which bins of a discrete Fourier spectrum are free, and where they lie in it.
+"""Which bins of a discrete Fourier spectrum have a free matrix, and where they lie in the spectrum.
 
-A circular convolution on a grid of ``size`` points is one matrix W_k a frequency k.  On complex
-signals all of them are free.  On real signals W_{-k} = conj(W_k), and ``torch.fft.rfftn`` keeps only
-the half grid ``(*size[:-1], size[-1] // 2 + 1)``, in which there are still three kinds of bins:
+A circular convolution on a grid of ``size`` points has one matrix W_k for each frequency k.  For complex
+signals all of them are free.  For real signals W_{-k} = conj(W_k), and ``torch.fft.rfftn`` keeps only
+the half grid ``(*size[:-1], size[-1] // 2 + 1)``.  That still holds three kinds of bins:
 
-    paired     k != -k: a free complex matrix.  First those off the planes k_d = 0 and k_d = size_d / 2
-               of the last axis, row by row, then half of those on the planes;
-    mirrored   the other half on the planes: -k of a paired bin, nothing of its own;
-    own        k = -k, zero or Nyquist along every axis: a real matrix.
+    paired     k != -k: a free complex matrix.  Those off the planes k_d = 0 and k_d = size_d / 2 of the
+               last axis come first, row by row, and then half of those on the planes;
+    mirrored   the other half on the planes: -k of a paired bin, whose matrix is the conjugate of that;
+    own        k = -k, zero or Nyquist along every axis: a free real matrix.
 
 Bins are numbered in the (half) grid row by row, as in the flattened spectrum.
 """
@@ -68,10 +68,11 @@ class Frequencies:
         return prod(self.shape)
 
     def lookup(self) -> tuple[Tensor, Tensor]:
-        """For every bin the bin that its value is made of, and its matrix: (bins) int32, on the CPU.
+        """For every bin, its source and its matrix: two int32 tensors (bins), on the CPU.
 
-        The source of a mirrored bin is its partner, of any other the bin itself; the matrix is the
-        number p of a paired bin, of a mirrored one its partner's, and -1 - r of the r-th own one.
+        The source is the bin whose value it takes: a mirrored bin's partner, else the bin itself.  The
+        matrix is p for the p-th paired bin and for its mirrored partner, and -1 - r for the r-th own
+        bin.
         """
         source = torch.arange(self.bins, dtype=torch.int32)
         matrix = torch.empty_like(source)
@@ -86,7 +87,7 @@ class Frequencies:
         return source, matrix
 
     def wavenumbers(self) -> Tensor:
-        """Integer k of the paired bins and then of the own ones, (paired + own, axes), on the CPU."""
+        """Integer wavenumbers of the paired bins and then of the own bins, (paired + own, axes)."""
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).view(*self.shape, -1)
         inner = grid[..., self.inner, :].reshape(-1, len(self.size))
         rest = torch.tensor((*self.plane, *self.own), dtype=torch.long)

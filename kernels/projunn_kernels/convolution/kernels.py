@@ -1,8 +1,8 @@
-"""The products of `spectral`, where the spectra lie: frequencies are the fast axis.
+"""The products of `spectral` on spectra as the FFT leaves them, with the frequencies side by side.
 
 A program takes F adjacent frequencies, a tile of channels and a tile of images, and multiplies F small
-matrices at once.  A load of x is F numbers long along the frequencies, one of W a row of channels, so
-neither spectra nor weights are ever copied to another layout; the turn happens between registers.
+matrices at once.  It loads x along the frequencies, F numbers at a time, and W along a row of channels,
+and permutes both in registers, so that neither spectra nor weights are copied to another layout.
 
     source    (frequencies) which frequency of x a frequency of y is made of: itself, or -k if mirrored
     matrix    (frequencies) which matrix: p of ``weight``, or -1 - r for r of ``own``

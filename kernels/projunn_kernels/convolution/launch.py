@@ -1,7 +1,7 @@
-"""Launches of the spectral products: tables of frequencies, precision, grids.
+"""Launches of the spectral products, with their tables of frequencies, precision and grids.
 
-Spectra arrive as `spectral` describes them, (batch, channels, *grid, 2), weights as
-(paired, m, n, 2) and (own, m, n); float32 and contiguous all of them.
+Spectra are (batch, channels, *grid, 2) and weights (paired, m, n, 2) and (own, m, n), as in `spectral`;
+all are float32 and contiguous.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ from torch import Tensor
 from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.convolution.grid import Frequencies, frequencies
 from projunn_kernels.convolution.kernels import spectral_gradient_kernel, spectral_product_kernel
-from projunn_kernels.launching import choose, dot_precision, launch, options
+from projunn_kernels.launching import choose, dot_precision, launch, options, product_setting
 
 # Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs with
 # Triton 3.8; before that `tl.dot` has no 8.
@@ -27,9 +27,11 @@ def _tables(grid: Frequencies, device: torch.device) -> tuple[Tensor, Tensor]:
     return source.to(device), matrix.to(device)
 
 
-def _chosen(operation: str, m: int, n: int, batch: int, grid: Frequencies, x: Tensor) -> Config:
+def _chosen(
+    operation: str, m: int, n: int, batch: int, grid: Frequencies, x: Tensor, **variant: bool
+) -> Config:
     problem = Problem(operation, not grid.own, batch, m, n, grid.bins)
-    return choose(problem, x.device)
+    return choose(problem, x.device, **variant, precision=product_setting(torch.float32))
 
 
 def spectral_product(
@@ -48,7 +50,7 @@ def spectral_product(
     result = spectrum.new_empty(batch, outer, *spectrum.shape[2:])
     if result.numel() == 0:
         return result
-    config = _chosen("spectral_product", m, n, batch, grid, spectrum)
+    config = _chosen("spectral_product", m, n, batch, grid, spectrum, adjoint=adjoint)
     source, matrix = _tables(grid, spectrum.device)
     tiles = -(-outer // config.rows) * -(-batch // config.columns)
     launch(

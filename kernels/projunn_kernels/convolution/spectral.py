@@ -1,16 +1,15 @@
-"""The spectral product: at every frequency, the channels times that frequency's matrix.
+"""The spectral product: at every frequency, the vector of channels is multiplied by a matrix.
 
     y_k = W_k x_k            adjoint:  x_k = W_k^H y_k            gradient:  G_k = sum_b y_k conj(x_k)^T
 
-x (batch, n, *grid, 2) is a spectrum as ``torch.fft`` lays it out, complex numbers as real pairs; y is
-(batch, m, *grid, 2).  W holds the free matrices only (`projunn_kernels.frequencies`): ``weight``
-(paired, m, n, 2) and, for spectra of real signals, ``own_weight`` (own, m, n), real.  Such spectra
-are read at the paired and own bins; the result's mirrored bins are filled in by conjugation, its own
-bins are real.
+x (batch, n, *grid, 2) is a spectrum in the layout of ``torch.fft``, with complex numbers as real pairs;
+y is (batch, m, *grid, 2).  Only the free matrices are stored (`projunn_kernels.frequencies`): ``weight``
+(paired, m, n, 2) and, for spectra of real signals, ``own_weight`` (own, m, n), real.  Of such spectra
+only the paired and own bins are read.  In the result, mirrored bins are filled in by conjugation, and
+own bins are real.
 
 In PyTorch the products are batched complex GEMMs (`eager`).  On a GPU one Triton launch reads and
-writes that layout (`kernels`), in the precision that ``torch.set_float32_matmul_precision`` asks for:
-float32's own by default.
+writes that layout (`kernels`), in the precision that ``torch.set_float32_matmul_precision`` asks for.
 """
 
 from typing import Any
@@ -29,7 +28,7 @@ from projunn_kernels.sketching import sketch
 def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
-    """W x, or W^H x if ``adjoint``, at every frequency; shapes as on this page."""
+    """W x, or W^H x if ``adjoint``, at every frequency; the top of this page has the shapes."""
     result: Tensor = _spectral_product(
         spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, adjoint=adjoint
     )
@@ -39,7 +38,7 @@ def spectral_product(
 def spectral_gradient(
     grad: Tensor, spectrum: Tensor, size: list[int], real: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``scale`` times sum_b grad_k conj(x_k)^T, twice that at paired bins of ``real`` signals.
+    """``scale`` times sum_b grad_k conj(x_k)^T, and twice that at the paired bins of ``real`` signals.
 
     Returns the gradients of ``weight``, (paired, m, n, 2), and of ``own_weight``, (own, m, n).
     """
@@ -55,10 +54,15 @@ def spectral_sketch(
     size: list[int],
     scale: float,
 ) -> list[Tensor]:
-    """`spectral_gradient` as factors, of rank k at every bin: `projunn_kernels.sketch`.
+    """`spectral_gradient` as factors X Y^H of rank k at every bin, by `projunn_kernels.sketch`.
 
-    From the bases (paired, m, k, 2) and, for spectra of real signals, (own, m, k).  Returns X and Y of
-    the paired bins, as pairs, and of the own ones.
+    Args:
+        grad, spectrum, size, scale: as in `spectral_gradient`.
+        basis: what the sketches of the paired bins start from, (paired, m, k, 2).
+        own_basis: the same for the own bins, (own, m, k), or None for spectra of complex signals.
+
+    Returns:
+        X and Y of the paired bins, as real pairs, and then of the own bins, if there are any.
     """
     real = own_basis is not None
     grid = frequencies(tuple(size), real)
@@ -88,9 +92,9 @@ def _fake_gradient(
 
 
 def _folded(cotangent: Tensor, size: list[int], real: bool) -> Tensor:
-    """A cotangent of a product, the parts of the mirrored bins conjugated and added to their partners'.
+    """A cotangent of a product, with that of each mirrored bin conjugated and added to its partner's.
 
-    Mirrored bins keep what they had, which nothing reads.
+    The mirrored bins keep their values, which nothing reads.
     """
     grid = frequencies(tuple(size), real)
     if not grid.mirrored:

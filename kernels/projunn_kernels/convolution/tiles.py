@@ -54,7 +54,7 @@ def _line(problem: Problem) -> tuple[list[int], bool]:
     An even number of points, if they are real, so that there are two self-conjugate bins.
     """
     real = not problem.pairs
-    return [2 * (problem.blocks - 1) if real else problem.blocks], real
+    return [max(1, 2 * (problem.blocks - 1)) if real else problem.blocks], real
 
 
 def _product_case(problem: Problem, inputs: Inputs, *, adjoint: bool, precision: str) -> Case:

@@ -9,8 +9,8 @@ and the factors have A in place of the batch.  M may be float16 or bfloat16 wher
 import torch
 from torch import Tensor
 
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization import eager
-from projunn_kernels.factorization.eager import orthonormalize
 from projunn_kernels.factorization.tiles import ORTHONORMAL
 from projunn_kernels.operation import Operation
 from projunn_kernels.products.tiles import ADJOINT_PRODUCT, PRODUCT
@@ -24,6 +24,26 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
     return left, right
 
 
+def orthonormalize(columns: Tensor) -> Tensor:
+    """Orthonormal basis (*batch, n, min(n, k)) of a few columns.
+
+    Columns that depend on the others, or are zero, give something finite.  On a CPU, for k > 1, that is
+    a direction that completes the basis; on a GPU it may be almost zero.
+    """
+    basis: Tensor = _orthonormalize(columns=columns)
+    return basis
+
+
+def _some_columns(columns: Tensor) -> bool:
+    n, k = columns.shape[-2:]
+    return 1 < k <= min(n, MAX_RANK) and columns.numel() > 0
+
+
+def _fake_basis(columns: Tensor) -> Tensor:
+    n, k = columns.shape[-2:]
+    return columns.new_empty((*columns.shape[:-1], min(n, k)))
+
+
 def _fake(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
     right = basis.new_empty((*basis.shape[:-2], matrix.shape[-1], basis.shape[-1]))
     return [torch.empty_like(basis, memory_format=torch.contiguous_format), right]
@@ -35,5 +55,14 @@ _factor = Operation(
     launches="projunn_kernels.factorization.launch:factors",
     fake=_fake,
     on="matrix",
-    kernels=(ADJOINT_PRODUCT, PRODUCT, ORTHONORMAL),
+    kernels=(ADJOINT_PRODUCT, PRODUCT),
+)
+_orthonormalize = Operation(
+    name="orthonormalize",
+    eager=eager.orthonormalize,
+    launches="projunn_kernels.factorization.launch:orthonormal_columns",
+    fits=_some_columns,
+    fake=_fake_basis,
+    on="columns",
+    kernels=(ORTHONORMAL,),
 )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from projunn_kernels import iterations
+from projunn_kernels.backends import on_device
 from projunn_kernels.products.eager import adjoint_product, product
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
@@ -18,11 +20,18 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[
 
 
 def orthonormalize(columns: Tensor) -> Tensor:
-    """Orthonormal basis (*batch, n, k) of a few columns; a zero matrix gives some finite one."""
-    if columns.shape[-1] > 1:
+    """An orthonormal basis of a few columns: see `projunn_kernels.orthonormalize`."""
+    if columns.shape[-1] == 1:
+        norm = vector_norms(columns.mT)
+        return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    if not on_device(columns):
         return torch.linalg.qr(columns)[0]
-    norm = vector_norms(columns.mT)
-    return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    n, k = columns.shape[-2:]
+    if k > n or columns.numel() == 0:  # any basis of the whole space will do
+        identity = torch.eye(n, min(n, k), dtype=columns.dtype, device=columns.device)
+        return identity.expand(*columns.shape[:-1], -1).contiguous()
+    precise = columns.to(torch.complex128 if columns.is_complex() else torch.float64)
+    return iterations.orthonormal(precise).to(columns.dtype).contiguous()
 
 
 def vector_norms(vectors: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""TODO."""
+"""An orthonormal basis of a few columns, one program for each matrix.
+
+The columns come as partial sums, (splits, k, n) for each matrix, and go through registers in chunks of
+BN.
+"""
 
 import triton
 import triton.language as tl

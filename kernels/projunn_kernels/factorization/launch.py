@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks
+from projunn_kernels.batches import as_blocks, contiguous_blocks
 from projunn_kernels.configs.problem import Problem, power_of_two
 from projunn_kernels.constants import MAX_RANK
-from projunn_kernels.factorization.eager import orthonormalize
+from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.kernels import orthonormal_kernel
 from projunn_kernels.launching import as_columns, choose, floats, launch, options
 from projunn_kernels.products.launch import (
@@ -18,7 +18,7 @@ from projunn_kernels.products.launch import (
 
 def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
     """`projunn_kernels.factor` of tensors as users have them."""
-    matrices, start = as_blocks(matrix.contiguous()), as_blocks(basis)
+    matrices, start = contiguous_blocks(matrix), as_blocks(basis)
     if basis.shape[-1] <= MAX_RANK:
         left, right = factor(matrices, start, active)
     else:
@@ -32,6 +32,12 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
     """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_RANK; two reads of M."""
     right = orthonormal(adjoint_partials(matrix, as_columns(basis), active))
     return product_columns(matrix, right, active).mT, right.mT
+
+
+def orthonormal_columns(columns: Tensor) -> Tensor:
+    """`projunn_kernels.orthonormalize` of tensors as users have them, 1 < k <= MAX_RANK, k <= n."""
+    columns_first = as_columns(as_blocks(columns)).unsqueeze(1)
+    return orthonormal(columns_first).mT.reshape(columns.shape)
 
 
 def orthonormal(partial: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Factors of a few columns, stored as (k, n) rows: loads, stores, and sums of their partial sums.
+
+Tiles are float64, (K, BN), with K the rank rounded up to a power of two; rows from k on are zero.
+"""
 
 import triton
 import triton.language as tl
@@ -8,14 +11,14 @@ from projunn_kernels.language.tiles import load_tile, store_tile
 
 @triton.jit
 def load_columns(base, first, n, k, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    """Columns [first, first + BN) of a (k, n) factor: float64 (K, BN)."""
+    """Loads columns [first, first + BN) of a (k, n) factor, as a float64 tile (K, BN)."""
     re, im = load_tile(base, tl.arange(0, K), first, k, n, BN, PAIRS)
     return re.to(tl.float64), im.to(tl.float64)
 
 
 @triton.jit
 def sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    """Columns [first, first + BN) of the (splits, k, n) partial sums, added up: float64 (K, BN)."""
+    """Adds up columns [first, first + BN) of partial sums (splits, k, n), as a float64 tile (K, BN)."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     zr = tl.zeros((K, BN), tl.float64)
     zi = tl.zeros((K, BN), tl.float64)

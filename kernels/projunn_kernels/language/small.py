@@ -4,7 +4,7 @@ Nothing is decomposed by a library: elimination, powers and Newton's iteration o
 needs no other and the host never waits.
 
     orthonormalizer   G = P^H P  ->  T, R with P T orthonormal and P = (P T) R (Cholesky, shifted)
-    rotation          E -> F: `projunn_kernels.rotation`
+    rotation          E -> F, by the function of a retraction
 
 Columns of rounding size (zero, dependent) are no special case: they come out with norm at most 1.
 """
@@ -12,8 +12,8 @@ Columns of rounding size (zero, dependent) are no special case: they come out wi
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.float64 import doublings, reciprocal, square_root
-from projunn_kernels.language.plane import CAYLEY, POLAR, TINY
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import TINY
 
 _SHIFT = tl.constexpr(1e-15)
 
@@ -137,93 +137,15 @@ def solve(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
-    """e^A - I: Taylor to degree 12 of A / 2^p, of norm 1/4 at most, squared p times."""
-    times, scale = doublings(norm)
-    ar, ai = ar * scale, ai * scale
-    br, bi = matmul(ar, ai, ar, ai, S, PAIRS)
-    cr, ci = matmul(br, bi, ar, ai, S, PAIRS)
-    identity = eye(S)
-    # sum of A^j / j! for j = 1..12, in groups of three powers around C = A^3; constants are inverted by
-    # the compiler, since a division would be a subroutine
-    fr = (
-        identity * (1.0 / 362880.0)
-        + ar * (1.0 / 3628800.0)
-        + br * (1.0 / 39916800.0)
-        + cr * (1.0 / 479001600.0)
-    )
-    fi = ai * (1.0 / 3628800.0) + bi * (1.0 / 39916800.0) + ci * (1.0 / 479001600.0)
-    fr, fi = matmul(cr, ci, fr, fi, S, PAIRS)
-    fr, fi = matmul(
-        cr,
-        ci,
-        fr + identity * (1.0 / 720.0) + ar * (1.0 / 5040.0) + br * (1.0 / 40320.0),
-        fi + ai * (1.0 / 5040.0) + bi * (1.0 / 40320.0),
-        S,
-        PAIRS,
-    )
-    fr, fi = matmul(
-        cr,
-        ci,
-        fr + identity * (1.0 / 6.0) + ar * (1.0 / 24.0) + br * (1.0 / 120.0),
-        fi + ai * (1.0 / 24.0) + bi * (1.0 / 120.0),
-        S,
-        PAIRS,
-    )
-    fr, fi = fr + ar + br * 0.5, fi + ai + bi * 0.5
-    for _ in range(times):
-        sr, si = matmul(fr, fi, fr, fi, S, PAIRS)
-        fr, fi = 2.0 * fr + sr, 2.0 * fi + si
-    return fr, fi
+def rotation(er, ei, precision, S: tl.constexpr, ROTATE: tl.constexpr, PAIRS: tl.constexpr):
+    """F, zero where the step cannot be taken, and whether it is taken.
 
-
-@triton.jit
-def _inverse_adjoint(xr, xi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """X^-H = X (X^H X)^-1."""
-    gr, gi = matmul(tl.trans(xr), -tl.trans(xi), xr, xi, S, PAIRS)
-    hr, hi = solve(gr, gi, eye(S), tl.zeros((S, S), tl.float64), S, PAIRS)
-    return matmul(xr, xi, hr, hi, S, PAIRS)
-
-
-@triton.jit
-def _polar(er, ei, precision, S: tl.constexpr, PAIRS: tl.constexpr):
-    """polar(I + E) - I by Newton's iteration X <- (g X + X^-H / g) / 2, g = sqrt(|X^-1| / |X|)."""
-    identity = eye(S)
-    xr, xi = identity + er, ei
-    ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
-    size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
-    # S / (|X| |X^-1|), in Frobenius norms, is between 1 and S times the ratio of singular values
-    regular = size * inverse * 4.0 * precision < S
-    change, count = size * 0.0 + 1.0, 0
-    while (change > 1e-14) & (count < 20) & regular:
-        g = square_root(inverse * reciprocal(size))
-        h = reciprocal(g)
-        yr, yi = 0.5 * (g * xr + h * ir), 0.5 * (g * xi + h * ii)
-        change = frobenius(yr - xr, yi - xi, PAIRS)
-        xr, xi = yr, yi
-        ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
-        size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
-        count += 1
-    return xr - identity, xi, regular
-
-
-@triton.jit
-def rotation(er, ei, precision, S: tl.constexpr, RETRACTION: tl.constexpr, PAIRS: tl.constexpr):
-    """F, zero where the step cannot be taken, and whether it is taken."""
-    size = frobenius(er, ei, PAIRS)
-    finite = size < 1e300
+    ROTATE: the function ``small`` of a retraction, which gets E and A = (E - E^H)/2.
+    """
+    finite = frobenius(er, ei, PAIRS) < 1e300
     er, ei = tl.where(finite, er, 0.0), tl.where(finite, ei, 0.0)
     ar, ai = 0.5 * (er - tl.trans(er)), 0.5 * (ei + tl.trans(ei))
-    if RETRACTION == POLAR:
-        fr, fi, taken = _polar(er, ei, precision, S, PAIRS)
-    elif RETRACTION == CAYLEY:
-        fr, fi = solve(eye(S) - 0.5 * ar, -0.5 * ai, ar, ai, S, PAIRS)
-        taken = finite
-    else:
-        norm = frobenius(ar, ai, PAIRS)
-        taken = norm * norm * precision < S
-        used = tl.where(taken, 1.0, 0.0)
-        fr, fi = _exponential(ar * used, ai * used, norm * used, S, PAIRS)
+    fr, fi, taken = ROTATE(er, ei, ar, ai, precision, S, PAIRS)
     # I + F is unitary: F + F^H + F^H F = 0
     gr, gi = matmul(tl.trans(fr), -tl.trans(fi), fr, fi, S, PAIRS)
     error = frobenius(gr + fr + tl.trans(fr), gi + fi - tl.trans(fi), PAIRS)

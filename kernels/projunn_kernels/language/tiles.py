@@ -137,7 +137,7 @@ def square_sum(re, im, PAIRS: tl.constexpr):
 
 @triton.jit
 def matrix_index(active, axis: tl.constexpr, ACTIVE: tl.constexpr):
-    """The matrix of a program, and whether there is one: negative entries of ``active`` are none."""
+    """The index of a program's matrix, and False if its entry of ``active`` stands for no matrix."""
     index = tl.program_id(axis).to(tl.int64)
     if ACTIVE:
         index = tl.load(active + index).to(tl.int64)

@@ -1,10 +1,12 @@
-"""Newton-Schulz against drift, when the step counter says so: `projunn_kernels.polish.eager`.
+"""A Newton-Schulz step against drift, if the step counter says that one is due.
+
+`projunn_kernels.polish.eager` has the formula in PyTorch.
 
     residual   E = I - W W^H (or W^H W), and the sum of |E|^2      one tile of E a program
     correct    V = W + E W / 2 (or W E / 2)                        one tile of V a program
     settle     W = V, where the sum is small enough
 
-Every program first reads the counter and leaves if nothing is due.
+Every program first reads the counter, and returns if nothing is due.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""Launches of the polish: residual, correction, and what is settled of it."""
+"""Launches of the polish: the residual, the corrected matrix, and the decision to keep it."""
 
 import torch
 from torch import Tensor

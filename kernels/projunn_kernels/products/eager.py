@@ -3,8 +3,8 @@
 The matrix is (*batch, m, n) and row-major; factors have k << n columns.  On a CPU the
 orientation decides the speed: BLAS streams a row-major W at full bandwidth for ``X^H W`` and
 for ``W X`` with a column-major X, and up to ten times slower for the other spellings of the
-same product; one column of one matrix goes to its matrix-vector routine (docs/measured.md).
-These two functions are the only place that knows.
+same product; one column of one matrix goes to the matrix-vector routine (docs/measured.md).
+All other code leaves the choice to these two functions.
 """
 
 import torch
@@ -30,7 +30,7 @@ def adjoint_product(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _in_parts(weight: Tensor) -> bool:
-    """Whether rows are summed in parts: ``mv`` of a transposed matrix runs on one core only."""
+    """True if rows are to be summed in parts: ``mv`` of a transposed matrix uses only one core."""
     if weight.is_complex() or weight.device.type != "cpu" or weight.numel() < _FEW:
         return False
     return weight.is_contiguous() and weight.shape[0] % _PARTS == 0 and torch.get_num_threads() > 1

@@ -1,16 +1,11 @@
-"""One large matrix, a launch for each pass over it.
+"""Products of large matrices with a few columns, one pass over the matrix each.
 
     adjoint_product   partial sums of M^H X        one read of M
     product           M Y                          one read of M
-    turn_rows         W += (W Q) T^H               one read and one write of W
 
-Between them `step_basis` makes the factors, without a matrix.
-
-A program of `turn_rows` keeps whole rows of W in registers where they fit (HOLD), and where they do
-not, reads them twice, the second time from cache: after factorization a step moves 3 n^2 numbers of
-memory, in three launches.  Sums over rows are split among programs and added up by the next launch, in
-a fixed order: results do not change from run to run.  Factors and partial sums are column-major, (k, n)
-a matrix, so that a column is one contiguous load.
+Sums over rows are split among programs, and the next launch adds their partial sums up in a fixed order,
+so that results do not change from run to run.  Factors and partial sums are stored column by column, as
+(k, n) for each matrix, so that a column is one contiguous load.
 """
 
 import triton

@@ -12,6 +12,7 @@ from projunn_kernels.launching import (
     choose,
     configured,
     floats,
+    half_precision,
     launch,
     options,
 )
@@ -24,7 +25,8 @@ def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> 
     count, k = active_count(active, matrix), columns.shape[1]
     _, m, n = matrix.shape
     problem = Problem("adjoint_product", matrix.is_complex(), k, m, n, count)
-    config = choose(problem, matrix.device)
+    listed = active is not None
+    config = choose(problem, matrix.device, active=listed, gradient=half_precision(matrix))
     splits = row_splits(problem, config, device_of(matrix.device))
     rows_each = -(-m // (splits * config.rows)) * config.rows
     splits = -(-m // rows_each)
@@ -42,7 +44,7 @@ def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> 
         rows_each=rows_each,
         splits=splits,
         PAIRS=matrix.is_complex(),
-        ACTIVE=active is not None,
+        ACTIVE=listed,
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),
@@ -55,7 +57,8 @@ def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> T
     """``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK."""
     count, k = active_count(active, matrix), columns.shape[1]
     _, m, n = matrix.shape
-    config = configured("product", matrix, k, count)
+    listed = active is not None
+    config = configured("product", matrix, k, count, active=listed, gradient=half_precision(matrix))
     result = columns.new_empty(count, k, m)
     launch(
         product_kernel,
@@ -68,7 +71,7 @@ def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> T
         n=n,
         k=k,
         PAIRS=matrix.is_complex(),
-        ACTIVE=active is not None,
+        ACTIVE=listed,
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),

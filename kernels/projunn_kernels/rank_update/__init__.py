@@ -1,9 +1,9 @@
 """The block-sparse low-rank update ``W[i] += L[i] R[i]^H``, in place.
 
-W is (*batch, m, n), L (*batch, m, r), R (*batch, n, r).  With ``active``, a list (A,) of indices into
-W (B, m, n), L and R are (A, m, r) and (A, n, r), and no other matrix is read or written.  Negative
-indices stand for nothing, so that a list can have a fixed length on the device.  On a GPU a tile whose
-rows of L or R are zero is left alone too.
+W is (*batch, m, n), L (*batch, m, r), R (*batch, n, r).  With ``active``, a list (A,) of indices into W
+(B, m, n), L is (A, m, r) and R (A, n, r), and no other matrix is read or written.  A negative index
+stands for no matrix, so that a list can have a fixed length on the device.  On a GPU, tiles whose rows
+of L or of R are zero are neither read nor written.
 """
 
 from torch import Tensor

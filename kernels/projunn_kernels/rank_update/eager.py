@@ -1,12 +1,12 @@
 """The low-rank update in PyTorch.
 
-No m x n temporary is made: a few columns go one broadcast pass each, which for real numbers beats a GEMM
-whose inner dimension is that short; more columns go as one GEMM.
+No m x n temporary is made.  A few columns take a broadcast pass each, which for real numbers is faster
+than a GEMM with so short an inner dimension; more columns take one GEMM.
 """
 
 from torch import Tensor
 
-from projunn_kernels.batches import present
+from projunn_kernels.batches import as_blocks, flattened, present
 from projunn_kernels.products.eager import product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
@@ -45,8 +45,7 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return weight
     if weight.ndim == 2:
         return weight.addmm_(left, right.mH)
-    if weight.ndim == 3:
-        return weight.baddbmm_(left, right.mH)
-    for block, l, r in zip(weight.unbind(0), left.unbind(0), right.unbind(0), strict=True):
-        _passes(block, l, r)
+    if weight.numel() > 0:
+        with flattened(weight) as matrices:
+            matrices.baddbmm_(as_blocks(left), as_blocks(right).mH)
     return weight

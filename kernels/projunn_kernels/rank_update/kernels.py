@@ -1,7 +1,7 @@
-"""The block-sparse low-rank update ``W[i] += L[i] R[i]^H`` over the active blocks, in place.
+"""The block-sparse low-rank update ``W[i] += L[i] R[i]^H`` of the active matrices, in place.
 
-A tile whose rows of L or columns of R are all zero is neither read nor written.  Grid (row tiles,
-column tiles, active blocks): what is not listed costs nothing.
+A tile whose rows of L or columns of R are all zero is neither read nor written.  The grid is (row tiles,
+column tiles, active matrices), so that matrices that are not listed cost nothing.
 """
 
 import triton
@@ -32,7 +32,7 @@ def rank_update_kernel(
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
-    """L (k, m) and R (k, n) of each active block; K is k rounded up to a power of two."""
+    """L is (k, m) and R (k, n) for each active matrix; K is k rounded up to a power of two."""
     index, present = matrix_index(active, 2, ACTIVE)
     if not present:
         return

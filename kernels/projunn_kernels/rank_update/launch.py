@@ -29,7 +29,8 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
     _, m, n = weight.shape
     if count == 0 or weight.numel() == 0 or k == 0:
         return
-    config = configured("rank_update", weight, min(k, MAX_RANK), count)
+    listed = active is not None
+    config = configured("rank_update", weight, min(k, MAX_RANK), count, active=listed)
     columns = as_columns(left)
     launch(
         rank_update_kernel,
@@ -42,7 +43,7 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         n=n,
         k=k,
         PAIRS=weight.is_complex(),
-        ACTIVE=active is not None,
+        ACTIVE=listed,
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),

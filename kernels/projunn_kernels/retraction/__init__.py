@@ -10,13 +10,15 @@ On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read o
 and F are made by one program a matrix; and rows of W are turned in registers, one read and one write.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction import eager
 from projunn_kernels.retraction.basis import step_basis
-from projunn_kernels.retraction.rotations import RETRACTIONS, rotation
+from projunn_kernels.retraction.rotations import RETRACTIONS, named, rotation
 from projunn_kernels.retraction.tiles import BASIS, TURN_ROWS
 
 __all__ = ["RETRACTIONS", "retract_", "rotation", "step_basis"]
@@ -37,10 +39,15 @@ def _fake(
     return torch.empty(batch, dtype=torch.bool, device=weight.device)
 
 
+def _is_rotation(retraction: str, **_: Any) -> bool:
+    return named(retraction).whole is None
+
+
 _retract = Operation(
     name="retract_",
     eager=eager.retract,
     launches="projunn_kernels.retraction.launch:retract",
+    fits=_is_rotation,
     fake=_fake,
     on="weight",
     kernels=(BASIS, TURN_ROWS),

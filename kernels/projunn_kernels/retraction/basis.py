@@ -4,7 +4,7 @@ Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that s
 (*batch, 2k, 2k).  A retraction built on Q is a *small* unitary matrix acting in the span of the
 step, so it stays unitary whatever the size or the conditioning of the step.
 
-On a GPU the inverse square root is a Cholesky factor, which needs no word from the host.
+On a GPU the inverse square root is a Cholesky factor (`projunn_kernels.iterations`).
 
 k = 1 is Gram-Schmidt done twice ("twice is enough").  k > 1 is the Gram matrix' inverse square
 root, three times, the smallest eigenvalues floored (shifted CholeskyQR3; Fukaya, Kannan,
@@ -15,8 +15,9 @@ n columns are no special case: directions the step does not have get entries of 
 import torch
 from torch import Tensor
 
+from projunn_kernels import iterations
+from projunn_kernels.backends import on_device
 from projunn_kernels.factorization.eager import vector_norms
-from projunn_kernels.retraction import iterations
 
 _FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
 _TINY = torch.finfo(torch.float64).tiny
@@ -55,7 +56,7 @@ def _gram_basis(columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     q = torch.where(finite, columns / norms.clamp_min(_TINY), 0.0)
     r = torch.diag_embed(norms.squeeze(-2)).to(q.dtype)  # columns = q r throughout
     for _ in range(3):
-        if columns.device.type != "cpu":
+        if on_device(columns):
             t, triangle = iterations.orthonormalizer(q.mH @ q)
             q, r = q @ t, triangle @ r
             continue

@@ -5,12 +5,13 @@ from math import inf, nan, sqrt
 import torch
 from torch import Tensor
 
+from projunn_kernels.backends import on_device
 from projunn_kernels.batches import known_to_hold, present
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.rank_update import rank_update_
 from projunn_kernels.rank_update.eager import turn_rows_
 from projunn_kernels.retraction.basis import step_basis
-from projunn_kernels.retraction.rotations import plane_rotation, rotation
+from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
 
 def retract(
@@ -29,6 +30,9 @@ def retract(
 
 
 def _retract_all(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
+    whole = named(retraction).whole
+    if whole is not None:
+        return whole(weight, left, right)
     dtype = weight.dtype
     tall = weight.shape[-2] > weight.shape[-1]
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
@@ -44,7 +48,7 @@ def turned_basis(
     own: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
-    if own.shape == (own.shape[0], 1) and own.device.type == "cpu" and dtype == torch.float32:
+    if own.shape == (own.shape[0], 1) and dtype == torch.float32 and not on_device(own):
         plane = _turned_plane(own, pulled, retraction)
         if plane is not None:
             return *plane, torch.tensor(True)

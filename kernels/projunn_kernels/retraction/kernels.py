@@ -1,11 +1,12 @@
-"""Between the passes over a large matrix: its factors, one program a matrix, no matrix read.
+"""A retraction of large matrices, after the pass over W that made Z = W^H X.
 
-    orthonormal         orth(Y) of a few columns, from their partial sums
-    plane_basis, basis  Q and T = Q F^H of a step, k = 1 and k > 1
-    warm_basis          R <- X / |X| + 0.01 probe, k = 1
+    plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
+    turn_rows            W += (W Q) T^H                                 one read and one write of W
 
-Factors are column-major, (k, n) a matrix, and go through registers in chunks of BN; a column is one
-contiguous load.  Sums are float64.
+Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
+and go through registers in chunks of BN.  Sums are float64.  A program of `turn_rows` keeps whole rows
+of W in registers where they fit (HOLD).  Where they do not it reads them twice, the second time from
+cache.
 """
 
 import triton
@@ -14,7 +15,7 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, step_matrix
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import TINY, dot, plane_rotation, turned
+from projunn_kernels.language.plane import TINY, dot, turned
 from projunn_kernels.language.plane import product as scaled
 from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation
 from projunn_kernels.language.tiles import (
@@ -51,7 +52,7 @@ def plane_basis_kernel(
     n,
     splits,
     precision,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -92,8 +93,8 @@ def plane_basis_kernel(
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
     c = square_root(cc)
-    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = plane_rotation(
-        br * a, bi * a, c * a, precision, RETRACTION, PAIRS
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(
+        br * a, bi * a, c * a, precision, PAIRS
     )
     taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
     _report(taken_mask, taken)
@@ -126,7 +127,7 @@ def basis_kernel(
     k,
     splits,
     precision,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
@@ -159,7 +160,7 @@ def basis_kernel(
         ur, ui = matmul(ur, ui, tr, ti, S, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
     er, ei = step_matrix(rr, ri, K, PAIRS)
-    fr, fi, taken = rotation(er, ei, precision, S, RETRACTION, PAIRS)
+    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     _report(taken_mask, taken)
     for first in range(0, n, BN):

@@ -1,12 +1,14 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from projunn_kernels.batches import as_blocks, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
-from projunn_kernels.language.plane import CAYLEY, EXP, POLAR
 from projunn_kernels.launching import (
     PRECISION,
     active_list,
@@ -25,8 +27,14 @@ from projunn_kernels.products.launch import (
 from projunn_kernels.rank_update.launch import rank_update
 from projunn_kernels.retraction.eager import turned_basis
 from projunn_kernels.retraction.kernels import basis_kernel, plane_basis_kernel, turn_rows_kernel
+from projunn_kernels.retraction.rotations import named
 
-RETRACTION_CODES = {"exp": EXP.value, "polar": POLAR.value, "cayley": CAYLEY.value}
+
+def device_function(retraction: str, k: int) -> Any:
+    """The Triton function that makes F of E, for steps of rank k."""
+    module = named(retraction).kernels
+    assert module is not None
+    return getattr(importlib.import_module(module), "plane" if k == 1 else "small")
 
 
 def retract(
@@ -38,7 +46,8 @@ def retract(
         return torch.ones(batch, dtype=torch.bool, device=weight.device)
     x, y = as_blocks(left), as_blocks(right)
     with flattened(weight) as matrices:
-        turn_any = turn if left.shape[-1] <= MAX_RANK else _turn_by_products
+        few = left.shape[-1] <= MAX_RANK and named(retraction).kernels is not None
+        turn_any = turn if few else _turn_by_products
         return turn_any(matrices, x, y, retraction, active).reshape(batch)
 
 
@@ -76,7 +85,7 @@ def turn(
     rank = power_of_two(k)
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=weight.device)
-    config = configured("basis", weight, k, count)
+    config = configured("basis", weight, k, count, retraction=retraction)
     arguments = {
         "right": floats(own),
         "partial": floats(pulled),
@@ -86,7 +95,7 @@ def turn(
         "n": length,
         "splits": splits,
         "precision": PRECISION,
-        "RETRACTION": RETRACTION_CODES[retraction],
+        "ROTATE": device_function(retraction, k),
         "PAIRS": weight.is_complex(),
         "BN": config.columns,
     } | options(config.warps)
@@ -105,7 +114,7 @@ def turn_rows(weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Tenso
     """``W += (W Q) T^H`` from Q and T as (A, S, n), in place where ``taken``."""
     count, s, n = q.shape
     m = weight.shape[-2]
-    config = configured("turn_rows", weight, s // 2, count)
+    config = configured("turn_rows", weight, s // 2, count, active=active is not None)
     launch(
         turn_rows_kernel,
         (-(-m // config.rows), count),

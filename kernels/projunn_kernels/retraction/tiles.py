@@ -16,7 +16,7 @@ from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.factorization.tiles import column_candidates, column_tiles, small_columns
 from projunn_kernels.retraction import eager
-from projunn_kernels.retraction.rotations import RETRACTIONS
+from projunn_kernels.retraction.rotations import WITH_KERNELS
 
 
 def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str) -> Case:
@@ -98,6 +98,13 @@ def _rows_case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
     return Case(tensors, launch, in_eager, changed=("weight",))
 
 
+def rotations_of(problem: Problem, variant: Any) -> list[Any]:
+    """The function that makes F of E."""
+    from projunn_kernels.retraction.launch import device_function
+
+    return [device_function(variant["retraction"], problem.k)]
+
+
 BASIS = Kernel(
     name="basis",
     functions=("plane_basis_kernel", "basis_kernel"),
@@ -105,7 +112,8 @@ BASIS = Kernel(
     candidates=column_candidates,
     case=_basis_case,
     small=small_columns,
-    variants={"retraction": RETRACTIONS},
+    variants={"retraction": WITH_KERNELS},
+    passed=rotations_of,
     problem=matrix_problem("basis"),
     standard=large_matrices("basis"),
     compiled=squares("basis", 1024, 9, 16384),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn_kernels.factorization.eager import orthonormalize
+from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.products.eager import adjoint_product, product
 
 

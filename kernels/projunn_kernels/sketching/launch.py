@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks
+from projunn_kernels.batches import as_blocks, contiguous_blocks
 from projunn_kernels.factorization.launch import orthonormal
 from projunn_kernels.launching import as_columns
 from projunn_kernels.products.launch import adjoint_partials, product_columns
@@ -17,7 +17,7 @@ def factors(
 ) -> tuple[Tensor, Tensor]:
     """`projunn_kernels.sketch` of tensors as users have them."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    xs, gs = ([as_blocks(t.resolve_conj().contiguous()) for t in ts] for ts in (inputs, grads))
+    xs, gs = ([contiguous_blocks(t) for t in tensors] for tensors in (inputs, grads))
     left, right = sketch(xs, gs, as_blocks(basis))
     batch = basis.shape[:-2]
     left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))

@@ -9,13 +9,15 @@ step cannot be taken (not finite; W + D singular) is left as it was, its basis t
 
 On a GPU, matrices of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
 launch for all parameters, each matrix read and written once; larger ones in a launch for each pass.
+Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
 from projunn_kernels.operation import Operation, nothing
+from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
-from projunn_kernels.step.tiles import FUSED_STEP, WARM_BASIS
+from projunn_kernels.step.tiles import FUSED_STEP
 
 __all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
 
@@ -31,12 +33,11 @@ def factored_step_(step: FactoredStep) -> None:
 
 
 def _fits_one_launch(step: FusedStep) -> bool:
-    tensors = [t for ts in (step.weights, step.directions, step.bases, step.probes) for t in ts]
     shape = step.weights[0].shape[:-1] if step.pairs else step.weights[0].shape
     (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
     width = 2 if step.pairs or step.weights[0].is_complex() else 1
-    fits = m <= n <= MAX_FUSED and k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
-    return fits and all(t.is_contiguous() for t in tensors)
+    few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
+    return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
 
 
 _fused_step = Operation(
@@ -46,7 +47,7 @@ _fused_step = Operation(
     fits=_fits_one_launch,
     fake=nothing,
     on="weights",
-    kernels=(FUSED_STEP, WARM_BASIS),
+    kernels=(FUSED_STEP,),
     mutates=("weights", "bases", "skipped"),
     bundle=FusedStep,
 )

@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projunn_kernels.backends import uses_triton
-from projunn_kernels.batches import as_blocks, known_to_hold, present
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import as_blocks, flattened, known_to_hold, present
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize
 from projunn_kernels.retraction import retract_
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.warm_basis import refresh_basis_
 
 
 def fused_step(step: FusedStep) -> None:
@@ -75,27 +76,21 @@ def _step_of_listed(
     own, own_probe = as_blocks(basis)[at], as_blocks(probe)[at]
     left, right = factor(direction, own)
     scaled = _scaled(left, step.rate, step.scale)
-    taken = retract_(as_blocks(weight), scaled, right, step.retraction, active)
+    with flattened(weight) as matrices:
+        taken = retract_(matrices, scaled, right, step.retraction, active)
     named = active >= 0
     skipped.add_((named & ~taken).sum())
     warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
     warm = torch.where(taken[:, None, None], warm, own)
-    if weight.device.type == "cpu":
-        as_blocks(basis)[present(active)] = warm[named]
-    else:  # without waiting for the mask: entries that name nothing add zero to block 0
-        change = torch.where(named[:, None, None], warm - own, 0.0)
-        as_blocks(basis).index_add_(0, at, change)
+    with flattened(basis) as bases:
+        if not on_device(weight):
+            bases[present(active)] = warm[named]
+        else:  # without waiting for the mask: entries that name nothing add zero to matrix 0
+            bases.index_add_(0, at, torch.where(named[:, None, None], warm - own, 0.0))
 
 
 def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
-    usual = known_to_hold(taken)
-    if not usual:
+    if not known_to_hold(taken):
         skipped.add_(taken.logical_not().sum())
-    if left.shape[-1] == 1 and uses_triton(left) and basis.is_contiguous() and probe.is_contiguous():
-        from projunn_kernels.step import launch
-
-        launch.warm_basis(as_blocks(left), as_blocks(basis), as_blocks(probe), taken.reshape(-1))
-        return
-    warm = orthonormalize(left).add_(probe, alpha=PROBE)
-    basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
+    refresh_basis_(left, basis, probe, taken)

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.language.columns import combine, gram, stack, step_matrix
-from projunn_kernels.language.factors import load_columns, store_columns
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import PROBE, TINY, dot, plane_basis, plane_rotation, turned
+from projunn_kernels.language.plane import PROBE, TINY, plane_basis, turned
 from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation, row
 from projunn_kernels.language.tiles import (
     add_outer,
@@ -86,7 +85,7 @@ def plane_step_kernel(
     m,
     n,
     D_TYPE: tl.constexpr,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     ACTIVE: tl.constexpr,
     HAS_RATE: tl.constexpr,
@@ -148,9 +147,7 @@ def plane_step_kernel(
     q1r, q1i, q2r, q2i, e1r, e1i, e2 = plane_basis(
         yr.to(tl.float64), yi.to(tl.float64), zr.to(tl.float64), zi.to(tl.float64), PAIRS
     )
-    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = plane_rotation(
-        e1r, e1i, e2, precision, RETRACTION, PAIRS
-    )
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(e1r, e1i, e2, precision, PAIRS)
     finite = (squares < 1e300) & (e2 < 1e300) & (tl.abs(e1r) + tl.abs(e1i) < 1e300)
     taken = taken & finite
     t1r, t1i = turned(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
@@ -248,7 +245,7 @@ def wide_step_kernel(
     n,
     k,
     D_TYPE: tl.constexpr,
-    RETRACTION: tl.constexpr,
+    ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     ACTIVE: tl.constexpr,
     HAS_RATE: tl.constexpr,
@@ -315,7 +312,7 @@ def wide_step_kernel(
         pr, pi = combine(tr, ti, pr, pi, S, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
     er, ei = step_matrix(rr, ri, K, PAIRS)
-    fr, fi, taken = rotation(er, ei, precision, S, RETRACTION, PAIRS)
+    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
     qr, qi, ur, ui = (
@@ -336,31 +333,3 @@ def wide_step_kernel(
 
     tl.debug_barrier()
     _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BM, PANELS, K)
-
-
-@triton.jit
-def warm_basis_kernel(
-    left,
-    basis,
-    probe,
-    taken_mask,
-    m,
-    PAIRS: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """k = 1: ``R <- X / |X| + 0.01 probe`` where the step was taken.  One program a matrix."""
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    slot = tl.program_id(0).to(tl.int64)
-    if tl.load(taken_mask + slot) == 0:
-        return
-    at = slot * m * WIDTH
-    squares = tl.zeros((), tl.float64)
-    for first in range(0, m, BN):
-        xr, xi = load_columns(left + at, first, m, 1, BN, 1, PAIRS)
-        squares += dot(xr, xi, xr, xi, PAIRS)[0]
-    inverse = reciprocal(tl.maximum(square_root(squares), TINY))
-    for first in range(0, m, BN):
-        xr, xi = load_columns(left + at, first, m, 1, BN, 1, PAIRS)
-        pr, pi = load_columns(probe + at, first, m, 1, BN, 1, PAIRS)
-        xr, xi = xr * inverse + PROBE * pr, xi * inverse + PROBE * pi
-        store_columns(basis + at, first, m, 1, xr, xi, BN, 1, PAIRS)

@@ -1,11 +1,11 @@
 """Launches of whole steps."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from projunn_kernels.batches import as_blocks
+from projunn_kernels.batches import contiguous_blocks, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     PRECISION,
@@ -13,22 +13,30 @@ from projunn_kernels.launching import (
     active_list,
     address_table,
     configured,
-    floats,
+    half_precision,
     launch,
     options,
 )
-from projunn_kernels.retraction.launch import RETRACTION_CODES
+from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
-from projunn_kernels.step.kernels import plane_step_kernel, warm_basis_kernel, wide_step_kernel
+from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 
 
 def fused(step: FusedStep) -> None:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     if step.pairs:
         step = as_numbers(step)
-    names = ("weights", "directions", "bases", "probes")
-    fused_step(replace(step, **{n: [as_blocks(t) for t in getattr(step, n)] for n in names}))
+    with ExitStack() as stack:
+        fused_step(
+            replace(
+                step,
+                weights=[stack.enter_context(flattened(t)) for t in step.weights],
+                directions=[contiguous_blocks(t) for t in step.directions],
+                bases=[stack.enter_context(flattened(t)) for t in step.bases],
+                probes=[contiguous_blocks(t) for t in step.probes],
+            )
+        )
 
 
 def fused_step(step: FusedStep) -> None:
@@ -41,7 +49,10 @@ def fused_step(step: FusedStep) -> None:
     count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
     if count == 0 or weight.numel() == 0:
         return
-    config = configured("fused_step", weight, k, count)
+    scaled, listed = step.scale is not None, step.active is not None
+    options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
+    gradient = half_precision(step.directions[0])
+    config = configured("fused_step", weight, k, count, **options_of_the_step, gradient=gradient)
     panels = -(-m // config.rows)
     pairs = weight.is_complex()
     floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
@@ -62,10 +73,10 @@ def fused_step(step: FusedStep) -> None:
         "m": m,
         "n": n,
         "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
-        "RETRACTION": RETRACTION_CODES[step.retraction],
+        "ROTATE": device_function(step.retraction, k),
         "PAIRS": pairs,
-        "ACTIVE": step.active is not None,
-        "HAS_RATE": step.scale is not None,
+        "ACTIVE": listed,
+        "HAS_RATE": scaled,
         "BM": config.rows,
         "BN": power_of_two(n),
         "PANELS": panels,
@@ -74,21 +85,3 @@ def fused_step(step: FusedStep) -> None:
         launch(plane_step_kernel, (count,), **arguments)
     else:
         launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
-
-
-def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
-    """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
-    count, m, _ = left.shape
-    config = configured("warm_basis", left, 1, count)
-    launch(
-        warm_basis_kernel,
-        (count,),
-        left=floats(left.contiguous()),
-        basis=floats(basis),
-        probe=floats(probe),
-        taken_mask=taken.to(torch.int8),
-        m=m,
-        PAIRS=left.is_complex(),
-        BN=config.columns,
-        **options(config.warps),
-    )

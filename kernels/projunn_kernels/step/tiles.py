@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, squares, warps_for
+from projunn_kernels.configs.closed_form import matrix_problem, neighbours, squares, warps_for
 from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, PROBE
-from projunn_kernels.retraction.rotations import RETRACTIONS
+from projunn_kernels.retraction.rotations import WITH_KERNELS
+from projunn_kernels.retraction.tiles import rotations_of
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FusedStep
 
@@ -18,7 +19,7 @@ _RATE = 0.25
 
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
-    if p.columns == 4 and not p.pairs:  # twice the rows spill 8 bytes on sm_120 and sm_100
+    if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
         floats, each = (1024, 4) if n <= 64 else (512, 2)
         rows = max(1, min(m, floats // n))
         return Config(rows, n, warps_for(rows * n, each))
@@ -112,27 +113,6 @@ def _standard() -> list[Problem]:
     ]
 
 
-def _warm_case(problem: Problem, inputs: Inputs) -> Case:
-    p = problem
-    taken = inputs.full(1.0, p.blocks)
-    if p.blocks > 1 and not inputs.hollow:
-        taken[0] = 0
-
-    def launch(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> list[Tensor]:
-        from projunn_kernels.step.launch import warm_basis
-
-        warm_basis(left, basis, probe, taken.char())
-        return [basis]
-
-    def in_eager(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> list[Tensor]:
-        warm = left / torch.linalg.vector_norm(left, dim=1, keepdim=True) + PROBE * probe
-        return [torch.where(taken[:, None, None] > 0, warm, basis)]
-
-    names = ("left", "basis", "probe")
-    tensors = {name: inputs.normal(p.blocks, p.m, 1, dtype=p.dtype) for name in names}
-    return Case(tensors | {"taken": taken}, launch, in_eager, changed=("basis",))
-
-
 FUSED_STEP = Kernel(
     name="fused_step",
     functions=("plane_step_kernel", "wide_step_kernel"),
@@ -140,19 +120,11 @@ FUSED_STEP = Kernel(
     candidates=_candidates,
     case=_case,
     small=_small,
-    variants={"retraction": RETRACTIONS, "scaled": (False, True), **GRADIENTS},
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True), **GRADIENTS},
     allowed=_allowed,
+    passed=rotations_of,
     problem=matrix_problem("fused_step", MAX_FUSED),
     standard=_standard(),
     compiled=squares("fused_step", 64, 9, 32, 33, 128, blocks=64),
     numbers=lambda problem: 3 * problem.blocks * problem.m * problem.n,
-)
-WARM_BASIS = Kernel(
-    name="warm_basis",
-    functions=("warm_basis_kernel",),
-    closed_form=lambda problem, device: Config(1, min(2048, power_of_two(problem.m)), 4),
-    case=_warm_case,
-    small=lambda problem, config: Problem("warm_basis", problem.pairs, 1, 2 * config.columns + 3, 1, 2),
-    variants={},
-    compiled=sizes("warm_basis", [(1, 1024, 1), (1, 9, 1)], (1,)),
 )

@@ -7,13 +7,14 @@ u (T, batch, m), U (n, m), c (n,), W (n, n), and f one of ``NONLINEARITIES``:
     identity   z                            relu   max(z, 0)
     tanh       tanh z                       modrelu   z / |z| max(|z| + b, 0)   (0 at z = 0)
 
-Without U, u_t (T, batch, n) stands for U u_t + c.  Complex numbers travel as real pairs, a trailing axis
-of size 2, but u, U and c are real: the 2 n rows of U then make real and imaginary parts in turn.
+Without U, the input is (T, batch, n) and is taken as U u_t + c.  Complex numbers are stored as real
+pairs, with a trailing axis of size 2.  But u, U and c are always real: for complex states U has 2 n
+rows, which give the real and the imaginary part of each unit in turn.
 
-The last state is an output of its own, for losses that need no other.  Only the states are kept for
-backward: f' is recovered from f(z).  As one opaque operator it costs the same to compile for any T.  On
-a GPU the loop is one launch in each direction, with GEMMs before and after it; elsewhere it is a loop of
-GEMMs (`eager`).
+The last state is a separate output, for losses that need no other.  Only the states are kept for the
+backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
+same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it;
+elsewhere it is a loop of GEMMs (`eager`).
 
 modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 """
@@ -46,7 +47,15 @@ def recurrence(
     input_weight: Tensor | None = None,
     input_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All T states, (T, batch, n), and a copy of the last; pairs where ``weight`` is (n, n, 2).
+    """Runs the loop; returns all states (T, batch, n) and a copy of the last (batch, n).
+
+    Args:
+        inputs: u, (T, batch, m), or (T, batch, n) without ``input_weight``.
+        initial: h_0, (batch, n).
+        weight: W, (n, n).  If it is (n, n, 2), all states are complex numbers stored as pairs.
+        bias: b of modReLU, (n,), or None.
+        nonlinearity: f, one of `NONLINEARITIES`.
+        input_weight, input_bias: U (n, m) and c (n,), or None; 2 n rows for complex states.
 
     Raises:
         ValueError: a ``nonlinearity`` that is none of `NONLINEARITIES`.
@@ -67,10 +76,11 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """The gradients of `recurrence`, from those of its two outputs, either of which may be None.
+    """The gradients of `recurrence`, from those of its two outputs.  Either of those may be None.
 
-    Returns those of u, h_0, b, U and c, empty where there is none, and then that of W, or X and Y of
-    `projunn_kernels.sketch` if the basis R is given, or nothing.
+    Returns a list: the gradients of u, h_0, b, U and c, each an empty tensor if there is none; then the
+    gradient of W or, if a basis R is given, its factors X and Y as `projunn_kernels.sketch` makes them.
+    If the gradient of W is not wanted the list ends with c's.
     """
     gradients: list[Tensor] = _recurrence_backward(call)
     return gradients

@@ -1,4 +1,4 @@
-"""What the backward of the time loop takes, and how numbers are laid out in it."""
+"""The arguments of the time loop's backward, and how real and complex states are stored."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RecurrenceBackward:
-    """The arguments of `projunn_kernels.recurrence_backward`; T steps of a batch, n units.
+    """The arguments of `projunn_kernels.recurrence_backward`, for T time steps and n units.
 
     Attributes:
         grad: the gradient of all states, (T, batch, n), or None.
-        grad_last: the gradient of the last one, (batch, n), or None.
-        inputs, initial, weight, bias, nonlinearity, input_weight: as `projunn_kernels.recurrence` got
-        them. states: what it returned.
+        grad_last: the gradient of the copy of the last state, (batch, n), or None.
+        inputs, initial, weight, bias, nonlinearity, input_weight: what `projunn_kernels.recurrence` got.
+        states: what it returned.
         wants_inputs, wants_input_bias, wants_weight: whether the gradients of u, c and W are wanted.
-        basis: R (n, k), if the gradient of W is wanted as low-rank factors.
+        basis: R (n, k), if the gradient of W is wanted as low-rank factors, else None.
     """
 
     grad: Tensor | None

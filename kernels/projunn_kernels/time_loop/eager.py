@@ -1,9 +1,10 @@
 """The time loop of `projunn_kernels.recurrence` in PyTorch, forward and backward.
 
-A loop of GEMMs that works in panels of a few hundred rows, which stay in cache: the states of a panel
-are projected, stepped and written out together, and on the way back a panel of their gradients gives
-its share of every sum over time.  Nothing else of the size of all states is made, but those gradients
-where `TimeSums` needs them all.  Tensors are real or complex, but the inputs and what projects them.
+The loop is made of GEMMs.  It works in panels of a few hundred rows, so that what it touches stays in
+cache: the time steps of a panel are projected, stepped and written out together, and on the way back the
+gradients of a panel are added to every sum over time at once.  No other tensor has the size of all
+states, except their gradients where `TimeSums` needs all of them.  The inputs, and what projects them,
+are real; all other tensors are real or complex.
 """
 
 import threading
@@ -39,7 +40,7 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """What `projunn_kernels.recurrence_backward` returns."""
+    """The gradients that `projunn_kernels.recurrence_backward` returns."""
     h, h0, w = numbers(call.weight, call.states, call.initial, call.weight)
     grad, grad_last, basis = (
         None if t is None else numbers(call.weight, t)[0]
@@ -119,10 +120,10 @@ def _gradients(
 
 
 class _Workspace(threading.local):
-    """A thread's memory for the gradients of all states, kept from step to step.
+    """Memory for the gradients of all states, which each thread keeps from step to step.
 
-    Of two large blocks that are freed together the C library gives one back to the system, and every
-    step would pay for its page faults: a fifth of a sketched step.
+    When two large pieces of memory are freed together, the C library returns one of them to the system.
+    Every step would then pay for its page faults, a fifth of the time of a sketched step.
     """
 
     most = 1 << 28  # bytes; larger ones are not kept

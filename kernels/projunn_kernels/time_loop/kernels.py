@@ -293,14 +293,15 @@ def recurrence_backward_kernel(
         gr, gi = multiply_add(gr, gi, dr, di, wr, wi, PAIRS, PRECISION)
         store_tile(grad_initial, rows, 0, batch, n, gr, gi, BN, PAIRS)
     else:
-        following = grad_inputs  # read from the second step on
-        depth = 0
+        # d_{t+1} is read at ``grad_inputs + plane``.  Triton would not carry a name for it that is bound
+        # here and again in the loop: see `projunn_kernels.tuning.carried`.
+        depth = 0  # there is no d_{T+1} to read
         for t in range(steps):
             for first in range(0, n, BN):
                 gr, gi = load_tile(grad, rows, first, batch, n, BN, PAIRS)
                 gr, gi = add_product(
-                    gr, gi, following, w, rows, first, batch, n, depth, True, PAIRS, BN, BK, OPERAND,
-                    PRECISION, STAGES,
+                    gr, gi, grad_inputs + plane, w, rows, first, batch, n, depth, True, PAIRS, BN, BK,
+                    OPERAND, PRECISION, STAGES,
                 )  # fmt: skip
                 hr, hi = load_tile(states, rows, first, batch, n, BN, PAIRS)
                 offset = _offsets(bias, first, n, F, BN)
@@ -311,7 +312,6 @@ def recurrence_backward_kernel(
                     before = tl.load(partial + columns, mask=(columns < n) & (t > 0), other=0.0)
                     tl.store(partial + columns, before + tl.sum(along, axis=0), mask=columns < n)
             tl.debug_barrier()  # what one thread stored is another's operand
-            following = grad_inputs
             depth = n
             grad -= plane
             states -= plane
@@ -319,7 +319,7 @@ def recurrence_backward_kernel(
         for first in range(0, n, BN):
             gr, gi = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
             gr, gi = add_product(
-                gr, gi, following, w, rows, first, batch, n, n, True, PAIRS, BN, BK, OPERAND, PRECISION,
-                STAGES,
+                gr, gi, grad_inputs + plane, w, rows, first, batch, n, n, True, PAIRS, BN, BK, OPERAND,
+                PRECISION, STAGES,
             )  # fmt: skip
             store_tile(grad_initial, rows, first, batch, n, gr, gi, BN, PAIRS)

@@ -1,4 +1,4 @@
-"""Launches of the time loop: which kernel variant, tiles and precision of the products."""
+"""Launches of the time loop, with its kernel variant, its tiles and the precision of its products."""
 
 import torch
 import triton.language as tl
@@ -8,7 +8,14 @@ from torch.nn import functional
 
 from projunn_kernels.backends import interpreting
 from projunn_kernels.configs.problem import Problem
-from projunn_kernels.launching import TRITON_DTYPES, choose, dot_precision, launch, options
+from projunn_kernels.launching import (
+    TRITON_DTYPES,
+    choose,
+    dot_precision,
+    launch,
+    options,
+    product_setting,
+)
 from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
 from projunn_kernels.time_loop.kernels import (
@@ -49,9 +56,7 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """What `projunn_kernels.recurrence_backward` returns: one launch, and the sums over time as
-    GEMMs.
-    """
+    """`projunn_kernels.recurrence_backward` by one launch, and by GEMMs for the sums over time."""
     h, h0 = numbers(call.weight, call.states, call.initial)
     dz, grad_initial, grad_bias = backward(
         _all_gradients(call), call.states, call.weight.contiguous(), call.bias, call.nonlinearity
@@ -83,7 +88,7 @@ def _all_gradients(call: RecurrenceBackward) -> Tensor:
 
 
 def _operand(dtype: torch.dtype) -> tl.dtype:
-    """What the factors of a product are rounded to; the interpreter cannot multiply bfloat16."""
+    """The type that a product's factors are rounded to; the interpreter cannot multiply bfloat16."""
     if dtype == torch.bfloat16 and interpreting():
         return tl.float32
     return TRITON_DTYPES[dtype]
@@ -92,7 +97,12 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
 def _constants(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> dict[str, object]:
     batch, n = states.shape[1:3]
     pairs = weight.ndim == 3
-    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device)
+    variant = {
+        "nonlinearity": nonlinearity,
+        "dtype": weight.dtype,
+        "precision": product_setting(weight.dtype),
+    }
+    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device, **variant)
     return {
         "F": CODES[nonlinearity],
         "PAIRS": pairs,

@@ -1,30 +1,30 @@
-"""The gradients of a time loop that are sums over time, taken a stretch of time steps at once.
+"""The gradients of a time loop that are sums over time, added up a few time steps at a time.
 
 Of z_t = U u_t + c + h_{t-1} W^T and h_t = f(z_t), with dz_t the gradient of z_t:
 
     dW = sum dz_t^T conj(h_{t-1}), or its factors by `projunn_kernels.sketch`
     dU = sum dz_t^T u_t      dc = sum dz_t      du_t = dz_t U      db = sum Re(conj(sgn h_t) dz_t)
 
-Real and imaginary parts of dz_t are so many real columns for U and c, which are real.
+U and c are real.  For them the real and imaginary parts of dz_t count as separate real columns.
 """
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from projunn_kernels.factorization.eager import orthonormalize
+from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.sketching.eager import through
 from projunn_kernels.time_loop.arguments import RecurrenceBackward
 
 
 class TimeSums:
-    """Adds up the gradients.
+    """Adds up the gradients: `add` takes some time steps, `finish` returns the sums.
 
     Args:
         states, initial: h_1 .. h_T and h_0, real or complex.
-        call: what is given and wanted; its u and U are read here.
-        sums_bias: whether the gradient of b is summed here.
-        basis: R of the sketch, real or complex, if dW is wanted in factors.
+        call: the arguments of the backward; u, U and what is wanted are read from it.
+        sums_bias: whether the gradient of b is to be summed here.
+        basis: R of the sketch, real or complex, if dW is wanted as factors, else None.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class TimeSums:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether `finish` needs dz_t of all times."""
+        """True if `finish` needs dz_t of all time steps."""
         return self._basis is not None or self.returns_all
 
     @property
     def returns_all(self) -> bool:
-        """Whether `finish` returns them."""
+        """True if `finish` returns dz_t of all time steps, as the gradient of the inputs."""
         return self._input_weight is None
 
     def add(self, begin: int, end: int, grads: Tensor) -> None:
-        """dz_t (end - begin, batch, n) of the time steps from ``begin`` to before ``end``."""
+        """Add dz_t (end - begin, batch, n) of the time steps ``begin`` to ``end - 1``."""
         rows = grads.flatten(0, 1)
         if self._bias is not None:
             phases = self._states[begin:end].sgn().flatten(0, 1)
@@ -86,10 +86,12 @@ class TimeSums:
     def finish(
         self, grad_initial: Tensor, grads: Tensor | None, grad_bias: Tensor | None = None
     ) -> list[Tensor]:
-        """What `projunn_kernels.recurrence_backward` returns.
+        """The gradients in the order of `projunn_kernels.recurrence_backward`.
 
-        ``grads`` are dz_t of all times (T, batch, n), where they are kept; ``grad_bias`` is that of b,
-        where it was summed elsewhere.
+        Args:
+            grad_initial: the gradient of h_0.
+            grads: dz_t of all time steps, (T, batch, n), if `keeps_all`.
+            grad_bias: the gradient of b, if it was summed elsewhere.
         """
         results = [
             grads if self.returns_all else self._grad_inputs,

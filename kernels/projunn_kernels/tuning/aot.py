@@ -4,8 +4,9 @@ Every kernel is compiled for NVIDIA and AMD architectures by the compiler that a
 the argument types, constants, options and divisibilities of that launch.  `aot_problems` says what is
 launched, `binaries` compiles it and reads the binary.  Launches that agree in all this are one binary.
 
-A spill, or shared memory beyond what the architecture has, is a failure.  Rows of an earlier run in
-``--out`` are taken over where neither kernel, launch nor Triton has changed since.
+A spill, shared memory beyond what the architecture has, or a loop that forgets (`carried`) is a failure.
+Rows of an earlier run in ``--out`` are taken over where neither kernel, launch nor Triton has changed
+since: one that was cut off goes on.
 """
 
 import argparse
@@ -16,13 +17,15 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import Device
-from projunn_kernels.tuning.aot_problems import launches_of, problems, tiny_problems
+from projunn_kernels.configs.problem import Device, Problem
+from projunn_kernels.tuning.aot_problems import launches_of, problems, tiny_problems, variants
 from projunn_kernels.tuning.binaries import ARCHITECTURES, Binary, binary, compiled, key
+from projunn_kernels.tuning.carried import flow, forgotten
 
 STREAMING = (
     "adjoint_product_kernel",
@@ -34,19 +37,25 @@ STREAMING = (
 
 
 def binaries(
-    architectures: tuple[str, ...], full: bool, only: str = "", tiny: bool = False
+    architectures: tuple[str, ...],
+    launched: Iterable[tuple[Problem, dict[str, Any]]],
+    only: str = "",
+    every_candidate: bool = False,
 ) -> list[Binary]:
-    """An architecture after the other; ``full``: every candidate, not just the closed form."""
+    """Those of the problems and variants, by the closed form or with every candidate of the autotuner.
+
+    An architecture after the other.
+    """
     found: dict[str, dict[Binary, None]] = {architecture: {} for architecture in architectures}
     device = Device()
-    for problem, variant in tiny_problems() if tiny else problems(full):
+    for problem, variant in launched:
         if only not in problem.operation:
             continue
         first = closed_form(problem, device)
-        for config in candidates(problem, device) if full else [first]:
+        for config in candidates(problem, device) if every_candidate else [first]:
             for kernel, args, constants in launches_of(problem, config, **variant):
-                why = " ".join([problem.bucket, *(str(v) for v in variant.values())])
-                why += f" {config.rows}x{config.columns}"
+                said = [name if v is True else str(v) for name, v in variant.items() if v]
+                why = " ".join([problem.bucket, *said, f"{config.rows}x{config.columns}"])
                 for architecture in architectures:
                     found[architecture][binary(kernel, args, constants, architecture, why)] = None
     return [one for each in found.values() for one in each]
@@ -55,6 +64,7 @@ def binaries(
 def _compiled_or_why(what: Binary) -> dict[str, Any]:
     try:
         row = compiled(what)
+        row["fails"] = row["fails"] or "; ".join(forgotten(what))
     except Exception as error:
         text = (str(error).splitlines() or [""])[-1]
         row = {
@@ -79,6 +89,8 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="every candidate of the autotuner: hours")
     parser.add_argument("--tiny", action="store_true", help="each kernel once: seconds")
+    parser.add_argument("--variants", action="store_true", help="every variant of every kernel")
+    parser.add_argument("--carried", action="store_true", help="only what the loops of variants forget")
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: all seven")
     parser.add_argument("--op", default="", help="operations whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="compile each N-th binary only")
@@ -97,7 +109,13 @@ def main() -> int:
         parser.error(
             f"arch: got {', '.join(sorted(unknown))}, wanted some of {', '.join(ARCHITECTURES)}"
         )
-    work = binaries(architectures, arguments.full, arguments.op, arguments.tiny)[:: arguments.every]
+    if arguments.carried:
+        return _check_carried(binaries(architectures[:1], variants(), arguments.op))
+    if arguments.tiny or arguments.variants:
+        launched = tiny_problems() if arguments.tiny else variants()
+    else:
+        launched = problems(arguments.full)
+    work = binaries(architectures, launched, arguments.op, arguments.full)[:: arguments.every]
     known = _good_rows(arguments.out) if arguments.out else {}
     kept = [known[key(one)] for one in work if key(one) in known]
     todo = [one for one in work if key(one) not in known]
@@ -123,6 +141,15 @@ def main() -> int:
     if arguments.table:
         arguments.table.write_text(f"triton {triton.__version__}\n\n{table(rows)}\n\n{total}\n")
     return 1 if failures else 0
+
+
+def _check_carried(work: list[Binary]) -> int:
+    """One launch for each flow of control; prints what the loops forget."""
+    flows = {flow(one): one for one in work}
+    lines = [line for one in flows.values() for line in forgotten(one)]
+    kernels = len({one.kernel for one in work})
+    print("\n".join([*lines, f"{kernels} kernels, {len(flows)} variants, {len(lines)} forgotten"]))
+    return 1 if lines else 0
 
 
 def table(rows: list[dict[str, Any]]) -> str:

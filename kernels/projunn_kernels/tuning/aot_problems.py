@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from projunn_kernels import selfcheck
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.kernel import KERNELS, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Problem
@@ -34,7 +35,7 @@ def recorded() -> Iterator[list[Launch]]:
         def __getitem__(self, grid: object) -> Any:
             return lambda **arguments: launches.append(split(self._kernel, arguments))
 
-    with intercepted(Recorder):
+    with intercepted(Recorder), selfcheck.suspended():
         yield launches
 
 

@@ -6,16 +6,18 @@ Triton; and how many of the bytes of the global loads and stores in the code go 
 
 import contextlib
 import hashlib
-import importlib
 import io
 import os
-import pkgutil
 import re
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
+from projunn_kernels.configs.fingerprints import fingerprints
+from projunn_kernels.launching import kernels
+from projunn_kernels.tuning.passed import decoded, encoded
 
 # Bytes of shared memory a program may have.
 ARCHITECTURES = {
@@ -54,7 +56,7 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
     for name in kernel.arg_names:
         value, known = values[name], name in constants
         if known or (isinstance(value, int) and value == 1):
-            signature[name], fixed[name] = "constexpr", value
+            signature[name], fixed[name] = "constexpr", encoded(value)
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
             aligned.append(name)
@@ -88,31 +90,16 @@ _TYPES = {
 }
 
 
-def kernels() -> dict[str, Any]:
-    """Every kernel of the package by its name."""
-    import projunn_kernels
-
-    found: dict[str, Any] = {}
-    for module in pkgutil.walk_packages(projunn_kernels.__path__, "projunn_kernels."):
-        if module.name.endswith(".kernels"):
-            defined = vars(importlib.import_module(module.name)).items()
-            found |= {name: value for name, value in defined if name.endswith("_kernel")}
-    return found
-
-
 def key(what: Binary) -> str:
     """What the binary depends on: the launch, the source of the kernel and all it calls, Triton."""
     import triton
 
-    parts = (triton.__version__, kernels()[what.kernel].cache_key, replace(what, why=""))
+    parts = (triton.__version__, fingerprints()[what.kernel], replace(what, why=""))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def compiled(what: Binary) -> dict[str, Any]:
-    """Compile, and read the binary."""
-    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
-    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-    import triton
+def source_and_target(what: Binary) -> tuple[Any, Any]:
+    """What Triton compiles: a kernel with its argument types and constants; and for which GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -124,9 +111,20 @@ def compiled(what: Binary) -> dict[str, Any]:
     source = ASTSource(
         kernel,
         signature=dict(what.signature),
-        constexprs=dict(what.constants),
+        constexprs={name: decoded(value) for name, value in what.constants},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in what.aligned},
     )
+    return source, target
+
+
+def compiled(what: Binary) -> dict[str, Any]:
+    """Compile, and read the binary."""
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached binary comes without ptxas' report
+    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+    import triton
+
+    source, target = source_and_target(what)
+    amd = what.architecture.startswith("gfx")
     started, log = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(log):
         code = triton.compile(source, target=target, options=dict(what.options))

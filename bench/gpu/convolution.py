@@ -1,0 +1,220 @@
+"""Convolutions: spectral products against float64; layers and ResNet9 against cuDNN.
+
+layers      forward and backward of ResNet9's layers on 256 images of CIFAR10's size, as a CUDA graph
+            with nothing in cache: ours as users get it and on PyTorch's operations, in float32 and in
+            TF32, against a 3 x 3 ``nn.Conv2d``; and the published layer, eagerly
+products    the spectral products alone, a copy of as many bytes, and a large matrix product
+ResNet9     forward and backward, eager and compiled, with unitary and with plain convolutions
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import projunn
+from bench.bench_conv import forward_backward
+from bench.gpu import published
+from bench.gpu.accuracy import share
+from bench.gpu.case import Case, Step
+from bench.gpu.machine import Machine, matmul_precision
+from bench.gpu.timing import Timing
+from projunn.models import ResNet9
+from projunn.nn import UnitaryConv2d
+from projunn_kernels import frequencies, spectral_gradient, spectral_product
+
+BATCH = 256
+# Channels in and out and side of the layers, width 64; the first stand for the rest.
+LAYERS = ((64, 64, 32), (128, 128, 16), (64, 128, 32), (256, 256, 8), (128, 256, 16), (3, 64, 32))
+SHAPES = (
+    ((8, 8), True, 3, 5, 4),
+    ((3, 4), False, 2, 3, 4),
+    ((7, 5), True, 33, 17, 3),
+    ((13,), True, 1, 1, 1),
+    ((2, 4, 4), True, 2, 3, 2),
+    ((9, 4), False, 5, 18, 33),
+    ((32, 32), True, 64, 64, 64),
+    ((8, 8), True, 64, 256, 256),
+)
+OURS, ON_TORCH = "UnitaryConv2d", "UnitaryConv2d on PyTorch"
+CUDNN, PUBLISHED = "nn.Conv2d 3x3", "published layer"
+PRODUCTS = ("spectral_product", "spectral_gradient")
+NETWORKS = (("highest", False), ("high", False), ("high", True))  # precision, compiled
+
+
+def checks(on: Machine, small: bool) -> list[Case]:
+    """Products, adjoints and gradients, by the error of float32 PyTorch."""
+    shapes = SHAPES[:2] if small or on.dry else SHAPES
+    kinds = {True: "spectral real", False: "spectral complex"}
+    return [Case(f"spectral {shape}", kinds[shape[1]], _check(on, *shape)) for shape in shapes]
+
+
+def _check(
+    on: Machine, size: tuple[int, ...], real: bool, batch: int, m: int, n: int
+) -> Callable[[], float]:
+    def call() -> float:
+        grid, line = frequencies(size, real), list(size)
+        weight = torch.randn(grid.paired, m, n, 2)
+        own = torch.randn(len(grid.own), m, n) if real else None
+
+        def spectrum(channels: int) -> Tensor:
+            dims = tuple(range(2, 2 + len(size)))
+            if real:
+                numbers = torch.fft.rfftn(torch.randn(batch, channels, *size), dim=dims)
+            else:
+                numbers = torch.randn(batch, channels, *size, dtype=torch.complex64)
+            return torch.view_as_real(numbers).contiguous()
+
+        def everything(x: Tensor, y: Tensor, w: Tensor, r: Tensor | None) -> list[Tensor]:
+            products = (spectral_product(x, w, r, line, False), spectral_product(y, w, r, line, True))
+            return [*products, *spectral_gradient(y, x, line, real, 0.5)]
+
+        tensors = (spectrum(n), spectrum(m), weight, own)
+        exact = everything(*(t if t is None else t.double() for t in tensors))
+        there = tuple(t if t is None else t.to(on.device) for t in tensors)
+        with matmul_precision("highest"):
+            ours = everything(*there)
+            with projunn.backend("torch"):
+                plain = everything(*there)
+        triples = zip(ours, plain, exact, strict=True)
+        return max(share(a, b, c) for a, b, c in triples if c.numel())
+
+    return call
+
+
+def name(what: str, layer: tuple[int, int, int], precision: str, way: str = "captured") -> str:
+    """Of a row: ``UnitaryConv2d 64 to 128 at 32, high, captured``."""
+    return f"{what} {layer[0]} to {layer[1]} at {layer[2]}, {precision}, {way}"
+
+
+def network_name(conv: str, precision: str, compiled: bool) -> str:
+    """Of a row: ``ResNet9 unitary, highest, compiled``."""
+    return f"ResNet9 {conv}, {precision}, {'compiled' if compiled else 'eager'}"
+
+
+def timings(on: Machine) -> list[Timing]:
+    """Two layers, ResNet9, the published layer, products alone, the other layers."""
+    found = [
+        _timing(on, what, layer, precision)
+        for layer in LAYERS
+        for precision in ("highest", "high")
+        for what in (CUDNN, OURS, ON_TORCH)
+    ]
+    networks = [
+        _network(on, conv, precision, compiled)
+        for precision, compiled in NETWORKS
+        for conv in ("plain", "unitary")
+    ]
+    alone = [_timing(on, PUBLISHED, layer, "highest") for layer in LAYERS if layer[0] == layer[1]]
+    return found[:12] + networks + alone + _products(on) + found[12:]
+
+
+def _timing(on: Machine, what: str, layer: tuple[int, int, int], precision: str) -> Timing:
+    build = functools.partial(step, on, what, layer)
+    way = "eager" if what == PUBLISHED else "captured"
+    options: dict[str, Any] = {"way": way, "precision": precision, "compile": what == OURS}
+    options["backend"] = "torch" if what == ON_TORCH else None
+    says = {"what": what, "channels": layer[0], "out": layer[1], "side": layer[2], "batch": BATCH}
+    return Timing(name(what, layer, precision, way), f"{what}, {way}", build, says=says, **options)
+
+
+def step(on: Machine, what: str, layer: tuple[int, int, int]) -> Step:
+    """Forward and backward of one layer."""
+    channels, out, side = (on.size(size, 4) for size in layer)
+    x = torch.randn(on.size(BATCH, 2), channels, side, side, device=on.device, requires_grad=True)
+    if what == CUDNN:
+        return forward_backward(nn.Conv2d(channels, out, 3, padding=1, device=on.device), x)
+    if what == PUBLISHED:
+        return forward_backward(published.convolution(channels, side, on.device), x)
+    return forward_backward(UnitaryConv2d(channels, out, side, device=on.device), x)
+
+
+def _network(on: Machine, conv: str, precision: str, compiled: bool) -> Timing:
+    def build() -> Step:
+        side = on.size(32, 8)
+        model = ResNet9(3, 10, side, conv, on.size(64, 2)).to(on.device)
+        x = torch.randn(on.size(BATCH, 2), 3, side, side, device=on.device, requires_grad=True)
+        network = torch.compile(model, backend=on.compiler) if compiled else model
+        return forward_backward(network, x)
+
+    row = network_name(conv, precision, compiled)
+    says = {"what": f"ResNet9 {conv}", "batch": BATCH, "compiled": compiled}
+    compile = conv == "unitary" or compiled
+    return Timing(row, f"ResNet9 {conv}", build, "eager", says, compile, precision)
+
+
+def product_name(what: str, layer: tuple[int, int, int], precision: str) -> str:
+    """Of a row: ``spectral_product 64 at 32, high``."""
+    return f"{what} {layer[0]} at {layer[2]}, {precision}"
+
+
+def product_cases() -> list[tuple[str, tuple[int, int, int], str]]:
+    """Of the spectral products that are timed alone: which, layer and precision."""
+    return [
+        (what, layer, precision)
+        for layer in LAYERS
+        if layer[0] == layer[1]
+        for precision in ("highest", "high")
+        for what in PRODUCTS
+    ]
+
+
+def matrix_product_name(precision: str) -> str:
+    """Of a row: a product of two matrices of 4096 x 4096."""
+    return f"matrix product 4096, {precision}"
+
+
+def _products(on: Machine) -> list[Timing]:
+    """The spectral products, and what says how fast they could be: a copy and a large matrix product."""
+    found = []
+    size = on.size(4096, 8)
+    for precision in ("highest", "high"):
+        title, build = matrix_product_name(precision), functools.partial(_matrix_product, on, size)
+        says = {"what": "matrix product", "flops": 2 * size**3}
+        options: dict[str, Any] = {"compile": False, "precision": precision}
+        found.append(Timing(title, "matrix product", build, says=says, **options))
+    copied = set()
+    for what, layer, precision in product_cases():
+        n, side, batch = on.size(layer[0], 4), on.size(layer[2], 4), on.size(BATCH, 2)
+        grid = frequencies((side, side), True)
+        spectrum = batch * n * side * (side // 2 + 1) * 2
+        matrices = grid.paired * n * n * 2 + len(grid.own) * n * n
+        says = {"bytes": 4 * (2 * spectrum + matrices), "flops": 8 * grid.paired * n * n * batch}
+        if layer not in copied:
+            copied.add(layer)
+            build = functools.partial(_copy, on, says["bytes"])
+            row = {"what": "copy", "bytes": says["bytes"]}
+            found.append(Timing(copy_name(layer), "copy", build, says=row, compile=False))
+        build = functools.partial(_product, on, what, n, side, batch)
+        title, row = product_name(what, layer, precision), {"what": what} | says
+        found.append(Timing(title, what, build, says=row, precision=precision, compile=False))
+    return found
+
+
+def copy_name(layer: tuple[int, int, int]) -> str:
+    """Of a row: the copy that moves as many bytes as a spectral product of that layer."""
+    return f"copy for {layer[0]} at {layer[2]}, captured"
+
+
+def _copy(on: Machine, moved: int) -> Step:
+    source = torch.empty(moved // 8, device=on.device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _matrix_product(on: Machine, size: int) -> Step:
+    left, right = torch.randn(2, size, size, device=on.device)
+    return lambda: left @ right
+
+
+def _product(on: Machine, what: str, n: int, side: int, batch: int) -> Step:
+    line = [side, side]
+    grid = frequencies((side, side), True)
+    x, y = (torch.randn(batch, n, side, side // 2 + 1, 2, device=on.device) for _ in range(2))
+    if what == "spectral_gradient":
+        return lambda: spectral_gradient(y, x, line, True, 1.0)
+    weight = torch.randn(grid.paired, n, n, 2, device=on.device)
+    own = torch.randn(len(grid.own), n, n, device=on.device)
+    return lambda: spectral_product(x, weight, own, line, False)

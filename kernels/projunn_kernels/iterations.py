@@ -1,0 +1,102 @@
+"""Functions of small matrices that never wait for a device: what a GPU uses where no kernel of ours is.
+
+The decompositions in ``torch.linalg`` check their success on the host, and on a GPU ``qr``, ``svd``,
+``eigh`` and LU of a batch can be one call of a library for each matrix, or copy to the host (MAGMA's
+LU). What is here uses matrix products, Cholesky factors and triangular solves, which are one call for a
+batch of any size, a fixed number of each, in float64.
+"""
+
+import torch
+from torch import Tensor
+
+_TINY = torch.finfo(torch.float64).tiny
+_SHIFT = 1e-14
+_SQUARINGS = 16  # up to angles of 2^14, far above what a step may turn
+_NEWTON_STEPS = 14
+_INVERTED = 1e-6  # what X Y may differ from I
+_LOOPED = 64  # PyTorch solves up to eight triangles of this size and above one after the other
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal basis (*batch, n, k) of columns with k <= n: shifted Cholesky, three times.
+
+    Columns that depend on the others come out as some finite direction of norm at most 1, often almost
+    zero; zero ones stay zero.  Columns that are not finite give a result that is not.
+    """
+    size = columns.abs().amax((-2, -1), keepdim=True)
+    q = columns / size.clamp_min(_TINY)
+    for _ in range(3):
+        t, _ = orthonormalizer(q.mH @ q)
+        q = q @ t
+    return q
+
+
+def orthonormalizer(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """T and R with P T orthonormal and P = (P T) R, from the Gram matrix G = P^H P: shifted Cholesky."""
+    norms = gram.diagonal(dim1=-2, dim2=-1).real.clamp_min(0).sqrt()
+    used = norms > _TINY**0.5
+    scale = torch.where(used, 1 / norms.clamp_min(_TINY**0.5), 0.0)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    shift = _SHIFT * gram.shape[-1]
+    ones = torch.where(used, shift, 1.0)
+    shifted = gram * (scale[..., :, None] * scale[..., None, :]) + identity * ones[..., None, :]
+    # Over 1 + shift, so that orthonormal columns stay as they are.
+    r = torch.linalg.cholesky_ex(shifted / (1 + shift), upper=True).L
+    t = _inverse_of_triangle(r)
+    return t * scale[..., :, None], r * norms[..., None, :]
+
+
+def _inverse_of_triangle(r: Tensor) -> Tensor:
+    """R^-1 of upper triangles, large ones by halves."""
+    size = r.shape[-1]
+    if size < _LOOPED:
+        identity = torch.eye(size, dtype=r.dtype, device=r.device)
+        return torch.linalg.solve_triangular(r, identity, upper=True)
+    half = size // 2
+    first, last = _inverse_of_triangle(r[..., :half, :half]), _inverse_of_triangle(r[..., half:, half:])
+    corner = -first @ (r[..., :half, half:] @ last)
+    below = torch.zeros_like(corner.mT)
+    return torch.cat([torch.cat([first, corner], -1), torch.cat([below, last], -1)], -2)
+
+
+def inverse(x: Tensor, corrections: int = 3) -> Tensor:
+    """X^-1 = (X^H X)^-1 X^H by a Cholesky factor, corrected by Newton's iteration Y <- Y (2 I - X Y).
+
+    Accurate to rounding times the condition number, which each correction lets be larger: up to 1e7 with
+    three, up to 1e4 with one.  NaN where the result is no inverse: X Y is not I.
+    """
+    size = torch.linalg.matrix_norm(x, keepdim=True).clamp_min(_TINY)
+    x = x / size
+    t = _inverse_of_triangle(torch.linalg.cholesky_ex(x.mH @ x, upper=True).L)
+    y = t @ (x @ t).mH
+    for _ in range(corrections):
+        y = 2 * y - y @ (x @ y)
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    rest = torch.linalg.matrix_norm(identity - x @ y, keepdim=True)
+    return torch.where(rest < _INVERTED, y / size, torch.nan)
+
+
+def exponential(a: Tensor) -> Tensor:
+    """e^A - I: Taylor to degree 12 of A / 2^p, of norm 1/4 at most, squared p times."""
+    norm = torch.linalg.matrix_norm(a)
+    doublings = (norm.clamp_min(1e-3) * 4).log2().ceil().clamp(0, _SQUARINGS)[..., None, None]
+    a = a * torch.exp2(-doublings)
+    f = torch.zeros_like(a)
+    for j in range(12, 0, -1):  # Horner: f = (a + a f) / j
+        f = (a + a @ f) / j
+    for i in range(_SQUARINGS):
+        f = torch.where(doublings > i, 2 * f + f @ f, f)
+    return f
+
+
+def polar_factor(x: Tensor) -> tuple[Tensor, Tensor]:
+    """polar(X) by Newton's iteration, and about the smallest over the largest singular value of X."""
+    other = inverse(x).mH
+    size, other_size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(other)
+    regular = x.shape[-1] / (size * other_size)
+    for _ in range(_NEWTON_STEPS):  # the first takes the root of the condition number
+        g = (other_size / size).sqrt()[..., None, None]
+        x = (g * x + other / g) / 2
+        other = inverse(x, 1).mH
+        size, other_size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(other)
+    return x, regular

@@ -1,0 +1,66 @@
+"""The Cayley transform.
+
+W (I - A/2)^-1 (I + A/2), A = (W^H D - D^H W)/2        F = (I - A/2)^-1 A
+"""
+
+from math import atan, cos, inf, sin
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import iterations
+from projunn_kernels.retraction.rotations.declaration import (
+    Retraction,
+    entries,
+    identity_like,
+    matrix,
+    skew,
+    turned_by,
+)
+
+
+def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    a = skew(e)
+    f = torch.linalg.solve(identity_like(e) - a / 2, a)
+    return f, f.isfinite().all(dim=(-2, -1))
+
+
+def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """For steps of a size below 1e7."""
+    a = skew(e)
+    f = iterations.inverse(identity_like(e) - a / 2) @ a
+    return f, f.isfinite().all(dim=(-2, -1))
+
+
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Of A = [[i t, -conj(s)], [s, i u]].  Every comparison is False for NaN."""
+    e11, e12, e21, e22 = entries(e)
+    s = (e21 - e12.conj()) / 2
+    if not e.is_complex():
+        half = s.square() / 2
+        diagonal, corner = -half / (1 + half / 2), s / (1 + half / 2)
+        return matrix(diagonal, -corner, corner, diagonal), s.abs() < torch.inf
+    # (I - A/2)^-1 A = (adj(I - A/2) A) / det(I - A/2), and adj(I - A/2) A = A - det(A)/2 I
+    t, u = e11.imag, e22.imag
+    minor = s.abs().square() - t * u
+    det = 1 + minor / 4 - 0.5j * (t + u)
+    f = matrix(1j * t - minor / 2, -s.conj(), s, 1j * u - minor / 2) / det[..., None, None]
+    return f, minor.abs() < torch.inf
+
+
+def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> list[list[float]] | None:
+    twice = e21 - e12
+    if not abs(twice) < inf:
+        return None
+    angle = 2 * atan(twice / 4)
+    return turned_by(cos(angle), sin(angle))
+
+
+CAYLEY = Retraction(
+    name="cayley",
+    dense=_dense,
+    two_by_two=_two_by_two,
+    plane=_plane,
+    iterated=_iterated,
+    kernels="projunn_kernels.retraction.rotations.kernels.cayley",
+)

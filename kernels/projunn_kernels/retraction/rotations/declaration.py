@@ -1,0 +1,69 @@
+"""What a retraction has to say of itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# F, and where it is determined: (*batch, 2k, 2k) and (*batch), of E (*batch, 2k, 2k) and a precision.
+Rotation = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+# The same of one real 2 x 2 matrix, row by row, and a precision; None where F is not determined.
+PlaneRotation = Callable[[float, float, float, float, float], list[list[float]] | None]
+# Changes W (*batch, m, n) along X (*batch, m, k) and Y (*batch, n, k); the mask of the steps taken.
+WholeStep = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Retraction:
+    """A way from W + D back to the unitary matrices.
+
+    Most ways are rotations of the step's span: W (I + Q F Q^H), with E in the basis Q of the step and a
+    function F of E.  Of those `dense` is needed, and the rest makes them faster.  One that is no
+    rotation of the span has a ``whole`` step in its place.
+
+    Attributes:
+        name: what users call it.
+        dense: F by a decomposition, on a CPU; for any size of E, finite.
+        two_by_two: F in closed form, for rank 1.
+        plane: the same of one real matrix in Python's floats, which costs a fifth of so many operators.
+        iterated: F without what waits for a GPU or loops over matrices there: see
+            `projunn_kernels.iterations`.
+        kernels: the module of Triton functions ``plane`` and ``small`` that compute F; without one,
+        steps
+            run as PyTorch operations.
+        whole: the whole step, in place.
+    """
+
+    name: str
+    dense: Rotation | None = None
+    two_by_two: Rotation | None = None
+    plane: PlaneRotation | None = None
+    iterated: Rotation | None = None
+    kernels: str | None = None
+    whole: WholeStep | None = None
+
+
+def skew(e: Tensor) -> Tensor:
+    """A = (E - E^H) / 2."""
+    return (e - e.mH) / 2
+
+
+def identity_like(e: Tensor) -> Tensor:
+    """I, of the size and dtype of E."""
+    return torch.eye(e.shape[-1], dtype=e.dtype, device=e.device)
+
+
+def matrix(f11: Tensor, f12: Tensor, f21: Tensor, f22: Tensor) -> Tensor:
+    """(*batch, 2, 2) from its entries."""
+    return torch.stack([f11, f12, f21, f22], dim=-1).unflatten(-1, (2, 2))
+
+
+def entries(e: Tensor) -> tuple[Tensor, ...]:
+    """The entries of (*batch, 2, 2), row by row."""
+    return e.flatten(-2).unbind(-1)
+
+
+def turned_by(angle_cosine: float, sine: float) -> list[list[float]]:
+    """The rotation of a plane, minus the identity."""
+    return [[angle_cosine - 1, -sine], [sine, angle_cosine - 1]]

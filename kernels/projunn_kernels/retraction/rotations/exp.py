@@ -1,0 +1,78 @@
+"""The exponential: projUNN-T of arXiv 2203.05483, section 3.
+
+    W exp(A), A = (W^H D - D^H W)/2        F = e^A - I
+
+It follows the geodesic.  A step that would turn a plane by more than ``precision**-0.5`` radians is not
+taken: its angle is not determined.
+"""
+
+from math import cos, sin, sqrt
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import iterations
+from projunn_kernels.retraction.rotations.declaration import (
+    Retraction,
+    entries,
+    matrix,
+    skew,
+    turned_by,
+)
+
+
+def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    angles, vectors = torch.linalg.eigh(-1j * skew(e))
+    phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1
+    f = (vectors * phases.unsqueeze(-2)) @ vectors.mH
+    return f if e.is_complex() else f.real, angles.abs().amax(-1) < precision**-0.5
+
+
+def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    a = skew(e)
+    size = torch.linalg.matrix_norm(a)
+    usable = size.square() * precision < e.shape[-1]
+    return iterations.exponential(torch.where(usable[..., None, None], a, 0.0)), usable
+
+
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Of A = [[i t, -conj(s)], [s, i u]].  Every comparison is False for NaN."""
+    e11, e12, e21, e22 = entries(e)
+    s, limit = (e21 - e12.conj()) / 2, precision**-0.5
+    if not e.is_complex():
+        diagonal, corner = s.cos() - 1, s.sin()
+        return matrix(diagonal, -corner, corner, diagonal), s.abs() < limit
+    # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), with eigenvalues i (mean +- w)
+    t, u = e11.imag, e22.imag
+    mean, tilt = (t + u) / 2, (t - u) / 2
+    w = (tilt.square() + s.abs().square()).sqrt()
+    phase = torch.polar(torch.ones_like(mean), mean)
+    # torch.sinc(w / pi) takes the sine of pi (w / pi), which differs from w by roundings of w: for w in
+    # the thousands, cos^2 + sin^2 would differ from 1 by thousands of roundings.
+    cosine = w.cos()
+    sinc = torch.where(w > torch.pi, w.sin() / w, torch.sinc(w / torch.pi))
+    corner, slope = phase * sinc * s, 1j * tilt * sinc
+    f = matrix(
+        phase * (cosine + slope) - 1,
+        -phase * sinc * s.conj(),
+        corner,
+        phase * (cosine - slope) - 1,
+    )
+    return f, mean.abs() + w < limit
+
+
+def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> list[list[float]] | None:
+    twice = e21 - e12
+    if not abs(twice) < 2 / sqrt(precision):
+        return None
+    return turned_by(cos(twice / 2), sin(twice / 2))
+
+
+EXP = Retraction(
+    name="exp",
+    dense=_dense,
+    two_by_two=_two_by_two,
+    plane=_plane,
+    iterated=_iterated,
+    kernels="projunn_kernels.retraction.rotations.kernels.exp",
+)

@@ -1,0 +1,43 @@
+"""The Cayley transform in Triton: see `projunn_kernels.retraction.rotations.cayley`."""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.float64 import reciprocal
+from projunn_kernels.language.small import eye, solve
+
+
+@triton.jit
+def plane(e1r, e1i, e2, precision, PAIRS: tl.constexpr):
+    """F = [[f11, f12], [f21, f22]] for E = [[e1, 0], [e2, 0]], e2 real, and whether it is determined.
+
+    Comparisons are False for NaN, so a step that is not finite is one that is not taken.
+    """
+    # A = [[i t, -s], [s, 0]], s = e2 / 2;  F = (I - A/2)^-1 A
+    s = e2 / 2.0
+    if PAIRS:
+        t = e1i
+        minor = s * s
+        dr, di = 1.0 + minor / 4.0, -t / 2.0
+        scale = reciprocal(dr * dr + di * di)
+        ir, ii = dr * scale, -di * scale
+        f11r, f11i = -minor / 2.0 * ir - t * ii, -minor / 2.0 * ii + t * ir
+        f12r, f12i = -s * ir, -s * ii
+        f21r, f21i = s * ir, s * ii
+        f22r, f22i = -minor / 2.0 * ir, -minor / 2.0 * ii
+        taken = minor * precision * precision < 1.0
+    else:
+        half = s * s / 2.0
+        inverse = reciprocal(1.0 + half / 2.0)
+        f11r, f12r, f21r = -half * inverse, -s * inverse, s * inverse
+        f22r = f11r
+        f11i, f12i, f21i, f22i = f11r, f11r, f11r, f11r
+        taken = tl.abs(s) * precision < 1.0
+    return f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken
+
+
+@triton.jit
+def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
+    """(I - A/2)^-1 A; whether it is finite shows in the check of its unitarity."""
+    fr, fi = solve(eye(S) - 0.5 * ar, -0.5 * ai, ar, ai, S, PAIRS)
+    return fr, fi, precision > 0.0

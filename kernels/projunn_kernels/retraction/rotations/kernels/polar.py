@@ -1,0 +1,62 @@
+"""The polar factor in Triton: see `projunn_kernels.retraction.rotations.polar`."""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import TINY
+from projunn_kernels.language.small import eye, frobenius, matmul, solve
+
+
+@triton.jit
+def plane(e1r, e1i, e2, precision, PAIRS: tl.constexpr):
+    """F = [[f11, f12], [f21, f22]] for E = [[e1, 0], [e2, 0]], e2 real, and whether it is determined.
+
+    Comparisons are False for NaN, so a step that is not finite is one that is not taken.
+    """
+    # polar(N) = (N + phase adj(N)^H) / (sum of the singular values), N = [[1 + e1, 0], [e2, 1]]
+    nr = 1.0 + e1r
+    size = square_root(nr * nr + e1i * e1i) if PAIRS else tl.abs(nr)
+    squares = size * size + e2 * e2 + 1.0
+    scale = reciprocal(square_root(squares + 2.0 * size))
+    inverse = reciprocal(tl.maximum(size, TINY))
+    pr, pi = nr * inverse, e1i * inverse
+    f11r, f11i = (nr + pr) * scale - 1.0, (e1i + pi) * scale
+    f12r, f12i = -pr * e2 * scale, -pi * e2 * scale
+    f21r, f21i = e2 * scale, 0.0 * e2
+    # phase conj(n11) = |n11| since det N = n11
+    f22r, f22i = (1.0 + size) * scale - 1.0, 0.0 * e2
+    taken = size > 4.0 * precision * squares
+    return f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken
+
+
+@triton.jit
+def _inverse_adjoint(xr, xi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """X^-H = X (X^H X)^-1."""
+    gr, gi = matmul(tl.trans(xr), -tl.trans(xi), xr, xi, S, PAIRS)
+    hr, hi = solve(gr, gi, eye(S), tl.zeros((S, S), tl.float64), S, PAIRS)
+    return matmul(xr, xi, hr, hi, S, PAIRS)
+
+
+@triton.jit
+def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
+    """polar(I + E) - I by Newton's iteration X <- (g X + X^-H / g) / 2, g = sqrt(|X^-1| / |X|)."""
+    identity = eye(S)
+    xr, xi = identity + er, ei
+    ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
+    size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
+    # S / (|X| |X^-1|), in Frobenius norms, is between 1 and S times the ratio of singular values
+    regular = size * inverse * 4.0 * precision < S
+    change, count = size * 0.0 + 1.0, 0
+    # X^-H is made again at the loop's head, not carried from its end: with an X^-H from before the loop,
+    # Triton 3.6 fails to compile it.
+    while (change > 1e-14) & (count < 20) & regular:
+        ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
+        size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
+        g = square_root(inverse * reciprocal(size))
+        h = reciprocal(g)
+        yr, yi = 0.5 * (g * xr + h * ir), 0.5 * (g * xi + h * ii)
+        change = frobenius(yr - xr, yi - xi, PAIRS)
+        xr, xi = yr, yi
+        count += 1
+    return xr - identity, xi, regular

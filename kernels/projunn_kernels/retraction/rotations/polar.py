@@ -1,0 +1,72 @@
+"""The polar factor: projUNN-D of arXiv 2203.05483, section 3.
+
+    polar(W + D), the nearest unitary matrix        F = polar(I + E) - I
+
+A step is not taken where W + D is singular to working precision: where its smallest singular value, in
+the span of the step, is below 4 ``precision`` times the largest.
+"""
+
+from math import atan2, cos, sin
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import iterations
+from projunn_kernels.retraction.rotations.declaration import (
+    Retraction,
+    entries,
+    identity_like,
+    matrix,
+)
+
+
+def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    identity = identity_like(e)
+    u, s, vh = torch.linalg.svd(identity + e)
+    return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0]
+
+
+def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """By Newton's iteration, for singular values that differ by less than a factor 1e7."""
+    identity = identity_like(e)
+    u, regular = iterations.polar_factor(identity + e)
+    return u - identity, regular > 4 * precision
+
+
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """polar(N) = (N + e^(i arg det N) adj(N)^H) / (sum of the singular values), N = I + E."""
+    e11, e12, e21, e22 = entries(e)
+    n11, n22 = 1 + e11, 1 + e22
+    det = n11 * n22 - e12 * e21
+    phase, size = det.sgn(), det.abs()
+    squares = sum(x.abs().square() for x in (n11, e12, e21, n22))
+    total = (squares + 2 * size).sqrt()
+    f = matrix(
+        (n11 + phase * n22.conj()) / total - 1,
+        (e12 - phase * e21.conj()) / total,
+        (e21 - phase * e12.conj()) / total,
+        (n22 + phase * n11.conj()) / total - 1,
+    )
+    return f, size > 4 * precision * squares
+
+
+def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> list[list[float]] | None:
+    """A rotation or, with det(I + E) < 0, a reflection."""
+    n11, n22 = 1 + e11, 1 + e22
+    det = n11 * n22 - e12 * e21
+    if not abs(det) > 4 * precision * (n11 * n11 + e12 * e12 + e21 * e21 + n22 * n22):
+        return None
+    sign = -1.0 if det < 0 else 1.0
+    angle = atan2(e21 - sign * e12, n11 + sign * n22)
+    c, s = cos(angle), sin(angle)
+    return [[c - 1, -sign * s], [s, sign * c - 1]]
+
+
+POLAR = Retraction(
+    name="polar",
+    dense=_dense,
+    two_by_two=_two_by_two,
+    plane=_plane,
+    iterated=_iterated,
+    kernels="projunn_kernels.retraction.rotations.kernels.polar",
+)

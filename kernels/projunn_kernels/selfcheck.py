@@ -1,0 +1,267 @@
+"""Kernels that check themselves before they touch a user's numbers.
+
+A compiler can be wrong where Triton's interpreter and our tests are right, and say nothing.  So the
+first time that a variant of a kernel is launched on a GPU, the same variant runs on a small problem
+first, and its result is compared with the PyTorch path in float64.  A variant is the kernel's source,
+its constants and how its sizes are aligned, on one GPU model with one version of Triton.
+
+The verdict is kept in the user's cache and never asked for again; verdicts for GPUs on which ``make
+gpu`` has passed are shipped.  A variant that fails is never launched: `Distrusted` sends its operation
+to the PyTorch path, with one warning.  So a miscompilation costs speed, and never a wrong number.
+
+``PROJUNN_SELFCHECK`` is ``auto`` (on a GPU), ``off``, or ``always`` (in the interpreter too, for tests;
+then nothing is kept).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.configs import choice, tables
+from projunn_kernels.configs.kernel import KERNELS, Inputs, Kernel, Variant
+from projunn_kernels.configs.problem import Config, Problem, device_of
+
+MODES = ("auto", "off", "always")
+# A kernel may be this much worse than PyTorch in float32, and this far off where PyTorch is lucky.
+_FACTOR, _FLOOR = 8.0, 4e-6
+_HALF, _TF32 = 2e-2, 5e-3  # floors of products of half-precision numbers, and of TF32 products
+_STEPS = 5  # of a loop over time
+
+
+class Distrusted(Exception):
+    """A variant of a kernel failed its check, and must not run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        kernel: its name and variant, in words.
+        gpu, triton: where it was checked, and with what.
+        problem: what was wrong; empty if nothing was.
+    """
+
+    kernel: str
+    gpu: str
+    triton: str
+    problem: str
+
+    @property
+    def said(self) -> str:
+        """In a line."""
+        found = self.problem or "right"
+        return f"{self.kernel} on {self.gpu} with triton {self.triton}: {found}"
+
+
+_Question = tuple[Problem, Config, tuple[tuple[str, Any], ...], torch.device]
+_answers: dict[_Question, Verdict | None] = {}
+_state = threading.local()
+
+
+def mode() -> str:
+    """The value of ``PROJUNN_SELFCHECK``.
+
+    Raises:
+        ValueError: it is none of `MODES`.
+    """
+    name = os.environ.get("PROJUNN_SELFCHECK", "auto")
+    if name not in MODES:
+        raise ValueError(f"PROJUNN_SELFCHECK: got {name!r}, wanted one of {', '.join(MODES)}")
+    return name
+
+
+def require(problem: Problem, config: Config, variant: Mapping[str, Any], device: torch.device) -> None:
+    """Check the variant that is about to be launched, unless that has been done.
+
+    Raises:
+        Distrusted: it failed.
+    """
+    if getattr(_state, "checking", False):
+        return
+    question = (problem, config, tuple(variant.items()), device)
+    if question not in _answers:
+        if mode() == "off" or (device.type == "cpu" and mode() != "always"):
+            return
+        _answers[question] = _answer(problem, config, variant, device)
+    verdict = _answers[question]
+    if verdict is not None and verdict.problem:
+        raise Distrusted(f"{verdict.kernel}: {verdict.problem}")
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Inside, nothing is checked: for launches that are recorded and not made."""
+    before = getattr(_state, "checking", False)
+    _state.checking = True
+    try:
+        yield
+    finally:
+        _state.checking = before
+
+
+def forget() -> None:
+    """Ask for every verdict anew: for tests, and after the cache has been changed."""
+    _answers.clear()
+    _known.cache_clear()
+
+
+def _answer(
+    problem: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
+) -> Verdict | None:
+    """The verdict, from the cache or from a check; None during the capture of a CUDA graph."""
+    kernel = KERNELS[problem.operation]
+    small = smaller(kernel, problem, config)
+    key = _key(kernel, small, config, variant, device)
+    if device.type == "cuda":
+        known = _known().get(key)
+        if known is not None:
+            return known
+        if torch.cuda.is_current_stream_capturing():
+            return None  # nothing can be read here; the same launch outside of capture is checked
+    verdict = _check(kernel, small, config, variant, device)
+    if device.type == "cuda":
+        _keep(key, verdict)
+    if verdict.problem:
+        _warn(verdict)
+    return verdict
+
+
+def smaller(kernel: Kernel, problem: Problem, config: Config) -> Problem:
+    """The small problem of a kernel, its sizes multiples of 16 where those of ``problem`` are.
+
+    Triton compiles sizes that are multiples of 16 to other code than those that are not.
+    """
+    small = kernel.small(problem, config)
+
+    def like(size: int, given: int) -> int:
+        return size if given % 16 else -(-size // 16) * 16
+
+    m, n = like(small.m, problem.m), like(small.n, problem.n)
+    return Problem(small.operation, small.pairs, small.k, m, n, small.blocks)
+
+
+def _check(
+    kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
+) -> Verdict:
+    gpu, triton = device_of(device).name, tables.triton_version() or ""
+    words = [kernel.name, "complex" if small.pairs else "real", f"k={small.k}", f"{small.m}x{small.n}"]
+    words += [f"{name}={value}" for name, value in variant.items()]
+    try:
+        with _aside(), choice.using({kernel.name: config}):
+            problem = compare(kernel, small, variant, device)
+    except Exception as error:  # it does not compile, or cannot be launched: as bad as a wrong number
+        problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return Verdict(" ".join(words), gpu, triton, problem)
+
+
+def compare(kernel: Kernel, problem: Problem, variant: Mapping[str, Any], device: torch.device) -> str:
+    """What is wrong with the results of a case, compared with float64; empty if nothing is."""
+    case = kernel.case(problem, Inputs(device, steps=_STEPS), **variant)
+    ours, plain, exact = case.launched(), case.expected(False), case.expected(True)
+    share = max(error_share(*three, floor_of(variant)) for three in zip(ours, plain, exact, strict=True))
+    return "" if share <= 1.0 else f"its error is {share:.3g} times what is allowed"
+
+
+def error_share(ours: Tensor, plain: Tensor, exact: Tensor, floor: float) -> float:
+    """The error of ``ours`` over what is allowed: a multiple of PyTorch's in float32, and a floor."""
+    size = max(1.0, exact.abs().max().item())
+    error = (ours.cpu().to(exact.dtype) - exact).abs().max().item()
+    usual = (plain.to(exact.dtype) - exact).abs().max().item()
+    share = error / (_FACTOR * usual + floor * size)
+    return share if share == share else float("inf")
+
+
+def floor_of(variant: Variant) -> float:
+    """How far off a variant may be where PyTorch in float32 is not."""
+    values = set(variant.values())
+    if values & {torch.bfloat16, torch.float16}:
+        return _HALF
+    return _TF32 if values & {"high", "medium"} else _FLOOR
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Inside, nothing of the caller's state is seen or changed."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with suspended(), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def _warn(verdict: Verdict) -> None:
+    warnings.warn(
+        "a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which"
+        f" are slower: {verdict.said}. Please report this line.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _key(
+    kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
+) -> str:
+    """What a verdict depends on: the sources, the constants, the alignment of sizes, GPU and Triton."""
+    from projunn_kernels.configs.fingerprints import fingerprint, fingerprints
+
+    sources = [fingerprints()[name] for name in kernel.functions]
+    sources += [fingerprint(function) for function in kernel.passed(small, variant)]
+    kind = (small.pairs, small.k, small.m, small.n, asdict(config))
+    options = sorted((name, str(value)) for name, value in variant.items())
+    parts = (sources, kind, options, device_of(device).name, tables.triton_version())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+@cache
+def _known() -> dict[str, Verdict]:
+    """The verdicts that ship and those in the user's cache, by key."""
+    found: dict[str, Verdict] = {}
+    for file in (tables.shipped_folder() / _FILE, tables.cache_folder() / _FILE):
+        if file.is_file():
+            found |= _read(file)
+    return found
+
+
+_FILE = "verdicts.jsonl"
+
+
+def _read(file: Traversable) -> dict[str, Verdict]:
+    """The verdicts of a file; lines that are none, such as half-written ones, are left out."""
+    found = {}
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            row = {name: str(value) for name, value in json.loads(line).items()}
+            key = row.pop("key")
+            found[key] = Verdict(**row)
+    return found
+
+
+def _keep(key: str, verdict: Verdict) -> None:
+    """Append to the user's file: one write of one line, so that processes do not disturb each other."""
+    folder = tables.cache_folder()
+    line = json.dumps({"key": key} | asdict(verdict)) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _FILE).open("a") as file:
+            file.write(line)
+    except OSError as error:
+        warnings.warn(f"the verdict on a kernel cannot be kept: {error}", stacklevel=2)
+
+
+def verdicts() -> Sequence[Verdict]:
+    """All that is known, for ``projunn info``."""
+    return list(_known().values())

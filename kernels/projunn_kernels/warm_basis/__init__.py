@@ -1,0 +1,45 @@
+"""The basis that the factorization of the next step starts from: ``R <- orth(S) + 0.01 probe``.
+
+R, its probe and S, the left factor of the gradient, are (*batch, m, k).  Only the bases of matrices
+whose step was taken change; ``taken`` is their mask (*batch).
+The probe is a fixed random direction, without which a gradient orthogonal to the basis would be
+invisible for ever.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.batches import known_to_hold
+from projunn_kernels.constants import PROBE
+from projunn_kernels.factorization import orthonormalize
+from projunn_kernels.operation import Operation, nothing
+from projunn_kernels.warm_basis.tiles import WARM_BASIS
+
+
+def refresh_basis_(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
+    """Refresh R in place, from S as ``left``."""
+    _refresh(left=left, basis=basis, probe=probe, taken=taken)
+
+
+def _eager(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
+    warm = orthonormalize(left).add_(probe, alpha=PROBE)
+    usual = known_to_hold(taken)
+    basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
+
+
+def _one_column(left: Tensor, **_: Any) -> bool:
+    return left.shape[-1] == 1
+
+
+_refresh = Operation(
+    name="refresh_basis_",
+    eager=_eager,
+    launches="projunn_kernels.warm_basis.launch:refresh",
+    fits=_one_column,
+    fake=nothing,
+    on="left",
+    mutates=("basis",),
+    kernels=(WARM_BASIS,),
+)

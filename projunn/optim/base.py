@@ -1,0 +1,183 @@
+"""The optimizer step of a unitary parameter, common to every rule.
+
+    gradient -> direction (the rule's momentum, second moments)    n x n, as torch.optim has it
+             -> low-rank factors X Y^H of -lr direction            projunn_kernels.fused_step_: all
+             -> retraction of W + X Y^H, in place                  parameters of one shape together
+             -> once in a while a polish against drift             projunn_kernels.polish_
+
+Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import UnitaryParameter, view_like
+from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
+from projunn.optim.drift import polish
+from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
+from projunn.optim.gradient.dense import stored_like
+from projunn.optim.gradient.factored import Factors
+from projunn.optim.member import Member
+from projunn.optim.options import check_options, check_parameter
+from projunn_kernels import orthonormalize, seeded_normal
+
+
+class UnitaryOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers: subclasses name torch's rule and give the direction it takes."""
+
+    plain_rule: ClassVar[Any]  # the class in torch.optim
+    # Parameters, by index, whose averages were created in this step and hold nothing yet.
+    _fresh: tuple[int, ...] = ()
+    _plans: tuple[Any, ...] = ()  # of its traced steps
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule_options: dict[str, Any],
+        *,
+        rank: int,
+        retraction: str,
+        factorization: str,
+        unitary_lr: float | Tensor | None,
+        polish_every: int | None,
+        **more_options: Any,
+    ) -> None:
+        self._plain = self.plain_rule([torch.zeros(0)], **rule_options)
+        defaults = {
+            **self._plain.defaults,
+            **more_options,
+            "rank": rank,
+            "retraction": retraction,
+            "factorization": factorization,
+            "unitary_lr": unitary_lr,
+            "polish_every": polish_every,
+        }
+        super().__init__(params, defaults)
+
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
+        """The rule's averages of one unitary parameter, by name; whether it is one of squares."""
+        raise NotImplementedError
+
+    def _direction(
+        self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor:
+        """The rule's step direction for one unitary parameter, like ``grad``; updates ``state``."""
+        raise NotImplementedError
+
+    def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
+        """The same in factors, for a sketched gradient; updates ``gradient.state``."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = {**self.defaults, **param_group}
+        check_options(group)
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        # Schedulers change lr; an explicit unitary_lr moves in proportion to it.
+        lr = added["lr"]
+        added.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+        try:
+            for p in added["params"]:
+                check_parameter(p)
+        except TypeError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; ``closure`` as in `torch.optim`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            traced_step(self)
+        else:
+            self._plain_step()
+            self._unitary_step(self._members())
+        return loss
+
+    def _members(self) -> list[Member]:
+        """The unitary parameters that have a gradient."""
+        every = enumerate((p, group) for group in self.param_groups for p in group["params"])
+        return [
+            Member(index, p, p.grad, self.state[p], group)
+            for index, (p, group) in every
+            if isinstance(p, UnitaryParameter) and p.grad is not None
+        ]
+
+    def _unitary_step(self, members: list[Member]) -> None:
+        gradients = []
+        for member in members:
+            gradient = gradient_of(member)
+            if isinstance(gradient, DenseGradient):
+                self._complete_state(member)
+            gradient.follow(self)
+            gradients.append(gradient)
+        take_steps(gradients)
+        for member in members:
+            polish(member)
+        if self._fresh:
+            done = {member.index for member in members}
+            self._fresh = tuple(index for index in self._fresh if index not in done)
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: bool = False) -> Any:
+        """Called when Dynamo traces a step: see `projunn.optim.compiled`."""
+        return fill_unitary(self, group, *lists) if unitary else fill_plain(self, group, *lists)
+
+    def _plain_step(self) -> None:
+        groups = []
+        for group in self.param_groups:
+            plain = [p for p in group["params"] if not isinstance(p, UnitaryParameter)]
+            groups.append({**group, "params": plain})
+        if not any(group["params"] for group in groups):
+            return
+        if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
+            self._plain = self.plain_rule([torch.zeros(0)])
+        self._plain.param_groups, self._plain.state = groups, self.state
+        self._plain.step()
+
+    def _complete_state(self, member: Member, on_device: bool = False) -> None:
+        """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
+        p, state, group = member.parameter, member.state, member.group
+        member.start_counting(on_device)
+        view = view_like(p, p.detach())
+        for name, squares in self._averages(group).items():
+            if name in state:
+                continue
+            dtype = view.dtype.to_real() if squares else view.dtype
+            average = torch.zeros(view.shape, dtype=dtype, device=p.device)
+            state[name] = average if squares else stored_like(p, average)
+            self._fresh = (*self._fresh, member.index)
+        if group["factorization"] == "subspace":
+            rank = min(group["rank"], *view.shape[-2:])
+            shape = (*view.shape[:-1], rank)
+            if "probe" not in state or state["probe"].shape[: len(shape)] != shape:
+                probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
+                state["probe"], state["basis"] = probe, probe.clone()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by ``load_state_dict`` and deepcopy."""
+        super().__setstate__(state)
+        # Older versions left bases as QR returns them, column by column.
+        for p, own in self.state.items():
+            if isinstance(p, UnitaryParameter):
+                for name, value in own.items():
+                    if isinstance(value, Tensor):
+                        own[name] = value.contiguous()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
+                p.sketch.stored_left.copy_(state["basis"])
+
+    def skipped_steps(self) -> int:
+        """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.
+
+        The counters live on the devices of the parameters; this call reads them and so waits.
+        """
+        return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))

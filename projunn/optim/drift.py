@@ -1,0 +1,42 @@
+"""How often the optimizers correct drift.
+
+Rounding moves a weight off the manifold as a random walk.  `projunn_kernels.polish_` brings it back by
+one Newton-Schulz step, and the optimizers take one every `polish_period` steps.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import view_like
+from projunn.optim.member import Member
+from projunn_kernels import polish_, polish_when_due_
+
+_PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/measured.md)
+
+
+def polish_period(weight: Tensor) -> int:
+    """Steps between two polishes, which then cost a few percent of the steps at any size."""
+    return max(_PERIOD, 2 * max(weight.shape[-2:]))
+
+
+def polish(member: Member) -> None:
+    """Polish a parameter if its step count says so.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured while the count is on the CPU.
+    """
+    p, count, period = member.parameter, member.state["step"], member.group["polish_every"]
+    weight = view_like(p, p.detach())
+    if period is None:
+        period = polish_period(weight)
+    if not period:
+        return
+    if count.device.type != "cpu":
+        polish_when_due_(p.detach() if p.pairs else weight, count, period, p.pairs)
+    elif p.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "capturable: got False, wanted True for the capture of a CUDA graph (or polish_every=0):"
+            " with counters on the CPU the graph would polish at every replay, or at none"
+        )
+    elif count.item() % period == 0:
+        polish_(weight)

@@ -1,0 +1,43 @@
+"""The gradient of a unitary parameter in a step, of whatever kind, behind one interface.
+
+    gradient.follow(rule)    the direction of the rule, whose averages move
+    take_steps(gradients)    the steps along their directions
+
+A dense gradient has as many numbers as the weight, a sparse one belongs to some matrices of a bank (both
+in `dense`), and one in factors is low-rank and never formed (`factored`).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from projunn.factored import FactoredTensor
+from projunn.optim.gradient.dense import DenseGradient, take_together
+from projunn.optim.gradient.factored import FactoredGradient
+from projunn.optim.member import Member
+
+__all__ = ["DenseGradient", "FactoredGradient", "Gradient", "gradient_of", "take_steps"]
+
+Gradient = DenseGradient | FactoredGradient
+
+
+def gradient_of(member: Member) -> Gradient:
+    """The gradient of a parameter.
+
+    Raises:
+        TypeError: it is sparse in another way than over the matrices of a bank, or in factors where the
+            parameter belongs to no layer with ``sketch_rank``.
+    """
+    return (FactoredGradient if isinstance(member.grad, FactoredTensor) else DenseGradient)(member)
+
+
+def take_steps(gradients: Iterable[Gradient]) -> None:
+    """Take the steps along the directions: parameters that are alike step together."""
+    together: dict[tuple[Any, ...], list[DenseGradient]] = {}
+    for gradient in gradients:
+        likeness = gradient.likeness
+        if isinstance(gradient, DenseGradient) and likeness is not None:
+            together.setdefault(likeness, []).append(gradient)
+        else:
+            gradient.take()
+    for alike in together.values():
+        take_together(alike)

@@ -1,0 +1,217 @@
+"""The gradient of a unitary parameter as matrices: dense, or sparse over the matrices of a bank.
+
+gradient -> direction (the rule's momentum, second moments), as torch.optim has it
+         -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.lowrank import factorize
+from projunn.manifold import UnitaryParameter, view_like
+from projunn.optim.member import Member
+from projunn.optim.options import unitary_learning_rate
+from projunn_kernels import FusedStep, fused_step_, retract_
+from projunn_kernels.batches import flattened, known_to_hold
+
+_NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
+
+
+def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradient as matrices in the parameter's dtype, and the indices of those that have one.
+
+    A dense gradient (*batch, m, n) belongs to every matrix (None).  One that is sparse over the batch
+    and dense in the matrices, as `projunn.nn.select_blocks` makes it, belongs to those that it lists:
+    (A, m, n) and (A,).
+
+    Raises:
+        TypeError: a sparse gradient of another kind.
+    """
+    if gradient.layout == torch.strided:
+        return view_like(p, gradient.to(p.dtype).contiguous()), None
+    batch = p.shape[: p.ndim - (3 if p.pairs else 2)]
+    if gradient.layout != torch.sparse_coo or p.blocks > 1 or gradient.sparse_dim() != len(batch):
+        raise TypeError(
+            f"params: a unitary parameter of shape {tuple(p.shape)} has a {gradient.layout} gradient,"
+            f" wanted a dense one, or torch.sparse_coo over its {len(batch)} batch dimensions"
+        )
+    gradient = gradient.coalesce()
+    active = torch.zeros_like(gradient.indices()[0])
+    for indices, size in zip(gradient.indices(), batch, strict=True):
+        active = active * size + indices
+    return view_like(p, gradient.values().to(p.dtype).contiguous()), active
+
+
+def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
+    """A tensor of matrices as the state of ``p`` holds it: contiguous, complex as pairs if ``p`` is."""
+    tensor = tensor.resolve_conj().contiguous()
+    return torch.view_as_real(tensor) if p.pairs else tensor
+
+
+class DenseGradient:
+    """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
+
+    A matrix is sound if its gradient is finite.  The state of the others must not move: averages are
+    multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
+
+    Attributes:
+        parameter, state, group, index: as in `Member`.
+        grad: the gradient as matrices, those of the active ones where only some have one.
+        active: which have one, as indices (A,); None for all.
+        direction: the rule's, once `follow` has been called.
+    """
+
+    direction: Tensor
+
+    def __init__(self, member: Member) -> None:
+        self.parameter, self.state, self.group = member.parameter, member.state, member.group
+        self.index = member.index
+        self.grad, self.active = active_matrices(member.parameter, member.grad)
+        self._finite: Tensor | None = None
+
+    def follow(self, rule: Any) -> None:
+        """Find the direction of a rule, whose averages move."""
+        self.state["step"] += 1
+        own = self.rule_state()
+        self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
+        self.keep_rule_state(own)
+
+    @property
+    def likeness(self) -> tuple[Any, ...] | None:
+        """What parameters that step together have in common; None for one that steps alone."""
+        p, group, rate = self.parameter, self.group, unitary_learning_rate(self.group)
+        if group["factorization"] != "subspace":
+            return None
+        listed = None if self.active is None else id(p)
+        same_rate = id(group) if isinstance(rate, Tensor) else rate
+        kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, self.direction.dtype)
+        options = (group["rank"], group["retraction"], group["maximize"])
+        return (*kind, *options, same_rate, listed)
+
+    def take(self) -> None:
+        """Take the step alone, with factors that are drawn at random or found by SVD."""
+        direction, group = self.direction, self.group
+        rank = min(group["rank"], *direction.shape[-2:])
+        if group["factorization"] == "svd":
+            left, right = factorize(self.clean(direction), rank, "svd")
+            left = self.gate(left)
+        else:
+            source = self._random_numbers(direction.device)
+            left, right = factorize(direction, rank, group["factorization"], generator=source)
+        rate = unitary_learning_rate(group)
+        left = left * (rate if group["maximize"] else -rate)
+        weight = view_like(self.parameter, self.parameter.detach())
+        if self.active is None:
+            taken = retract_(weight, left, right, group["retraction"])
+        else:
+            with flattened(weight) as matrices:
+                taken = retract_(matrices, left, right, group["retraction"], self.active)
+        self.state["skipped"].add_(taken.logical_not().sum())
+
+    def _random_numbers(self, device: torch.device) -> torch.Generator:
+        """Numbers of this step and this parameter only: the same on resume and on replicas."""
+        if self.state["step"].device.type != "cpu":
+            raise ValueError(
+                f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
+                ' wanted "subspace" with capturable=True or torch.compile'
+            )
+        seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
+        return torch.Generator(device).manual_seed(seed)
+
+    @property
+    def stored_weight(self) -> Tensor:
+        """The parameter as `projunn_kernels.fused_step_` takes it."""
+        weight = self.parameter.detach()
+        return weight if self.parameter.pairs else view_like(self.parameter, weight)
+
+    @property
+    def finite(self) -> Tensor:
+        """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
+        if self._finite is None:
+            norm = torch.linalg.vector_norm(self.grad, dim=(-2, -1), keepdim=True)
+            self._finite = norm.isfinite()
+        return self._finite
+
+    def clean(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with the unsound matrices set to zero."""
+        if known_to_hold(self.finite):
+            return tensor
+        return torch.where(self.finite, tensor, 0.0)
+
+    def gate(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
+        if self._finite is None or known_to_hold(self._finite):
+            return tensor
+        return torch.where(self._finite, tensor, torch.nan)
+
+    def decay(self, factor: float) -> Tensor:
+        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1)."""
+        return torch.where(self.finite, factor, 1.0).to(self.grad.dtype.to_real())
+
+    def store(self, tensor: Tensor) -> Tensor:
+        """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
+        return stored_like(self.parameter, tensor)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The inverse of `store`; shares memory."""
+        return torch.view_as_complex(stored) if self.parameter.pairs else stored
+
+    def rule_state(self) -> dict[str, Any]:
+        """The state that the rule sees: that of the active matrices, where only some are."""
+        if self.active is None:
+            return self.state
+        averages = {n: v for n, v in self.state.items() if n not in _NOT_OF_THE_RULE}
+        return {n: self._rows(v)[self.active] for n, v in averages.items()} | {
+            "step": self.state["step"]
+        }
+
+    def keep_rule_state(self, own: dict[str, Any]) -> None:
+        """Put back what `rule_state` took out."""
+        if self.active is None:
+            return
+        for name, part in own.items():
+            if name not in _NOT_OF_THE_RULE:
+                self._rows(self.state[name])[self.active] = part
+
+    def _rows(self, stored: Tensor) -> Tensor:
+        """A tensor of the state with the batch as one axis; shares memory."""
+        batch = view_like(self.parameter, self.parameter.detach()).ndim - 2
+        return stored.flatten(0, batch - 1)
+
+
+def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
+    """``average += weight |tensor|^2``, elementwise; |z|^2 = z conj(z) is real."""
+    if not tensor.is_complex():
+        return average.addcmul_(tensor, tensor, value=weight)
+    pairs = torch.view_as_real(tensor)
+    return average.add_(pairs.square().sum(-1), alpha=weight)
+
+
+def count_of(step: Tensor) -> Any:
+    """The number of steps so far: a float where the host may read it, else the tensor."""
+    return step if step.device.type != "cpu" else step.item()
+
+
+def take_together(alike: Sequence[DenseGradient]) -> None:
+    """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
+    first = alike[0]
+    rate = unitary_learning_rate(first.group)
+    scale = rate if isinstance(rate, Tensor) else None
+    sign = -1.0 if first.group["maximize"] else 1.0
+    fused_step_(
+        FusedStep(
+            weights=[one.stored_weight for one in alike],
+            directions=[one.store(one.direction) for one in alike],
+            bases=[one.state["basis"] for one in alike],
+            probes=[one.state["probe"] for one in alike],
+            skipped=[one.state["skipped"] for one in alike],
+            rate=sign if scale is not None else sign * rate,
+            scale=scale,
+            retraction=first.group["retraction"],
+            pairs=first.parameter.pairs,
+            active=first.active,
+        )
+    )

@@ -1,0 +1,228 @@
+"""The step of a unitary parameter whose gradient comes in factors: nothing here has m n elements.
+
+    gradient X Y^H, at the rank of the sketch where micro-batches added theirs up
+        -> average B <- decay B + weight X Y^H, truncated to its largest parts
+        -> over the root of its second moments, held as row and column means
+        -> direction at rank k
+
+Factors are pairs (L, R) with L (*batch, m, r) and R (*batch, n, r), for L R^H.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from projunn.factored import FactoredTensor
+from projunn.optim.gradient.dense import stored_like
+from projunn.optim.member import Member
+from projunn.optim.options import unitary_learning_rate
+from projunn_kernels import FactoredStep, factored_step_, orthonormalize
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import known_to_hold
+
+Factors = tuple[Tensor, Tensor]
+
+# An average over many steps has more directions than a step; it is held at this multiple of the sketch's
+# rank, and at no less than the second number.
+_AVERAGE, _LEAST_AVERAGE = 4, 8
+
+
+class FactoredGradient:
+    """The gradient of one sketched parameter in a step, and the part of its state that is low-rank.
+
+    The state of matrices whose gradient is not finite does not move.
+
+    Attributes:
+        parameter, state, group: as in `Member`.
+        factors: of the gradient.
+        direction: the rule's, in factors, once `follow` has been called.
+    """
+
+    direction: Factors
+    likeness = None  # each steps alone
+
+    def __init__(self, member: Member) -> None:
+        p, grad, state = member.parameter, member.grad, member.state
+        assert isinstance(grad, FactoredTensor)
+        if p.sketch is None:
+            raise TypeError(
+                f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
+                " to no layer with sketch_rank"
+            )
+        member.start_counting()
+        self.parameter, self.state, self.group = p, state, member.group
+        if "probe" not in state:
+            start, kept = p.sketch.stored_left, torch.contiguous_format
+            state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
+        basis = self.view(state["basis"])
+        left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
+        self.factors = compressed(left, right, basis)
+        self._finite: Tensor | None = None
+
+    def follow(self, rule: Any) -> None:
+        """Find the direction of a rule, whose averages move."""
+        self.state["step"] += 1
+        left, right = rule._factored_direction(self, self.group)
+        self.direction = self.gate(truncated(left, right, self.group["rank"]))
+
+    def take(self) -> None:
+        """Take the step: `projunn_kernels.factored_step_`."""
+        p, state, group = self.parameter, self.state, self.group
+        left, right = self.direction
+        rate = unitary_learning_rate(group)
+        sign = -1.0 if group["maximize"] else 1.0
+        factored_step_(
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=self.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
+        )
+        assert p.sketch is not None
+        p.sketch.stored_left.copy_(state["basis"])
+
+    @property
+    def finite(self) -> Tensor:
+        """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
+        if self._finite is None:
+            sizes = (
+                torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True).isfinite() for f in self.factors
+            )
+            self._finite = torch.logical_and(*sizes)
+        return self._finite
+
+    @cached_property
+    def _sound(self) -> bool:
+        """Whether all matrices can be seen to be."""
+        return known_to_hold(self.finite)
+
+    @cached_property
+    def clean(self) -> Factors:
+        """The factors, zero for the matrices that are not sound."""
+        left, right = self.factors
+        if self._sound:
+            return left, right
+        return torch.where(self.finite, left, 0.0), torch.where(self.finite, right, 0.0)
+
+    def average(
+        self, name: str, factors: Factors, decay: float, weight: float = 1.0, first: float | None = None
+    ) -> Factors:
+        """``B <- decay B + weight L R^H``, truncated to the rank at which it is held in the state.
+
+        ``first`` is the weight in the first step, where it differs.
+        """
+        keys = f"{name}_left", f"{name}_right"
+        left, right = factors
+        if keys[0] not in self.state:
+            weight = weight if first is None else first
+            columns = self._average_columns()
+            for key, factor in zip(keys, (left, right), strict=True):
+                empty = factor.new_zeros((*factor.shape[:-1], columns))
+                self.state[key] = self.store(empty)
+        held = [self.view(self.state[key]) for key in keys]
+        new = truncated(
+            torch.cat([held[0] * decay, left * weight], -1),
+            torch.cat([held[1], right], -1),
+            held[0].shape[-1],
+        )
+        for old, fresh in zip(held, new, strict=True):
+            self._keep(old, fresh)
+        return new
+
+    def over_root_of_squares(
+        self, name: str, factors: Factors, decay: float, correction: Any, eps: float
+    ) -> Factors:
+        """``factors`` over the root of V, the second moments of the gradient G (Adafactor's rule).
+
+            V_ij = R_i C_j / mean(R) / correction        R, C <- decay R, C + (1 - decay) means of
+                                                         |G_ij|^2 + eps^2 over each row, column
+
+        Source: Shazeer and Stern, ICML 2018, arXiv 1804.04235, section 3.
+        """
+        left, right = self.clean
+        moments = []
+        for axis, own, other in (("row", left, right), ("column", right, left)):
+            key = f"{name}_{axis}"
+            means = (row_energies(own, other) / other.shape[-2]).add_(eps**2)
+            if key not in self.state:
+                self.state[key] = torch.zeros_like(means)
+            self._keep(self.state[key], self.state[key] * decay + means * (1 - decay))
+            moments.append((self.state[key] / correction).clamp_min(torch.finfo(means.dtype).tiny))
+        # Each half gets the root of the root of mean(R): neither overflows.
+        share = moments[0].mean(-2, keepdim=True).sqrt()
+        halves = [f * (share / v).sqrt() for f, v in zip(factors, moments, strict=True)]
+        return halves[0], halves[1]
+
+    def gate(self, factors: Factors) -> Factors:
+        """``factors``, of matrices whose step must not be taken made NaN."""
+        left, right = factors
+        if self._finite is None or self._sound:
+            return left, right
+        return torch.where(self._finite, left, torch.nan), right
+
+    def store(self, tensor: Tensor) -> Tensor:
+        """Factors as they are kept in the state: complex as pairs if the parameter is."""
+        return stored_like(self.parameter, tensor)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The inverse of `store`; shares memory."""
+        return torch.view_as_complex(stored) if self.parameter.pairs else stored
+
+    def _keep(self, old: Tensor, fresh: Tensor) -> None:
+        old.copy_(fresh if self._sound else torch.where(self.finite, fresh, old))
+
+    def _average_columns(self) -> int:
+        left, right = self.factors
+        columns = max(_AVERAGE * left.shape[-1], _LEAST_AVERAGE)
+        return min(columns, left.shape[-2], right.shape[-2])
+
+
+def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:
+    """L R^H at the rank of a basis of its range: ``Y = orth(R L^H B)``, ``X = L R^H Y``.
+
+    As `projunn_kernels.factor` of the product; factors of that rank stay as they are.
+    """
+    missing = basis.shape[-1] - left.shape[-1]
+    if missing >= 0:
+        return (pad(left, (0, missing)), pad(right, (0, missing))) if missing else (left, right)
+    y = orthonormalize(right @ (left.mH @ basis))
+    return left @ (right.mH @ y), y
+
+
+def truncated(left: Tensor, right: Tensor, rank: int) -> Factors:
+    """About the best approximation of L R^H of a rank: X Y^H, Y orthonormal, the largest parts first.
+
+    Block power iteration on X^H X, r x r in float64, in place of an eigendecomposition, which would
+    make the host wait for a device: parts that differ by a factor q in size are told apart to q^-16.
+    """
+    if left.shape[-1] <= rank:
+        return left, right
+    y = orthonormalize(right)
+    x = left @ (right.mH @ y)
+    precise = x.to(torch.complex128 if x.is_complex() else torch.float64)
+    gram = precise.mH @ precise
+    for _ in range(3):
+        size = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1, keepdim=True).unsqueeze(-1)
+        gram = gram / size.clamp_min(torch.finfo(size.dtype).tiny)
+        gram = gram @ gram
+    if on_device(gram):  # where the others are not for nothing: a CPU's QR takes as long without them
+        gram = gram[..., :rank]
+    turn = orthonormalize(gram)[..., :rank].to(x.dtype)
+    return x @ turn, y @ turn
+
+
+def row_energies(left: Tensor, right: Tensor) -> Tensor:
+    """Sums of |.|^2 over the rows of L R^H: (*batch, m, 1), real."""
+    weighted = left @ (right.mH @ right)
+    return (weighted * left.conj()).sum(-1, keepdim=True).real.clamp_min(0)

@@ -1,0 +1,176 @@
+"""The command ``projunn train``: its options, its help, and the run that they ask for."""
+
+import argparse
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from projunn.tasks import TASKS, Option, declarations
+from projunn.training.config import CHOICES, TrainConfig
+
+_INTERRUPTED = 130
+_METAVARS = {int: "N", float: "X"}
+# What the help tells of each task, after the options that it declares, and of all tasks together.
+_DEFAULTS = ("dtype", "optimizer", "lr", "unitary_lr", "schedule", "clip", "batch_size", "steps")
+_COMMON = ("rank", "retraction", "factorization", "momentum", "log_every", "seed", "device")
+
+
+def add_command(commands: Any) -> None:
+    """Add ``train`` to the commands of the parser."""
+    column = _column()
+    tasks = "\n".join(f"  {name:<{column}}{task.summary}" for name, task in TASKS.items())
+    train = commands.add_parser(
+        "train",
+        help="train a unitary model on a task",
+        description=f"Train a unitary model on a task, with a picture and a checkpoint.\n\n{tasks}",
+        epilog=_defaults(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.set_defaults(run=run)
+    train.add_argument("task", nargs="?", choices=tuple(TASKS), metavar="TASK", help="see above")
+    _add_declared(train.add_argument_group("task"), "task")
+    model = train.add_argument_group("model")
+    _add_declared(model, "model")
+    _add_option(model, "dtype", str, "orthogonal or unitary weights")
+    compared = _by_task({name: ", ".join(task.compared) for name, task in TASKS.items()})
+    model.add_argument(
+        "--compare",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B",
+        help=f"train these beside it: {compared}",
+    )
+    rule = train.add_argument_group("optimizer")
+    _add_rule(rule)
+    _add_declared(rule, "optimizer")
+    _add_run(train.add_argument_group("run"))
+
+
+def _add_rule(group: Any) -> None:
+    _add_option(group, "optimizer", str, "the rule")
+    _add_option(group, "lr", float, "learning rate")
+    _add_option(group, "unitary_lr", float, "that of the unitary weights; default: lr / 32")
+    text = "of both rates over the budget; cooldown: to 0 in the last third"
+    _add_option(group, "schedule", str, text)
+    _add_option(group, "clip", float, "largest norm of the whole gradient; default: none")
+    _add_option(group, "momentum", float, "of sgd and rmsprop")
+    _add_option(group, "rank", int, "rank of the steps")
+    _add_option(group, "retraction", str, "back to the unitary matrices")
+    _add_option(group, "factorization", str, "of the step")
+    _add_option(group, "batch_size", int, "sequences or vectors a step")
+
+
+def _add_run(group: Any) -> None:
+    _add_option(group, "steps", int, "budget in steps, each model")
+    _add_option(group, "seconds", float, "budget in seconds of training, each model")
+    _add_option(group, "log_every", int, "steps between two log points")
+    _add_option(group, "seed", int, "of weights and data")
+    _add_option(group, "device", str, "auto, cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results; default: runs/..."
+    )
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in this folder; only --steps or --seconds may be given with it",
+    )
+
+
+def _add_option(group: Any, name: str, kind: type, text: str) -> None:
+    choices = CHOICES.get(name)
+    text += f" ({', '.join(choices)})" if choices else ""
+    metavar = _METAVARS.get(kind, name.upper())
+    group.add_argument(_flag(name), type=kind, choices=choices, help=text, metavar=metavar)
+
+
+def _add_declared(group: Any, heading: str) -> None:
+    """Add the options that tasks declare under the heading."""
+    for name, by_task in declarations().items():
+        if next(iter(by_task.values())).group == heading:
+            _add_shared(group, name, by_task)
+
+
+def _add_shared(group: Any, name: str, by_task: Mapping[str, Option]) -> None:
+    """Add an option with the words of all tasks that declare it."""
+    words = {task: _words(option) for task, option in by_task.items()}
+    kind, text = next(iter(by_task.values())).kind, _by_task(words)
+    if kind is bool:
+        on = any(TASKS[task].defaults_for({})[name] for task in by_task)
+        action = argparse.BooleanOptionalAction if on else "store_true"
+        group.add_argument(_flag(name), action=action, default=None, help=text)
+        return
+    # Where the choices of the tasks differ, the configuration refuses a wrong one: it knows the task.
+    choices = {option.choices for option in by_task.values()}
+    known = next(iter(choices)) if len(choices) == 1 else ()
+    metavar = _METAVARS.get(kind, name.upper())
+    group.add_argument(_flag(name), type=kind, choices=known or None, help=text, metavar=metavar)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _words(option: Option) -> str:
+    return f"{option.help}: {', '.join(option.choices)}" if option.choices else option.help
+
+
+def _by_task(words: Mapping[str, str]) -> str:
+    """``"length (adding); delay (copying)"``: tasks of the same words stand together."""
+    distinct = dict.fromkeys(text for text in words.values() if text)
+    together = {text: [task for task in words if words[task] == text] for text in distinct}
+    return "; ".join(f"{text} ({', '.join(tasks)})" for text, tasks in together.items())
+
+
+def _column() -> int:
+    return 2 + max(map(len, TASKS))
+
+
+def _defaults() -> str:
+    """The end of the help: the defaults of every task."""
+    column, lines = _column(), ["defaults:"]
+    for name, task in TASKS.items():
+        config = TrainConfig.for_task(name)
+        values = {key: getattr(config, key) for key in (*(o.name for o in task.declares), *_DEFAULTS)}
+        said = [f"{key} {value}" for key, value in values.items() if value not in (None, False)]
+        indent = " " * (2 + column)
+        text = textwrap.fill(", ".join(said), 78, subsequent_indent=indent, break_on_hyphens=False)
+        lines.append(f"  {name:<{column}}{text}")
+    common = ", ".join(f"{key} {getattr(config, key)}" for key in _COMMON)
+    lines.append(f"  {'all':<{column}}{common}")
+    return "\n".join(lines).replace("_", "-")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the command line asks; returns the exit status."""
+    try:
+        import matplotlib  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        message = f"train needs {error.name}: pip install 'projunn[train]'"
+        raise RuntimeError(message) from error
+    from projunn.training.run import Run, train
+
+    options = vars(arguments).copy()
+    task, out, resume = (options.pop(name) for name in ("task", "out", "resume"))
+    del options["run"]
+    if resume is not None:
+        given = [
+            name for name, value in {**options, "task": task, "out": out}.items() if value is not None
+        ]
+        extra = sorted(set(given) - {"steps", "seconds"})
+        if extra:
+            raise ValueError(f"resume: cannot be combined with {', '.join(extra)}")
+        started = Run.resume(resume, options["steps"], options["seconds"])
+    else:
+        if task is None:
+            raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
+        config = TrainConfig.for_task(task, **options)
+        folder = out or Path("runs") / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out: {folder} is a file, wanted a folder")
+        if (folder / "checkpoint.pt").exists():
+            raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
+        started = Run(config, folder)
+    return 0 if train(started) else _INTERRUPTED

@@ -1,0 +1,171 @@
+"""Kernels that check themselves: a wrong one is never used, and a right one is asked once."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import projunn
+from projunn.nn import UnitaryRNN
+from projunn_kernels import rank_update_, selfcheck
+from projunn_kernels.configs import tables
+from projunn_kernels.configs.closed_form import closed_form
+from projunn_kernels.configs.kernel import KERNELS, Inputs
+from projunn_kernels.configs.problem import Device, Problem
+from projunn_kernels.launching import intercepted
+
+pytestmark = pytest.mark.interpreter_only
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch, tmp_path, kernels):
+    monkeypatch.setenv("PROJUNN_SELFCHECK", "always")
+    monkeypatch.setenv("PROJUNN_CACHE", str(tmp_path))
+    selfcheck.forget()
+    with kernels.backend():
+        yield
+    selfcheck.forget()
+
+
+class TheOldBackwardLoop:
+    """What a compiled kernel once did: ``following`` was not carried, and stayed at the last time step.
+
+    Of a real tanh: dz_t = f'(h_t) (g_t + dz_T conj(W)) for every t < T, where dz_{t+1} was meant.
+    """
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        if self.kernel.__name__ != "recurrence_backward_kernel":
+            return self.kernel[grid]
+
+        def run(*, grad, states, w, grad_inputs, grad_initial, **_):
+            last = grad[-1] * (1 - states[-1] ** 2)
+            grad_inputs.copy_((grad + last @ w) * (1 - states**2))
+            grad_inputs[-1] = last
+            grad_initial.copy_(last @ w)
+
+        return run
+
+
+def gradients_of(rnn, x):
+    rnn.zero_grad()
+    rnn(x)[0].square().sum().backward()
+    return [p.grad.clone() for p in rnn.parameters()]
+
+
+def test_a_backward_loop_that_the_compiler_got_wrong_is_caught():
+    rnn, x = UnitaryRNN(3, 40, nonlinearity="tanh"), torch.randn(6, 5, 3)
+    with projunn.backend("torch"):
+        expected = gradients_of(rnn, x)
+    with intercepted(TheOldBackwardLoop):
+        with pytest.warns(RuntimeWarning, match="replaced by PyTorch.*recurrence_backward real"):
+            found = gradients_of(rnn, x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it is said once
+            again = gradients_of(rnn, x)
+    for one, other, wanted in zip(found, again, expected, strict=True):
+        torch.testing.assert_close(one, wanted)
+        torch.testing.assert_close(other, wanted)
+
+
+def test_without_the_check_that_loop_gives_wrong_gradients(monkeypatch):
+    """So that the test above cannot pass for another reason."""
+    monkeypatch.setenv("PROJUNN_SELFCHECK", "off")
+    rnn, x = UnitaryRNN(3, 40, nonlinearity="tanh"), torch.randn(6, 5, 3)
+    with projunn.backend("torch"):
+        expected = gradients_of(rnn, x)
+    with intercepted(TheOldBackwardLoop):
+        found = gradients_of(rnn, x)
+    assert any((a - b).abs().max() > 0.01 * b.abs().max() for a, b in zip(found, expected, strict=True))
+
+
+def test_a_kernel_that_does_not_compile_is_replaced():
+    class Broken:
+        def __init__(self, kernel):
+            pass
+
+        def __getitem__(self, grid):
+            raise RuntimeError("PassManager::run failed")
+
+    weight = torch.zeros(20, 20)
+    with (
+        intercepted(Broken),
+        pytest.warns(RuntimeWarning, match="RuntimeError: PassManager::run failed"),
+    ):
+        rank_update_(weight, torch.ones(20, 1), torch.ones(20, 1))
+    assert torch.equal(weight, torch.ones(20, 20))
+
+
+def test_a_right_kernel_is_checked_once():
+    names = []
+
+    class Counting:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            names.append(self.kernel.__name__)
+            return self.kernel[grid]
+
+    with intercepted(Counting), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            rank_update_(torch.zeros(20, 20), torch.ones(20, 1), torch.ones(20, 1))
+    assert len(names) == 4  # and the check's own
+
+
+def test_verdicts_are_kept_and_read(tmp_path, monkeypatch):
+    good = selfcheck.Verdict("product real", "a GPU", "3.8.0", "")
+    bad = replace(good, problem="its error is 7 times what is allowed")
+    selfcheck._keep("a", good)
+    selfcheck._keep("b", bad)
+    file = tables.cache_folder() / "verdicts.jsonl"
+    file.write_text(file.read_text() + '{"key": "c", "kern')  # a process that died while it wrote
+    selfcheck.forget()
+    assert selfcheck.verdicts() == [good, bad]
+    assert json.loads(file.read_text().splitlines()[1])["problem"] == bad.problem
+
+
+def test_unknown_mode(monkeypatch):
+    monkeypatch.setenv("PROJUNN_SELFCHECK", "sometimes")
+    with pytest.raises(ValueError, match="PROJUNN_SELFCHECK: got 'sometimes', wanted one of auto"):
+        rank_update_(torch.zeros(4, 4), torch.ones(4, 1), torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_the_small_problem_is_of_the_same_variant(name):
+    """The same constants and options, whatever the size: what is checked is what is launched."""
+    from projunn_kernels.tuning.aot_problems import launches_of
+
+    kernel = KERNELS[name]
+
+    def constants(problem, config, variant):
+        return [(one[0].__name__, one[2]) for one in launches_of(problem, config, **variant)]
+
+    for problem in kernel.compiled:
+        config = closed_form(problem, Device())
+        small = selfcheck.smaller(kernel, problem, config)
+        for variant in kernel.variants_of(problem):
+            assert constants(problem, config, variant) == constants(small, config, variant)
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_a_case_of_each_kernel_passes_its_check(name):
+    kernel = KERNELS[name]
+    problem = min(kernel.compiled, key=lambda problem: (problem.n, problem.m, problem.k))
+    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
+    variant = list(kernel.variants_of(problem))[-1]
+    assert selfcheck.compare(kernel, small, variant, CPU) == ""
+
+
+def test_a_check_leaves_the_random_numbers_alone():
+    state = torch.random.get_rng_state()
+    kernel = KERNELS["product"]
+    problem = Problem("product", False, 1, 20, 20, 1)
+    kernel.case(problem, Inputs(CPU), active=False, gradient=None)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,232 @@
+"""What a step through the public optimizers asks of a GPU: a fixed number of launches for a bank of any
+size.
+
+The budgets are those of docs/kernels.md, for each step after the first, which also makes the state.
+"""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import projunn
+from projunn import init, optim
+from projunn.nn import UnitaryLinear
+from tests.dense import RETRACTIONS, defect
+from tests.launches import watched
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
+RULES = {
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "AdamW": {"amsgrad": True},
+}
+EVERY_RULE = pytest.mark.parametrize("rule", RULES)
+REAL_AND_COMPLEX = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
+RANKS = pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
+
+
+def optimizer_of(rule, parameters, **options):
+    options = {"lr": 0.1, "polish_every": 0, **RULES[rule], **options}
+    return getattr(optim, rule)(parameters, **options)
+
+
+def unitary(*shape, kind=torch.float32):
+    return projunn.UnitaryParameter(init.haar_(torch.empty(*shape, dtype=kind)))
+
+
+def feed(*parameters):
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+
+
+def budget(k, m, n):
+    """Kernels of a step of one bank."""
+    if m <= n <= 128 and k <= 8:
+        return ["plane_step" if k == 1 else "wide_step"]
+    if k > 8:  # products by eight columns; what lies between them is library calls
+        pulled, pushed = ("product", "adjoint_product") if m > n else ("adjoint_product", "product")
+        few, many = -(-k // 8), -(-2 * k // 8)
+        factors = ["adjoint_product"] * few + ["product"] * few
+        return factors + [pulled] * few + [pushed] * many + ["rank_update"]
+    factors = ["adjoint_product", "orthonormal", "product"]
+    basis, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
+    if m > n:  # the columns of Q are padded to a power of two
+        pushed = ["adjoint_product"] * -(-2 * k // 8)
+        return [*factors, "product", basis, *pushed, "rank_update", warm]
+    return [*factors, "adjoint_product", basis, "turn_rows", warm]
+
+
+@EVERY_RULE
+@REAL_AND_COMPLEX
+@RANKS
+@pytest.mark.parametrize("size", [(16, 16), (16, 130), (130, 16)], ids=str)
+def test_a_bank_of_any_size_takes_the_same_launches(rule, kind, k, size):
+    asked = []
+    for batch in [(), (2,), (5,), (2, 3)]:
+        weight = unitary(*batch, *size, kind=kind)
+        optimizer = optimizer_of(rule, [weight], rank=k, retraction="polar")
+        with watched(run=False) as seen:
+            feed(weight)
+            optimizer.step()
+            seen.clear()
+            optimizer.step()
+        assert seen.kernels == budget(k, *size), batch
+        asked.append(list(seen.calls))
+    assert asked[1] == asked[2]
+    # the gradient of several batch axes is viewed differently, not treated differently
+    assert len(asked[3]) <= len(asked[2]) + 10
+
+
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column"])
+@pytest.mark.parametrize("k", [2, 16, 33])
+def test_every_retraction_and_factorization(kind, retraction, factorization, k):
+    asked = []
+    for batch in (2, 9):
+        weight = unitary(batch, 40, 40, kind=kind)
+        options = {"retraction": retraction, "factorization": factorization}
+        optimizer = optimizer_of("SGD", [weight], rank=k, **options)
+        with watched(run=False) as seen:
+            for _ in range(2):
+                feed(weight)
+                optimizer.step()
+        asked.append((seen.kernels, list(seen.calls)))
+    assert asked[0] == asked[1]
+
+
+@EVERY_RULE
+@REAL_AND_COMPLEX
+def test_parameters_of_one_shape_are_one_launch(rule, kind):
+    for count in (2, 5):
+        layers = [UnitaryLinear(8, 8, bias=False, dtype=kind) for _ in range(count)]
+        weights = [layer.weight for layer in layers]
+        optimizer = optimizer_of(rule, weights, rank=2)
+        with watched(run=False) as seen:
+            feed(*weights)
+            optimizer.step()
+            seen.clear()
+            optimizer.step()
+        assert seen.launches == [("wide_step", count)]
+
+
+@pytest.mark.parametrize("k", [2, 8, 16])
+def test_a_sparse_gradient_takes_launches_for_the_list(k):
+    asked = []
+    for listed in (2, 3):
+        bank = unitary(7, 16, 16)
+        optimizer = optimizer_of("SGD", [bank], rank=k)
+        with watched(run=False) as seen:
+            for _ in range(2):
+                optimizer.zero_grad()
+                projunn.nn.select_blocks(bank, torch.arange(listed)).square().sum().backward()
+                optimizer.step()
+        asked.append((seen.kernels, list(seen.calls)))
+    assert asked[0] == asked[1]
+
+
+def columns_first(tensor):
+    """The same numbers, each matrix column by column: as the decompositions of torch.linalg return
+    them.
+    """
+    return tensor.mT.contiguous().mT
+
+
+def batch_last(tensor):
+    """The same numbers, the first axis of the batch innermost: such axes cannot be viewed as one."""
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def stepped(weight, **options):
+    """An optimizer of rank 2 that has taken one step, in PyTorch."""
+    optimizer = optimizer_of("SGD", [weight], rank=2, **options)
+    feed(weight)
+    optimizer.step()
+    return optimizer
+
+
+@REAL_AND_COMPLEX
+def test_state_is_contiguous_however_it_came(kind):
+    """A basis as QR leaves it kept every step of rank > 1 from the one launch."""
+    weight = unitary(3, 16, 16, kind=kind)
+    optimizer = stepped(weight)
+    old = copy.deepcopy(optimizer.state_dict())
+    for name in ("basis", "probe", "momentum_buffer"):
+        old["state"][0][name] = columns_first(old["state"][0][name])
+        assert not old["state"][0][name].is_contiguous()
+    loaded = optimizer_of("SGD", [unitary(3, 16, 16, kind=kind)], rank=2)
+    loaded.load_state_dict(old)
+    copied = copy.deepcopy(optimizer)
+    revived = optimizer_of("SGD", [weight], rank=2)
+    revived.__setstate__({"state": {weight: dict(old["state"][0])}})  # as unpickling calls it
+    for own in (optimizer, loaded, copied, revived):
+        (state,) = own.state.values()
+        assert all(value.is_contiguous() for value in state.values())
+        assert torch.equal(state["basis"], optimizer.state[weight]["basis"])
+        (p,) = own.param_groups[0]["params"]
+        feed(p)
+        with watched(run=False) as seen:
+            own.step()
+        assert seen.kernels == ["wide_step"]
+
+
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize(("k", "size"), [(1, (4, 4)), (1, (4, 130)), (9, (10, 12))])
+def test_strides_change_no_launch_and_no_number(kind, k, size):
+    start = unitary(2, 2, *size, kind=kind).detach()
+    gradient = torch.randn_like(start)
+    results = []
+    for layout in (torch.Tensor.contiguous, columns_first, batch_last):
+        weight = projunn.UnitaryParameter(layout(start.clone()))
+        optimizer = optimizer_of("SGD", [weight], rank=k)
+        weight.grad = layout(gradient)
+        with watched() as seen:
+            optimizer.step()
+        assert seen.kernels == budget(k, *size)
+        results.append(weight.detach().contiguous())
+    assert not torch.equal(results[0], start)
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(results[2], results[0], atol=1e-6, rtol=0)
+
+
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize(("k", "size"), [(2, (6, 6)), (2, (4, 130)), (12, (20, 20)), (9, (24, 10))])
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_equals_the_step_in_pytorch(kind, k, size, retraction):
+    start = unitary(1 if k == 2 else 3, *size, kind=kind).detach()
+    gradient = torch.randn_like(start)
+    found = []
+    for backend in ("torch", "interpret"):
+        weight = projunn.UnitaryParameter(start.clone())
+        optimizer = optimizer_of("SGD", [weight], rank=k, retraction=retraction)
+        weight.grad = gradient.clone()
+        with projunn.backend(backend):
+            optimizer.step()
+        found.append(weight.detach())
+        assert optimizer.skipped_steps() == 0
+        assert defect(found[-1]) < 1e-6
+    torch.testing.assert_close(*found, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "interpret"])
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize(("k", "size"), [(2, (6, 6)), (2, (4, 130)), (9, (12, 12))])
+def test_the_basis_outlives_gradients_of_lower_rank(backend, kind, k, size):
+    """Columns that such a gradient does not fill come back from the probe: no direction is lost for
+    ever.
+    """
+    weight = unitary(*size, kind=kind)
+    optimizer = optimizer_of("SGD", [weight], rank=k, momentum=0, nesterov=False)
+    row, column = torch.randn(size[1], dtype=kind), torch.randn(size[0], dtype=kind)
+    with projunn.backend(backend):
+        for scale in (1.0, 0.0, 1.0):
+            weight.grad = (scale * column[:, None] * row).expand_as(weight).clone()
+            optimizer.step()
+            values = torch.linalg.svdvals(optimizer.state[weight]["basis"])
+            assert values.isfinite().all()
+            assert (values[..., -1] > 1e-3 * values[..., 0]).all()
+    assert optimizer.skipped_steps() == 0
+    assert defect(weight.detach()) < 1e-6
