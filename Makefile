@@ -67,8 +67,8 @@ test-oldest:
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
 
-# No setup: torch and triton of the machine are used as they are.  QUICK=1: two minutes in place of five;
-# OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
+# No setup: torch, triton and einops of the machine are used as they are.  QUICK=1: two minutes in place of
+# five; OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
 # code; SANITIZE=1 adds compute-sanitizer.
 gpu:
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \
