@@ -31,7 +31,7 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
         TypeError: a sparse gradient of another kind.
     """
     if gradient.layout == torch.strided:
-        return view_like(p, gradient.to(p.dtype).contiguous()), None
+        return view_like(p, gradient.to(p.dtype).resolve_conj().contiguous()), None
     batch = p.shape[: p.ndim - (3 if p.pairs else 2)]
     if gradient.layout != torch.sparse_coo or p.blocks > 1 or gradient.sparse_dim() != len(batch):
         raise TypeError(
@@ -42,7 +42,7 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
     active = torch.zeros_like(gradient.indices()[0])
     for indices, size in zip(gradient.indices(), batch, strict=True):
         active = active * size + indices
-    return view_like(p, gradient.values().to(p.dtype).contiguous()), active
+    return view_like(p, gradient.values().to(p.dtype).resolve_conj().contiguous()), active
 
 
 def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> Factors:
         size = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1, keepdim=True).unsqueeze(-1)
         gram = gram / size.clamp_min(torch.finfo(size.dtype).tiny)
         gram = gram @ gram
-    if on_device(gram):  # where the others are not for nothing: a CPU's QR takes as long without them
+    if on_device(gram):  # The first columns of the basis need no others, which would cost launches.
         gram = gram[..., :rank]
     rotation = orthonormalize(gram)[..., :rank].to(x.dtype)
     return x @ rotation, y @ rotation
