@@ -18,7 +18,8 @@ makes it invalid (another optimizer, state, option or set of gradients) makes Dy
 import inspect
 import itertools
 import weakref
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ _RATES = ("lr", "base_lr", "unitary_lr")
 _numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the next process too
 
 
-class _Entry(NamedTuple):
+@dataclass(frozen=True)
+class _Entry:
     """A parameter of a traced step: its number, its layout, and the names of its state.
 
     ``numbers`` are the names of state that holds complex numbers.
@@ -113,6 +115,7 @@ def fill_unitary(
     weights: list[Tensor],
     gradients: list[Tensor],
     states: list[Tensor],
+    *,
     kind: str,
 ) -> int:
     """List the unitary parameters of a group and their state; the number of the plan.
@@ -221,7 +224,10 @@ def _step_of_copies(
         plan,
         [torch.view_as_complex(weight) for weight in new_weights],
         [torch.view_as_complex(gradient) for gradient in gradients],
-        [torch.view_as_complex(t) if numbers else t for t, numbers in zip(new_states, held, strict=True)],
+        [
+            torch.view_as_complex(t) if numbers else t
+            for t, numbers in zip(new_states, held, strict=True)
+        ],
         rates,
     )
     return results

@@ -146,7 +146,7 @@ def test_columns_become_orthonormal_and_keep_their_spans(kernels, dtype, k, spre
 @pytest.mark.parametrize("k", [2, 4, 9])
 @pytest.mark.parametrize("broken", ["equal", "zero", "all zero", "one-hot", "combination"])
 def test_dependent_columns_come_out_zero_or_orthonormal(kernels, dtype, k, broken):
-    """One-hot inputs of a batch of one give a gradient whose columns are multiples of one, to the bit."""
+    """One-hot inputs, one at a time, give a gradient whose columns are multiples of one, to the bit."""
     columns = torch.randn(8, 20, k, dtype=dtype)
     if broken == "equal":
         columns[..., 1] = columns[..., 0]

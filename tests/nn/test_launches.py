@@ -76,13 +76,15 @@ def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, laye
 @REAL_AND_COMPLEX
 @RANKS
 def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
-    """Of its backward: two products each way and a basis, by eight columns; of its step: a retraction."""
+    """Its backward makes two products each way and a basis, by eight columns; its step retracts."""
     layer = BlockUnitaryLinear(3, 16, bias=False, dtype=kind, sketch_rank=k).to(kernels.device)
     optimizer = SGD(layer.parameters(), rank=k, polish_every=0)
     x = torch.randn(5, 48, dtype=kind, device=kernels.device)
     with watched(kernels, run=False) as seen:
         layer(x).abs().sum().backward()
-        sketch = [] if k > 8 else ["product", "adjoint_product", "orthonormal", "product", "adjoint_product"]
+        sketch = (
+            [] if k > 8 else ["product", "adjoint_product", "orthonormal", "product", "adjoint_product"]
+        )
         assert seen.kernels == sketch
         seen.clear()
         optimizer.step()
@@ -90,7 +92,7 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
         retraction = ["adjoint_product"] * 2 + ["product"] * 4 + ["rank_update"]
     else:
         middle, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
-        retraction = ["adjoint_product", middle, "turn_rows", warm]
+        retraction = ["adjoint_product", middle, "rotate_rows", warm]
     assert seen.kernels == retraction
 
 
@@ -139,8 +141,8 @@ def test_a_call_that_loops_over_matrices_would_be_seen(kernels, call):
 
 
 def test_so_would_many_large_triangles_and_calls_inside_of_operators(kernels):
+    r = torch.eye(64, device=kernels.device).expand(3, 64, 64)
     with pytest.raises(AssertionError, match="triangular of size 64"), watched(kernels):
-        r = torch.eye(64, device=kernels.device).expand(3, 64, 64)
         torch.linalg.solve_triangular(r, r, upper=True)
     x = torch.randn(2, 8, 8, device=kernels.device)
     with watched(kernels, run=False) as seen:

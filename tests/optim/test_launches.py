@@ -101,7 +101,9 @@ def test_every_retraction_and_factorization(kernels, kind, retraction, factoriza
 @REAL_AND_COMPLEX
 def test_parameters_of_one_shape_are_one_launch(kernels, rule, kind):
     for count in (2, 5):
-        layers = [UnitaryLinear(8, 8, bias=False, dtype=kind, device=kernels.device) for _ in range(count)]
+        layers = [
+            UnitaryLinear(8, 8, bias=False, dtype=kind, device=kernels.device) for _ in range(count)
+        ]
         weights = [layer.weight for layer in layers]
         optimizer = optimizer_of(rule, weights, rank=2)
         with watched(kernels, run=False) as seen:
@@ -121,7 +123,9 @@ def test_a_sparse_gradient_takes_launches_for_the_list(kernels, k):
         with watched(kernels, run=False) as seen:
             for _ in range(2):
                 optimizer.zero_grad()
-                projunn.nn.select_blocks(bank, torch.arange(listed, device=kernels.device)).square().sum().backward()
+                projunn.nn.select_blocks(
+                    bank, torch.arange(listed, device=kernels.device)
+                ).square().sum().backward()
                 optimizer.step()
         asked.append((seen.kernels, list(seen.calls)))
     assert asked[0] == asked[1]
@@ -231,8 +235,8 @@ def test_the_basis_outlives_gradients_of_lower_rank(kernels, ours, kind, k, size
 
 @pytest.mark.parametrize("size", [(6, 6), (4, 130)], ids=str)
 def test_a_one_hot_input_alone_in_its_batch_is_learned_from(kernels, size):
-    """Its gradient has one column.  Orthonormalizing what is a multiple of it, to the bit, made factors of
-    size 1e7 of it for large matrices, whose steps were refused or wild."""
+    """Its gradient has one column.  Orthonormalizing what is a multiple of it, to the bit, made
+    factors of size 1e7 of it for large matrices, whose steps were refused or wild."""
     start = unitary(kernels, *size).detach()
     gradient = torch.zeros_like(start)
     gradient[:, 3] = torch.randn(size[0], device=kernels.device)
