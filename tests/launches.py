@@ -1,7 +1,6 @@
-"""What a GPU would be asked for, seen on a CPU: launches of Triton kernels and calls of PyTorch's
-library.
+"""What a GPU is asked for: launches of Triton kernels and calls of PyTorch's library.
 
-The interpreter backend takes the paths that a GPU takes, so both can be listed without one.
+The interpreter backend takes the paths that a GPU takes, so both can be listed without a GPU too.
 """
 
 import contextlib
@@ -11,11 +10,11 @@ import re
 from torch._library.custom_ops import OPDEFS  # read in torch 2.11 and 2.13
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import projunn
+from projunn_kernels import selfcheck
 from projunn_kernels.launching import intercepted
 
 # Linear algebra that PyTorch does for a batch of any size in a fixed number of launches, without a copy
-# to # the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions
+# to the host: cuSOLVER's potrfBatched, cuBLAS' trsmBatched, reductions
 # (aten/src/ATen/native/cuda/linalg).
 BATCHED = {"linalg_cholesky_ex", "linalg_solve_triangular", "linalg_vector_norm"}
 # All other linear algebra is refused, for these reasons:
@@ -82,9 +81,8 @@ class Seen:
 
 
 @contextlib.contextmanager
-def watched(run=True):
-    """Inside, in the interpreter backend, a `Seen`.  Without ``run`` kernels do nothing: results are
-    NaN.
+def watched(kernels, run=True):
+    """Inside, in the backend of the kernels, a `Seen`.  Without ``run`` kernels do nothing.
 
     On leaving, nothing may have been called once a matrix.
     """
@@ -103,6 +101,7 @@ def watched(run=True):
 
             return launch
 
-    with intercepted(Launcher), projunn.backend("interpret"), seen.library:
+    with selfcheck.suspended(), intercepted(Launcher), kernels.backend(), seen.library:
         yield seen
-    assert seen.library.looped == set()  # what a GPU would do once a matrix
+    looped = ", ".join(sorted(seen.library.looped))
+    assert not looped, f"PyTorch calls once a matrix, or waits for: {looped}"

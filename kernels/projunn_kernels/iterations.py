@@ -11,6 +11,7 @@ from torch import Tensor
 
 _TINY = torch.finfo(torch.float64).tiny
 _SHIFT = 1e-14
+_DEPENDENT = 1e-10  # square of a norm: between that of the shift and what is far above rounding
 _SQUARINGS = 16  # up to angles of 2^14, far above what a step may turn
 _NEWTON_STEPS = 14
 _INVERTED = 1e-6  # what X Y may differ from I
@@ -20,13 +21,18 @@ _LOOPED = 64  # PyTorch solves up to eight triangles of this size and above one 
 def orthonormal(columns: Tensor) -> Tensor:
     """Orthonormal basis (*batch, n, k) of columns with k <= n: shifted Cholesky, three times.
 
-    Columns that depend on the others come out as some finite direction of norm at most 1, often almost
-    zero; zero ones stay zero.  Columns that are not finite give a result that is not.
+    Columns that depend on those before them come out zero.  Columns that are not finite give a result
+    that is not.
     """
     size = columns.abs().amax((-2, -1), keepdim=True)
     q = columns / size.clamp_min(_TINY)
-    for _ in range(3):
-        t, _ = orthonormalizer(q.mH @ q)
+    for repeat in range(3):
+        gram = q.mH @ q
+        if repeat == 1:  # what depends on the others has the norm of the shift's root now
+            squares = gram.diagonal(dim1=-2, dim2=-1).real
+            kept = torch.where(squares < _DEPENDENT, 0.0, 1.0)  # NaN is kept
+            q, gram = q * kept[..., None, :], gram * (kept[..., :, None] * kept[..., None, :])
+        t, _ = orthonormalizer(gram)
         q = q @ t
     return q
 

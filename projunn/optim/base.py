@@ -124,9 +124,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             done = {member.index for member in members}
             self._fresh = tuple(index for index in self._fresh if index not in done)
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: bool = False) -> Any:
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any:
         """Called when Dynamo traces a step: see `projunn.optim.compiled`."""
-        return fill_unitary(self, group, *lists) if unitary else fill_plain(self, group, *lists)
+        if unitary:
+            return fill_unitary(self, group, *lists, kind=unitary)
+        return fill_plain(self, group, *lists)
 
     def _plain_step(self) -> None:
         groups = []

@@ -6,8 +6,10 @@ created and listed there, before the trace looks at any state.
 
     plain parameters      torch.optim's step, traced: Inductor fuses it
     unitary parameters    one operator for each group, which runs what the eager step runs: the same
-                          numbers bit for bit, complex ones (as pairs of reals) too, for which
-                          Inductor has no code
+                          numbers bit for bit.  It changes its arguments in place.
+    those of a complex    one more operator for each group.  Inductor compiles no operator that changes
+    dtype                 complex tensors (torch 2.11 to 2.13), so this one takes them as pairs of
+                          reals and returns new ones, which the graph copies back.
 
 What the operator needs beside tensors is in a `_Plan`, made in the same call of ``_init_group``; what
 makes it invalid (another optimizer, state, option or set of gradients) makes Dynamo trace again.
@@ -16,6 +18,7 @@ makes it invalid (another optimizer, state, option or set of gradients) makes Dy
 import inspect
 import itertools
 import weakref
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -35,7 +38,7 @@ class Traceable(Protocol):
     state: Any
     _plans: tuple[Any, ...]
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: bool = False) -> Any: ...
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any: ...
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
 
@@ -46,13 +49,27 @@ _RATES = ("lr", "base_lr", "unitary_lr")
 _numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the next process too
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A parameter of a traced step: its number, its layout, and the names of its state.
+
+    ``numbers`` are the names of state that holds complex numbers.
+    """
+
+    index: int
+    pairs: bool
+    blocks: int
+    names: tuple[str, ...]
+    numbers: frozenset[str]
+
+
 class _Plan:
     """Which parameters a traced step is for, and what their tensors are called."""
 
     def __init__(self, optimizer: Traceable, group: int) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.group = group
-        self.entries: list[tuple[int, bool, int, tuple[str, ...]]] = []  # index, pairs, blocks, names
+        self.entries: list[_Entry] = []
 
 
 _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary()
@@ -62,19 +79,34 @@ def traced_step(optimizer: Traceable) -> None:
     """A step, to be traced."""
     calls = []
     for group in optimizer.param_groups:
-        weights: list[Tensor] = []
-        gradients: list[Tensor] = []
-        states: list[Tensor] = []
-        plan = optimizer._init_group(group, weights, gradients, states, unitary=True)
-        rates = [group[name] for name in _RATES if isinstance(group[name], Tensor)]
-        calls.append((plan, weights, gradients, states, rates))
+        for kind in ("real", "complex"):
+            weights: list[Tensor] = []
+            gradients: list[Tensor] = []
+            states: list[Tensor] = []
+            plan = optimizer._init_group(group, weights, gradients, states, unitary=kind)
+            rates = [group[name] for name in _RATES if isinstance(group[name], Tensor)]
+            if weights:
+                calls.append((kind, plan, weights, gradients, states, rates))
     # Below its decorators, which break the graph.  It calls optimizer._init_group.
     inspect.unwrap(optimizer.plain_rule.step)(optimizer)
-    for plan, weights, gradients, states, rates in calls:
-        if weights:
-            _traced_unitary_step(
-                plan=plan, weights=weights, gradients=gradients, states=states, rates=rates
-            )
+    for kind, plan, weights, gradients, states, rates in calls:
+        if kind == "real":
+            _traced_step_(plan=plan, weights=weights, gradients=gradients, states=states, rates=rates)
+            continue
+        results = _traced_step(
+            plan=plan,
+            weights=[_reals(t) for t in weights],
+            gradients=[_reals(t) for t in gradients],
+            states=[_reals(t) for t in states],
+            rates=rates,
+        )
+        for old, new in zip([*weights, *states], results, strict=True):
+            _reals(old).copy_(new)
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of reals; shares memory."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def fill_unitary(
@@ -83,20 +115,27 @@ def fill_unitary(
     weights: list[Tensor],
     gradients: list[Tensor],
     states: list[Tensor],
+    *,
+    kind: str,
 ) -> int:
-    """List the unitary parameters of a group and their state; the number of the plan."""
+    """List the unitary parameters of a group and their state; the number of the plan.
+
+    ``kind`` is ``"complex"`` for those of a complex dtype, ``"real"`` for the others.
+    """
     groups = optimizer.param_groups
     position = next(i for i, g in enumerate(groups) if g is group)
     if position == 0:
         _complete_states(optimizer)
     plan, number = _Plan(optimizer, position), next(_numbers)
     for index, p in enumerate(group["params"], sum(len(g["params"]) for g in groups[:position])):
-        if isinstance(p, UnitaryParameter) and p.grad is not None:
+        of_kind = p.is_complex() == (kind == "complex")
+        if isinstance(p, UnitaryParameter) and p.grad is not None and of_kind:
             state = optimizer.state[p]
             weights.append(p)
             gradients.append(p.grad)
             states.extend(state.values())
-            plan.entries.append((index, p.pairs, p.blocks, tuple(state)))
+            numbers = frozenset(name for name, value in state.items() if value.is_complex())
+            plan.entries.append(_Entry(index, p.pairs, p.blocks, tuple(state), numbers))
     _plans[number] = plan
     optimizer._plans = (*optimizer._plans, plan)  # lives as long as the optimizer
     return number
@@ -143,7 +182,7 @@ def fill_plain(optimizer: Traceable, group: dict[str, Any], *lists: list[Any]) -
     return optimizer.plain_rule._init_group(optimizer, own, *lists)
 
 
-def _unitary_step(
+def _step_in_place(
     plan: int,
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -161,17 +200,48 @@ def _unitary_step(
     members: list[Member] = []
     with torch.no_grad():
         for entry, weight, gradient in zip(planned.entries, weights, gradients, strict=True):
-            index, pairs, blocks, names = entry
-            p = UnitaryParameter(weight.detach(), False, pairs=pairs, blocks=blocks)
-            state = {name: next(remaining) for name in names}
-            members.append(Member(index, p, gradient, state, group))
+            p = UnitaryParameter(weight.detach(), False, pairs=entry.pairs, blocks=entry.blocks)
+            state = {name: next(remaining) for name in entry.names}
+            members.append(Member(entry.index, p, gradient, state, group))
         optimizer._unitary_step(members)
 
 
-_traced_unitary_step = Operation(
+def _step_of_copies(
+    plan: int,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    states: list[Tensor],
+    rates: list[Tensor],
+) -> list[Tensor]:
+    """The same of complex parameters, whose complex tensors come as pairs of reals.
+
+    Returns new weights, then the new state, each as it came.
+    """
+    results = [t.clone(memory_format=torch.contiguous_format) for t in (*weights, *states)]
+    new_weights, new_states = results[: len(weights)], results[len(weights) :]
+    held = (name in entry.numbers for entry in _plans[plan].entries for name in entry.names)
+    _step_in_place(
+        plan,
+        [torch.view_as_complex(weight) for weight in new_weights],
+        [torch.view_as_complex(gradient) for gradient in gradients],
+        [
+            torch.view_as_complex(t) if numbers else t
+            for t, numbers in zip(new_states, held, strict=True)
+        ],
+        rates,
+    )
+    return results
+
+
+def _like(weights: list[Tensor], states: list[Tensor], **_: Any) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in (*weights, *states)]
+
+
+_traced_step_ = Operation(
     name="optimizer_step_",
-    eager=_unitary_step,
+    eager=_step_in_place,
     fake=nothing,
     on="weights",
     mutates=("weights", "states"),
 )
+_traced_step = Operation(name="optimizer_step", eager=_step_of_copies, fake=_like, on="weights")

@@ -5,8 +5,7 @@ import torch
 
 import projunn
 from projunn import init, retract
-from projunn_kernels import factor, rank_update_, retract_
-from projunn_kernels.retraction import iterations
+from projunn_kernels import factor, iterations, rank_update_, retract_
 from tests.dense import RETRACTIONS, defect, polar, precise, retracted, unitary_factor
 
 KINDS = (torch.float32, torch.complex64)

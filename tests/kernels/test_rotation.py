@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projunn_kernels.retraction import rotations as rotation
+from projunn_kernels import rotation
 from tests.dense import RETRACTIONS, unitary_factor
 
 KINDS = (torch.float64, torch.complex128)

@@ -126,9 +126,8 @@ def test_equals_the_eager_step_in_one_graph(rule):
 
 @pytest.mark.requires_cpp
 def test_compiles_with_inductor(rule):
-    # Not the natively complex weight: Inductor has no in-place operator on complex tensors (torch 2.13).
-    models = network()[:2] + network()[3:], network()[:2] + network()[3:]
-    mine, reference = [(m, rule(groups(m))) for m in models]
+    """The weight of a complex dtype, too, for which Inductor has no operators that work in place."""
+    mine, reference = twins(rule)
     run(mine, reference, compiled(mine[1], "inductor"), 20)
     assert graphs() == 1
 
@@ -290,10 +289,50 @@ def test_the_operator_passes_opcheck(rule):
     optimizer = rule(layer.parameters())
     layer.weight.grad = torch.randn_like(layer.weight)
     gradients, states = [], []
-    plan = optimizer._init_group(optimizer.param_groups[0], [], gradients, states, unitary=True)
+    plan = optimizer._init_group(optimizer.param_groups[0], [], gradients, states, unitary="real")
     arguments = (plan, [layer.weight.detach()], gradients, states, [])
     torch.library.opcheck(torch.ops.projunn.optimizer_step_.default, arguments)
     assert len(traced._plans) >= 1
+
+
+def test_the_operator_on_copies_passes_opcheck_and_changes_nothing(rule):
+    weight = UnitaryParameter(torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.complex64))[0])
+    optimizer = rule([weight])
+    weight.grad = torch.randn_like(weight)
+    weights, gradients, states = [], [], []
+    plan = optimizer._init_group(
+        optimizer.param_groups[0], weights, gradients, states, unitary="complex"
+    )
+    lists = [
+        [torch.view_as_real(t.detach()) if t.is_complex() else t for t in tensors]
+        for tensors in (weights, gradients, states)
+    ]
+    before = copy.deepcopy(lists)
+    torch.library.opcheck(torch.ops.projunn.optimizer_step.default, (plan, *lists, []))
+    torch.testing.assert_close(lists, before, atol=0, rtol=0)
+    first, *_ = torch.ops.projunn.optimizer_step(plan, *lists, [])
+    optimizer.step()
+    torch.testing.assert_close(torch.view_as_complex(first), weight.detach(), atol=0, rtol=0)
+
+
+@pytest.mark.requires_cpp
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_complex_weights_that_are_not_contiguous(rule, backend):
+    """In place, in their own layout; and a gradient that is a lazy conjugate."""
+    start = torch.linalg.qr(torch.randn(5, 5, dtype=torch.complex64))[0]
+    assert not start.is_contiguous()
+    weights = [UnitaryParameter(start.clone()) for _ in range(2)]
+    optimizers = [rule([w]) for w in weights]
+    step = compiled(optimizers[0], backend)
+    for _ in range(3):
+        gradient = torch.randn(5, 5, dtype=torch.complex64)
+        for w in weights:
+            w.grad = gradient.conj()
+        step()
+        optimizers[1].step()
+    assert torch.equal(*weights)
+    assert weights[0].stride() == start.stride()
+    assert (weights[0] - start).abs().max() > 1e-4
 
 
 def test_parameters_of_two_groups_with_one_tensor_rate_keep_their_own():

@@ -9,7 +9,11 @@ import triton.language as tl
 
 from projunn_kernels.language.columns import combine, gram
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
-from projunn_kernels.language.small import matmul, orthonormalizer
+from projunn_kernels.language.small import eye, matmul, orthonormalizer
+
+# Square of the norm that a column keeps where the others before it are removed, relative to the shift
+# that the first Cholesky factor adds.  Below it the column is rounding, about 1e-9 of what it was.
+_DEPENDENT = tl.constexpr(1e-3)
 
 
 @triton.jit
@@ -25,7 +29,8 @@ def orthonormal_kernel(
 ):
     """``orth`` of the columns whose partial sums are given, (k, n): Cholesky of the Gram matrix, twice.
 
-    One program a matrix.  k = 1 is a division by the norm.
+    One program a matrix.  k = 1 is a division by the norm.  Columns that depend on those before
+    them come out zero: both factors are applied at once, and would blow rounding up to any size.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(0).to(tl.int64)
@@ -54,7 +59,9 @@ def orthonormal_kernel(
         ar, ai = gram(yr, yi, K, PAIRS)
         hr += ar
         hi += ai
-    ur, ui, _r, _i = orthonormalizer(hr, hi, K, PAIRS)
+    kept = tl.where(tl.sum(hr * eye(K), axis=0) < _DEPENDENT, 0.0, 1.0)  # NaN is kept
+    both = kept[:, None] * kept[None, :]
+    ur, ui, _r, _i = orthonormalizer(hr * both, hi * both, K, PAIRS)
     tr, ti = matmul(tr, ti, ur, ui, K, PAIRS)
     for first in range(0, n, BN):
         yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)

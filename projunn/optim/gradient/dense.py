@@ -15,7 +15,7 @@ from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
-from projunn_kernels.batches import flattened, known_to_hold
+from projunn_kernels.batches import flattened, surely_all
 
 _NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
 
@@ -31,7 +31,7 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
         TypeError: a sparse gradient of another kind.
     """
     if gradient.layout == torch.strided:
-        return view_like(p, gradient.to(p.dtype).contiguous()), None
+        return view_like(p, gradient.to(p.dtype).resolve_conj().contiguous()), None
     batch = p.shape[: p.ndim - (3 if p.pairs else 2)]
     if gradient.layout != torch.sparse_coo or p.blocks > 1 or gradient.sparse_dim() != len(batch):
         raise TypeError(
@@ -42,7 +42,7 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
     active = torch.zeros_like(gradient.indices()[0])
     for indices, size in zip(gradient.indices(), batch, strict=True):
         active = active * size + indices
-    return view_like(p, gradient.values().to(p.dtype).contiguous()), active
+    return view_like(p, gradient.values().to(p.dtype).resolve_conj().contiguous()), active
 
 
 def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
@@ -137,13 +137,13 @@ class DenseGradient:
 
     def clean(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to zero."""
-        if known_to_hold(self.finite):
+        if surely_all(self.finite):
             return tensor
         return torch.where(self.finite, tensor, 0.0)
 
     def gate(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
-        if self._finite is None or known_to_hold(self._finite):
+        if self._finite is None or surely_all(self._finite):
             return tensor
         return torch.where(self._finite, tensor, torch.nan)
 

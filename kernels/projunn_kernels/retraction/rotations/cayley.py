@@ -26,9 +26,11 @@ def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    """For steps of a size below 1e7."""
-    a = skew(e)
-    f = iterations.inverse(identity_like(e) - a / 2) @ a
+    """For steps of a size below 1e7.  F = 2 (I - A/2)^-1 - 2 I, too, which large A do not spoil."""
+    a, identity = skew(e), identity_like(e)
+    inverse = iterations.inverse(identity - a / 2)
+    small = torch.linalg.matrix_norm(a, keepdim=True) < 1
+    f = torch.where(small, inverse @ a, 2 * (inverse - identity))
     return f, f.isfinite().all(dim=(-2, -1))
 
 
