@@ -85,10 +85,7 @@ class BlockUnitaryLinear(UnitaryModule):
                 # The features in the order of the shuffle, cut into blocks again.
                 x = rearrange(x, "block row i -> row (i block)")
                 x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
-            if start is None:
-                x = torch.bmm(x, factor.mT)
-            else:
-                x = sketched_linear(x, factor, None, start.part(i))
+            x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)
         output = rearrange(x, "block row i -> row (block i)")
         if self.bias is not None:
             output = output + self._numbers(self.bias)

@@ -89,10 +89,12 @@ def test_compiles_to_one_graph_at_any_batch_size(make, shape):
 
 
 @every_case
-def test_an_exported_layer_takes_any_batch_size(make, shape):
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+def test_an_exported_layer_takes_any_batch_size(make, shape, strict):
     layer = Output(make())
     sizes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(layer, (torch.randn(4, *shape),), dynamic_shapes=sizes)
+    given = (torch.randn(4, *shape),)
+    program = torch.export.export(layer, given, dynamic_shapes=sizes, strict=strict)
     x = torch.randn(9, *shape)
     torch.testing.assert_close(program.module()(x), layer(x))
 
