@@ -63,7 +63,7 @@ test-oldest:
 	  || $(OLDEST) --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || $(OLDEST) "torch==$(TORCH)"
 	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
-	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
+	.venv-oldest/bin/python -m pytest tests/kernels -n auto --dist worksteal $(PYTEST_ARGS)
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --tiny
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --variants --arch sm_90 \
 	  --out .venv-oldest/variants.jsonl
