@@ -4,11 +4,10 @@ Rounding moves a weight off the manifold as a random walk.  `projunn_kernels.pol
 one Newton-Schulz step, and the optimizers take one every `polish_period` steps.
 """
 
-import torch
 from torch import Tensor
 
 from projunn.manifold import view_like
-from projunn.optim.member import Member
+from projunn.optim.member import Member, capturing
 from projunn_kernels import polish_, polish_when_due_
 
 _PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/measured.md)
@@ -33,7 +32,7 @@ def polish(member: Member) -> None:
         return
     if count.device.type != "cpu":
         polish_when_due_(p.detach() if p.pairs else weight, count, period, p.pairs)
-    elif p.is_cuda and torch.cuda.is_current_stream_capturing():
+    elif capturing(p):
         raise RuntimeError(
             "capturable: got False, wanted True for the capture of a CUDA graph (or polish_every=0):"
             " with counters on the CPU the graph would polish at every replay, or at none"

@@ -9,6 +9,11 @@ from torch import Tensor
 from projunn.manifold import UnitaryParameter
 
 
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, which can hold nothing that the host waits for."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @dataclass(frozen=True)
 class Member:
     """A unitary parameter that has a gradient.

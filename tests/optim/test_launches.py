@@ -21,6 +21,7 @@ RULES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "RMSprop": {"momentum": 0.9, "centered": True},
     "AdamW": {"amsgrad": True},
+    "Lion": {},
 }
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 REAL_AND_COMPLEX = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
@@ -235,8 +236,11 @@ def test_the_basis_outlives_gradients_of_lower_rank(kernels, ours, kind, k, size
 
 @pytest.mark.parametrize("size", [(6, 6), (4, 130)], ids=str)
 def test_a_one_hot_input_alone_in_its_batch_is_learned_from(kernels, size):
-    """Its gradient has one column.  Orthonormalizing what is a multiple of it, to the bit, made
-    factors of size 1e7 of it for large matrices, whose steps were refused or wild."""
+    """Its gradient has one column.
+
+    Orthonormalizing multiples of it, to the bit, made factors of size 1e7 of it for large matrices,
+    whose steps were refused or wild.
+    """
     start = unitary(kernels, *size).detach()
     gradient = torch.zeros_like(start)
     gradient[:, 3] = torch.randn(size[0], device=kernels.device)

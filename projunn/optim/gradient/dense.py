@@ -12,7 +12,7 @@ from torch import Tensor
 
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
-from projunn.optim.member import Member
+from projunn.optim.member import Member, capturing
 from projunn.optim.options import unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
 from projunn_kernels.batches import flattened, surely_all
@@ -37,6 +37,11 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
         raise TypeError(
             f"params: a unitary parameter of shape {tuple(p.shape)} has a {gradient.layout} gradient,"
             f" wanted a dense one, or torch.sparse_coo over its {len(batch)} batch dimensions"
+        )
+    if capturing(p):
+        raise RuntimeError(
+            f"params: a unitary parameter of shape {tuple(p.shape)} has a sparse gradient, wanted a"
+            " dense one for the capture of a CUDA graph: the host waits for how many matrices it lists"
         )
     gradient = gradient.coalesce()
     active = torch.zeros_like(gradient.indices()[0])
@@ -96,6 +101,11 @@ class DenseGradient:
         direction, group = self.direction, self.group
         rank = min(group["rank"], *direction.shape[-2:])
         if group["factorization"] == "svd":
+            if capturing(self.parameter):
+                raise RuntimeError(
+                    'factorization: "svd" waits for the device; wanted "subspace" for the capture of a'
+                    " CUDA graph"
+                )
             left, right = factorize(self.clean(direction), rank, "svd")
             left = self.gate(left)
         else:
@@ -113,10 +123,10 @@ class DenseGradient:
 
     def _random_numbers(self, device: torch.device) -> torch.Generator:
         """Numbers of this step and this parameter only: the same on resume and on replicas."""
-        if self.state["step"].device.type != "cpu":
+        if self.state["step"].device.type != "cpu" or capturing(self.parameter):
             raise ValueError(
                 f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
-                ' wanted "subspace" with capturable=True or torch.compile'
+                ' wanted "subspace" with capturable=True, torch.compile or a CUDA graph'
             )
         seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
         return torch.Generator(device).manual_seed(seed)
