@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_ARGS ?= copying --compare lstm --seconds 60
 PYTEST_ARGS ?=
+MICRO_ARGS ?=
+BENCH_ARGS ?=
 AOT_ARGS ?=
 # Without an NVIDIA GPU the CPU build of torch is enough, and gigabytes smaller.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -15,7 +17,9 @@ OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-c
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
-	@echo "make bench   the benchmarks     make clean   remove what was made"
+	@echo "make bench   the benchmarks: small ones against the last run (3 minutes), then the long ones"
+	@echo "             MICRO_ARGS='-k linear' chooses of the former, BENCH_ARGS='--quick update' of the latter"
+	@echo "make clean   remove what was made"
 	@echo "make test-oldest  the oldest Triton supported: the kernels' tests, and every variant compiled"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
 	@echo "make gpu     on a GPU, in place, 5 minutes: tests, checks, tuning, timings, one page of summary"
@@ -47,7 +51,8 @@ lint: setup
 
 bench: setup
 	@$(INSTALL) -e ".[dev,bench]"
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.micro $(MICRO_ARGS)
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 # The kernels with the oldest Triton supported, in an environment of its own.  (Its interpreter needs
 # NumPy before 2.4; torch's CPU build does not ask for a Triton.)  Each kernel is compiled for every
@@ -58,7 +63,7 @@ test-oldest:
 	  || $(OLDEST) --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || $(OLDEST) "torch==$(TORCH)"
 	@$(OLDEST) -e ".[test]" "triton==3.6.0" "numpy<2.4"
-	.venv-oldest/bin/python -m pytest tests/kernels $(PYTEST_ARGS)
+	.venv-oldest/bin/python -m pytest tests/kernels -n auto --dist worksteal $(PYTEST_ARGS)
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --tiny
 	env -u TRITON_INTERPRET .venv-oldest/bin/python -m projunn_kernels.tuning.aot --variants --arch sm_90 \
 	  --out .venv-oldest/variants.jsonl
@@ -67,8 +72,8 @@ test-oldest:
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
 
-# No setup: torch and triton of the machine are used as they are.  QUICK=1: two minutes in place of five;
-# OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
+# No setup: torch, triton and einops of the machine are used as they are.  QUICK=1: two minutes in place of
+# five; OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published
 # code; SANITIZE=1 adds compute-sanitizer.
 gpu:
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \

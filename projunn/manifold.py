@@ -6,7 +6,7 @@ in one of three layouts, and `matrix_view` gives all of them as (*batch, m, n):
 * real, or natively complex: (*batch, m, n);
 * ``pairs``: complex as interleaved real pairs, (*batch, m, n, 2), as our own layers store it;
 * ``blocks > 1``: that many matrices stacked along the rows, (blocks m, n), as the gates of
-  ``nn.LSTM`` and ``nn.GRU`` are.
+  ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n".
 """
 
 import copy
@@ -97,6 +97,7 @@ def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     if parameter.pairs:
         tensor = torch.view_as_complex(tensor)
     if parameter.blocks > 1:
+        # "... (gate m) n -> ... gate m n"; not by `einops.rearrange`, which promises no view.
         tensor = tensor.unflatten(-2, (parameter.blocks, -1))
     return tensor
 

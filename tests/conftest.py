@@ -12,6 +12,7 @@ tensors in Triton's interpreter.  A test of the kernels takes its device and bac
 Everything else runs on the CPU in both worlds.  Marks say what a test needs: ``requires_cuda``,
 ``interpreter_only`` (what it watches exists in the interpreter only), ``requires_cpp`` (a C++ compiler,
 for TorchInductor), ``requires("name", ...)`` (packages).  Without it a test is skipped, and says why.
+``python -m pytest -m kernels`` runs the tests that run on a GPU where there is one.
 
 Environment:
 
@@ -62,6 +63,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """All cores for the whole suite; what is named on the command line runs in this process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # workers come through here too, and would start workers
+        return
     options = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and getattr(options, "numprocesses", 0) is None and not options.usepdb:
@@ -79,6 +82,7 @@ def pytest_report_header():
     return f"torch {torch.__version__}; kernels run: {where}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     there = {
         "requires_cuda": torch.cuda.is_available() and not INTERPRETED,
@@ -91,6 +95,8 @@ def pytest_collection_modifyitems(items):
         "requires_cpp": "needs a C++ compiler and Python's headers",
     }
     for item in items:
+        if "kernels" in item.fixturenames or item.get_closest_marker("requires_cuda"):
+            item.add_marker("kernels")
         for mark in item.iter_markers():
             absent = [name for name in mark.args if mark.name == "requires" and not _installed(name)]
             if absent or not there.get(mark.name, True):

@@ -36,9 +36,9 @@ def test_large_weights_take_a_launch_for_each_pass_at_the_optimizers_rank():
     layer = projunn.nn.UnitaryLinear(300, 200, dtype=torch.complex64)
     optimizer = projunn.optim.RMSprop([{"params": layer.parameters(), "rank": 3}], lr=1e-3)
     found = asked(layer, optimizer)
-    assert operations(found) == {"adjoint_product", "orthonormal", "product", "basis", "turn_rows"}
+    assert operations(found) == {"adjoint_product", "orthonormal", "product", "basis", "rotate_rows"}
     passes = [p for p in found if p.operation != "orthonormal"]
-    assert {(p.pairs, p.columns, p.m, p.n, p.blocks) for p in passes} == {(True, 4, 200, 300, 1)}
+    assert {(p.pairs, p.columns, p.m, p.n, p.matrices) for p in passes} == {(True, 4, 200, 300, 1)}
     tall = projunn.nn.UnitaryLinear(200, 300)
     assert "rank_update" in operations(asked(tall))
 
@@ -71,7 +71,7 @@ def test_sketches_and_constrained_layers_of_pytorch_are_asked_for():
     layer = projunn.nn.UnitaryLinear(300, 200, sketch_rank=2)
     found = asked(layer, batch=64)
     assert Problem("adjoint_product", False, 2, 64, 300, 1) in found  # the activations
-    assert Problem("turn_rows", False, 1, 200, 300, 1) in found
+    assert Problem("rotate_rows", False, 1, 200, 300, 1) in found
     gru = projunn.constrain(nn.GRU(5, 33), "weight_hh_l0")
     assert asked(gru) == [Problem("fused_step", False, 1, 33, 33, 3)]  # a matrix for each gate
 

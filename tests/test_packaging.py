@@ -66,7 +66,7 @@ projunn.retract(torch.eye(3), torch.ones(3, 1), torch.ones(3, 1))
     run(code, tmp_path, tmp_path)
 
 
-def test_import_needs_torch_only(tmp_path):
+def test_import_needs_torch_and_einops_only(tmp_path):
     code = """
 import sys
 for name in ("triton", "matplotlib", "rich", "sklearn", "scipy"):

@@ -1,6 +1,6 @@
 """``make gpu``: checks, tuning and benchmarks on a machine with a GPU, in five minutes.
 
-It runs in place and needs torch and triton only: no network, no installation, no virtual environment.
+It runs in place and needs torch, triton and einops: no network, no installation, no environment.
 
 ======== ======= =====================================================================================
 seconds  quick   stage

@@ -93,7 +93,7 @@ def _declared(on: Machine, small: bool) -> list[Case]:
     for kernel in KERNELS.values():
         problems = list(kernel.compiled)
         if on.dry or small:
-            problems = [min(problems, key=lambda p: p.blocks * p.k * p.m * p.n)]
+            problems = [min(problems, key=lambda p: p.matrices * p.k * p.m * p.n)]
         for problem in problems:
             numbers = "complex" if problem.pairs else "real"
             for variant in kernel.variants_of(problem):

@@ -12,6 +12,7 @@ from typing import Any
 
 FILE, SECONDS, EVERYTHING = "GPU_TESTS_FILE", "GPU_TESTS_SECONDS", "GPU_TESTS_EVERYTHING"
 FIXTURES = {"kernels", "device"}  # of tests that run on the GPU where there is one
+MARKS = ("requires_cuda", "kernels")  # ditto, of single cases
 _begun = time.monotonic()
 
 
@@ -19,7 +20,7 @@ def touches_gpu(item: Any) -> bool:
     """Whether a test asks for a GPU, or runs on one where it can."""
     if item.get_closest_marker("interpreter_only") is not None:
         return False
-    marked = item.get_closest_marker("requires_cuda") is not None
+    marked = any(item.get_closest_marker(name) is not None for name in MARKS)
     return marked or bool(FIXTURES & set(getattr(item, "fixturenames", ())))
 
 

@@ -8,24 +8,24 @@ from torch import Tensor
 from projunn_kernels.backends import on_device
 
 
-def as_blocks(tensor: Tensor) -> Tensor:
+def as_matrices(tensor: Tensor) -> Tensor:
     """(*batch, rows, columns) as (B, rows, columns)."""
     return tensor.reshape(-1, *tensor.shape[-2:])
 
 
-def contiguous_blocks(tensor: Tensor) -> Tensor:
+def contiguous_matrices(tensor: Tensor) -> Tensor:
     """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
-    return as_blocks(tensor.resolve_conj().contiguous())
+    return as_matrices(tensor.resolve_conj().contiguous())
 
 
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
     """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
     if matrices.is_contiguous() and not matrices.is_conj():
-        yield as_blocks(matrices)
+        yield as_matrices(matrices)
         return
     copy = matrices.resolve_conj().contiguous()
-    yield as_blocks(copy)
+    yield as_matrices(copy)
     matrices.copy_(copy)
 
 
@@ -34,6 +34,6 @@ def present(active: Tensor) -> Tensor:
     return active[active >= 0].long()
 
 
-def known_to_hold(mask: Tensor) -> bool:
+def surely_all(mask: Tensor) -> bool:
     """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
     return not on_device(mask) and bool(mask.all())

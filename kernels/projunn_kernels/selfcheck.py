@@ -149,7 +149,7 @@ def smaller(kernel: Kernel, problem: Problem, config: Config) -> Problem:
         return size if given % 16 else -(-size // 16) * 16
 
     m, n = like(small.m, problem.m), like(small.n, problem.n)
-    return Problem(small.operation, small.pairs, small.k, m, n, small.blocks)
+    return Problem(small.operation, small.pairs, small.k, m, n, small.matrices)
 
 
 def _check(

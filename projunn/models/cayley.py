@@ -1,6 +1,7 @@
 """The Cayley convolution of Trockman and Kolter (ICLR 2021): a baseline to compare with."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,13 +60,13 @@ class CayleyConv2d(nn.Module):
         pad = (0, width - self.kernel_size[1], 0, height - self.kernel_size[0])
         centre = [-(k // 2) for k in self.kernel_size]
         taps = functional.pad(weight, pad).roll(centre, (-2, -1))
-        return _cayley(torch.fft.rfft2(taps).permute(2, 3, 0, 1))
+        return _cayley(rearrange(torch.fft.rfft2(taps), "out c h w -> h w out c"))
 
     def forward(self, input: Tensor) -> Tensor:
         x = functional.pixel_unshuffle(input, self.stride) if self.stride > 1 else input
-        spectrum = torch.fft.rfft2(x).permute(2, 3, 0, 1)  # (h, w, batch, in)
-        product = spectrum @ self.frequency_response().mT
-        y = torch.fft.irfft2(product.permute(2, 3, 0, 1), s=self.output_size)
+        spectrum = rearrange(torch.fft.rfft2(x), "batch c h w -> h w batch c")
+        product = rearrange(spectrum @ self.frequency_response().mT, "h w batch out -> batch out h w")
+        y = torch.fft.irfft2(product, s=self.output_size)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 

@@ -1,11 +1,11 @@
 """A linear layer whose weight is a product of block-diagonal unitary matrices and shuffles."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from projunn.init import haar_
-from projunn.manifold import matrix_view
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
 
 
@@ -72,17 +72,24 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
-        start = self.weight.sketch
-        factors = (matrix_view(self.weight) if start is None else self.weight).unbind(0)
-        x = input.to(matrix_view(self.weight).dtype) if self.is_complex else input
-        # Blocks first, so that each factor is one batched product: (blocks, rows, size).
-        x = x.reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
+        start = sketch_of(self.weight)
+        matrices = self._numbers(self.weight)
+        factors = (matrices if start is None else self.weight).unbind(0)
+        x = input.to(matrices.dtype) if self.is_complex else input
+        if input.ndim != 2:
+            x = x.reshape(-1, features)
+        # The blocks come first, so that each factor is one batched product.
+        x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
         for i, factor in enumerate(factors):
-            if i:  # (position, block) becomes (block, position)
-                x = x.permute(1, 2, 0).reshape(-1, self.num_blocks, self.block_size).transpose(0, 1)
-            x = x @ factor.mT if start is None else sketched_linear(x, factor, None, start.part(i))
-        output = x.transpose(0, 1).reshape(input.shape)
-        return output if self.bias is None else output + self._numbers(self.bias)
+            if i:
+                # The features in the order of the shuffle, cut into blocks again.
+                x = rearrange(x, "block row i -> row (i block)")
+                x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
+            x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)
+        output = rearrange(x, "block row i -> row (block i)")
+        if self.bias is not None:
+            output = output + self._numbers(self.bias)
+        return output if input.ndim == 2 else output.reshape(input.shape)
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""

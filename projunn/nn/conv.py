@@ -4,16 +4,29 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from projunn.init import haar_
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_convolution
 from projunn_kernels import fourier_convolution, frequencies
 
 Size = int | Sequence[int]
+
+# A stride cuts the pixels into cells at (z, y, x), and (i, j, k) is a position in the cell.
+_POSITIONS_TO_CHANNELS = {
+    1: "batch c (x i) ... -> batch (c i) x ...",
+    2: "batch c (y i) (x j) ... -> batch (c i j) y x ...",
+    3: "batch c (z i) (y j) (x k) ... -> batch (c i j k) z y x ...",
+}
+_TAPS_TO_FILTER = {
+    1: "x out (c i) -> out c (x i)",
+    2: "y x out (c i j) -> out c (y i) (x j)",
+    3: "z y x out (c i j k) -> out c (z i) (y j) (x k)",
+}
 
 
 class _UnitaryConv(UnitaryModule):
@@ -97,12 +110,12 @@ class _UnitaryConv(UnitaryModule):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
         if self.is_complex:
-            x = torch.view_as_real(x if x.is_complex() else x.to(matrix_view(self.weight).dtype))
+            x = torch.view_as_real(x if x.is_complex() else x.to(self.weight.dtype.to_complex()))
         elif x.is_complex():
             raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)
         size = list(self.output_size)
-        if self.weight.sketch is None:
+        if sketch_of(self.weight) is None:
             y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
         else:
             y = sketched_convolution(x, self.weight, self.own_weight, self.bias, size)
@@ -111,16 +124,17 @@ class _UnitaryConv(UnitaryModule):
         return y.squeeze(0) if unbatched else y
 
     def _gather_positions(self, x: Tensor) -> Tensor:
-        """Space to depth: the positions of each cell of ``stride`` become channels."""
+        """Space to depth: the positions of each cell of ``stride`` become channels.
+
+        Real and imaginary parts, if there are any, stay on the last axis.
+        """
         if prod(self.stride) == 1:
             return x
-        batch, channels = x.shape[:2]
-        parts = x.shape[2 + self.axes :]  # real and imaginary, if complex
-        for axis, (size, step) in enumerate(zip(self.output_size, self.stride, strict=True)):
-            x = x.unflatten(2 + 2 * axis, (size, step))
-        cells, places = (range(start, 2 + 2 * self.axes, 2) for start in (2, 3))
-        x = x.permute(0, 1, *places, *cells, *range(2 + 2 * self.axes, x.ndim))
-        return x.reshape(batch, channels * prod(self.stride), *self.output_size, *parts)
+        return rearrange(x, _POSITIONS_TO_CHANNELS[self.axes], **self._cell())
+
+    def _cell(self) -> dict[str, int]:
+        """The size of a cell along each axis, by the name of the position in it: i, j, k."""
+        return dict(zip("ijk", self.stride, strict=False))
 
     def _misfit(self, shape: tuple[int, ...]) -> str:
         message = (
@@ -156,11 +170,7 @@ class _UnitaryConv(UnitaryModule):
         taps = filter_taps(*self._matrix_pair(), self._grid)
         spatial = tuple(range(self.axes))
         taps = taps.flip(spatial).roll((1,) * self.axes, spatial)  # cross-correlation: K[-q]
-        taps = taps.movedim((-2, -1), (0, 1)).unflatten(1, (self.in_channels, *self.stride))
-        order = [axis for i in spatial for axis in (2 + self.axes + i, 2 + i)]
-        return taps.permute(0, 1, *order).reshape(
-            self.out_channels, self.in_channels, *self.spatial_size
-        )
+        return rearrange(taps, _TAPS_TO_FILTER[self.axes], **self._cell())
 
     def resized(self, spatial_size: Size) -> "_UnitaryConv":
         """A new layer for another size of input, with this layer's filter resampled.

@@ -78,14 +78,14 @@ def windowed(stored: Tensor, own: Tensor | None, grid: Frequencies, window: tupl
         weights = weights.new_full(weights.shape, 1 / grid.points)
     flat = bank.flatten(1)
     # K[q] = sum_k c_k W_k exp(+i angle): c is twice as large where -k is not listed.
-    real_part, turned = (
+    real_part, imaginary_part = (
         torch.unflatten(wave @ flat, 1, bank.shape[1:]) for wave in (cos * weights, sin * weights)
     )
-    taps_re = real_part[..., 0] - turned[..., 1]
+    taps_re = real_part[..., 0] - imaginary_part[..., 1]
     if own is not None:
         inside = torch.stack([taps_re, torch.zeros_like(taps_re)], -1)
     else:
-        inside = torch.stack([taps_re, real_part[..., 1] + turned[..., 0]], -1)
+        inside = torch.stack([taps_re, real_part[..., 1] + imaginary_part[..., 0]], -1)
     # W_k = sum_q K[q] exp(-i angle)
     along, across = (
         torch.unflatten(wave.T @ inside.flatten(1), 1, bank.shape[1:]) for wave in (cos, sin)

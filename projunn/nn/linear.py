@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projunn.init import haar_
-from projunn.manifold import matrix_view
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
 
 
@@ -73,13 +72,13 @@ class UnitaryLinear(UnitaryModule):
 
     @property
     def matrix(self) -> Tensor:
-        return matrix_view(self.weight)
+        return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.is_complex and not input.is_complex():
             input = input.to(self.matrix.dtype)
         bias = None if self.bias is None else self._numbers(self.bias)
-        start = self.weight.sketch
+        start = sketch_of(self.weight)
         if start is None:
             return functional.linear(input, self.matrix, bias)
         output = sketched_linear(input.reshape(-1, input.shape[-1]), self.weight, bias, start)

@@ -87,6 +87,14 @@ def positive(name: str, value: int) -> int:
     return value
 
 
+def sketch_of(weight: Tensor) -> FactoredTensor | None:
+    """Where the sketch of a weight's gradient starts, or None if its gradients are dense.
+
+    ``torch.export`` puts tensors without marks in the place of parameters: they have dense gradients.
+    """
+    return getattr(weight, "sketch", None)
+
+
 @torch.no_grad()
 def start_sketch(weight: UnitaryParameter) -> None:
     """Gives the first sketch of a weight's gradient a random basis to start from, one for each shape."""

@@ -1,13 +1,14 @@
 """Recurrent layers with a unitary hidden-to-hidden weight."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from projunn.init import henaff_
-from projunn.manifold import UnitaryParameter, matrix_view
-from projunn.nn.module import UnitaryModule, positive, start_sketch
+from projunn.manifold import UnitaryParameter
+from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_recurrence
 from projunn_kernels import NONLINEARITIES, recurrence
 
@@ -78,7 +79,7 @@ class _Recurrent(UnitaryModule):
         if initial is None:
             initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
         elif self.is_complex:
-            initial = torch.view_as_real(initial.to(matrix_view(weight).dtype))
+            initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
@@ -90,7 +91,7 @@ class _Recurrent(UnitaryModule):
             input_bias,
         )
         states, last = (
-            recurrence(*arguments) if weight.sketch is None else sketched_recurrence(*arguments)
+            recurrence(*arguments) if sketch_of(weight) is None else sketched_recurrence(*arguments)
         )
         return self._numbers(states), self._numbers(last)
 
@@ -103,20 +104,20 @@ class _Recurrent(UnitaryModule):
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
         if self.is_complex:  # real and imaginary parts are so many real columns
-            turned = torch.stack([-weight[..., 1], weight[..., 0]], -1)
-            columns = torch.stack([weight, turned], 2) if input.is_complex() else weight.unsqueeze(2)
-            weight = columns.permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
-            bias = None if bias is None else bias.flatten()
-            input = torch.view_as_real(input).flatten(-2) if input.is_complex() else input
+            times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
+            columns = torch.stack([weight, times_i], 2) if input.is_complex() else weight.unsqueeze(2)
+            weight = rearrange(columns, "unit feature of part -> (unit part) (feature of)")
+            bias = None if bias is None else rearrange(bias, "unit part -> (unit part)")
+            if input.is_complex():
+                input = torch.view_as_real(input)
+                input = rearrange(input, "time batch feature part -> time batch (feature part)")
         kind = input.device.type
         if kind == "cpu" and input.dtype == weight.dtype and not torch.is_autocast_enabled(kind):
             return input, weight, bias
         projected = functional.linear(input, weight, bias).to(self._stored)
-        return (
-            projected.unflatten(-1, (self.hidden_size, 2)) if self.is_complex else projected,
-            None,
-            None,
-        )
+        if self.is_complex:
+            projected = rearrange(projected, "time batch (unit part) -> time batch unit part", part=2)
+        return projected, None, None
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""
@@ -199,8 +200,10 @@ class UnitaryRNN(_Recurrent):
                 f" (batch, T, {self.input_size}) with batch_first, or (T, {self.input_size})"
             )
         unbatched = input.ndim == 2
-        batch_axis = 1 if unbatched or not self.batch_first else 0
-        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1 - batch_axis)
+        batch_comes_first = self.batch_first and not unbatched
+        x = input.unsqueeze(1) if unbatched else input
+        if batch_comes_first:
+            x = rearrange(x, "batch time feature -> time batch feature")
         if x.shape[0] == 0:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted at least one time step")
         wanted = (self.num_layers, *(() if unbatched else (x.shape[1],)), self.hidden_size)
@@ -216,7 +219,7 @@ class UnitaryRNN(_Recurrent):
         h_n = torch.stack(last)
         if unbatched:
             return x.squeeze(1), h_n.squeeze(1)
-        return x.transpose(0, 1 - batch_axis), h_n
+        return rearrange(x, "time batch unit -> batch time unit") if batch_comes_first else x, h_n
 
     def _drop(self, x: Tensor) -> Tensor:
         if not x.is_complex():

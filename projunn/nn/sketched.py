@@ -21,40 +21,55 @@ from projunn_kernels import (
 class _SketchedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, start: FactoredTensor
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: FactoredTensor,
+        factor: int | None,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, start)
+        ctx.factor = factor
         matrix = torch.view_as_complex(weight) if start.pairs else weight
-        if weight.ndim == 2 + start.pairs:
+        if factor is None:
             return functional.linear(input, matrix, bias)
-        return input @ matrix.mT
+        return torch.bmm(input, matrix.mT)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         input, weight, start = ctx.saved_tensors
         matrix = torch.view_as_complex(weight) if start.pairs else weight
-        wants_input, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        basis = start.stored_left if ctx.factor is None else start.stored_left[ctx.factor]
+        wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
         factors = None
         if wants_weight:
-            found = sketch([input], [grad], start.stored_left, start.pairs)
+            found = sketch([input], [grad], basis, start.pairs)
             factors = FactoredTensor(*found, start.pairs)
-        return grad_input, factors, grad.sum(0) if wants_bias else None, None
+        return grad_input, factors, grad.sum(0) if wants_bias else None, None, None
 
 
-def sketched_linear(input: Tensor, weight: Tensor, bias: Tensor | None, start: FactoredTensor) -> Tensor:
+def sketched_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: FactoredTensor,
+    factor: int | None = None,
+) -> Tensor:
     """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
 
     Args:
-        input: x, (*batch, rows, n).
-        weight: W, (*batch, m, n), or (*batch, m, n, 2) if the factors of ``start`` are complex.
-        bias: b, (m,), or None.  Only weights without batch take one.
-        start: its left factor is the basis R (*batch, m, k) that the sketch starts from.
+        input: x, (rows, n), or (blocks, rows, n) of a ``factor``.
+        weight: W, (m, n), or (blocks, m, n) of a ``factor``.  Real and imaginary part are the last axis
+            if ``start`` is complex.
+        bias: b, (m,), or None.  Blocks take none.
+        start: its left factor is the basis of the sketch, (m, k), or (factors, blocks, m, k).
+        factor: which of several block-diagonal factors is multiplied by.
 
     Returns:
-        (*batch, rows, m).
+        (rows, m), or (blocks, rows, m) of a ``factor``.
     """
-    return _SketchedLinear.apply(input, weight, bias, start)  # type: ignore[no-untyped-call]
+    return _SketchedLinear.apply(input, weight, bias, start, factor)  # type: ignore[no-untyped-call]
 
 
 class _SketchedRecurrence(torch.autograd.Function):

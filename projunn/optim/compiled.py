@@ -112,10 +112,11 @@ def _reals(tensor: Tensor) -> Tensor:
 def fill_unitary(
     optimizer: Traceable,
     group: dict[str, Any],
-    kind: str,
     weights: list[Tensor],
     gradients: list[Tensor],
     states: list[Tensor],
+    *,
+    kind: str,
 ) -> int:
     """List the unitary parameters of a group and their state; the number of the plan.
 

@@ -1,6 +1,7 @@
 """Sets of labelled images, read from scikit-learn or through torchvision."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 Labelled = tuple[Tensor, Tensor]
@@ -50,7 +51,8 @@ def _torchvision(name: str) -> tuple[Labelled, Labelled]:
         except (OSError, RuntimeError) as error:
             message = f"dataset: {name} is not in data/ and could not be downloaded ({error})"
             raise RuntimeError(message) from error
-        images = torch.as_tensor(part.data)  # (n, h, w) or (n, h, w, channels), bytes
-        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        images = torch.as_tensor(part.data)  # bytes
+        pattern = "image h w -> image 1 h w" if images.ndim == 3 else "image h w c -> image c h w"
+        images = rearrange(images, pattern)
         parts.append((images.float() / 255, torch.as_tensor(part.targets).long()))
     return parts[0], parts[1]

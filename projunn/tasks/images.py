@@ -5,6 +5,7 @@ from math import log
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -131,7 +132,8 @@ class Images(Task):
             mirrored = torch.rand(batch, 1, generator=generator) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         each = torch.arange(batch)[:, None, None]
-        return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        cut = padded[each, :, rows[:, :, None], columns[:, None, :]]
+        return rearrange(cut, "image h w c -> image c h w").contiguous()
 
     def test_data(self) -> Batch:
         """The held-out images and their labels."""

@@ -4,6 +4,7 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,13 +42,14 @@ class Pixels(SequenceTask):
         if self.options.permuted:
             source = torch.Generator().manual_seed(_PERMUTATION_SEED)
             order = torch.randperm(len(order), generator=source)
-        self._images, self._labels = train[0].flatten(1)[:, order], train[1]
-        self._test = test[0].flatten(1)[:, order].mT.unsqueeze(-1), test[1]
+        images, held_out = (rearrange(part[0], "image c h w -> image (c h w)") for part in (train, test))
+        self._images, self._labels = images[:, order], train[1]
+        self._test = _one_each_step(held_out[:, order]), test[1]
 
     def batch(self, generator: torch.Generator) -> Batch:
         size = (self.options.batch_size,)
         chosen = torch.randint(0, len(self._labels), size, generator=generator)
-        return self._images[chosen].mT.unsqueeze(-1), self._labels[chosen]
+        return _one_each_step(self._images[chosen]), self._labels[chosen]
 
     def test_data(self) -> Batch:
         return self._test
@@ -57,3 +59,8 @@ class Pixels(SequenceTask):
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.argmax(-1) == target).float().mean()
+
+
+def _one_each_step(images: Tensor) -> Tensor:
+    """A pixel a time step: each step has one feature."""
+    return rearrange(images, "image pixel -> pixel image 1")

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from projunn import init
@@ -135,5 +136,5 @@ class SequenceModel(nn.Module):
             h_n = last[0] if isinstance(last, tuple) else last  # an LSTM has cells beside it
             states = h_n[-1]
         if states.is_complex():
-            states = torch.view_as_real(states).flatten(-2)
+            states = rearrange(torch.view_as_real(states), "... unit part -> ... (unit part)")
         return self.readout(states)

@@ -318,6 +318,7 @@ def test_the_suite_on_a_gpu_is_what_touches_it_some_of_every_file_first():
 
     assert touches("kernels")
     assert touches("tmp_path", "requires_cuda")
+    assert touches("path", "kernels")
     assert not touches("tmp_path")
     assert not touches("kernels", "interpreter_only")
 
@@ -380,7 +381,7 @@ def test_outcomes_of_tests_are_written_down_with_their_messages(tmp_path, monkey
 
 def test_a_kernel_that_distrusts_itself_is_a_failure_although_pytorch_takes_its_place(tmp_path):
     run = driver.Driver(tmp_path, dry=True)
-    line = {"key": "0", "kernel": "turn_rows real k=1", "gpu": "G", "triton": "3.6.0", "problem": ""}
+    line = {"key": "0", "kernel": "rotate_rows real k=1", "gpu": "G", "triton": "3.6.0", "problem": ""}
     with (run.cache / "verdicts.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -391,6 +392,6 @@ def test_a_kernel_that_distrusts_itself_is_a_failure_although_pytorch_takes_its_
     assert run.failures()
     written = [json.loads(row) for row in (tmp_path / "checks.jsonl").read_text().splitlines()]
     assert [(row["name"], row["problem"]) for row in written] == [
-        ("self-check turn_rows real k=1", ""),
+        ("self-check rotate_rows real k=1", ""),
         ("self-check basis real k=2", "it is wrong"),
     ]

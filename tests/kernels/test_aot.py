@@ -28,13 +28,13 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
     kernels = {row["kernel"].removesuffix("_kernel") for row in rows}
     assert kernels >= {
         "plane_step", "wide_step", "adjoint_product", "product", "orthonormal", "plane_basis",
-        "turn_rows", "rank_update", "warm_basis", "residual", "correct", "settle",
+        "rotate_rows", "rank_update", "warm_basis", "residual", "correct", "settle",
         "recurrence", "recurrence_backward",
         "spectral_product", "spectral_gradient",
     }  # fmt: skip
     assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
     wide = {row["kernel"]: row["wide"] for row in rows if row["architecture"] == "sm_90"}
-    assert min(wide["turn_rows_kernel"], wide["product_kernel"]) > 0.9  # by 128 bits
+    assert min(wide["rotate_rows_kernel"], wide["product_kernel"]) > 0.9  # by 128 bits
 
     # What holds is not compiled again; what failed, or belongs to other code, is.
     lost = [rows[0] | {"key": "other code"}, rows[1] | {"fails": "spills 8 bytes"}, *rows[2:]]

@@ -75,5 +75,5 @@ def kernel(a, b, n):
     function = ast.parse(source).body[0]
     loop = function.body[1]
     live = live_names(function)[id(loop)]
-    assert live.turning == {"x", "z", "b", "n"}
+    assert live.at_head == {"x", "z", "b", "n"}
     assert live.after == {"z"}

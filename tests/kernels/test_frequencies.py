@@ -27,7 +27,7 @@ def test_half_grid_holds_every_frequency_once(size):
     assert len(own) == 2**even
     assert grid.points == len(everything)
     numbers = torch.arange(torch.tensor(grid.shape).prod()).view(grid.shape)
-    for here, there in zip(grid.plane, grid.mirrored, strict=True):
+    for here, there in zip(grid.boundary, grid.mirrored, strict=True):
         k = tuple((numbers == here).nonzero()[0].tolist())
         assert numbers[negative(k)] == there
 
@@ -49,7 +49,7 @@ def test_lookup_sends_every_bin_to_the_matrix_of_its_frequency(size):
         own = number - grid.paired
         assert matrix[bins[k]] == (number if own < 0 else -1 - own)
         assert source[bins[k]] == bins[k]
-    for here, there in zip(grid.plane, grid.mirrored, strict=True):
+    for here, there in zip(grid.boundary, grid.mirrored, strict=True):
         assert (source[there], matrix[there]) == (here, matrix[here])
     plain = frequencies(size, real=False)
     assert all(t.tolist() == list(range(plain.points)) for t in plain.lookup())

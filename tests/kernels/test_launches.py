@@ -84,16 +84,16 @@ def test_large_matrices(launches, passes, kind, k, middle):
     assert passes(gradient) == (2, 0)
     launches.clear()
     retract_(weight, left, right, "exp")
-    assert names(launches) == ["adjoint_product", middle, "turn_rows"]
+    assert names(launches) == ["adjoint_product", middle, "rotate_rows"]
     assert passes(weight) == (2, 1)  # 3 n^2 numbers
 
 
 @pytest.mark.interpreter_only
 def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
     weight, left, right = init.haar_(torch.empty(1, 140, 140)), *torch.randn(2, 1, 140, 1)
-    with tuning.using({"turn_rows": Config(4, 32, 4)}):
+    with tuning.using({"rotate_rows": Config(4, 32, 4)}):
         retract_(weight, left, right, "exp")
-    assert names(launches) == ["adjoint_product", "plane_basis", "turn_rows"]
+    assert names(launches) == ["adjoint_product", "plane_basis", "rotate_rows"]
     assert passes(weight) == (3, 1)  # the third from cache
 
 

@@ -5,7 +5,7 @@ import torch
 
 from projunn_kernels import rank_update_
 from projunn_kernels.rank_update import reference
-from projunn_kernels.rank_update.eager import turn_rows_
+from projunn_kernels.rank_update.eager import rotate_rows_
 from tests.dense import precise, roundoff
 
 
@@ -37,5 +37,5 @@ def test_rows_turned_in_blocks(monkeypatch, block):
     monkeypatch.setattr("projunn_kernels.rank_update.eager._BLOCK", block)
     w, q, t = (torch.randn(s, dtype=torch.float64) for s in ((7, 9), (9, 2), (9, 2)))
     expected = w + w @ q @ t.mT
-    turn_rows_(w, q, t)
+    rotate_rows_(w, q, t)
     torch.testing.assert_close(w, expected)

@@ -109,7 +109,7 @@ def project(tensors, complex_, input_weight, input_bias):
     return x.unflatten(-1, (-1, 2)) if complex_ else x, h, w, b
 
 
-@pytest.fixture(params=["torch", "kernels"])
+@pytest.fixture(params=["torch", pytest.param("kernels", marks=pytest.mark.kernels)])
 def path(request):
     """The backend and the device of the PyTorch path, and of the kernels."""
     if request.param == "torch":

@@ -76,7 +76,7 @@ def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, laye
 @REAL_AND_COMPLEX
 @RANKS
 def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
-    """Its backward is two products each way and a basis, its step a retraction."""
+    """Its backward makes two products each way and a basis, by eight columns; its step retracts."""
     layer = BlockUnitaryLinear(3, 16, bias=False, dtype=kind, sketch_rank=k).to(kernels.device)
     optimizer = SGD(layer.parameters(), rank=k, polish_every=0)
     x = torch.randn(5, 48, dtype=kind, device=kernels.device)
@@ -92,7 +92,7 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
         retraction = ["adjoint_product"] * 2 + ["product"] * 4 + ["rank_update"]
     else:
         middle, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
-        retraction = ["adjoint_product", middle, "turn_rows", warm]
+        retraction = ["adjoint_product", middle, "rotate_rows", warm]
     assert seen.kernels == retraction
 
 

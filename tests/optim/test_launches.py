@@ -56,7 +56,7 @@ def budget(k, m, n):
     if m > n:  # the columns of Q are padded to a power of two
         pushed = ["adjoint_product"] * -(-2 * k // 8)
         return [*factors, "product", basis, *pushed, "rank_update", warm]
-    return [*factors, "adjoint_product", basis, "turn_rows", warm]
+    return [*factors, "adjoint_product", basis, "rotate_rows", warm]
 
 
 @EVERY_RULE

@@ -109,10 +109,10 @@ def around(columns: int) -> tuple[int, ...]:
 def matrix_problem(name: str, largest_n: int | None = None) -> Callable[..., Problem | None]:
     """The ``problem`` of a kernel for matrices of any shape, or of up to ``largest_n`` columns."""
 
-    def problem(blocks: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
+    def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
         if k > min(m, n) or (largest_n is not None and not m <= n <= largest_n):
             return None
-        return Problem(name, pairs, k, m, n, blocks)
+        return Problem(name, pairs, k, m, n, matrices)
 
     return problem
 
@@ -133,14 +133,14 @@ def sizes(
     """Problems of the shapes (number of matrices, m, n), real and complex, of each rank that fits."""
     shapes = list(shapes)
     return [
-        Problem(name, pairs, k, m, n, blocks)
+        Problem(name, pairs, k, m, n, matrices)
         for pairs in (False, True)
         for k in ranks
-        for blocks, m, n in shapes
+        for matrices, m, n in shapes
         if k <= min(m, n)
     ]
 
 
-def squares(name: str, *lengths: int, blocks: int = 1) -> list[Problem]:
-    """`sizes` of square matrices, ``blocks`` of each size."""
-    return sizes(name, [(blocks, n, n) for n in lengths])
+def squares(name: str, *lengths: int, matrices: int = 1) -> list[Problem]:
+    """`sizes` of square matrices, ``matrices`` of each size."""
+    return sizes(name, [(matrices, n, n) for n in lengths])

@@ -122,7 +122,7 @@ class Kernel:
         variants: the options of a launch beside its problem, each with all of its values.
         allowed: tells which combinations of a problem and a variant exist.
         candidates: gives the configurations that the autotuner tries; None if the kernel is not tuned.
-        problem: makes the problem of ``blocks`` matrices m x n, rank k, real or complex (``pairs``);
+        problem: makes the problem of ``matrices`` matrices m x n, rank k, real or complex (``pairs``);
             None if the kernel takes no such matrices.
         standard: the problems that are tuned if the user names none, real and complex.
         compiled: the problems that stand for all others where kernels are compiled ahead of time.  The
@@ -142,7 +142,7 @@ class Kernel:
     problem: Callable[[int, int, int, int, bool], Problem | None] | None = None
     standard: Sequence[Problem] = ()
     compiled: Sequence[Problem] = ()
-    numbers: Callable[[Problem], int] = lambda problem: problem.blocks * problem.m * problem.n
+    numbers: Callable[[Problem], int] = lambda problem: problem.matrices * problem.m * problem.n
     passed: Callable[[Problem, Variant], Sequence[Any]] = lambda problem, variant: ()
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ _BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b
 class Config:
     """A launch: tiles of rows x columns numbers, warps a program.
 
-    ``hold``: (turn_rows) whole rows stay in registers; (recurrence) W does, for all of time.
+    ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W does, for all of time.
     ``depth``, ``stages``: (recurrence) rows of a panel of W, and how many are in flight.
     """
 
@@ -31,10 +31,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a configuration is chosen for: ``blocks`` matrices m x n, rank k.
+    """What a configuration is chosen for: ``matrices`` matrices m x n, rank k.
 
     Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a spectral
-    product: k images, spectra of complex signals if ``pairs``, ``blocks`` frequencies.
+    product: k images, spectra of complex signals if ``pairs``, ``matrices`` frequencies.
     """
 
     operation: str
@@ -42,7 +42,7 @@ class Problem:
     k: int
     m: int
     n: int
-    blocks: int
+    matrices: int
 
     @property
     def columns(self) -> int:
@@ -63,9 +63,9 @@ class Problem:
     def bucket(self) -> str:
         """The key of a table."""
         kind = "complex" if self.pairs else "real"
-        blocks = min(power_of_two(self.blocks), 1024)
+        matrices = min(power_of_two(self.matrices), 1024)
         size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
-        return f"{self.operation}/{kind}/k{self.columns}/{size}/b{blocks}"
+        return f"{self.operation}/{kind}/k{self.columns}/{size}/b{matrices}"
 
     @classmethod
     def of_bucket(cls, bucket: str) -> "Problem":
@@ -77,8 +77,8 @@ class Problem:
         match = _BUCKET.fullmatch(bucket)
         if match is None:
             raise ValueError(f"{bucket[:80]!r} names no bucket")
-        k, m, n, blocks = (int(number) for number in match.groups()[2:])
-        return cls(match[1], match[2] == "complex", k, m, n, blocks)
+        k, m, n, matrices = (int(number) for number in match.groups()[2:])
+        return cls(match[1], match[2] == "complex", k, m, n, matrices)
 
 
 @dataclass(frozen=True)

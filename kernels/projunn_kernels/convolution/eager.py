@@ -64,12 +64,12 @@ def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tup
     inner = x[..., grid.inner]
     axes = (*range(2, x.ndim), 0, 1)
     source = inner.conj() if conjugate else inner
-    count = grid.paired - len(grid.plane)
+    count = grid.paired - len(grid.boundary)
     paired[:count].view(*grid.inner_shape, batch, n).copy_(source.permute(axes))
-    plane, _, own = index(grid.size, bool(grid.own), x.device)
+    boundary, _, own = index(grid.size, bool(grid.own), x.device)
     flat = x.flatten(2)
-    if len(grid.plane):
-        chosen = flat[..., plane]
+    if len(grid.boundary):
+        chosen = flat[..., boundary]
         paired[count:].copy_((chosen.conj_physical() if conjugate else chosen).permute(2, 0, 1))
     return paired, flat[..., own].real.permute(2, 0, 1).contiguous()
 
@@ -79,12 +79,12 @@ def _scatter_bins(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
     _, batch, m = paired.shape
     result = paired.new_empty(batch, m, *grid.shape)
     axes = (-2, -1, *range(len(grid.shape)))
-    count = grid.paired - len(grid.plane)
+    count = grid.paired - len(grid.boundary)
     result[..., grid.inner].copy_(paired[:count].view(*grid.inner_shape, batch, m).permute(axes))
     if grid.own:
-        plane, mirrored, selves = index(grid.size, True, paired.device)
+        boundary, mirrored, selves = index(grid.size, True, paired.device)
         flat, values = result.flatten(2), paired[count:].permute(1, 2, 0)
-        flat[..., plane] = values
+        flat[..., boundary] = values
         flat[..., mirrored] = values.conj_physical()
         flat[..., selves] = own.permute(1, 2, 0).to(paired.dtype)
     return result
@@ -93,6 +93,6 @@ def _scatter_bins(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
 @lru_cache(maxsize=256)
 def index(size: tuple[int, ...], real: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     grid = frequencies(size, real)
-    bins = (grid.plane, grid.mirrored, grid.own)
-    plane, mirrored, own = (torch.tensor(b, dtype=torch.long, device=device) for b in bins)
-    return plane, mirrored, own
+    bins = (grid.boundary, grid.mirrored, grid.own)
+    boundary, mirrored, own = (torch.tensor(b, dtype=torch.long, device=device) for b in bins)
+    return boundary, mirrored, own

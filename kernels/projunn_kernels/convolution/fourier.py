@@ -249,10 +249,10 @@ def _setup_second(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _second_backward(
     ctx: Any,
-    turn_input: Tensor | None,
-    turn_weight: Tensor | None,
-    turn_own: Tensor | None,
-    turn_bias: Tensor | None,
+    tangent_input: Tensor | None,
+    tangent_weight: Tensor | None,
+    tangent_own: Tensor | None,
+    tangent_bias: Tensor | None,
 ) -> tuple[Any, ...]:
     """Gradients of <u, dx> + <V, dW> + <v, db>, which is linear in dy, in x, and in W.
 
@@ -263,25 +263,25 @@ def _second_backward(
     grad, spectrum, weight, own_weight = ctx.saved_tensors
     size, real = ctx.size, own_weight is not None
     by_grad, by_spectrum, by_weight, by_own = None, None, None, None
-    if turn_input is not None and ctx.wanted[0]:
-        by_grad, turned = fourier_convolution(turn_input, weight, own_weight, None, size)
+    if tangent_input is not None and ctx.wanted[0]:
+        by_grad, transformed = fourier_convolution(tangent_input, weight, own_weight, None, size)
         only_weights = [False, True, False]
         _, by_weight, own, _ = fourier_convolution_backward(
-            grad, turned, weight, own_weight, size, only_weights
+            grad, transformed, weight, own_weight, size, only_weights
         )
         by_own = own if real else None
-    if ctx.wanted[1] and (turn_weight is not None or turn_own is not None):
-        v = torch.zeros_like(weight) if turn_weight is None else turn_weight
+    if ctx.wanted[1] and (tangent_weight is not None or tangent_own is not None):
+        v = torch.zeros_like(weight) if tangent_weight is None else tangent_weight
         v_own = None
         if own_weight is not None:
-            v_own = torch.zeros_like(own_weight) if turn_own is None else turn_own
+            v_own = torch.zeros_like(own_weight) if tangent_own is None else tangent_own
         along = _inverse(spectral_product(spectrum, v, v_own, size, False), size, real)
         by_grad = along if by_grad is None else by_grad + along
         product = spectral_product(_transform(grad, size, real), v, v_own, size, True)
         points = frequencies(tuple(size), real).points
         by_spectrum = product * counts(product, size, real, 1 / points)
-    if turn_bias is not None and ctx.wanted[2]:
-        every = turn_bias.view(-1, *(1 for _ in size), *turn_bias.shape[1:]).expand_as(grad)
+    if tangent_bias is not None and ctx.wanted[2]:
+        every = tangent_bias.view(-1, *(1 for _ in size), *tangent_bias.shape[1:]).expand_as(grad)
         by_grad = every if by_grad is None else by_grad + every
     return by_grad, by_spectrum, by_weight, by_own, None, None
 

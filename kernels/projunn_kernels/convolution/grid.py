@@ -29,7 +29,7 @@ class Frequencies:
         size: points along each axis of the signal.
         shape: the spectrum's axes: ``size``, or the half grid of real signals.
         first, last: the slice of the last axis that is off the planes; all of it for complex signals.
-        plane: flat numbers of the paired bins on the planes.
+        boundary: flat numbers of the paired bins on the planes.
         mirrored: flat numbers of their partners, in the same order.
         own: flat numbers of the self-conjugate bins; the zero frequency is the first.
     """
@@ -38,7 +38,7 @@ class Frequencies:
     shape: tuple[int, ...]
     first: int
     last: int
-    plane: tuple[int, ...]
+    boundary: tuple[int, ...]
     mirrored: tuple[int, ...]
     own: tuple[int, ...]
 
@@ -60,7 +60,7 @@ class Frequencies:
     @property
     def paired(self) -> int:
         """How many matrices are free and complex."""
-        return prod(self.inner_shape) + len(self.plane)
+        return prod(self.inner_shape) + len(self.boundary)
 
     @property
     def bins(self) -> int:
@@ -79,7 +79,7 @@ class Frequencies:
         inner = prod(self.inner_shape)
         grid = matrix.view(self.shape)
         grid[..., self.inner] = torch.arange(inner, dtype=torch.int32).view(self.inner_shape)
-        for number, (bin, partner) in enumerate(zip(self.plane, self.mirrored, strict=True), inner):
+        for number, (bin, partner) in enumerate(zip(self.boundary, self.mirrored, strict=True), inner):
             matrix[bin] = matrix[partner] = number
             source[partner] = bin
         for number, bin in enumerate(self.own):
@@ -90,7 +90,7 @@ class Frequencies:
         """Integer wavenumbers of the paired bins and then of the own bins, (paired + own, axes)."""
         grid = torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).view(*self.shape, -1)
         inner = grid[..., self.inner, :].reshape(-1, len(self.size))
-        rest = torch.tensor((*self.plane, *self.own), dtype=torch.long)
+        rest = torch.tensor((*self.boundary, *self.own), dtype=torch.long)
         return torch.cat([inner, grid.view(-1, len(self.size))[rest]])
 
 
@@ -101,17 +101,17 @@ def frequencies(size: tuple[int, ...], real: bool) -> Frequencies:
         return Frequencies(size, size, 0, size[-1], (), (), ())
     *outer, last = size
     shape = (*outer, last // 2 + 1)
-    plane, mirrored, own = [], [], []
+    boundary, mirrored, own = [], [], []
     for index in product(*(range(n) for n in outer), {0, last // 2} if last % 2 == 0 else {0}):
         partner = (*((-k) % n for k, n in zip(index, outer, strict=False)), index[-1])
         here, there = _flat(index, shape), _flat(partner, shape)
         if here == there:
             own.append(here)
         elif here < there:
-            plane.append(here)
+            boundary.append(here)
             mirrored.append(there)
     inner = 1, 1 + (last - 1) // 2
-    return Frequencies(size, shape, *inner, tuple(plane), tuple(mirrored), tuple(sorted(own)))
+    return Frequencies(size, shape, *inner, tuple(boundary), tuple(mirrored), tuple(sorted(own)))
 
 
 def _flat(index: tuple[int, ...], shape: tuple[int, ...]) -> int:

@@ -18,7 +18,7 @@ def spectral_product(
     for k, matrix in zip(grid.wavenumbers().tolist(), matrices, strict=True):
         result[:, :, *k] = spectrum[:, :, *k] @ matrix.mT
     flat = result.flatten(2)
-    flat[..., list(grid.mirrored)] = flat[..., list(grid.plane)].conj()
+    flat[..., list(grid.mirrored)] = flat[..., list(grid.boundary)].conj()
     return result
 
 

@@ -99,10 +99,10 @@ def _folded(cotangent: Tensor, size: list[int], real: bool) -> Tensor:
     grid = frequencies(tuple(size), real)
     if not grid.mirrored:
         return cotangent
-    plane, mirrored, _ = index(grid.size, True, cotangent.device)
+    boundary, mirrored, _ = index(grid.size, True, cotangent.device)
     flat = cotangent.flatten(2, -2)
-    turned = flat[:, :, mirrored] * flat.new_tensor([1.0, -1.0])
-    return flat.index_add(2, plane, turned).view_as(cotangent)
+    conjugated = flat[:, :, mirrored] * flat.new_tensor([1.0, -1.0])
+    return flat.index_add(2, boundary, conjugated).view_as(cotangent)
 
 
 def _setup_product(ctx: Any, inputs: Any, output: Any) -> None:
@@ -127,12 +127,12 @@ def _setup_gradient(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(grad, spectrum)
 
 
-def _gradient_backward(ctx: Any, turn: Tensor, turn_own: Tensor) -> tuple[Any, ...]:
+def _gradient_backward(ctx: Any, tangent: Tensor, tangent_own: Tensor) -> tuple[Any, ...]:
     grad, spectrum = ctx.saved_tensors
-    own = turn_own if ctx.real else None
+    own = tangent_own if ctx.real else None
     share = counts(grad, ctx.size, ctx.real, ctx.scale)
-    by_grad = spectral_product(spectrum, turn, own, ctx.size, False) * share
-    by_spectrum = spectral_product(grad, turn, own, ctx.size, True) * share
+    by_grad = spectral_product(spectrum, tangent, own, ctx.size, False) * share
+    by_spectrum = spectral_product(grad, tangent, own, ctx.size, True) * share
     return by_grad, by_spectrum, None, None, None
 
 

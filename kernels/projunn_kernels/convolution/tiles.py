@@ -30,8 +30,8 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _problem(name: str) -> Callable[..., Problem | None]:
-    def problem(blocks: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
-        return Problem(name, pairs, _IMAGES, m, n, blocks) if blocks > 1 else None
+    def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
+        return Problem(name, pairs, _IMAGES, m, n, matrices) if matrices > 1 else None
 
     return problem
 
@@ -54,7 +54,7 @@ def _line(problem: Problem) -> tuple[list[int], bool]:
     An even number of points, if they are real, so that there are two self-conjugate bins.
     """
     real = not problem.pairs
-    return [max(1, 2 * (problem.blocks - 1)) if real else problem.blocks], real
+    return [max(1, 2 * (problem.matrices - 1)) if real else problem.matrices], real
 
 
 def _product_case(problem: Problem, inputs: Inputs, *, adjoint: bool, precision: str) -> Case:
@@ -71,7 +71,7 @@ def _product_case(problem: Problem, inputs: Inputs, *, adjoint: bool, precision:
         return [eager.spectral_product(**tensors, size=size, adjoint=adjoint)]
 
     tensors = {
-        "spectrum": inputs.normal(p.k, p.m if adjoint else p.n, p.blocks, 2),
+        "spectrum": inputs.normal(p.k, p.m if adjoint else p.n, p.matrices, 2),
         "weight": inputs.normal(grid.paired, p.m, p.n, 2, scale=p.n**-0.5),
         "own_weight": inputs.normal(len(grid.own), p.m, p.n, scale=p.n**-0.5) if real else None,
     }
@@ -94,8 +94,8 @@ def _gradient_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
         return [gradient for gradient in gradients if gradient.numel()]
 
     tensors = {
-        "grad": inputs.normal(p.k, p.m, p.blocks, 2),
-        "spectrum": inputs.normal(p.k, p.n, p.blocks, 2),
+        "grad": inputs.normal(p.k, p.m, p.matrices, 2),
+        "spectrum": inputs.normal(p.k, p.n, p.matrices, 2),
     }
     return Case(tensors, launch, in_eager)
 
@@ -103,7 +103,7 @@ def _gradient_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
 def _numbers(problem: Problem) -> int:
     """Two spectra and the matrices, complex at every frequency."""
     p = problem
-    return 2 * p.blocks * (p.k * (p.m + p.n) + p.m * p.n) // p.width
+    return 2 * p.matrices * (p.k * (p.m + p.n) + p.m * p.n) // p.width
 
 
 SPECTRAL_PRODUCT = Kernel(

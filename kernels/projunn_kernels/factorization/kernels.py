@@ -29,8 +29,8 @@ def orthonormal_kernel(
 ):
     """``orth`` of the columns whose partial sums are given, (k, n): Cholesky of the Gram matrix, twice.
 
-    One program a matrix.  k = 1 is a division by the norm.  Columns that depend on those before them
-    come out zero: both factors are applied at once, and would blow rounding up to any size.
+    One program a matrix.  k = 1 is a division by the norm.  Columns that depend on those before
+    them come out zero: both factors are applied at once, and would blow rounding up to any size.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(0).to(tl.int64)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, contiguous_blocks
+from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.configs.problem import Problem, power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization import orthonormalize
@@ -18,7 +18,7 @@ from projunn_kernels.products.launch import (
 
 def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
     """`projunn_kernels.factor` of tensors as users have them."""
-    matrices, start = contiguous_blocks(matrix), as_blocks(basis)
+    matrices, start = contiguous_matrices(matrix), as_matrices(basis)
     if basis.shape[-1] <= MAX_RANK:
         left, right = factor(matrices, start, active)
     else:
@@ -36,7 +36,7 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
 
 def orthonormal_columns(columns: Tensor) -> Tensor:
     """`projunn_kernels.orthonormalize` of tensors as users have them, 1 < k <= MAX_RANK, k <= n."""
-    columns_first = as_columns(as_blocks(columns)).unsqueeze(1)
+    columns_first = as_columns(as_matrices(columns)).unsqueeze(1)
     return orthonormal(columns_first).mT.reshape(columns.shape)
 
 

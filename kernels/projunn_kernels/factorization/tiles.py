@@ -59,7 +59,9 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
     def in_eager(partial: Tensor) -> list[Tensor]:
         return projector(eager.orthonormalize(partial.sum(1).mT))
 
-    return Case({"partial": inputs.normal(p.blocks, splits, p.k, p.n, dtype=p.dtype)}, launch, in_eager)
+    return Case(
+        {"partial": inputs.normal(p.matrices, splits, p.k, p.n, dtype=p.dtype)}, launch, in_eager
+    )
 
 
 ORTHONORMAL = Kernel(
@@ -73,5 +75,5 @@ ORTHONORMAL = Kernel(
     problem=matrix_problem("orthonormal"),
     standard=large_matrices("orthonormal"),
     compiled=squares("orthonormal", 1024, 9, 16384),
-    numbers=lambda problem: 3 * problem.blocks * problem.k * problem.n,
+    numbers=lambda problem: 3 * problem.matrices * problem.k * problem.n,
 )

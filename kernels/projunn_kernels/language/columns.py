@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.small import column, row
+from projunn_kernels.language.small import SMALL, column, row
 
 
 @triton.jit
@@ -29,14 +29,22 @@ def combine(tr, ti, pr, pi, S: tl.constexpr, PAIRS: tl.constexpr):
     """The rows ``sum_j t[j, s] p_j``: columns p of a tall matrix, times T from the right."""
     qr = tl.zeros(pr.shape, tl.float64)
     qi = tl.zeros(pr.shape, tl.float64)
-    for j in range(S):
-        ar, br = row(tr, j, S)[:, None], row(pr, j, S)[None, :]
+    if S <= SMALL:
+        ar, br = tr[:, :, None], pr[:, None, :]
         if PAIRS:
-            ai, bi = row(ti, j, S)[:, None], row(pi, j, S)[None, :]
-            qr += ar * br - ai * bi
-            qi += ar * bi + ai * br
+            ai, bi = ti[:, :, None], pi[:, None, :]
+            qr, qi = tl.sum(ar * br - ai * bi, axis=0), tl.sum(ar * bi + ai * br, axis=0)
         else:
-            qr += ar * br
+            qr = tl.sum(ar * br, axis=0)
+    else:
+        for j in range(S):
+            ar, br = row(tr, j, S)[:, None], row(pr, j, S)[None, :]
+            if PAIRS:
+                ai, bi = row(ti, j, S)[:, None], row(pi, j, S)[None, :]
+                qr += ar * br - ai * bi
+                qi += ar * bi + ai * br
+            else:
+                qr += ar * br
     return qr, qi
 
 

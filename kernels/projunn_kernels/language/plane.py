@@ -55,7 +55,7 @@ def plane_basis(yr, yi, zr, zi, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def turned(q1r, q1i, q2r, q2i, ar, ai, br, bi, PAIRS: tl.constexpr):
+def rotated(q1r, q1i, q2r, q2i, ar, ai, br, bi, PAIRS: tl.constexpr):
     """``q1 conj(a) + q2 conj(b)``: a column of Q F^H."""
     if PAIRS:
         re = q1r * ar + q1i * ai + q2r * br + q2i * bi

@@ -16,6 +16,7 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 
 _SHIFT = tl.constexpr(1e-15)
+SMALL = tl.constexpr(4)  # Triton unrolls loops of so many turns
 
 
 @triton.jit
@@ -32,17 +33,25 @@ def row(x, j, S: tl.constexpr):
 
 @triton.jit
 def matmul(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """A B, as S outer products."""
+    """A B: S outer products; a small one is one sum, since loops that unroll fill the registers."""
     cr = tl.zeros((S, S), tl.float64)
     ci = tl.zeros((S, S), tl.float64)
-    for j in range(S):
-        xr, yr = column(ar, j, S)[:, None], row(br, j, S)[None, :]
+    if S <= SMALL:
+        xr, yr = ar[:, :, None], br[None, :, :]
         if PAIRS:
-            xi, yi = column(ai, j, S)[:, None], row(bi, j, S)[None, :]
-            cr += xr * yr - xi * yi
-            ci += xr * yi + xi * yr
+            xi, yi = ai[:, :, None], bi[None, :, :]
+            cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
         else:
-            cr += xr * yr
+            cr = tl.sum(xr * yr, axis=1)
+    else:
+        for j in range(S):
+            xr, yr = column(ar, j, S)[:, None], row(br, j, S)[None, :]
+            if PAIRS:
+                xi, yi = column(ai, j, S)[:, None], row(bi, j, S)[None, :]
+                cr += xr * yr - xi * yi
+                ci += xr * yi + xi * yr
+            else:
+                cr += xr * yr
     return cr, ci
 
 

@@ -22,7 +22,7 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 def _case(problem: Problem, inputs: Inputs) -> Case:
     p = problem
-    weight = inputs.unitary(p.blocks, p.m, p.n, p.dtype)
+    weight = inputs.unitary(p.matrices, p.m, p.n, p.dtype)
     if not inputs.hollow:
         weight *= 1.001
 

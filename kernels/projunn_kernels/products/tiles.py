@@ -22,7 +22,7 @@ def row_splits(problem: Problem, config: Config, device: Device) -> int:
 
     At least 64 rows each, so that the partial sums stay a few percent of the traffic.
     """
-    tiles = -(-problem.n // config.columns) * max(1, problem.blocks)
+    tiles = -(-problem.n // config.columns) * max(1, problem.matrices)
     wanted = -(-4 * device.processors // tiles)
     return max(1, min(wanted, problem.m // 64))
 
@@ -54,14 +54,14 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 def _matrix(problem: Problem, inputs: Inputs, dtype: object) -> Tensor:
     p = problem
-    own = p.dtype if p.pairs or dtype is None else dtype
-    return inputs.normal(p.blocks, p.m, p.n, dtype=own, scale=p.n**-0.5)  # type: ignore[arg-type]
+    matrix_dtype = p.dtype if p.pairs or dtype is None else dtype
+    return inputs.normal(p.matrices, p.m, p.n, dtype=matrix_dtype, scale=p.n**-0.5)  # type: ignore[arg-type]
 
 
 def _adjoint_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
     p = problem
-    listed = inputs.indices(p.blocks, active)
-    count = p.blocks if listed is None else len(listed)
+    listed = inputs.indices(p.matrices, active)
+    count = p.matrices if listed is None else len(listed)
 
     def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
         from projunn_kernels.products.launch import adjoint_partials
@@ -82,8 +82,8 @@ def _adjoint_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: o
 
 def _product_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
     p = problem
-    listed = inputs.indices(p.blocks, active)
-    count = p.blocks if listed is None else len(listed)
+    listed = inputs.indices(p.matrices, active)
+    count = p.matrices if listed is None else len(listed)
 
     def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
         from projunn_kernels.products.launch import product_columns

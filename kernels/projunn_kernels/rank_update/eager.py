@@ -6,12 +6,12 @@ than a GEMM with so short an inner dimension; more columns take one GEMM.
 
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, flattened, present
+from projunn_kernels.batches import as_matrices, flattened, present
 from projunn_kernels.products.eager import product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
 _MAX_PASSES = 4
-# A W of more numbers than the first is turned in blocks of rows of the second, which stay in cache.
+# A W of more numbers than the first is rotated in blocks of rows of the second, which stay in cache.
 _LARGE, _BLOCK = 1 << 23, 1 << 20
 
 
@@ -26,14 +26,14 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         weight[chosen] = _passes(part, left[active >= 0], right[active >= 0])
 
 
-def turn_rows_(weight: Tensor, basis: Tensor, turned: Tensor) -> None:
-    """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``turned``, both (*batch, n, r)."""
+def rotate_rows_(weight: Tensor, basis: Tensor, rotated: Tensor) -> None:
+    """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``rotated``, both (*batch, n, r)."""
     blocks = (weight,)
     few = not weight.is_complex() and basis.shape[-1] <= _MAX_PASSES
     if few and weight.ndim == 2 and weight.numel() > _LARGE:
         blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
     for rows in blocks:
-        _passes(rows, product(rows, basis), turned)
+        _passes(rows, product(rows, basis), rotated)
 
 
 def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -47,5 +47,5 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return weight.addmm_(left, right.mH)
     if weight.numel() > 0:
         with flattened(weight) as matrices:
-            matrices.baddbmm_(as_blocks(left), as_blocks(right).mH)
+            matrices.baddbmm_(as_matrices(left), as_matrices(right).mH)
     return weight

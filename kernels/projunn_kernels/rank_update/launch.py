@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, flattened
+from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.launching import (
@@ -20,7 +20,7 @@ from projunn_kernels.rank_update.kernels import rank_update_kernel
 def update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:
     """`projunn_kernels.rank_update_` of tensors as users have them."""
     with flattened(weight) as matrices:
-        rank_update(matrices, as_blocks(left), as_blocks(right), active)
+        rank_update(matrices, as_matrices(left), as_matrices(right), active)
 
 
 def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:

@@ -35,8 +35,8 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
-    p, listed = problem, inputs.indices(problem.blocks, active)
-    count = p.blocks if listed is None else len(listed)
+    p, listed = problem, inputs.indices(problem.matrices, active)
+    count = p.matrices if listed is None else len(listed)
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
         from projunn_kernels.rank_update.launch import rank_update
@@ -49,7 +49,7 @@ def _case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
         return [weight]
 
     tensors = {
-        "weight": inputs.normal(p.blocks, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
+        "weight": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "left": inputs.normal(count, p.m, p.k, dtype=p.dtype, scale=p.m**-0.5),
         "right": inputs.normal(count, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
         "active": listed,
@@ -69,5 +69,5 @@ RANK_UPDATE = Kernel(
     standard=large_matrices("rank_update"),
     # The step of a tall matrix updates it by twice its rank, and an update has any rank.
     compiled=squares("rank_update", 1024, 9, 16384) + sizes("rank_update", [(1, 1024, 1024)], (16, 32)),
-    numbers=lambda problem: 2 * problem.blocks * problem.m * problem.n,
+    numbers=lambda problem: 2 * problem.matrices * problem.m * problem.n,
 )

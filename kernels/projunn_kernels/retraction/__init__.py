@@ -7,7 +7,7 @@ factors have A in place of the batch; negative entries stand for nothing.  Tall 
 the mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I + Q F Q^H).
 
 On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read off W in one pass; Q, E
-and F are made by one program a matrix; and rows of W are turned in registers, one read and one write.
+and F are made by one program a matrix; and rows of W are rotated in registers, one read and one write.
 """
 
 from typing import Any

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import known_to_hold, present
+from projunn_kernels.batches import present, surely_all
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.rank_update import rank_update_
-from projunn_kernels.rank_update.eager import turn_rows_
+from projunn_kernels.rank_update.eager import rotate_rows_
 from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
@@ -36,36 +36,36 @@ def _retract_all(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -
     dtype = weight.dtype
     tall = weight.shape[-2] > weight.shape[-1]
     pulled = product(weight, right) if tall else adjoint_product(weight, left)
-    turned, basis, taken = turned_basis(left if tall else right, pulled, retraction, dtype)
+    rotated, basis, taken = rotated_basis(left if tall else right, pulled, retraction, dtype)
     if tall:
-        rank_update_(weight, turned, adjoint_product(weight, basis))
+        rank_update_(weight, rotated, adjoint_product(weight, basis))
     else:
-        turn_rows_(weight, basis, turned)
+        rotate_rows_(weight, basis, rotated)
     return taken
 
 
-def turned_basis(
-    own: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
+def rotated_basis(
+    factor: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
-    if own.shape == (own.shape[0], 1) and dtype == torch.float32 and not on_device(own):
-        plane = _turned_plane(own, pulled, retraction)
+    if factor.shape == (factor.shape[0], 1) and dtype == torch.float32 and not on_device(factor):
+        plane = _rotated_plane(factor, pulled, retraction)
         if plane is not None:
             return *plane, torch.tensor(True)
-    q, e = step_basis(own, pulled)
+    q, e = step_basis(factor, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    if not known_to_hold(taken):
+    if not surely_all(taken):
         q = torch.where(taken[..., None, None], q, 0.0)
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
 
 
-def _turned_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
+def _rotated_plane(factor: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
     """Q F^T and Q of one real step of rank one, or None if that takes more care.
 
     All 2 x 2 is in Python's floats, with Q from the inner products of y and z in place of Gram-Schmidt:
     in float64 good to 1e-13 where the angle between them is above 1e-3.
     """
-    vectors = torch.cat([own.mT, pulled.mT]).double()
+    vectors = torch.cat([factor.mT, pulled.mT]).double()
     (yy, yz), (_, zz) = (vectors @ vectors.mT).tolist()
     a = sqrt(yy) if 0 < yy < inf else nan
     b = yz / a
@@ -73,10 +73,10 @@ def _turned_plane(own: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor,
     if not 1e-6 * zz < rest < inf:  # nor if there is a NaN
         return None
     c = sqrt(rest)
-    f = plane_rotation(a * b, 0.0, a * c, 0.0, retraction, torch.finfo(own.dtype).eps)
+    f = plane_rotation(a * b, 0.0, a * c, 0.0, retraction, torch.finfo(factor.dtype).eps)
     if f is None:
         return None
     q = ((1 / a, 0.0), (-b / (a * c), 1 / c))  # columns, of coefficients of y and z
-    turned = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
-    rows = (torch.tensor([*turned, *q], dtype=torch.float64) @ vectors).to(own.dtype)
+    rotated = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
+    rows = (torch.tensor([*rotated, *q], dtype=torch.float64) @ vectors).to(factor.dtype)
     return rows[:2].mT, rows[2:].mT

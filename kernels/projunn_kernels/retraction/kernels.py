@@ -1,10 +1,10 @@
 """A retraction of large matrices, after the pass over W that made Z = W^H X.
 
     plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
-    turn_rows            W += (W Q) T^H                                 one read and one write of W
+    rotate_rows            W += (W Q) T^H                                 one read and one write of W
 
 Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
-and go through registers in chunks of BN.  Sums are float64.  A program of `turn_rows` keeps whole rows
+and go through registers in chunks of BN.  Sums are float64.  A program of `rotate_rows` keeps whole rows
 of W in registers where they fit (HOLD).  Where they do not it reads them twice, the second time from
 cache.
 """
@@ -15,7 +15,7 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, step_matrix
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import TINY, dot, turned
+from projunn_kernels.language.plane import TINY, dot, rotated
 from projunn_kernels.language.plane import product as scaled
 from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation
 from projunn_kernels.language.tiles import (
@@ -29,11 +29,11 @@ from projunn_kernels.language.tiles import (
 
 
 @triton.jit
-def _places(right, partial, basis, turned_basis, n, k, splits, S: tl.constexpr, PAIRS: tl.constexpr):
+def _places(right, partial, basis, rotated_basis, n, k, splits, S: tl.constexpr, PAIRS: tl.constexpr):
     """Where a matrix' Y (k, n), partial sums of Z (splits, k, n), Q and Q F^H (S, n) begin."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     at = tl.program_id(0).to(tl.int64) * n * WIDTH
-    return right + at * k, partial + at * splits * k, basis + at * S, turned_basis + at * S
+    return right + at * k, partial + at * splits * k, basis + at * S, rotated_basis + at * S
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def plane_basis_kernel(
     right,
     partial,
     basis,
-    turned_basis,
+    rotated_basis,
     taken_mask,
     n,
     splits,
@@ -56,12 +56,12 @@ def plane_basis_kernel(
     PAIRS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``turned_basis``.
+    """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``rotated_basis``.
 
     One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    y, source, q, t = _places(right, partial, basis, turned_basis, n, 1, splits, 2, PAIRS)
+    y, source, q, t = _places(right, partial, basis, rotated_basis, n, 1, splits, 2, PAIRS)
     yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
     for first in range(0, n, BN):
         yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
@@ -107,8 +107,8 @@ def plane_basis_kernel(
         sr, si = scaled(yr, yi, br, bi, PAIRS)
         zr = tl.where(taken, (zr - sr) * shrink, 0.0)
         zi = tl.where(taken, (zi - si) * shrink, 0.0)
-        t1r, t1i = turned(yr, yi, zr, zi, f11r * used, f11i * used, f12r * used, f12i * used, PAIRS)
-        t2r, t2i = turned(yr, yi, zr, zi, f21r * used, f21i * used, f22r * used, f22i * used, PAIRS)
+        t1r, t1i = rotated(yr, yi, zr, zi, f11r * used, f11i * used, f12r * used, f12i * used, PAIRS)
+        t2r, t2i = rotated(yr, yi, zr, zi, f21r * used, f21i * used, f22r * used, f22i * used, PAIRS)
         tl.debug_barrier()
         store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
         store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
@@ -121,7 +121,7 @@ def basis_kernel(
     right,
     partial,
     basis,
-    turned_basis,
+    rotated_basis,
     taken_mask,
     n,
     k,
@@ -135,7 +135,7 @@ def basis_kernel(
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
-    y, source, q, t = _places(right, partial, basis, turned_basis, n, k, splits, S, PAIRS)
+    y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, S, PAIRS)
     for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
         yr, yi = load_columns(y, first, n, k, BN, K, PAIRS)
         zr, zi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
@@ -174,10 +174,10 @@ def basis_kernel(
 
 
 @triton.jit
-def turn_rows_kernel(
+def rotate_rows_kernel(
     weight,
     basis,
-    turned_basis,
+    rotated_basis,
     taken_mask,
     active,
     m,
@@ -202,7 +202,7 @@ def turn_rows_kernel(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     w = weight + index * m * n * WIDTH
     q = basis + slot * S * n * WIDTH
-    t = turned_basis + slot * S * n * WIDTH
+    t = rotated_basis + slot * S * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     if HOLD:
         wr, wi = load_tile(w, rows, 0, m, n, BN, PAIRS)

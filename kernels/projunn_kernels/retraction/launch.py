@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, flattened
+from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.launching import (
@@ -25,8 +25,8 @@ from projunn_kernels.products.launch import (
     product_columns,
 )
 from projunn_kernels.rank_update.launch import rank_update
-from projunn_kernels.retraction.eager import turned_basis
-from projunn_kernels.retraction.kernels import basis_kernel, plane_basis_kernel, turn_rows_kernel
+from projunn_kernels.retraction.eager import rotated_basis
+from projunn_kernels.retraction.kernels import basis_kernel, plane_basis_kernel, rotate_rows_kernel
 from projunn_kernels.retraction.rotations import named
 
 
@@ -44,31 +44,31 @@ def retract(
     batch = weight.shape[:-2] if active is None else active.shape
     if weight.numel() == 0 or batch.numel() == 0:
         return torch.ones(batch, dtype=torch.bool, device=weight.device)
-    x, y = as_blocks(left), as_blocks(right)
+    x, y = as_matrices(left), as_matrices(right)
     with flattened(weight) as matrices:
         few = left.shape[-1] <= MAX_RANK and named(retraction).kernels is not None
-        turn_any = turn if few else _turn_by_products
-        return turn_any(matrices, x, y, retraction, active).reshape(batch)
+        retract_any = retract_few if few else _retract_by_products
+        return retract_any(matrices, x, y, retraction, active).reshape(batch)
 
 
-def _turn_by_products(
+def _retract_by_products(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None
 ) -> Tensor:
-    """`turn` for any rank: the passes over W are launches, what is between them is PyTorch."""
+    """`retract_few` for any rank: the passes over W are launches, what is between them is PyTorch."""
     tall = weight.shape[-2] > weight.shape[-1]
     if tall:
-        own, pulled = left, product(weight, right, active)
+        factor, pulled = left, product(weight, right, active)
     else:
-        own, pulled = right, adjoint_product(weight, left, active)
-    turned, basis, taken = turned_basis(own, pulled, retraction, weight.dtype)
+        factor, pulled = right, adjoint_product(weight, left, active)
+    rotated, basis, taken = rotated_basis(factor, pulled, retraction, weight.dtype)
     if tall:
-        rank_update(weight, turned, adjoint_product(weight, basis, active), active)
+        rank_update(weight, rotated, adjoint_product(weight, basis, active), active)
     else:
-        rank_update(weight, product(weight, basis, active), turned, active)
+        rank_update(weight, product(weight, basis, active), rotated, active)
     return taken
 
 
-def turn(
+def retract_few(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:
     """Retract ``W + X Y^H`` in place, k <= MAX_RANK; the mask (A,) of the steps taken.
@@ -78,19 +78,19 @@ def turn(
     tall = weight.shape[-2] > weight.shape[-1]
     x, y = as_columns(left), as_columns(right)
     if tall:
-        own, pulled = x, product_columns(weight, y, active).unsqueeze(1)
+        factor, pulled = x, product_columns(weight, y, active).unsqueeze(1)
     else:
-        own, pulled = y, adjoint_partials(weight, x, active)
+        factor, pulled = y, adjoint_partials(weight, x, active)
     count, splits, k, length = pulled.shape
     rank = power_of_two(k)
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=weight.device)
     config = configured("basis", weight, k, count, retraction=retraction)
     arguments = {
-        "right": floats(own),
+        "right": floats(factor),
         "partial": floats(pulled),
         "basis": floats(q),
-        "turned_basis": floats(t),
+        "rotated_basis": floats(t),
         "taken_mask": taken,
         "n": length,
         "splits": splits,
@@ -106,21 +106,21 @@ def turn(
     if tall:
         rank_update(weight, t.mT, adjoint_product(weight, q.mT, active), active)
     else:
-        turn_rows(weight, q, t, taken, active)
+        rotate_rows(weight, q, t, taken, active)
     return taken.bool()
 
 
-def turn_rows(weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Tensor | None) -> None:
+def rotate_rows(weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Tensor | None) -> None:
     """``W += (W Q) T^H`` from Q and T as (A, S, n), in place where ``taken``."""
     count, s, n = q.shape
     m = weight.shape[-2]
-    config = configured("turn_rows", weight, s // 2, count, active=active is not None)
+    config = configured("rotate_rows", weight, s // 2, count, active=active is not None)
     launch(
-        turn_rows_kernel,
+        rotate_rows_kernel,
         (-(-m // config.rows), count),
         weight=floats(weight),
         basis=floats(q),
-        turned_basis=floats(t),
+        rotated_basis=floats(t),
         taken_mask=taken,
         active=active_list(taken, active),
         m=m,

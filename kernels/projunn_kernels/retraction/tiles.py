@@ -24,9 +24,9 @@ def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str) -> Case:
     p = problem
 
     def launch(weight: Tensor, left: Tensor, right: Tensor) -> list[Tensor]:
-        from projunn_kernels.retraction.launch import turn
+        from projunn_kernels.retraction.launch import retract_few
 
-        taken = turn(weight, left, right, retraction)
+        taken = retract_few(weight, left, right, retraction)
         return [weight, taken.to(weight.dtype)]
 
     def in_eager(weight: Tensor, left: Tensor, right: Tensor) -> list[Tensor]:
@@ -34,9 +34,9 @@ def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str) -> Case:
         return [weight, taken.to(weight.dtype)]
 
     tensors = {
-        "weight": inputs.unitary(p.blocks, p.m, p.n, p.dtype),
-        "left": inputs.normal(p.blocks, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5),
-        "right": inputs.normal(p.blocks, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
+        "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
+        "left": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5),
+        "right": inputs.normal(p.matrices, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
     }
     return Case(tensors, launch, in_eager, changed=("weight",))
 
@@ -69,16 +69,16 @@ def _small_rows(problem: Problem, config: Config) -> Problem:
 
 
 def _rows_case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
-    p, listed = problem, inputs.indices(problem.blocks, active)
-    count, s = p.blocks if listed is None else len(listed), 2 * p.columns
+    p, listed = problem, inputs.indices(problem.matrices, active)
+    count, s = p.matrices if listed is None else len(listed), 2 * p.columns
     taken = inputs.full(1.0, count)
     if count > 1 and not inputs.hollow:
         taken[0] = 0  # one step is not taken
 
     def launch(*, taken: Tensor, **tensors: Any) -> list[Tensor]:
-        from projunn_kernels.retraction.launch import turn_rows
+        from projunn_kernels.retraction.launch import rotate_rows
 
-        turn_rows(**tensors, taken=taken.char())
+        rotate_rows(**tensors, taken=taken.char())
         return [tensors["weight"]]
 
     def in_eager(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
@@ -89,7 +89,7 @@ def _rows_case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
         return [weight]
 
     tensors = {
-        "weight": inputs.normal(p.blocks, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
+        "weight": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "q": inputs.normal(count, s, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "t": inputs.normal(count, s, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "taken": taken,
@@ -117,18 +117,18 @@ BASIS = Kernel(
     problem=matrix_problem("basis"),
     standard=large_matrices("basis"),
     compiled=squares("basis", 1024, 9, 16384),
-    numbers=lambda problem: 3 * problem.blocks * problem.m * problem.n,  # of the whole retraction
+    numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,  # of the whole retraction
 )
 TURN_ROWS = Kernel(
-    name="turn_rows",
-    functions=("turn_rows_kernel",),
+    name="rotate_rows",
+    functions=("rotate_rows_kernel",),
     closed_form=_row_tiles,
     candidates=_row_candidates,
     case=_rows_case,
     small=_small_rows,
     variants={"active": (False, True)},
-    problem=matrix_problem("turn_rows"),
-    standard=large_matrices("turn_rows"),
-    compiled=squares("turn_rows", 1024, 9, 1000, 16384, 32768),
-    numbers=lambda problem: 2 * problem.blocks * problem.m * problem.n,
+    problem=matrix_problem("rotate_rows"),
+    standard=large_matrices("rotate_rows"),
+    compiled=squares("rotate_rows", 1024, 9, 1000, 16384, 32768),
+    numbers=lambda problem: 2 * problem.matrices * problem.m * problem.n,
 )

@@ -36,8 +36,8 @@ def stored(left: Tensor, right: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
 
 def through(outer: Sequence[Tensor], inner: Sequence[Tensor], columns: Tensor) -> Tensor:
     """``sum a^T (conj(b) C)`` over the a of ``outer`` and the b of ``inner``, in the dtype of C."""
-    turned = columns.to(inner[0].dtype).conj()
-    terms = [adjoint_product(a, product(b, turned)) for a, b in zip(outer, inner, strict=True)]
+    conjugated = columns.to(inner[0].dtype).conj()
+    terms = [adjoint_product(a, product(b, conjugated)) for a, b in zip(outer, inner, strict=True)]
     return sum(terms[1:], terms[0]).conj().to(columns.dtype).resolve_conj()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, contiguous_blocks
+from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.factorization.launch import orthonormal
 from projunn_kernels.launching import as_columns
 from projunn_kernels.products.launch import adjoint_partials, product_columns
@@ -17,8 +17,8 @@ def factors(
 ) -> tuple[Tensor, Tensor]:
     """`projunn_kernels.sketch` of tensors as users have them."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    xs, gs = ([contiguous_blocks(t) for t in tensors] for tensors in (inputs, grads))
-    left, right = sketch(xs, gs, as_blocks(basis))
+    xs, gs = ([contiguous_matrices(t) for t in tensors] for tensors in (inputs, grads))
+    left, right = sketch(xs, gs, as_matrices(basis))
     batch = basis.shape[:-2]
     left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))
     return stored(left, right, pairs)

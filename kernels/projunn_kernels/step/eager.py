@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import as_blocks, flattened, known_to_hold, present
+from projunn_kernels.batches import as_matrices, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize
 from projunn_kernels.retraction import retract_
@@ -73,24 +73,24 @@ def _step_of_listed(
     active = step.active
     assert active is not None
     at = active.clamp_min(0).long()
-    own, own_probe = as_blocks(basis)[at], as_blocks(probe)[at]
-    left, right = factor(direction, own)
+    chosen, chosen_probe = as_matrices(basis)[at], as_matrices(probe)[at]
+    left, right = factor(direction, chosen)
     scaled = _scaled(left, step.rate, step.scale)
     with flattened(weight) as matrices:
         taken = retract_(matrices, scaled, right, step.retraction, active)
     named = active >= 0
     skipped.add_((named & ~taken).sum())
-    warm = orthonormalize(left).add_(own_probe, alpha=PROBE)
-    warm = torch.where(taken[:, None, None], warm, own)
+    warm = orthonormalize(left).add_(chosen_probe, alpha=PROBE)
+    warm = torch.where(taken[:, None, None], warm, chosen)
     with flattened(basis) as bases:
         if not on_device(weight):
             bases[present(active)] = warm[named]
         else:  # without waiting for the mask: entries that name nothing add zero to matrix 0
-            bases.index_add_(0, at, torch.where(named[:, None, None], warm - own, 0.0))
+            bases.index_add_(0, at, torch.where(named[:, None, None], warm - chosen, 0.0))
 
 
 def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
-    if not known_to_hold(taken):
+    if not surely_all(taken):
         skipped.add_(taken.logical_not().sum())
     refresh_basis_(left, basis, probe, taken)

@@ -1,11 +1,11 @@
-"""The whole step of a block in one program: factor, project, retract, write.
+"""The whole step of a matrix in one program: factor, project, retract, write.
 
     Y = orth(D^H R)    X = D Y    Z = -rate W^H X    Q E Q^H = Z Y^H    F = f(E) - I
     W += (W Q) (Q F^H)^H          R <- orth(X) + 0.01 probe
 
-One block is an m x n weight, m <= n, with its direction D and warm basis R; the whole width of
+One matrix is an m x n weight, m <= n, with its direction D and warm basis R; the whole width of
 the matrix is in registers, its rows pass in panels of BM.  With a single panel D and W are read once
-and W written once; with more panels both are read twice, the second time from cache.  A block whose
+and W written once; with more panels both are read twice, the second time from cache.  A matrix whose
 direction is zero touches its basis only.  `projunn_kernels.step.eager` has the formulas in PyTorch.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from projunn_kernels.language.columns import combine, gram, stack, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import PROBE, TINY, plane_basis, turned
+from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
 from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation, row
 from projunn_kernels.language.tiles import (
     add_outer,
@@ -30,8 +30,8 @@ from projunn_kernels.language.tiles import (
 
 
 @triton.jit
-def _block(active, blocks, ACTIVE: tl.constexpr):
-    """Parameter, block in it, and whether there is one: negative entries of ``active`` are none.
+def _matrix(active, matrices, ACTIVE: tl.constexpr):
+    """Parameter, matrix in it, and whether there is one: negative entries of ``active`` are none.
 
     An active list belongs to one parameter, and the directions to its entries.
     """
@@ -40,7 +40,7 @@ def _block(active, blocks, ACTIVE: tl.constexpr):
         index = tl.load(active + index).to(tl.int32)
     present = index >= 0
     index = tl.maximum(index, 0)
-    return index // blocks, (index % blocks).to(tl.int64), present
+    return index // matrices, (index % matrices).to(tl.int64), present
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _places(
     probes,
     scratch,
     entry,
-    block,
+    matrix,
     m,
     n,
     k,
@@ -59,13 +59,13 @@ def _places(
     PAIRS: tl.constexpr,
     ACTIVE: tl.constexpr,
 ):
-    """Where W and D (m, n), R, probe and X (m, k) of a block begin; D and X are in the list's order."""
+    """Where W and D (m, n), R, probe and X (m, k) of a matrix begin; D and X are in the list's order."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(0).to(tl.int64)
-    w = pointer(weights, entry, tl.float32) + block * m * n * WIDTH
-    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else block) * m * n * WIDTH
-    r = pointer(bases, entry, tl.float32) + block * m * k * WIDTH
-    g = pointer(probes, entry, tl.float32) + block * m * k * WIDTH
+    w = pointer(weights, entry, tl.float32) + matrix * m * n * WIDTH
+    d = pointer(directions, entry, D_TYPE) + (slot if ACTIVE else matrix) * m * n * WIDTH
+    r = pointer(bases, entry, tl.float32) + matrix * m * k * WIDTH
+    g = pointer(probes, entry, tl.float32) + matrix * m * k * WIDTH
     return w, d, r, g, scratch + slot * m * k * WIDTH
 
 
@@ -81,7 +81,7 @@ def plane_step_kernel(
     rate_tensor,
     rate,
     precision,
-    blocks,
+    matrices,
     m,
     n,
     D_TYPE: tl.constexpr,
@@ -94,11 +94,11 @@ def plane_step_kernel(
     PANELS: tl.constexpr,
 ):
     """k = 1."""
-    entry, block, present = _block(active, blocks, ACTIVE)
+    entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         return
     w, d, r, g, x = _places(
-        weights, directions, bases, probes, scratch, entry, block, m, n, 1, D_TYPE, PAIRS, ACTIVE
+        weights, directions, bases, probes, scratch, entry, matrix, m, n, 1, D_TYPE, PAIRS, ACTIVE
     )
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
@@ -150,8 +150,8 @@ def plane_step_kernel(
     f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(e1r, e1i, e2, precision, PAIRS)
     finite = (squares < 1e300) & (e2 < 1e300) & (tl.abs(e1r) + tl.abs(e1i) < 1e300)
     taken = taken & finite
-    t1r, t1i = turned(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
-    t2r, t2i = turned(q1r, q1i, q2r, q2i, f21r, f21i, f22r, f22i, PAIRS)
+    t1r, t1i = rotated(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
+    t2r, t2i = rotated(q1r, q1i, q2r, q2i, f21r, f21i, f22r, f22i, PAIRS)
     q1r, q1i, q2r, q2i = (
         q1r.to(tl.float32), q1i.to(tl.float32), q2r.to(tl.float32), q2i.to(tl.float32)
     )  # fmt: skip
@@ -240,7 +240,7 @@ def wide_step_kernel(
     rate_tensor,
     rate,
     precision,
-    blocks,
+    matrices,
     m,
     n,
     k,
@@ -255,12 +255,12 @@ def wide_step_kernel(
     K: tl.constexpr,
 ):
     """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
-    entry, block, present = _block(active, blocks, ACTIVE)
+    entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         return
     S: tl.constexpr = 2 * K
     w, d, r, g, x = _places(
-        weights, directions, bases, probes, scratch, entry, block, m, n, k, D_TYPE, PAIRS, ACTIVE
+        weights, directions, bases, probes, scratch, entry, matrix, m, n, k, D_TYPE, PAIRS, ACTIVE
     )
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)

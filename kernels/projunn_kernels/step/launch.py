@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from projunn_kernels.batches import contiguous_blocks, flattened
+from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     PRECISION,
@@ -32,9 +32,9 @@ def fused(step: FusedStep) -> None:
             replace(
                 step,
                 weights=[stack.enter_context(flattened(t)) for t in step.weights],
-                directions=[contiguous_blocks(t) for t in step.directions],
+                directions=[contiguous_matrices(t) for t in step.directions],
                 bases=[stack.enter_context(flattened(t)) for t in step.bases],
-                probes=[contiguous_blocks(t) for t in step.probes],
+                probes=[contiguous_matrices(t) for t in step.probes],
             )
         )
 
@@ -69,7 +69,7 @@ def fused_step(step: FusedStep) -> None:
         "rate_tensor": scratch if step.scale is None else step.scale,
         "rate": step.rate,
         "precision": PRECISION,
-        "blocks": matrices,
+        "matrices": matrices,
         "m": m,
         "n": n,
         "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],

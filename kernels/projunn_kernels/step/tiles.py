@@ -56,8 +56,8 @@ def _case(
     active: bool,
     gradient: torch.dtype | None,
 ) -> Case:
-    p, listed = problem, inputs.indices(problem.blocks, active)
-    count = p.blocks if listed is None else len(listed)
+    p, listed = problem, inputs.indices(problem.matrices, active)
+    count = p.matrices if listed is None else len(listed)
 
     def step(tensors: dict[str, Any]) -> FusedStep:
         return FusedStep(
@@ -89,13 +89,13 @@ def _case(
         eager.fused_step(step(tensors))
         return results(tensors)
 
-    own = p.dtype if gradient is None else gradient
-    basis = inputs.normal(p.blocks, p.m, p.k, dtype=p.dtype)
+    direction_dtype = p.dtype if gradient is None else gradient
+    basis = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype)
     tensors = {
-        "weight": inputs.unitary(p.blocks, p.m, p.n, p.dtype),
-        "direction": inputs.normal(count, p.m, p.n, dtype=own, scale=p.n**-0.5),
+        "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
+        "direction": inputs.normal(count, p.m, p.n, dtype=direction_dtype, scale=p.n**-0.5),
         "basis": basis,
-        "probe": inputs.normal(p.blocks, p.m, p.k, dtype=p.dtype),
+        "probe": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype),
         "skipped": inputs.full(0.0),
         "scale": inputs.full(_RATE) if scaled else None,
         "active": listed,
@@ -106,10 +106,10 @@ def _case(
 def _standard() -> list[Problem]:
     banks = ((64, 544), (128, 144), (64, 64), (128, 8), (32, 1024))
     return [
-        Problem("fused_step", pairs, k, n, n, blocks)
+        Problem("fused_step", pairs, k, n, n, matrices)
         for k in (1, 2, 4, 8)
         for pairs in (False, True)
-        for n, blocks in (banks if k < 4 else banks[2:3])
+        for n, matrices in (banks if k < 4 else banks[2:3])
     ]
 
 
@@ -125,6 +125,6 @@ FUSED_STEP = Kernel(
     passed=rotations_of,
     problem=matrix_problem("fused_step", MAX_FUSED),
     standard=_standard(),
-    compiled=squares("fused_step", 64, 9, 32, 33, 128, blocks=64),
-    numbers=lambda problem: 3 * problem.blocks * problem.m * problem.n,
+    compiled=squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
+    numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,
 )

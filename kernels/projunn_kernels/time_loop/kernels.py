@@ -208,7 +208,7 @@ def recurrence_kernel(
 ):
     """Grid (row tiles,).  ``steps`` >= 1."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    plane = batch * n * WIDTH
+    stride = batch * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     if HOLD:
         wr, wi = load_operand(w, 0, 0, n, False, PAIRS, BN, BN, OPERAND)
@@ -219,8 +219,8 @@ def recurrence_kernel(
             zr, zi = multiply_add(zr, zi, hr, hi, wr, wi, PAIRS, PRECISION)
             hr, hi = activate(zr, zi, offset, F, PAIRS)
             store_tile(states, rows, 0, batch, n, hr, hi, BN, PAIRS)
-            inputs += plane
-            states += plane
+            inputs += stride
+            states += stride
     else:
         previous = initial
         for _t in range(steps):
@@ -234,8 +234,8 @@ def recurrence_kernel(
                 store_tile(states, rows, first, batch, n, hr, hi, BN, PAIRS)
             tl.debug_barrier()  # what one thread stored is another's operand
             previous = states
-            inputs += plane
-            states += plane
+            inputs += stride
+            states += stride
 
 
 @triton.jit
@@ -262,9 +262,9 @@ def recurrence_backward_kernel(
 ):
     """Grid (row tiles,); ``partial`` (row tiles, n) gets the sums for the bias of modReLU."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    plane = batch * n * WIDTH
+    stride = batch * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    last = tl.cast(steps - 1, tl.int64) * plane
+    last = tl.cast(steps - 1, tl.int64) * stride
     grad += last
     states += last
     grad_inputs += last
@@ -283,9 +283,9 @@ def recurrence_backward_kernel(
             store_tile(grad_inputs, rows, 0, batch, n, dr, di, BN, PAIRS)
             if F == MODRELU:
                 total += tl.sum(along, axis=0)
-            grad -= plane
-            states -= plane
-            grad_inputs -= plane
+            grad -= stride
+            states -= stride
+            grad_inputs -= stride
         if F == MODRELU:
             columns = tl.arange(0, BN)
             tl.store(partial + columns, total, mask=columns < n)
@@ -293,14 +293,14 @@ def recurrence_backward_kernel(
         gr, gi = multiply_add(gr, gi, dr, di, wr, wi, PAIRS, PRECISION)
         store_tile(grad_initial, rows, 0, batch, n, gr, gi, BN, PAIRS)
     else:
-        # d_{t+1} is read at ``grad_inputs + plane``.  Triton would not carry a name for it that is bound
-        # here and again in the loop: see `projunn_kernels.tuning.carried`.
+        # d_{t+1} is read at ``grad_inputs + stride``.  Triton would not carry a name for it that is
+        # bound here and again in the loop: see `projunn_kernels.tuning.carried`.
         depth = 0  # there is no d_{T+1} to read
         for t in range(steps):
             for first in range(0, n, BN):
                 gr, gi = load_tile(grad, rows, first, batch, n, BN, PAIRS)
                 gr, gi = add_product(
-                    gr, gi, grad_inputs + plane, w, rows, first, batch, n, depth, True, PAIRS, BN, BK,
+                    gr, gi, grad_inputs + stride, w, rows, first, batch, n, depth, True, PAIRS, BN, BK,
                     OPERAND, PRECISION, STAGES,
                 )  # fmt: skip
                 hr, hi = load_tile(states, rows, first, batch, n, BN, PAIRS)
@@ -313,13 +313,13 @@ def recurrence_backward_kernel(
                     tl.store(partial + columns, before + tl.sum(along, axis=0), mask=columns < n)
             tl.debug_barrier()  # what one thread stored is another's operand
             depth = n
-            grad -= plane
-            states -= plane
-            grad_inputs -= plane
+            grad -= stride
+            states -= stride
+            grad_inputs -= stride
         for first in range(0, n, BN):
             gr, gi = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
             gr, gi = add_product(
-                gr, gi, grad_inputs + plane, w, rows, first, batch, n, n, True, PAIRS, BN, BK, OPERAND,
+                gr, gi, grad_inputs + stride, w, rows, first, batch, n, n, True, PAIRS, BN, BK, OPERAND,
                 PRECISION, STAGES,
             )  # fmt: skip
             store_tile(grad_initial, rows, first, batch, n, gr, gi, BN, PAIRS)

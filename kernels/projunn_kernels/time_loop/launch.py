@@ -2,6 +2,7 @@
 
 import torch
 import triton.language as tl
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from projunn_kernels.launching import (
     product_setting,
 )
 from projunn_kernels.sketching import sketch
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
 from projunn_kernels.time_loop.kernels import (
     IDENTITY,
     MODRELU,
@@ -47,7 +48,9 @@ def recurrence(
     """All states, and a copy of the last: a GEMM that projects the inputs, and one launch."""
     x = inputs
     if input_weight is not None:
-        x = functional.linear(inputs, input_weight, input_bias).view(states_shape(inputs, weight))
+        x = functional.linear(inputs, input_weight, input_bias)
+        if weight.ndim == 3:
+            x = rearrange(x, "time batch (unit part) -> time batch unit part", part=2)
     states = forward(x.contiguous(), initial.contiguous(), weight.contiguous(), bias, nonlinearity)
     return states, states[-1].clone()
 
@@ -64,7 +67,8 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         sums.add(begin, end, grads[begin:end])
     results = sums.finish(first, grads, grad_bias)
     if call.basis is not None and call.wants_weight:
-        before, after = [h0, h[:-1].flatten(0, 1)], [grads[0], grads[1:].flatten(0, 1)]
+        before = [h0, rearrange(h[:-1], "time batch unit -> (time batch) unit")]
+        after = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
         if len(h) == 1:
             before, after = before[:1], after[:1]
         results += sketch(before, after, call.basis, call.weight.ndim == 3)

@@ -9,6 +9,7 @@ U and c are real.  For them the real and imaginary parts of dz_t count as separa
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
@@ -104,8 +105,9 @@ class TimeSums:
         elif self._pulled is not None:
             assert grads is not None
             right = orthonormalize(self._pulled)
-            outer = [grads[0], grads[1:].flatten(0, 1)]
-            inner = [self._initial, self._states[:-1].flatten(0, 1)]
+            outer = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
+            before = rearrange(self._states[:-1], "time batch unit -> (time batch) unit")
+            inner = [self._initial, before]
             results += [through(outer, inner, right), right]
         return [_stored(self._inputs.new_empty(0) if t is None else t) for t in results]
 

@@ -61,7 +61,7 @@ def _allowed(problem: Problem, variant: Any) -> bool:
 
 
 def _problem(name: str) -> Callable[..., Problem | None]:
-    def problem(blocks: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
+    def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
         return Problem(name, pairs, 1, m, n, 1) if k == 1 and n <= 4096 else None
 
     return problem

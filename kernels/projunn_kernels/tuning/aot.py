@@ -30,7 +30,7 @@ from projunn_kernels.tuning.carried import flow, forgotten
 STREAMING = (
     "adjoint_product_kernel",
     "product_kernel",
-    "turn_rows_kernel",
+    "rotate_rows_kernel",
     "rank_update_kernel",
     "plane_step_kernel",
 )

@@ -1,21 +1,21 @@
-"""What a compiled loop forgets: names that Python carries from turn to turn, and Triton does not.
+"""What a compiled loop forgets: names that Python carries to the next iteration, and Triton does not.
 
     following = pointer
     for t in range(steps):
         use(following)
         following = pointer
-        pointer -= plane
+        pointer -= stride
 
 Triton visits the body of a loop once to see which names it rebinds.  Here ``following`` is the same
-value before and after that visit, the first pointer, so it is not carried: every turn, and all that
+value before and after that visit, the first pointer, so it is not carried: every iteration, and all that
 comes after the loop, reads the first pointer.  Nothing warns, and Triton's interpreter, which runs
 Python, computes what was meant.
 
 `forgotten` makes the intermediate code of a launch (no binary: a fraction of a second) and watches
 Triton's front end while it does.  When the body of a loop has been made for good, every name from before
 the loop that the loop does not carry must still be the value that it was.  One that is not, and that
-Python reads again before it is bound again, in the next turn or after the loop, is forgotten.  So is a
-loop's own variable that is read after the loop, where Triton has nothing in its place.
+Python reads again before it is bound again, in the next iteration or after the loop, is forgotten.  So
+is a loop's own variable that is read after the loop, where Triton has nothing in its place.
 
 ``python -m projunn_kernels.tuning.aot --carried`` runs it over every variant of every kernel.
 """
@@ -33,7 +33,7 @@ from projunn_kernels.tuning.binaries import Binary, source_and_target
 class Live:
     """The names whose values Python may still read: at the end of a loop's body, and after the loop."""
 
-    turning: frozenset[str]
+    at_head: frozenset[str]
     after: frozenset[str]
 
 
@@ -81,14 +81,14 @@ def _around(
     after: frozenset[str],
     found: dict[int, Live],
 ) -> frozenset[str]:
-    """What is live where a loop's turns begin and end: ``bound`` at the head, after ``read`` is read."""
-    turning = after | read
+    """What is live at the head of a loop's body: ``bound`` is bound there, after ``read`` is read."""
+    at_head = after | read
     while True:
-        more = turning | (_before(node.body, turning, found) - bound)
-        if more == turning:
-            found[id(node)] = Live(turning, after)
-            return turning
-        turning = more
+        more = at_head | (_before(node.body, at_head, found) - bound)
+        if more == at_head:
+            found[id(node)] = Live(at_head, after)
+            return at_head
+        at_head = more
 
 
 def _names(*nodes: ast.AST | None, context: type = ast.Load) -> frozenset[str]:
@@ -180,7 +180,7 @@ def _watched() -> Iterator[list[str]]:
                 loop = self._loops.pop()
                 for name, value in loop.before.items():
                     if name not in loop.carried and not _same(value, self.lscope[name]):
-                        self._note(loop.node, name, self._live[id(loop.node)].turning)
+                        self._note(loop.node, name, self._live[id(loop.node)].at_head)
 
         def visit_For(self, node: ast.For) -> Any:
             super().visit_For(node)

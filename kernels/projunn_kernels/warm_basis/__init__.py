@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import known_to_hold
+from projunn_kernels.batches import surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.operation import Operation, nothing
@@ -25,7 +25,7 @@ def refresh_basis_(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) ->
 
 def _eager(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
     warm = orthonormalize(left).add_(probe, alpha=PROBE)
-    usual = known_to_hold(taken)
+    usual = surely_all(taken)
     basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_blocks, contiguous_blocks, flattened
+from projunn_kernels.batches import as_matrices, contiguous_matrices, flattened
 from projunn_kernels.launching import configured, floats, launch, options
 from projunn_kernels.warm_basis.kernels import warm_basis_kernel
 
@@ -11,7 +11,7 @@ from projunn_kernels.warm_basis.kernels import warm_basis_kernel
 def refresh(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
     """`projunn_kernels.refresh_basis_` of tensors as users have them, k = 1."""
     with flattened(basis) as bases:
-        warm_basis(as_blocks(left), bases, contiguous_blocks(probe), taken.reshape(-1))
+        warm_basis(as_matrices(left), bases, contiguous_matrices(probe), taken.reshape(-1))
 
 
 def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:

@@ -11,8 +11,8 @@ from projunn_kernels.constants import PROBE
 
 def _case(problem: Problem, inputs: Inputs) -> Case:
     p = problem
-    taken = inputs.full(1.0, p.blocks)
-    if p.blocks > 1 and not inputs.hollow:
+    taken = inputs.full(1.0, p.matrices)
+    if p.matrices > 1 and not inputs.hollow:
         taken[0] = 0
 
     def launch(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> list[Tensor]:
@@ -26,7 +26,7 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
         return [torch.where(taken[:, None, None] > 0, warm, basis)]
 
     names = ("left", "basis", "probe")
-    tensors = {name: inputs.normal(p.blocks, p.m, 1, dtype=p.dtype) for name in names}
+    tensors = {name: inputs.normal(p.matrices, p.m, 1, dtype=p.dtype) for name in names}
     return Case(tensors | {"taken": taken}, launch, in_eager, changed=("basis",))
 
 

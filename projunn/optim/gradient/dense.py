@@ -15,7 +15,7 @@ from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import Member, capturing
 from projunn.optim.options import unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
-from projunn_kernels.batches import flattened, known_to_hold
+from projunn_kernels.batches import flattened, surely_all
 
 _NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
 
@@ -147,13 +147,13 @@ class DenseGradient:
 
     def clean(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to zero."""
-        if known_to_hold(self.finite):
+        if surely_all(self.finite):
             return tensor
         return torch.where(self.finite, tensor, 0.0)
 
     def gate(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
-        if self._finite is None or known_to_hold(self._finite):
+        if self._finite is None or surely_all(self._finite):
             return tensor
         return torch.where(self._finite, tensor, torch.nan)
 

@@ -21,7 +21,7 @@ from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
 from projunn_kernels import FactoredStep, factored_step_, orthonormalize
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import known_to_hold
+from projunn_kernels.batches import surely_all
 
 Factors = tuple[Tensor, Tensor]
 
@@ -105,7 +105,7 @@ class FactoredGradient:
     @cached_property
     def _sound(self) -> bool:
         """Whether all matrices can be seen to be."""
-        return known_to_hold(self.finite)
+        return surely_all(self.finite)
 
     @cached_property
     def clean(self) -> Factors:
@@ -218,8 +218,8 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> Factors:
         gram = gram @ gram
     if on_device(gram):  # The first columns of the basis need no others, which would cost launches.
         gram = gram[..., :rank]
-    turn = orthonormalize(gram)[..., :rank].to(x.dtype)
-    return x @ turn, y @ turn
+    rotation = orthonormalize(gram)[..., :rank].to(x.dtype)
+    return x @ rotation, y @ rotation
 
 
 def row_energies(left: Tensor, right: Tensor) -> Tensor:
