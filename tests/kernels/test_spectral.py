@@ -176,7 +176,8 @@ def test_every_tile_gives_the_same(kernels, real):
         usual = everything()
         for config in candidates(problem, Device()):
             with tuning.using({"spectral_product": config, "spectral_gradient": config}):
-                torch.testing.assert_close(everything(), usual)
+                for ours, theirs in zip(everything(), usual, strict=True):
+                    assert (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
 def test_opcheck_of_the_kernels(kernels):
