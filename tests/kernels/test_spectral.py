@@ -176,7 +176,9 @@ def test_every_tile_gives_the_same(kernels, real):
         usual = everything()
         for config in candidates(problem, Device()):
             with tuning.using({"spectral_product": config, "spectral_gradient": config}):
-                torch.testing.assert_close(everything(), usual)
+                for ours, theirs in zip(everything(), usual, strict=True):
+                    scale = theirs.abs().amax().item() if theirs.numel() else 1.0
+                    torch.testing.assert_close(ours, theirs, atol=3e-6 * scale, rtol=0)
 
 
 def test_opcheck_of_the_kernels(kernels):
