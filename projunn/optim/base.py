@@ -127,7 +127,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any:
         """Called when Dynamo traces a step: see `projunn.optim.compiled`."""
         if unitary:
-            return fill_unitary(self, group, unitary, *lists)
+            return fill_unitary(self, group, *lists, kind=unitary)
         return fill_plain(self, group, *lists)
 
     def _plain_step(self) -> None:
