@@ -63,7 +63,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """All cores for the whole suite; what is named on the command line runs in this process."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # workers come through here too, and would start workers
+    if hasattr(config, "workerinput"):  # workers come through here too, and would start workers
         return
     options = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS

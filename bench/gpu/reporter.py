@@ -42,9 +42,20 @@ def dealt(items: list[tuple[str, Any]]) -> Iterator[Any]:
             yield from own[i : i + 1]
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    """The outcome of a test, in the process that all of them report to."""
-    if os.environ.get("PYTEST_XDIST_WORKER") or FILE not in os.environ:
+def pytest_configure(config: Any) -> None:
+    """Outcomes are written by the process that all of them report to, no worker of pytest-xdist."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Reporter())
+
+
+class _Reporter:
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Write down the outcome of a test."""
+        _write(report)
+
+
+def _write(report: Any) -> None:
+    if FILE not in os.environ:
         return
     if report.when != "call" and report.passed:
         return
