@@ -23,14 +23,9 @@ def _tiles(problem: Problem, device: Device) -> Config:
         floats, each = (1024, 4) if n <= 64 else (512, 2)
         rows = max(1, min(m, floats // n))
         return Config(rows, n, warps_for(rows * n, each))
-    if p.k > 1:
-        budget, each = 2048, 8
-    elif p.n % 4 and not p.pairs:  # such rows take an address for each number: 32 of them spill
-        budget, each = 4096, 16
-    else:
-        budget, each = 8192, 32
+    budget = 8192 if p.k == 1 else 2048
     rows = max(1, min(m, budget // (n * p.width)))
-    return Config(rows, n, warps_for(rows * n * p.width, each))
+    return Config(rows, n, warps_for(rows * n * p.width, 32 if p.k == 1 else 8))
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
