@@ -76,10 +76,6 @@ class FactoredTensor(torch.Tensor):
         """A new `FactoredTensor` with these factors and this one's ``pairs``."""
         return FactoredTensor(left, right, self.pairs)
 
-    def part(self, index: int) -> "FactoredTensor":
-        """The tensor at an index of the first batch axis.  It shares memory with this one."""
-        return self.with_factors(self.stored_left[index], self.stored_right[index])
-
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.rank}, dtype={self.dtype})"
 

@@ -88,6 +88,11 @@ def test_triton_is_imported_where_kernels_are_launched_and_nowhere_else():
 AS_TORCH_HAS_IT = {("projunn.optim.rmsprop", "__init__")}  # torch.optim.RMSprop takes eleven
 
 
+def test_files_of_tests_stay_small():
+    long = [f for f in (ROOT / "tests").rglob("*.py") if len(f.read_text().splitlines()) > 400]
+    assert not long
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_files_and_functions_stay_small(name):
     """400 lines a file, 8 parameters by position a function; Triton kernels take what they take."""

@@ -92,13 +92,12 @@ def test_copies(pair):
     assert b.norm() > 0
 
 
-def test_stack_and_parts(pair):
+def test_stack(pair):
     a, b = pair
     both = torch.stack([a, b])
     assert isinstance(both, FactoredTensor)
     assert both.rank == 3
     torch.testing.assert_close(both.to_dense(), torch.stack([a.to_dense(), b.to_dense()]))
-    torch.testing.assert_close(both.part(1).to_dense(), b.to_dense())
 
 
 def test_other_operations_say_what_to_do(pair):

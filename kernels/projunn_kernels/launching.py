@@ -46,9 +46,7 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> Any:
 
 @contextmanager
 def intercepted(stand_in: Callable[[Any], Any]) -> Iterator[None]:
-    """Temporarily replaces every Triton kernel by ``stand_in(kernel)``: to count, record or time
-    launches.
-    """
+    """Temporarily replaces every Triton kernel by ``stand_in(kernel)``: to count or time launches."""
     global _stand_in
     before, _stand_in = _stand_in, stand_in
     try:
@@ -122,16 +120,12 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 def product_setting(dtype: torch.dtype) -> str:
-    """``highest`` or ``high``: the setting of PyTorch's that `dot_precision` follows, for its two
-    answers.
-    """
+    """PyTorch's setting as far as `dot_precision` tells it apart: ``highest`` or ``high``."""
     return "high" if dot_precision(dtype) == "tf32" else "highest"
 
 
 def configured(operation: str, matrix: Tensor, k: int, count: int, **variant: Any) -> Config:
-    """The configuration in force for ``count`` matrices of the shape and dtype of ``matrix`` and rank
-    k.
-    """
+    """The configuration in force for ``count`` matrices like ``matrix`` and rank k."""
     problem = Problem(operation, matrix.is_complex(), k, *matrix.shape[-2:], count)
     return choose(problem, matrix.device, **variant)
 

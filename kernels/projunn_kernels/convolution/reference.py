@@ -1,6 +1,4 @@
-"""The Fourier-domain convolution bin by bin, on real or complex tensors, with autograd's own
-gradient.
-"""
+"""The Fourier-domain convolution bin by bin, real or complex, with autograd's own gradient."""
 
 import torch
 from torch import Tensor

@@ -88,9 +88,7 @@ def _gradients(
     nonlinearity: str,
     sums: TimeSums,
 ) -> list[Tensor]:
-    """The gradients, from ``grad`` of all states and ``grad_last`` of the last one; either may be
-    None.
-    """
+    """The gradients, from ``grad`` of all states and ``grad_last`` of the last; each may be None."""
     n, (steps, batch) = weight.shape[0], states.shape[:2]
     padded = _padded_size(weight)
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))

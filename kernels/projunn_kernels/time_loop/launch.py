@@ -119,9 +119,7 @@ def _constants(operation: str, states: Tensor, weight: Tensor, nonlinearity: str
 def forward(
     inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
 ) -> Tensor:
-    """All T states, like ``inputs`` (T, batch, n): one launch.  Everything is contiguous, in one
-    dtype.
-    """
+    """All T states, like ``inputs`` (T, batch, n): one launch of contiguous tensors of one dtype."""
     states = torch.empty_like(inputs)
     if inputs.numel() == 0:
         return states

@@ -30,8 +30,7 @@ class Retraction:
         iterated: F without what waits for a GPU or loops over matrices there: see
             `projunn_kernels.iterations`.
         kernels: the module of Triton functions ``plane`` and ``small`` that compute F; without one,
-        steps
-            run as PyTorch operations.
+            steps run as PyTorch operations.
         whole: the whole step, in place.
     """
 
