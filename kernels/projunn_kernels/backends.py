@@ -66,8 +66,12 @@ class backend:
 
 def chosen_backend() -> tuple[str, str]:
     """The backend in force and who chose it, for ``projunn info``."""
-    if _chosen is not None:
-        return _chosen, "projunn.backend"
+    return at_start() if _chosen is None else (_chosen, "projunn.backend")
+
+
+@cache
+def at_start() -> tuple[str, str]:
+    """The backend that the process starts with, read once: it is asked for several times a step."""
     name = os.environ.get("PROJUNN_BACKEND")
     if name is None:
         return "auto", "default"

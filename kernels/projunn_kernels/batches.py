@@ -36,4 +36,4 @@ def present(active: Tensor) -> Tensor:
 
 def surely_all(mask: Tensor) -> bool:
     """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
-    return not on_device(mask) and bool(mask.all())
+    return not on_device(mask) and bool(mask if mask.dim() == 0 else mask.all())

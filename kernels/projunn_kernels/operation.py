@@ -101,37 +101,34 @@ class Operation:
 
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
         values = arguments if bundle is None else vars(bundle)
-        traced = torch.compiler.is_compiling() or private.is_fake(self._tensor(values))
-        if traced or self.derivative is not None:
+        tensor = self._tensor(values)
+        if self.derivative is not None or torch.compiler.is_compiling() or private.is_fake(tensor):
             return self.registered(**values)
-        return self.run(bundle, **arguments)
+        return self._run(tensor, bundle, arguments)
 
     def _tensor(self, values: dict[str, Any]) -> Tensor:
         """The tensor that decides the backend."""
         on: Tensor | list[Tensor] = values[self.on]
         return on if isinstance(on, Tensor) else on[0]
 
-    def run(self, bundle: Any = None, /, **arguments: Any) -> Any:
+    def run(self, **arguments: Any) -> Any:
         """Carry the operation out, by the kernels or by PyTorch, without the dispatcher."""
-        if self.bundle is not None:
-            given = self.bundle(**arguments) if bundle is None else bundle
-            arguments, positional = vars(given), (given,)
-            return self._run(arguments, positional, {})
-        return self._run(arguments, (), arguments)
+        return self._run(self._tensor(arguments), None, arguments)
 
-    def _run(self, values: dict[str, Any], positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if (
-            self.launches is None
-            or not uses_triton(self._tensor(values))
-            or not self.fits(*positional, **named)
-        ):
-            return self.eager(*positional, **named)
+    def _run(self, tensor: Tensor, bundle: Any, arguments: dict[str, Any]) -> Any:
+        positional: tuple[Any, ...] = ()
+        if self.bundle is not None:
+            positional = (self.bundle(**arguments) if bundle is None else bundle,)
+            arguments = {}
+        if self.launches is None or not uses_triton(tensor) or not self.fits(*positional, **arguments):
+            return self.eager(*positional, **arguments)
         try:
-            result = self._launches(*positional, **named)
+            result = self._launches(*positional, **arguments)
         except selfcheck.Distrusted:  # before anything was changed; a warning has said so
-            return self.eager(*positional, **named)
+            return self.eager(*positional, **arguments)
+        changed = vars(positional[0]) if positional else arguments
         for name in self.mutates:
-            _note_change(values[name])
+            _note_change(changed[name])
         return result
 
     @cached_property

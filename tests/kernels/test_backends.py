@@ -11,6 +11,14 @@ from projunn_kernels import backends
 from projunn_kernels.backends import chosen_backend, uses_triton
 
 
+@pytest.fixture(autouse=True)
+def read_again():
+    """The environment is read once in a process; here it is read once in a test."""
+    backends.at_start.cache_clear()
+    yield
+    backends.at_start.cache_clear()
+
+
 def test_default_setter_and_context(monkeypatch):
     monkeypatch.delenv("PROJUNN_BACKEND", raising=False)
     assert chosen_backend() == ("auto", "default")
@@ -25,6 +33,7 @@ def test_default_setter_and_context(monkeypatch):
 def test_environment(monkeypatch):
     monkeypatch.setenv("PROJUNN_BACKEND", "torch")
     assert chosen_backend() == ("torch", "PROJUNN_BACKEND")
+    backends.at_start.cache_clear()
     monkeypatch.setenv("PROJUNN_BACKEND", "cuda")
     with pytest.raises(ValueError, match="PROJUNN_BACKEND: got 'cuda'"):
         chosen_backend()

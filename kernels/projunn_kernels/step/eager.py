@@ -24,20 +24,7 @@ def fused_step(step: FusedStep) -> None:
             _step_of_listed(step, weight, direction, basis, probe, skipped)
             continue
         left, right = factor(direction, basis)
-        _take(
-            FactoredStep(
-                weight=weight,
-                left=left,
-                right=right,
-                sketched=left,
-                basis=basis,
-                probe=probe,
-                skipped=skipped,
-                rate=step.rate,
-                scale=step.scale,
-                retraction=step.retraction,
-            )
-        )
+        _take(step, weight, left, right, left, basis, probe, skipped)
 
 
 def factored_step(step: FactoredStep) -> None:
@@ -46,7 +33,7 @@ def factored_step(step: FactoredStep) -> None:
         names = ("weight", "basis", "probe")
         stored = {name: torch.view_as_complex(getattr(step, name)) for name in names}
         step = replace(step, **stored, pairs=False)  # type: ignore[arg-type]
-    _take(step)
+    _take(step, step.weight, step.left, step.right, step.sketched, step.basis, step.probe, step.skipped)
 
 
 def as_numbers(step: FusedStep) -> FusedStep:
@@ -56,10 +43,19 @@ def as_numbers(step: FusedStep) -> FusedStep:
     return replace(step, **stored, pairs=False)  # type: ignore[arg-type]
 
 
-def _take(step: FactoredStep) -> None:
-    scaled = _scaled(step.left, step.rate, step.scale)
-    taken = retract_(step.weight, scaled, step.right, step.retraction)
-    _refresh(taken, step.sketched, step.basis, step.probe, step.skipped)
+def _take(
+    step: FusedStep | FactoredStep,
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    sketched: Tensor,
+    basis: Tensor,
+    probe: Tensor,
+    skipped: Tensor,
+) -> None:
+    """Take one parameter's step, with the rate and the retraction of ``step``."""
+    taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)
+    _refresh(taken, sketched, basis, probe, skipped)
 
 
 def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
