@@ -63,6 +63,13 @@ class FactoredTensor(torch.Tensor):
         return torch.view_as_complex(self.stored_right) if self.pairs else self.stored_right
 
     @property
+    def longer(self) -> Tensor:
+        """The factor of the larger side as it is stored, ``left`` if m >= n."""
+        axis = -3 if self.pairs else -2
+        wide = self.stored_left.shape[axis] < self.stored_right.shape[axis]
+        return self.stored_right if wide else self.stored_left
+
+    @property
     def rank(self) -> int:
         """r, the number of columns of the factors."""
         return self.stored_left.shape[-2 if self.pairs else -1]

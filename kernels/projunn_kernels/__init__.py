@@ -28,14 +28,21 @@ from projunn_kernels.convolution import (
     spectral_gradient,
     spectral_product,
 )
-from projunn_kernels.factorization import factor, orthonormalize
+from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.polish import polish_, polish_when_due_
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
 from projunn_kernels.rank_update import rank_update_
-from projunn_kernels.retraction import RETRACTIONS, retract_, rotation, step_basis
-from projunn_kernels.sketching import sketch
-from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn_kernels.retraction import RETRACTIONS, retract_, retract_pulled_, rotation, step_basis
+from projunn_kernels.sketching import sketch, tangent_sketch
+from projunn_kernels.step import (
+    FactoredStep,
+    FactoredTangentStep,
+    FusedStep,
+    factored_step_,
+    factored_tangent_step_,
+    fused_step_,
+)
 from projunn_kernels.time_loop import (
     NONLINEARITIES,
     RecurrenceBackward,
@@ -49,6 +56,7 @@ __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
     "FactoredStep",
+    "FactoredTangentStep",
     "Frequencies",
     "FusedStep",
     "RecurrenceBackward",
@@ -56,6 +64,7 @@ __all__ = [
     "apply_nonlinearity",
     "factor",
     "factored_step_",
+    "factored_tangent_step_",
     "fourier_convolution",
     "fourier_convolution_sketch",
     "frequencies",
@@ -69,10 +78,13 @@ __all__ = [
     "recurrence_backward",
     "refresh_basis_",
     "retract_",
+    "retract_pulled_",
     "rotation",
     "seeded_normal",
     "sketch",
     "spectral_gradient",
     "spectral_product",
     "step_basis",
+    "tangent_factors",
+    "tangent_sketch",
 ]

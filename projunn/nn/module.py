@@ -99,6 +99,5 @@ def sketch_of(weight: Tensor) -> FactoredTensor | None:
 def start_sketch(weight: UnitaryParameter) -> None:
     """Gives the first sketch of a weight's gradient a random basis to start from, one for each shape."""
     if weight.sketch is not None:
-        left = weight.sketch.left
-        left.copy_(orthonormalize(seeded_normal(matrix_view(weight), left.shape, 0)))
-        weight.sketch.right.zero_()
+        for factor in (weight.sketch.left, weight.sketch.right):
+            factor.copy_(orthonormalize(seeded_normal(matrix_view(weight), factor.shape, 0)))

@@ -14,7 +14,7 @@ from projunn_kernels import (
     fourier_convolution_sketch,
     recurrence,
     recurrence_backward,
-    sketch,
+    tangent_sketch,
 )
 
 
@@ -39,12 +39,12 @@ class _SketchedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         input, weight, start = ctx.saved_tensors
         matrix = torch.view_as_complex(weight) if start.pairs else weight
-        basis = start.stored_left if ctx.factor is None else start.stored_left[ctx.factor]
+        basis = start.longer if ctx.factor is None else start.longer[ctx.factor]
         wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
         factors = None
         if wants_weight:
-            found = sketch([input], [grad], basis, start.pairs)
+            found = tangent_sketch([input], [grad], weight, basis, start.pairs)
             factors = FactoredTensor(*found, start.pairs)
         return grad_input, factors, grad.sum(0) if wants_bias else None, None, None
 
@@ -56,14 +56,17 @@ def sketched_linear(
     start: FactoredTensor,
     factor: int | None = None,
 ) -> Tensor:
-    """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
+    """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`.
+
+    The gradient's factors are those of `projunn_kernels.tangent_sketch`.
 
     Args:
         input: x, (rows, n), or (blocks, rows, n) of a ``factor``.
         weight: W, (m, n), or (blocks, m, n) of a ``factor``.  Real and imaginary part are the last axis
             if ``start`` is complex.
         bias: b, (m,), or None.  Blocks take none.
-        start: its left factor is the basis of the sketch, (m, k), or (factors, blocks, m, k).
+        start: its factor of the larger side is the basis of the sketch, (max(m, n), k), or
+            (factors, blocks, max(m, n), k).
         factor: which of several block-diagonal factors is multiplied by.
 
     Returns:
@@ -110,7 +113,7 @@ class _SketchedRecurrence(torch.autograd.Function):
                 wants_inputs=needs[0],
                 wants_input_bias=needs[6],
                 wants_weight=needs[2],
-                basis=start.stored_left,
+                basis=start.longer,
             )
         )
         factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
@@ -161,8 +164,8 @@ class _SketchedConvolution(torch.autograd.Function):
             spectrum,
             weight,
             own_weight,
-            start.stored_left,
-            None if own_start is None else own_start.stored_left,
+            start.longer,
+            None if own_start is None else own_start.longer,
             ctx.size,
             [wants_input, wants_weight, wants_bias],
         )

@@ -55,7 +55,7 @@ class AdamW(UnitaryOptimizer):
         fused: bool | None = None,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "subspace",
+        factorization: str = "tangent",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:

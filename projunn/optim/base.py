@@ -19,9 +19,9 @@ from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.drift import polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
 from projunn.optim.gradient.dense import stored_like
-from projunn.optim.gradient.factored import Factors
+from projunn.optim.gradient.factored import Factors, keep_start
 from projunn.optim.member import Member
-from projunn.optim.options import check_options, check_parameter
+from projunn.optim.options import WARM, check_options, check_parameter
 from projunn_kernels import orthonormalize, seeded_normal
 
 
@@ -154,9 +154,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             average = torch.zeros(view.shape, dtype=dtype, device=p.device)
             state[name] = average if squares else stored_like(p, average)
             self._fresh = (*self._fresh, member.index)
-        if group["factorization"] == "subspace":
-            rank = min(group["rank"], *view.shape[-2:])
-            shape = (*view.shape[:-1], rank)
+        if group["factorization"] in WARM:
+            *batch, m, n = view.shape
+            rows = max(m, n) if group["factorization"] == "tangent" else m
+            shape = (*batch, rows, min(group["rank"], m, n))
             if "probe" not in state or state["probe"].shape[: len(shape)] != shape:
                 probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
                 state["probe"], state["basis"] = probe, probe.clone()
@@ -175,7 +176,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for p, state in self.state.items():
             if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
-                p.sketch.stored_left.copy_(state["basis"])
+                keep_start(p, state["basis"])
 
     def skipped_steps(self) -> int:
         """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.

@@ -119,7 +119,7 @@ class Lion(UnitaryOptimizer):
         capturable: bool = False,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "subspace",
+        factorization: str = "tangent",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:

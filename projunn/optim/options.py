@@ -5,9 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.lowrank import FACTORIZATIONS
+from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn_kernels import RETRACTIONS
+
+# Where the factors of a step come from: "tangent" takes the weight too, the others the direction alone.
+FACTORIZATIONS = ("tangent", *OF_A_MATRIX)
+# Those that keep a basis from step to step, and draw nothing on the host.
+WARM = ("tangent", "subspace")
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32

@@ -54,7 +54,7 @@ class RMSprop(UnitaryOptimizer):
         *,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "subspace",
+        factorization: str = "tangent",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:

@@ -26,7 +26,9 @@ class SGD(UnitaryOptimizer):
         rank: k, the rank of the step of each unitary matrix.
         retraction: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``, as in
             `projunn.retract`.
-        factorization: ``"subspace"``, ``"lsi"``, ``"column"`` or ``"svd"``, as in `projunn.factorize`.
+        factorization: ``"tangent"`` sketches the tangent part of the direction, (W^H D - D^H W)/2, which
+            is what moves a unitary W.  ``"subspace"``, ``"lsi"``, ``"column"`` and ``"svd"`` sketch the
+            direction itself, as in `projunn.factorize`; ``"subspace"`` can stop short of an optimum.
         unitary_lr: learning rate of the unitary parameters; default lr / 32.  A scheduler that changes
             ``lr`` changes it in proportion.
         polish_every: steps between two corrections of rounding drift; 0 for none.  The default keeps
@@ -64,7 +66,7 @@ class SGD(UnitaryOptimizer):
         fused: bool | None = None,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "subspace",
+        factorization: str = "tangent",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
         capturable: bool = False,

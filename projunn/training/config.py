@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from projunn import optim
-from projunn.lowrank import FACTORIZATIONS
+from projunn.optim.options import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions, declarations
 from projunn.tasks.options import above_zero, at_least_one, one_of
 from projunn.training.atomic import replacing
@@ -68,7 +68,7 @@ class TrainConfig(_TaskFields):
     momentum: float = 0.0
     rank: int = 1
     retraction: str = "exp"
-    factorization: str = "subspace"
+    factorization: str = "tangent"
     batch_size: int = 50
     steps: int | None = None
     seconds: float | None = None

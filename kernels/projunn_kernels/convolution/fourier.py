@@ -22,6 +22,7 @@ from projunn_kernels.convolution.eager import counts
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product, spectral_sketch
 from projunn_kernels.operation import Derivative, Operation
+from projunn_kernels.sketching import fake_sketch
 
 
 def fourier_convolution(
@@ -65,8 +66,8 @@ def fourier_convolution_sketch(
     """`fourier_convolution_backward` with low-rank factors X Y^H in place of the weights' gradients.
 
     The factors start from ``basis`` and ``own_basis``: `projunn_kernels.convolution.spectral_sketch`.
-    Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) for ``weight``; X
-    (own, m, k) and Y (own, n, k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
+    Returns the gradient of the input; X (paired, m, 2k, 2) and Y (paired, n, 2k, 2) for ``weight``; X
+    (own, m, 2k) and Y (own, n, 2k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
     or does not exist, is an empty tensor.
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
@@ -163,7 +164,8 @@ def _sketched_gradients(
         results[0] = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
     if wanted[1]:
         scale = 1 / frequencies(tuple(size), real).points
-        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale)
+        weights, bases = (weight, own_weight), (basis, own_basis)
+        found = spectral_sketch(g, spectrum, weights, bases, size, scale)
         results[1 : 1 + len(found)] = found
     if wanted[2]:
         results[5] = _zero_bin(g, real).sum(0)
@@ -186,9 +188,9 @@ def _fake_sketched_gradients(
     if wanted[0]:
         shapes[0] = (batch, n, *grad.shape[2:])
     if wanted[1]:
-        shapes[1], shapes[2] = basis.shape, (basis.shape[0], n, *basis.shape[2:])
-        if own_basis is not None:
-            shapes[3], shapes[4] = own_basis.shape, (own_basis.shape[0], n, own_basis.shape[2])
+        shapes[1:3] = [tuple(f.shape) for f in fake_sketch(weight, basis, True)]
+        if own_basis is not None and own_weight is not None:
+            shapes[3:5] = [tuple(f.shape) for f in fake_sketch(own_weight, own_basis, False)]
     if wanted[2]:
         shapes[5] = (m,) if real else (m, 2)
     return tuple(grad.new_empty(shape) for shape in shapes)

@@ -22,7 +22,7 @@ from projunn_kernels.convolution.eager import counts, gather_bins, index
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import SPECTRAL_GRADIENT, SPECTRAL_PRODUCT
 from projunn_kernels.operation import Derivative, Operation
-from projunn_kernels.sketching import sketch
+from projunn_kernels.sketching import tangent_sketch
 
 
 def spectral_product(
@@ -49,29 +49,31 @@ def spectral_gradient(
 def spectral_sketch(
     grad: Tensor,
     spectrum: Tensor,
-    basis: Tensor,
-    own_basis: Tensor | None,
+    weights: tuple[Tensor, Tensor | None],
+    bases: tuple[Tensor, Tensor | None],
     size: list[int],
     scale: float,
 ) -> list[Tensor]:
-    """`spectral_gradient` as factors X Y^H of rank k at every bin, by `projunn_kernels.sketch`.
+    """`spectral_gradient` as factors of rank 2k at every bin, by `projunn_kernels.tangent_sketch`.
 
     Args:
         grad, spectrum, size, scale: as in `spectral_gradient`.
-        basis: what the sketches of the paired bins start from, (paired, m, k, 2).
-        own_basis: the same for the own bins, (own, m, k), or None for spectra of complex signals.
+        weights: of the paired bins, (paired, m, n, 2), and of the own bins, (own, m, n), or None for
+            spectra of complex signals.
+        bases: what their sketches start from, (paired, max(m, n), k, 2) and (own, max(m, n), k).
 
     Returns:
         X and Y of the paired bins, as real pairs, and then of the own bins, if there are any.
     """
-    real = own_basis is not None
+    own_weight, own_basis = weights[1], bases[1]
+    real = own_weight is not None
     grid = frequencies(tuple(size), real)
     g_paired, g_own = gather_bins(torch.view_as_complex(grad.contiguous()), grid)
     x_paired, x_own = gather_bins(torch.view_as_complex(spectrum.contiguous()), grid)
-    left, right = sketch([x_paired], [g_paired], basis, pairs=True)
+    left, right = tangent_sketch([x_paired], [g_paired], weights[0], bases[0], pairs=True)
     factors = [left.mul_(2 * scale if real else scale), right]
-    if own_basis is not None:
-        left, right = sketch([x_own], [g_own], own_basis)
+    if own_weight is not None and own_basis is not None:
+        left, right = tangent_sketch([x_own], [g_own], own_weight, own_basis)
         factors += [left.mul_(scale), right]
     return factors
 

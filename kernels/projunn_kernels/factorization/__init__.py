@@ -1,10 +1,21 @@
-"""The low-rank factors of a matrix from a basis R of its range.
+"""The low-rank factors of a matrix, and of its tangent part, from a basis R.
 
-    Y = orth(M^H R)      X = M Y         M ~ X Y^H        two reads of M
+    Y = orth(M^H R)      X = M Y         M ~ X Y^H                                   two reads of M
+
+    A = (W^H M - M^H W)/2                the part of M that moves a unitary W
+    Y = orth(A R)        B = A Y         Z = 2 B - Y (Y^H B)        A ~ skew(Z Y^H)  two reads of M
 
 M is (*batch, m, n), R and X (*batch, m, k), Y (*batch, n, k).  With ``active`` (A,), M is (B, m, n)
 and the factors have A in place of the batch.  M may be float16 or bfloat16 where R is float32.
+
+A is never formed.  It is applied to a few columns: A R = (W^H (M R) - M^H (W R))/2.  The skew-Hermitian
+part of Z Y^H is P A P less its corner (I - Y Y^H) P A P (I - Y Y^H), with P the projector on the span of
+Y and A Y: a step along it is a step along a projection of A, and so never goes uphill.  Of full rank, k =
+min(m, n), Y is W^H, and there is no corner.  Here R, Y and Z are (*batch, n, k); for tall matrices (m > n)
+they belong to M^H and W^H, and are (*batch, m, k).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +26,31 @@ from projunn_kernels.factorization.tiles import ORTHONORMAL
 from projunn_kernels.operation import Operation
 from projunn_kernels.products.tiles import ADJOINT_PRODUCT, PRODUCT
 
-__all__ = ["factor", "orthonormalize"]
+__all__ = ["TangentFactors", "factor", "orthonormalize", "tangent_factors"]
+
+
+class TangentFactors(NamedTuple):
+    """Z and Y, (*batch, n, k), and W Y, (*batch, m, k); of the mirror image if W is tall."""
+
+    pulled: Tensor
+    right: Tensor
+    moved: Tensor
 
 
 def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """X and Y of the formula above, in the dtype of ``basis``."""
     left, right = _factor(matrix=matrix, basis=basis, active=active)
     return left, right
+
+
+def tangent_factors(
+    matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
+) -> TangentFactors:
+    """Z, Y and W Y of the tangent part, in the dtype of ``basis``; Y has orthonormal columns.
+
+    With ``active`` only ``weight`` is (B, m, n): ``matrix`` (A, m, n) and the basis belong to the list.
+    """
+    return TangentFactors(*_tangent(matrix=matrix, weight=weight, basis=basis, active=active))
 
 
 def orthonormalize(columns: Tensor) -> Tensor:
@@ -49,6 +78,13 @@ def _fake(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[T
     return [torch.empty_like(basis, memory_format=torch.contiguous_format), right]
 
 
+def _fake_tangent(
+    matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
+) -> list[Tensor]:
+    moved = basis.new_empty((*basis.shape[:-2], min(matrix.shape[-2:]), basis.shape[-1]))
+    return [*(torch.empty_like(basis, memory_format=torch.contiguous_format) for _ in range(2)), moved]
+
+
 _factor = Operation(
     name="factor",
     eager=eager.factor,
@@ -56,6 +92,13 @@ _factor = Operation(
     fake=_fake,
     on="matrix",
     kernels=(ADJOINT_PRODUCT, PRODUCT),
+)
+_tangent = Operation(
+    name="tangent_factors",
+    eager=eager.tangent_factors,
+    launches="projunn_kernels.factorization.launch:tangents",
+    fake=_fake_tangent,
+    on="weight",
 )
 _orthonormalize = Operation(
     name="orthonormalize",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from projunn_kernels import iterations
 from projunn_kernels.backends import on_device
-from projunn_kernels.products.eager import adjoint_product, product
+from projunn_kernels.products.eager import adjoint_product, bank_product, product
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
 
@@ -17,6 +17,40 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[
     matrix = matrix.to(basis.dtype)
     right = orthonormalize(adjoint_product(matrix, basis))
     return [product(matrix, right), right]
+
+
+def tangent_factors(
+    matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
+) -> list[Tensor]:
+    """Z, Y and W Y: see `projunn_kernels.tangent_factors`."""
+    if active is not None:
+        weight = weight[active.clamp_min(0).long()]
+    matrix = matrix.to(basis.dtype)
+    into, back = (product if weight.ndim == 2 else bank_product), adjoint_product
+    if weight.shape[-2] > weight.shape[-1]:
+        into, back = back, into
+    if of_full_rank(weight, basis):
+        right = (weight if into is adjoint_product else weight.mH).resolve_conj().contiguous()
+    else:
+        doubled = back(weight, into(matrix, basis)) - back(matrix, into(weight, basis))
+        right = orthonormalize(doubled)
+    moved = into(weight, right)
+    doubled = back(weight, into(matrix, right)) - back(matrix, moved)
+    return [off_corner(doubled, right), right, moved]
+
+
+def of_full_rank(weight: Tensor, basis: Tensor) -> bool:
+    """Whether a step can have all of A: one with Y = W^H has no corner."""
+    return basis.shape[-1] == min(weight.shape[-2:])
+
+
+def off_corner(doubled: Tensor, right: Tensor) -> Tensor:
+    """``Z = 2 B - Y S`` from 2 B and Y, with S the skew-Hermitian part of Y^H B: what rounding adds to it
+    would pull W off its way."""
+    if right.shape[-1] == 1 and not right.is_complex():
+        return doubled  # S is zero
+    inner = right.mH @ doubled
+    return doubled - right @ ((inner - inner.mH) / 4)
 
 
 def orthonormalize(columns: Tensor) -> Tensor:

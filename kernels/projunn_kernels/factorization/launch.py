@@ -6,6 +6,7 @@ from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.configs.problem import Problem, power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization import orthonormalize
+from projunn_kernels.factorization.eager import of_full_rank, off_corner
 from projunn_kernels.factorization.kernels import orthonormal_kernel
 from projunn_kernels.launching import as_columns, choose, floats, launch, options
 from projunn_kernels.products.launch import (
@@ -32,6 +33,36 @@ def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple
     """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_RANK; two reads of M."""
     right = orthonormal(adjoint_partials(matrix, as_columns(basis), active))
     return product_columns(matrix, right, active).mT, right.mT
+
+
+def tangents(
+    matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
+) -> list[Tensor]:
+    """`projunn_kernels.tangent_factors` of tensors as users have them."""
+    found = tangent(
+        contiguous_matrices(matrix), contiguous_matrices(weight), as_matrices(basis), active
+    )
+    return [t.reshape(*basis.shape[:-2], *t.shape[-2:]) for t in found]
+
+
+def tangent(
+    matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, Y and W Y of the tangent part, (A, n, k) each: four reads of M and W, by a launch each."""
+    tall = weight.shape[-2] > weight.shape[-1]
+    into, back = (adjoint_product, product) if tall else (product, adjoint_product)
+
+    def twice(columns: Tensor) -> tuple[Tensor, Tensor]:
+        pushed, moved = into(matrix, columns, None), into(weight, columns, active)
+        return back(weight, pushed, active) - back(matrix, moved, None), moved
+
+    if of_full_rank(weight, basis):
+        listed = weight if active is None else weight[active.clamp_min(0).long()]
+        right = (listed if tall else listed.mH).resolve_conj().contiguous()
+    else:
+        right = orthonormalize(twice(basis)[0])
+    doubled, moved = twice(right)
+    return off_corner(doubled, right), right, moved
 
 
 def orthonormal_columns(columns: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ No m x n temporary is made.  A few columns take a broadcast pass each, which for
 than a GEMM with so short an inner dimension; more columns take one GEMM.
 """
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, flattened, present
-from projunn_kernels.products.eager import product
+from projunn_kernels.products.eager import bank_product, product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
 _MAX_PASSES = 4
@@ -26,14 +27,23 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         weight[chosen] = _passes(part, left[active >= 0], right[active >= 0])
 
 
-def rotate_rows_(weight: Tensor, basis: Tensor, rotated: Tensor) -> None:
-    """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``rotated``, both (*batch, n, r)."""
-    blocks = (weight,)
-    few = not weight.is_complex() and basis.shape[-1] <= _MAX_PASSES
-    if few and weight.ndim == 2 and weight.numel() > _LARGE:
-        blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
-    for rows in blocks:
-        _passes(rows, product(rows, basis), rotated)
+def rotate_rows_(
+    weight: Tensor, basis: Tensor, rotated: Tensor, known: Tensor | None = None
+) -> None:
+    """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``rotated``, both (*batch, n, r).
+
+    Q may lack its first columns, if ``known`` is the product of W with them.
+    """
+    few = not weight.is_complex() and rotated.shape[-1] <= _MAX_PASSES
+    if not (few and weight.ndim == 2 and weight.numel() > _LARGE):
+        left = (bank_product if known is not None and weight.ndim > 2 else product)(weight, basis)
+        _passes(weight, left if known is None else torch.cat([known, left], dim=-1), rotated)
+        return
+    each = max(1, _BLOCK // weight.shape[1])
+    begun = [None] * len(weight) if known is None else known.split(each)
+    for rows, first in zip(weight.split(each), begun, strict=known is not None):
+        left = product(rows, basis)
+        _passes(rows, left if first is None else torch.cat([first, left], dim=-1), rotated)
 
 
 def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:

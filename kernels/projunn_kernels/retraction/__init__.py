@@ -21,7 +21,7 @@ from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import RETRACTIONS, named, rotation
 from projunn_kernels.retraction.tiles import BASIS, TURN_ROWS
 
-__all__ = ["RETRACTIONS", "retract_", "rotation", "step_basis"]
+__all__ = ["RETRACTIONS", "retract_", "retract_pulled_", "rotation", "step_basis"]
 
 
 def retract_(
@@ -30,6 +30,35 @@ def retract_(
     """Take the step in place; returns the mask (*batch), or (A,), of the matrices that took it."""
     taken: Tensor = _retract(weight=weight, left=left, right=right, retraction=retraction, active=active)
     return taken
+
+
+def retract_pulled_(
+    weight: Tensor,
+    pulled: Tensor,
+    right: Tensor,
+    moved: Tensor,
+    retraction: str,
+    active: Tensor | None = None,
+) -> Tensor:
+    """`retract_` of a step whose Z is known, W^H D = Z Y^H, and W Y with it, as ``moved``.
+
+    Y must have orthonormal columns.  For tall matrices they belong to the mirror image, W D^H = Z Y^H.
+    """
+    taken: Tensor = _retract_pulled(
+        weight=weight, pulled=pulled, right=right, moved=moved, retraction=retraction, active=active
+    )
+    return taken
+
+
+def _fake_pulled(
+    weight: Tensor,
+    pulled: Tensor,
+    right: Tensor,
+    moved: Tensor,
+    retraction: str,
+    active: Tensor | None = None,
+) -> Tensor:
+    return _fake(weight, pulled, right, retraction, active)
 
 
 def _fake(
@@ -51,5 +80,14 @@ _retract = Operation(
     fake=_fake,
     on="weight",
     kernels=(BASIS, TURN_ROWS),
+    mutates=("weight",),
+)
+_retract_pulled = Operation(
+    name="retract_pulled_",
+    eager=eager.retract_pulled,
+    launches="projunn_kernels.retraction.launch:retract_pulled",
+    fits=_is_rotation,
+    fake=_fake_pulled,
+    on="weight",
     mutates=("weight",),
 )

@@ -1,5 +1,6 @@
 """The retraction in PyTorch, the formula line by line."""
 
+from collections.abc import Callable
 from math import inf, nan, sqrt
 
 import torch
@@ -18,13 +19,36 @@ def retract(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:
     """Take the step in place: see `projunn_kernels.retract_`."""
+    return _of_listed(_retract_all, weight, (left, right), retraction, active)
+
+
+def retract_pulled(
+    weight: Tensor,
+    pulled: Tensor,
+    right: Tensor,
+    moved: Tensor,
+    retraction: str,
+    active: Tensor | None = None,
+) -> Tensor:
+    """Take the step in place: see `projunn_kernels.retract_pulled_`."""
+    return _of_listed(_retract_pulled_all, weight, (pulled, right, moved), retraction, active)
+
+
+def _of_listed(
+    retract_all: Callable[..., Tensor],
+    weight: Tensor,
+    factors: tuple[Tensor, ...],
+    retraction: str,
+    active: Tensor | None,
+) -> Tensor:
+    """A step of all matrices, or of those of a list; where it was taken."""
     if active is None:
-        return _retract_all(weight, left, right, retraction)
+        return retract_all(weight, *factors, retraction)
     chosen, named = present(active), active >= 0
     taken = torch.zeros(active.shape, dtype=torch.bool, device=weight.device)
     if len(chosen):
         part = weight[chosen]
-        taken[named] = _retract_all(part, left[named], right[named], retraction)
+        taken[named] = retract_all(part, *(f[named] for f in factors), retraction)
         weight[chosen] = part
     return taken
 
@@ -42,6 +66,52 @@ def _retract_all(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -
     else:
         rotate_rows_(weight, basis, rotated)
     return taken
+
+
+def _retract_pulled_all(
+    weight: Tensor, pulled: Tensor, right: Tensor, moved: Tensor, retraction: str
+) -> Tensor:
+    tall = weight.shape[-2] > weight.shape[-1]
+    whole = named(retraction).whole
+    if whole is not None:
+        return whole(weight, right, adjoint_product(weight, pulled)) if tall else whole(
+            weight, product(weight, pulled), right
+        )
+    if on_device(weight):
+        rotated, basis, taken = rotated_basis(right, pulled, retraction, weight.dtype)
+        known = moved[..., :0]
+    else:
+        rotated, basis, taken, known = _rotated_triangle(right, pulled, moved, retraction)
+    if tall:
+        pushed = torch.cat([known, adjoint_product(weight, basis)], dim=-1)
+        rank_update_(weight, rotated, pushed)
+    else:
+        rotate_rows_(weight, basis, rotated, known)
+    return taken
+
+
+def _rotated_triangle(
+    right: Tensor, pulled: Tensor, moved: Tensor, retraction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Q F^H; those columns of Q that Y does not span; where the step is taken; and W times the others.
+
+    [Y, Z] = Q R by Householder's reflections, so that E = R_z R_y^H, and W Q = (W Y) R_y^-1 in the
+    columns that Y spans.  There R_y is diagonal, of phases p, but for rounding, which one step of Newton's
+    iteration from conj(p) squares; a zero column of Y has p = 0 and stays zero.
+    """
+    k, dtype = right.shape[-1], right.dtype
+    precise = torch.complex128 if right.is_complex() else torch.float64
+    q, r = torch.linalg.qr(torch.cat([right, pulled], dim=-1).to(precise))
+    by_right, by_pulled = r[..., :k], r[..., k:]
+    f, taken = rotation(by_pulled @ by_right.mH, retraction, torch.finfo(dtype).eps)
+    triangle = by_right[..., :k, :]
+    phases = triangle.diagonal(dim1=-2, dim2=-1).conj()
+    inverse = torch.diag_embed(2 * phases) - phases[..., :, None] * triangle * phases[..., None, :]
+    known = moved.to(precise) @ inverse
+    if not surely_all(taken):
+        q, known = (torch.where(taken[..., None, None], t, 0.0) for t in (q, known))
+    rotated = (f.conj() @ q.mT).mT
+    return rotated.to(dtype), q[..., k:].to(dtype), taken, known.to(dtype)
 
 
 def rotated_basis(

@@ -51,17 +51,47 @@ def retract(
         return retract_any(matrices, x, y, retraction, active).reshape(batch)
 
 
+def retract_pulled(
+    weight: Tensor,
+    pulled: Tensor,
+    right: Tensor,
+    moved: Tensor,
+    retraction: str,
+    active: Tensor | None = None,
+) -> Tensor:
+    """`projunn_kernels.retract_pulled_` of tensors as users have them, and of any rank.
+
+    The pass that updates W makes W Y itself.
+    """
+    batch = weight.shape[:-2] if active is None else active.shape
+    if weight.numel() == 0 or batch.numel() == 0:
+        return torch.ones(batch, dtype=torch.bool, device=weight.device)
+    z, y = as_matrices(pulled), as_matrices(right)
+    with flattened(weight) as matrices:
+        if right.shape[-1] <= MAX_RANK and named(retraction).kernels is not None:
+            columns, partial = as_columns(y), as_columns(z).unsqueeze(1)
+            taken = _rotate_few(matrices, columns, partial, retraction, active)
+        else:
+            taken = _rotate_by_products(matrices, y, z, retraction, active)
+        return taken.reshape(batch)
+
+
 def _retract_by_products(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None
 ) -> Tensor:
     """`retract_few` for any rank: the passes over W are launches, what is between them is PyTorch."""
-    tall = weight.shape[-2] > weight.shape[-1]
-    if tall:
+    if weight.shape[-2] > weight.shape[-1]:
         factor, pulled = left, product(weight, right, active)
     else:
         factor, pulled = right, adjoint_product(weight, left, active)
+    return _rotate_by_products(weight, factor, pulled, retraction, active)
+
+
+def _rotate_by_products(
+    weight: Tensor, factor: Tensor, pulled: Tensor, retraction: str, active: Tensor | None
+) -> Tensor:
     rotated, basis, taken = rotated_basis(factor, pulled, retraction, weight.dtype)
-    if tall:
+    if weight.shape[-2] > weight.shape[-1]:
         rank_update(weight, rotated, adjoint_product(weight, basis, active), active)
     else:
         rank_update(weight, product(weight, basis, active), rotated, active)
@@ -75,12 +105,19 @@ def retract_few(
 
     Three launches and 3 m n numbers for m <= n; the mirror image reads W twice and updates it once.
     """
-    tall = weight.shape[-2] > weight.shape[-1]
     x, y = as_columns(left), as_columns(right)
-    if tall:
+    if weight.shape[-2] > weight.shape[-1]:
         factor, pulled = x, product_columns(weight, y, active).unsqueeze(1)
     else:
         factor, pulled = y, adjoint_partials(weight, x, active)
+    return _rotate_few(weight, factor, pulled, retraction, active)
+
+
+def _rotate_few(
+    weight: Tensor, factor: Tensor, pulled: Tensor, retraction: str, active: Tensor | None
+) -> Tensor:
+    """The rest of `retract_few`, from Y as (A, k, n) and the partial sums (A, splits, k, n) of Z."""
+    tall = weight.shape[-2] > weight.shape[-1]
     count, splits, k, length = pulled.shape
     rank = power_of_two(k)
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))

@@ -16,10 +16,18 @@ from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.step.arguments import FactoredStep, FactoredTangentStep, FusedStep
+from projunn_kernels.step.factored_tangent import factored_tangent_step
 from projunn_kernels.step.tiles import FUSED_STEP
 
-__all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
+__all__ = [
+    "FactoredStep",
+    "FactoredTangentStep",
+    "FusedStep",
+    "factored_step_",
+    "factored_tangent_step_",
+    "fused_step_",
+]
 
 
 def fused_step_(step: FusedStep) -> None:
@@ -32,11 +40,17 @@ def factored_step_(step: FactoredStep) -> None:
     _factored_step(step)
 
 
+def factored_tangent_step_(step: FactoredTangentStep) -> None:
+    """Take the step of one parameter along the tangent part of given factors, in place."""
+    _factored_tangent_step(step)
+
+
 def _fits_one_launch(step: FusedStep) -> bool:
     shape = step.weights[0].shape[:-1] if step.pairs else step.weights[0].shape
     (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
     width = 2 if step.pairs or step.weights[0].is_complex() else 1
     few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
+    few = few and step.factorization == "subspace"
     return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
 
 
@@ -58,4 +72,12 @@ _factored_step = Operation(
     on="weight",
     mutates=("weight", "basis", "skipped"),
     bundle=FactoredStep,
+)
+_factored_tangent_step = Operation(
+    name="factored_tangent_step_",
+    eager=factored_tangent_step,
+    fake=nothing,
+    on="weight",
+    mutates=("weight", "basis", "skipped"),
+    bundle=FactoredTangentStep,
 )

@@ -8,8 +8,9 @@ from torch import Tensor
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import as_matrices, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
-from projunn_kernels.factorization import factor, orthonormalize
-from projunn_kernels.retraction import retract_
+from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
+from projunn_kernels.retraction import retract_, retract_pulled_
+from projunn_kernels.step import plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
@@ -22,9 +23,11 @@ def fused_step(step: FusedStep) -> None:
     for weight, direction, basis, probe, skipped in parameters:
         if step.active is not None:
             _step_of_listed(step, weight, direction, basis, probe, skipped)
-            continue
-        left, right = factor(direction, basis)
-        _take(step, weight, left, right, left, basis, probe, skipped)
+        elif step.factorization == "tangent":
+            _tangent_step(step, weight, direction, basis, probe, skipped)
+        else:
+            left, right = factor(direction, basis)
+            _take(step, weight, left, right, left, basis, probe, skipped)
 
 
 def factored_step(step: FactoredStep) -> None:
@@ -58,6 +61,20 @@ def _take(
     _refresh(taken, sketched, basis, probe, skipped)
 
 
+def _tangent_step(
+    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
+) -> None:
+    """Take one parameter's step along the tangent part of its direction."""
+    if step.scale is None and plane.applies(weight, basis, step.retraction):
+        whole = direction.to(weight.dtype)
+        if plane.plane_step(weight, whole, basis, probe, step.rate, step.retraction):
+            return
+    pulled, right, moved = tangent_factors(direction, weight, basis)
+    scaled = _scaled(pulled, step.rate, step.scale)
+    taken = retract_pulled_(weight, scaled, right, moved, step.retraction)
+    _refresh(taken, pulled, basis, probe, skipped)
+
+
 def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
     return left * -rate if scale is None else left * (scale * -rate)
 
@@ -70,10 +87,15 @@ def _step_of_listed(
     assert active is not None
     at = active.clamp_min(0).long()
     chosen, chosen_probe = as_matrices(basis)[at], as_matrices(probe)[at]
-    left, right = factor(direction, chosen)
-    scaled = _scaled(left, step.rate, step.scale)
     with flattened(weight) as matrices:
-        taken = retract_(matrices, scaled, right, step.retraction, active)
+        if step.factorization == "tangent":
+            left, right, moved = tangent_factors(direction, matrices, chosen, active)
+            scaled = _scaled(left, step.rate, step.scale)
+            taken = retract_pulled_(matrices, scaled, right, moved, step.retraction, active)
+        else:
+            left, right = factor(direction, chosen)
+            scaled = _scaled(left, step.rate, step.scale)
+            taken = retract_(matrices, scaled, right, step.retraction, active)
     named = active >= 0
     skipped.add_((named & ~taken).sum())
     warm = orthonormalize(left).add_(chosen_probe, alpha=PROBE)

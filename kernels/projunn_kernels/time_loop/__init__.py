@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+from projunn_kernels.sketching import fake_sketch
 from projunn_kernels.operation import Derivative, Operation
 from projunn_kernels.time_loop import eager
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
@@ -79,7 +80,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     """The gradients of `recurrence`, from those of its two outputs.  Either of those may be None.
 
     Returns a list: the gradients of u, h_0, b, U and c, each an empty tensor if there is none; then the
-    gradient of W or, if a basis R is given, its factors X and Y as `projunn_kernels.sketch` makes them.
+    gradient of W or, if a basis R is given, its factors as `projunn_kernels.tangent_sketch` makes them.
     If the gradient of W is not wanted the list ends with c's.
     """
     gradients: list[Tensor] = _recurrence_backward(call)
@@ -101,7 +102,9 @@ def _fake_gradients(call: RecurrenceBackward) -> list[Tensor]:
     rows = call.input_weight.shape[0] if call.input_weight is not None else 0
     factors = []
     if call.wants_weight:
-        factors = [like(call.weight)] if call.basis is None else [like(call.basis), like(call.basis)]
+        factors = [like(call.weight)]
+        if call.basis is not None:
+            factors = list(fake_sketch(call.weight, call.basis, call.weight.ndim == 3))
     return [
         like(call.inputs, call.wants_inputs or not projects),
         like(call.initial),

@@ -13,7 +13,7 @@ from torch import Tensor
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import Member, capturing
-from projunn.optim.options import unitary_learning_rate
+from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
 from projunn_kernels.batches import flattened, surely_all
 
@@ -88,12 +88,12 @@ class DenseGradient:
     def likeness(self) -> tuple[Any, ...] | None:
         """What parameters that step together have in common; None for one that steps alone."""
         p, group, rate = self.parameter, self.group, unitary_learning_rate(self.group)
-        if group["factorization"] != "subspace":
+        if group["factorization"] not in WARM:
             return None
         listed = None if self.active is None else id(p)
         same_rate = id(group) if isinstance(rate, Tensor) else rate
         kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, self.direction.dtype)
-        options = (group["rank"], group["retraction"], group["maximize"])
+        options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
         return (*kind, *options, same_rate, listed)
 
     def take(self) -> None:
@@ -103,8 +103,8 @@ class DenseGradient:
         if group["factorization"] == "svd":
             if capturing(self.parameter):
                 raise RuntimeError(
-                    'factorization: "svd" waits for the device; wanted "subspace" for the capture of a'
-                    " CUDA graph"
+                    'factorization: "svd" waits for the device; wanted "tangent" or "subspace" for the'
+                    " capture of a CUDA graph"
                 )
             left, right = factorize(self.clean(direction), rank, "svd")
             left = self.gate(left)
@@ -126,7 +126,7 @@ class DenseGradient:
         if self.state["step"].device.type != "cpu" or capturing(self.parameter):
             raise ValueError(
                 f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
-                ' wanted "subspace" with capturable=True, torch.compile or a CUDA graph'
+                ' wanted "tangent" or "subspace" with capturable=True, torch.compile or a CUDA graph'
             )
         seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
         return torch.Generator(device).manual_seed(seed)
@@ -223,5 +223,6 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
             retraction=first.group["retraction"],
             pairs=first.parameter.pairs,
             active=first.active,
+            factorization=first.group["factorization"],
         )
     )
