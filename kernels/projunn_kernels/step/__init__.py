@@ -50,7 +50,6 @@ def _fits_one_launch(step: FusedStep) -> bool:
     (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
     width = 2 if step.pairs or step.weights[0].is_complex() else 1
     few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
-    few = few and step.factorization == "subspace"
     return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
 
 

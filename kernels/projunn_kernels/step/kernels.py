@@ -30,7 +30,7 @@ from projunn_kernels.language.tiles import (
 
 
 @triton.jit
-def _matrix(active, matrices, ACTIVE: tl.constexpr):
+def matrix_of(active, matrices, ACTIVE: tl.constexpr):
     """Parameter, matrix in it, and whether there is one: negative entries of ``active`` are none.
 
     An active list belongs to one parameter, and the directions to its entries.
@@ -94,7 +94,7 @@ def plane_step_kernel(
     PANELS: tl.constexpr,
 ):
     """k = 1."""
-    entry, matrix, present = _matrix(active, matrices, ACTIVE)
+    entry, matrix, present = matrix_of(active, matrices, ACTIVE)
     if not present:
         return
     w, d, r, g, x = _places(
@@ -255,7 +255,7 @@ def wide_step_kernel(
     K: tl.constexpr,
 ):
     """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
-    entry, matrix, present = _matrix(active, matrices, ACTIVE)
+    entry, matrix, present = matrix_of(active, matrices, ACTIVE)
     if not present:
         return
     S: tl.constexpr = 2 * K

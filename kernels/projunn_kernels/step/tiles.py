@@ -55,6 +55,7 @@ def _case(
     scaled: bool,
     active: bool,
     gradient: torch.dtype | None,
+    factorization: str,
 ) -> Case:
     p, listed = problem, inputs.indices(problem.matrices, active)
     count = p.matrices if listed is None else len(listed)
@@ -70,6 +71,7 @@ def _case(
             scale=tensors["scale"],
             retraction=retraction,
             active=tensors["active"],
+            factorization=factorization,
         )
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
@@ -90,12 +92,12 @@ def _case(
         return results(tensors)
 
     direction_dtype = p.dtype if gradient is None else gradient
-    basis = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype)
+    rows = p.n if factorization == "tangent" else p.m
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
         "direction": inputs.normal(count, p.m, p.n, dtype=direction_dtype, scale=p.n**-0.5),
-        "basis": basis,
-        "probe": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype),
+        "basis": inputs.normal(p.matrices, rows, p.k, dtype=p.dtype),
+        "probe": inputs.normal(p.matrices, rows, p.k, dtype=p.dtype),
         "skipped": inputs.full(0.0),
         "scale": inputs.full(_RATE) if scaled else None,
         "active": listed,
@@ -115,12 +117,22 @@ def _standard() -> list[Problem]:
 
 FUSED_STEP = Kernel(
     name="fused_step",
-    functions=("plane_step_kernel", "wide_step_kernel"),
+    functions=(
+        "plane_step_kernel",
+        "wide_step_kernel",
+        "plane_tangent_kernel",
+        "wide_tangent_kernel",
+    ),
     closed_form=_tiles,
     candidates=_candidates,
     case=_case,
     small=_small,
-    variants={"retraction": WITH_KERNELS, "scaled": (False, True), **GRADIENTS},
+    variants={
+        "retraction": WITH_KERNELS,
+        "factorization": ("tangent", "subspace"),
+        "scaled": (False, True),
+        **GRADIENTS,
+    },
     allowed=_allowed,
     passed=rotations_of,
     problem=matrix_problem("fused_step", MAX_FUSED),
