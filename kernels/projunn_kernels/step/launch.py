@@ -21,7 +21,7 @@ from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
-from projunn_kernels.step.tangent_kernels import plane_tangent_kernel, wide_tangent_kernel
+from projunn_kernels.tangent_step.kernels import plane_tangent_kernel, wide_tangent_kernel
 
 
 def fused(step: FusedStep) -> None:

@@ -250,10 +250,8 @@ def wide_tangent_kernel(
 
     pr, pi = yr.to(tl.float64), yi.to(tl.float64)
     cr, ci = inner(pr, pi, zr.to(tl.float64), zi.to(tl.float64), K, PAIRS)
-    sr, si = combine(
-        0.25 * (cr - tl.trans(cr)), 0.25 * (ci + tl.trans(ci)), pr, pi, K, PAIRS
-    )
-    zr, zi = zr - sr.to(tl.float32), zi - si.to(tl.float32)
+    kr, ki = combine(0.25 * (cr - tl.trans(cr)), 0.25 * (ci + tl.trans(ci)), pr, pi, K, PAIRS)
+    zr, zi = zr - kr.to(tl.float32), zi - ki.to(tl.float32)
 
     pr, pi = stack(yr, -rate * zr, K).to(tl.float64), stack(yi, -rate * zi, K).to(tl.float64)
     ar, ai = gram(pr, pi, S, PAIRS)
