@@ -1,4 +1,4 @@
-"""Steps along the tangent part of the gradient: the definition, and problems on which a sketch can stop."""
+"""Steps along the tangent part of the gradient: the definition, and where a sketch can stop."""
 
 import copy
 

@@ -10,9 +10,9 @@ and the factors have A in place of the batch.  M may be float16 or bfloat16 wher
 
 A is never formed.  It is applied to a few columns: A R = (W^H (M R) - M^H (W R))/2.  The skew-Hermitian
 part of Z Y^H is P A P less its corner (I - Y Y^H) P A P (I - Y Y^H), with P the projector on the span of
-Y and A Y: a step along it is a step along a projection of A, and so never goes uphill.  Of full rank, k =
-min(m, n), Y is W^H, and there is no corner.  Here R, Y and Z are (*batch, n, k); for tall matrices (m > n)
-they belong to M^H and W^H, and are (*batch, m, k).
+Y and A Y: a step along it is a step along a projection of A, and so never goes uphill.  Of full rank,
+k = min(m, n), Y is W^H, and there is no corner.  Here R, Y and Z are (*batch, n, k); for tall matrices
+(m > n) they belong to M^H and W^H, and are (*batch, m, k).
 """
 
 from typing import NamedTuple

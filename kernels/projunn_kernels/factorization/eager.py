@@ -45,8 +45,7 @@ def of_full_rank(weight: Tensor, basis: Tensor) -> bool:
 
 
 def off_corner(doubled: Tensor, right: Tensor) -> Tensor:
-    """``Z = 2 B - Y S`` from 2 B and Y, with S the skew-Hermitian part of Y^H B: what rounding adds to it
-    would pull W off its way."""
+    """``Z = 2 B - Y S`` from 2 B and Y, with S = Y^H B, which is skew-Hermitian but for rounding."""
     if right.shape[-1] == 1 and not right.is_complex():
         return doubled  # S is zero
     inner = right.mH @ doubled

@@ -39,9 +39,7 @@ def tangents(
     matrix: Tensor, weight: Tensor, basis: Tensor, active: Tensor | None = None
 ) -> list[Tensor]:
     """`projunn_kernels.tangent_factors` of tensors as users have them."""
-    found = tangent(
-        contiguous_matrices(matrix), contiguous_matrices(weight), as_matrices(basis), active
-    )
+    found = tangent(contiguous_matrices(matrix), contiguous_matrices(weight), as_matrices(basis), active)
     return [t.reshape(*basis.shape[:-2], *t.shape[-2:]) for t in found]
 
 

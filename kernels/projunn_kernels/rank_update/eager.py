@@ -27,9 +27,7 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         weight[chosen] = _passes(part, left[active >= 0], right[active >= 0])
 
 
-def rotate_rows_(
-    weight: Tensor, basis: Tensor, rotated: Tensor, known: Tensor | None = None
-) -> None:
+def rotate_rows_(weight: Tensor, basis: Tensor, rotated: Tensor, known: Tensor | None = None) -> None:
     """``W += (W Q) T^H`` in place, in PyTorch: Q is ``basis``, T ``rotated``, both (*batch, n, r).
 
     Q may lack its first columns, if ``known`` is the product of W with them.

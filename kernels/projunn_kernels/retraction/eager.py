@@ -74,8 +74,10 @@ def _retract_pulled_all(
     tall = weight.shape[-2] > weight.shape[-1]
     whole = named(retraction).whole
     if whole is not None:
-        return whole(weight, right, adjoint_product(weight, pulled)) if tall else whole(
-            weight, product(weight, pulled), right
+        return (
+            whole(weight, right, adjoint_product(weight, pulled))
+            if tall
+            else whole(weight, product(weight, pulled), right)
         )
     if on_device(weight):
         rotated, basis, taken = rotated_basis(right, pulled, retraction, weight.dtype)
@@ -96,8 +98,8 @@ def _rotated_triangle(
     """Q F^H; those columns of Q that Y does not span; where the step is taken; and W times the others.
 
     [Y, Z] = Q R by Householder's reflections, so that E = R_z R_y^H, and W Q = (W Y) R_y^-1 in the
-    columns that Y spans.  There R_y is diagonal, of phases p, but for rounding, which one step of Newton's
-    iteration from conj(p) squares; a zero column of Y has p = 0 and stays zero.
+    columns that Y spans.  There R_y is diagonal, of phases p, but for rounding, which one step of
+    Newton's iteration from conj(p) squares; a zero column of Y has p = 0 and stays zero.
     """
     k, dtype = right.shape[-1], right.dtype
     precise = torch.complex128 if right.is_complex() else torch.float64

@@ -17,8 +17,8 @@ from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FactoredTangentStep, FusedStep
-from projunn_kernels.tangent_step.factored import factored_tangent_step
 from projunn_kernels.step.tiles import FUSED_STEP
+from projunn_kernels.tangent_step.factored import factored_tangent_step
 
 __all__ = [
     "FactoredStep",

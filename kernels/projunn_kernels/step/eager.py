@@ -10,8 +10,8 @@ from projunn_kernels.batches import as_matrices, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.retraction import retract_, retract_pulled_
-from projunn_kernels.tangent_step import plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.tangent_step import plane
 from projunn_kernels.warm_basis import refresh_basis_
 
 

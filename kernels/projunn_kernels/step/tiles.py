@@ -20,7 +20,7 @@ _RATE = 0.25
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
     if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
-        floats, each = (1024, 4) if n <= 64 else (512, 2)
+        floats, each = (1024, 4) if n == 64 else (512, 2 if n > 64 else 4)
         rows = max(1, min(m, floats // n))
         return Config(rows, n, warps_for(rows * n, each))
     budget = 8192 if p.k == 1 else 2048

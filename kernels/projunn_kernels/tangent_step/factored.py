@@ -1,7 +1,8 @@
 """The step along the tangent part of a direction that is known by its factors.
 
     W^H D = X Y^H     A = (X Y^H - Y X^H)/2 = T E T^H     T = orth(A Y), E = T^H A T small and skew
-    U = orth [C, E C], C about the k leading directions   W <- retraction of W - rate W (T U) (U^H E U) (T U)^H
+    U = orth [C, E C], C about the k leading directions   V = T U
+    W <- retraction of W - rate W V (U^H E U) V^H
     R <- orth(T (2 E B - B (B^H E B))) + 0.01 probe, B = orth(E T^H R)
 
 A step of rank k has a skew part of rank 2k, and all that A is can be seen here: the step takes the

@@ -1,6 +1,7 @@
 """The tangent step of one real matrix at rank one on a CPU, where calls of PyTorch cost what passes do.
 
-    y = A r / |A r|    z = 2 A y    Q E Q^T = -rate z y^T    W += (W Q) (Q F^T)^T    r <- z / |z| + 0.01 probe
+    y = A r / |A r|    z = 2 A y    Q E Q^T = -rate z y^T    W += (W Q) (Q F^T)^T
+    r <- z / |z| + 0.01 probe
 
 `projunn_kernels.factorization` and `projunn_kernels.retraction` have the same for all others.  What is
 2 x 2 is in Python's floats, and W y, a product with the W that is stored, is read off W once.

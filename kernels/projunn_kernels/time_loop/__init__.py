@@ -23,8 +23,8 @@ from typing import Any
 
 from torch import Tensor
 
-from projunn_kernels.sketching import fake_sketch
 from projunn_kernels.operation import Derivative, Operation
+from projunn_kernels.sketching import fake_sketch
 from projunn_kernels.time_loop import eager
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
 from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity

@@ -85,7 +85,7 @@ class FactoredGradient:
         self.direction = self.gate((left, right))
 
     def take(self) -> None:
-        """Take the step: `projunn_kernels.factored_tangent_step_`, or `projunn_kernels.factored_step_`."""
+        """Take the step: `projunn_kernels.factored_tangent_step_`, or `factored_step_`."""
         p, state, group = self.parameter, self.state, self.group
         left, right = self.direction
         rate = unitary_learning_rate(group)
@@ -231,9 +231,7 @@ def compressed_tangent(left: Tensor, right: Tensor, weight: Tensor, basis: Tenso
         return pad(left, (0, missing)), pad(right, (0, missing))
     if left.shape[-1] <= 2 * basis.shape[-1]:
         return left, right
-    return two_sided(
-        lambda y: left @ (right.mH @ y), lambda v: right @ (left.mH @ v), weight, basis
-    )
+    return two_sided(lambda y: left @ (right.mH @ y), lambda v: right @ (left.mH @ v), weight, basis)
 
 
 def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:
