@@ -67,8 +67,8 @@ def fourier_convolution_sketch(
 
     The factors start from ``basis`` and ``own_basis``: `projunn_kernels.convolution.spectral_sketch`.
     Returns the gradient of the input; X (paired, m, 2k, 2) and Y (paired, n, 2k, 2) for ``weight``;
-    X (own, m, 2k) and Y (own, n, 2k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
-    or does not exist, is an empty tensor.
+    X (own, m, 2k) and Y (own, n, 2k) for ``own_weight``; and the gradient of the bias.  What is
+    not wanted, or does not exist, is an empty tensor.
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
         grad=grad,

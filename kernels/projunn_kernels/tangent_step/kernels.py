@@ -3,9 +3,9 @@
     A = (W^H D - D^H W)/2      Y = orth(A R)      Z = -rate (2 A Y - Y (Y^H A Y))      Q E Q^H = Z Y^H
     F = f(E) - I               W += (W Q) (Q F^H)^H                R <- orth(Z) + 0.01 probe
 
-As `projunn_kernels.step.kernels`, with R on the right: (n, k).  With a single panel D and W are read once
-and W written once; with more panels both are read twice, and W a third time for the update, the later
-times from cache.  `projunn_kernels.factorization` has the formulas.
+As `projunn_kernels.step.kernels`, with R on the right: (n, k).  With a single panel D and W are read
+once and W written once; with more panels both are read twice, and W a third time for the update,
+the later times from cache.  `projunn_kernels.factorization` has the formulas.
 """
 
 import triton
