@@ -141,7 +141,7 @@ class Operation:
     def _registered_run(self, **arguments: Any) -> Any:
         """What the registered operator runs; its results must not share memory with its arguments."""
         with private.lazy_views():
-            return _contiguous(self.run(**arguments))
+            return _contiguous(self._run(self._tensor(arguments), None, arguments))
 
     def _fake(self, **arguments: Any) -> Any:
         return self.fake(**arguments) if self.bundle is None else self.fake(self.bundle(**arguments))
@@ -151,7 +151,8 @@ class Operation:
         names = tuple(self._signature.parameters)
 
         def call(*values: Any, **named: Any) -> Any:
-            return function(**dict(zip(names, values, strict=False)), **named)
+            named.update(zip(names, values, strict=False))
+            return function(**named)
 
         call.__signature__ = self._signature  # type: ignore[attr-defined]
         return call
@@ -172,5 +173,5 @@ def _contiguous(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.contiguous()
     if isinstance(result, list | tuple):
-        return type(result)(_contiguous(r) for r in result)
+        return type(result)([tensor.contiguous() for tensor in result])
     return result

@@ -4,8 +4,7 @@
 ``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,24 +14,23 @@ _LAZY_VIEWS = (
     torch._C.DispatchKey.Negative,
     torch._C.DispatchKey.ZeroTensor,
 )
+_NOTHING = nullcontext()
 
 
-@contextmanager
-def lazy_views() -> Iterator[None]:
+def lazy_views() -> AbstractContextManager[None]:
     """Makes sure that lazy conjugation and negation are applied inside this context.
 
     A graph compiled by Inductor calls operators with these keys switched off in the dispatcher (torch
     2.11 to 2.13).  Without this context ``a.mH @ b`` of complex tensors is silently ``a.mT @ b`` there.
     """
     if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
-        yield
-        return
+        return _NOTHING
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in _LAZY_VIEWS:
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, excluded):
-        yield
+    guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(included, excluded)
+    return guard
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -45,6 +45,8 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return weight
     if weight.ndim == 2:
         return weight.addmm_(left, right.mH)
+    if weight.ndim == 3 and weight.numel() > 0:
+        return weight.baddbmm_(left, right.mH)
     if weight.numel() > 0:
         with flattened(weight) as matrices:
             matrices.baddbmm_(as_matrices(left), as_matrices(right).mH)

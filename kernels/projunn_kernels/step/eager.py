@@ -13,6 +13,8 @@ from projunn_kernels.retraction import retract_
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
+_EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
+
 
 def fused_step(step: FusedStep) -> None:
     """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
@@ -87,6 +89,8 @@ def _step_of_listed(
 
 def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
-    if not surely_all(taken):
+    if surely_all(taken):
+        taken = _EVERY
+    else:
         skipped.add_(taken.logical_not().sum())
     refresh_basis_(left, basis, probe, taken)
