@@ -94,16 +94,17 @@ def uses_triton(tensor: Tensor) -> bool:
 
 
 def on_device(tensor: Tensor) -> bool:
-    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+    """True if work on this tensor must neither wait for numbers nor loop over matrices on the host.
 
-    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
-    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    That holds on a GPU, and on a CPU under the backend ``interpret``, which takes the paths that a GPU
+    takes.  The decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both on a GPU.
     """
     return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
 
 
 @cache
 def triton_installed() -> bool:
+    """True if triton can be imported."""
     return importlib.util.find_spec("triton") is not None
 
 
