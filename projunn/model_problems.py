@@ -1,8 +1,8 @@
-"""What a model asks of the kernels: the problems that ``projunn autotune --model`` tunes for.
+"""The launches of a model's training step: the problems that ``projunn autotune --model`` tunes for.
 
 Nothing about the kernels is known here.  Each unitary layer runs forward and backward once, on an input
-made up for it, and an optimizer makes a step on made-up gradients.  The kernels note what they are asked
-for, and are not launched.
+made up for it, and an optimizer makes a step on made-up gradients.  The kernels record the sizes that
+they are called with, and are not launched.
 """
 
 import importlib
@@ -35,12 +35,12 @@ IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # a batch of images, of anything else
 
 
 def load_model(name: str) -> _Model:
-    """The module that ``module:function`` returns, and the optimizer if it returns one too.
+    """The module that the function ``module:function`` returns, and its optimizer or None.
 
-    Modules are looked for in the current folder, too.
+    The current folder is searched for modules, too.
 
     Raises:
-        ValueError: no such function, an error in it, or no unitary parameters.
+        ValueError: there is no such function, it fails, or its model has no unitary parameters.
     """
     module_name, _, path = name.partition(":")
     if not module_name or not path or module_name.endswith(".py"):
@@ -92,7 +92,7 @@ def model_problems(
     batch: int | None = None,
     length: int = LENGTH,
 ) -> list[Problem]:
-    """The problems of a training step, each bucket once: layers in their order, then the optimizer.
+    """The problems of a training step, one for each bucket of sizes: layers first, then the optimizer.
 
     Args:
         model: is moved to the device.

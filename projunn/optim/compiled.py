@@ -76,7 +76,7 @@ _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary(
 
 
 def traced_step(optimizer: Traceable) -> None:
-    """A step, to be traced."""
+    """The step of an optimizer in the form that Dynamo traces: see the top of this file."""
     calls = []
     for group in optimizer.param_groups:
         for kind in ("real", "complex"):

@@ -1,4 +1,4 @@
-"""What to train: the options of a run, checked, and kept in its folder as JSON."""
+"""The options of a training run, checked, and kept in its folder as JSON."""
 
 import json
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
@@ -125,7 +125,7 @@ class TrainConfig(_TaskFields):
 
     @property
     def task_options(self) -> TaskOptions:
-        """What the task is made from."""
+        """The options that the task is made from."""
         declared = [option.name for option in TASKS[self.task].declares]
         return TaskOptions(
             batch_size=self.batch_size,

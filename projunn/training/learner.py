@@ -17,7 +17,13 @@ _COOLDOWN = 3  # the last third of the budget: its inverse
 
 
 class Learner:
-    """A model, built and seeded by the configuration, that takes steps and logs itself."""
+    """A model of a task in training: it takes steps and logs its measurements.
+
+    Args:
+        body: ``"unitary"`` or one of the models that the task compares.
+        task: gives the model, the batches and the loss.
+        config: the optimizer, the budget, the seed and the device.
+    """
 
     def __init__(self, body: str, task: Task, config: TrainConfig) -> None:
         self.body, self.task, self.config = body, task, config
@@ -40,7 +46,7 @@ class Learner:
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, of the scarcer one if there are two."""
+        """The share of the budget that is spent; the larger one if there are two budgets."""
         steps, seconds = self.config.steps, self.config.seconds
         return max(
             0.0 if steps is None else self.step / steps,
@@ -48,7 +54,7 @@ class Learner:
         )
 
     def take_step(self) -> None:
-        """One batch: forward, backward, optimizer; logs itself when a log point is reached."""
+        """Train on one batch, and log if a log point is reached."""
         started = time.perf_counter()
         x, y = (t.to(self.device) for t in self.task.batch(self.generator))
         self.optimizer.zero_grad()
@@ -131,7 +137,7 @@ class Learner:
 
 
 def rate_factor(schedule: str, progress: float) -> float:
-    """What the learning rates are multiplied with when this share of the budget is spent."""
+    """The factor of the learning rates when the share ``progress`` of the budget is spent."""
     done = min(1.0, progress)
     if schedule == "constant":
         return 1.0

@@ -1,4 +1,4 @@
-"""The picture of a run, as a PNG file: a title, under which the task draws."""
+"""The picture of a run, as a PNG file: a title, and what the task draws under it."""
 
 from pathlib import Path
 from typing import Any

@@ -24,6 +24,14 @@ class Run:
     """The learners of a configuration and their folder.
 
     The folder holds ``config.json``, ``metrics.jsonl``, ``plot.png`` and ``checkpoint.pt``.
+
+    Args:
+        config: the options of the run.
+        folder: where the results go; `train` makes it.
+
+    Raises:
+        ValueError: the device of ``config`` is not one of this machine.
+        RuntimeError: a data set cannot be read.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -35,7 +43,7 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, steps: int | None = None, seconds: float | None = None) -> "Run":
-        """The run of a folder, where its checkpoint left it; with another budget if one is given.
+        """The run of a folder in the state of its checkpoint, with another budget if one is given.
 
         Raises:
             ValueError: the folder holds no configuration and checkpoint that fit each other.
