@@ -57,10 +57,12 @@ class FactoredTensor(torch.Tensor):
 
     @property
     def left(self) -> Tensor:
+        """L, (*batch, m, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_left) if self.pairs else self.stored_left
 
     @property
     def right(self) -> Tensor:
+        """R, (*batch, n, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_right) if self.pairs else self.stored_right
 
     @property

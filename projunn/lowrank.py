@@ -72,7 +72,7 @@ def factorize(
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Draws ``count`` columns without replacement, with probabilities proportional to their norms."""
     norms = torch.linalg.vector_norm(matrix, dim=-2)
-    # The first arrivals of exponential clocks whose rates are the norms are such a draw.
+    # Exponential clocks whose rates are the norms: the columns whose clocks ring first are such a draw.
     clocks = torch.empty_like(norms).exponential_(generator=generator)
     chosen = (norms / clocks).topk(count, dim=-1).indices
     return matrix.gather(-1, chosen.unsqueeze(-2).expand(*matrix.shape[:-1], count))

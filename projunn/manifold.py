@@ -29,7 +29,7 @@ class UnitaryParameter(nn.Parameter):
     Real matrices are kept orthogonal, rectangular ones semi-orthogonal: their rows or columns,
     whichever are fewer, stay orthonormal.  The parameter stays recognised through ``deepcopy``,
     pickling, ``Module.to`` and ``load_state_dict``.  ``torch.load`` reads a saved ``state_dict`` by
-    default; a saved module or parameter needs ``weights_only=False``.
+    default; a whole saved module or parameter needs ``weights_only=False``.
 
     Args:
         data: the matrices, (*batch, m, n), real or complex.  They are taken as they are: initialise them

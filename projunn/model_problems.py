@@ -31,7 +31,7 @@ from projunn_kernels.configs.problem import Problem
 
 _Model = tuple[nn.Module, UnitaryOptimizer | None]
 _CONVOLUTIONS = (UnitaryConv1d, UnitaryConv2d, UnitaryConv3d)
-IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # a batch of images, of anything else; its time steps
+IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # the batch of images, that of anything else, and time steps
 
 
 def load_model(name: str) -> _Model:
@@ -95,10 +95,10 @@ def model_problems(
     """The problems of a training step, one for each bucket of sizes: layers first, then the optimizer.
 
     Args:
-        model: is moved to the device.
+        model: the model, which is moved to the device.
         optimizer: its groups say which parameters are stepped, and at which rank; by default all are,
             at rank 1.
-        ranks: in place of the optimizer's; a step for each.
+        ranks: ranks to make a step at each, in place of the optimizer's.
         batch: sequences, images or rows of a batch; default: 256 images, 128 of anything else.
         length: time steps of a sequence.
 

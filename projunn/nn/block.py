@@ -84,7 +84,7 @@ class BlockUnitaryLinear(UnitaryModule):
         x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
         for i, factor in enumerate(factors):
             if i:
-                # The features in the order of the shuffle, cut into blocks again.
+                # The shuffle puts the features in another order, which is cut into blocks again.
                 x = rearrange(x, "block row i -> row (i block)")
                 x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
             x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)

@@ -75,6 +75,7 @@ class UnitaryLinear(UnitaryModule):
 
     @property
     def matrix(self) -> Tensor:
+        """The weight as real or complex numbers, (out_features, in_features); a view of it."""
         return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class _Recurrent(UnitaryModule):
         """
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
-        if self.is_complex:  # real and imaginary parts are so many real columns
+        if self.is_complex:  # real and imaginary parts become separate real columns
             times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
             columns = torch.stack([weight, times_i], 2) if input.is_complex() else weight.unsqueeze(2)
             weight = rearrange(columns, "unit feature of part -> (unit part) (feature of)")

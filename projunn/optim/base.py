@@ -31,7 +31,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
-    _plans: tuple[Any, ...] = ()  # of its traced steps
+    _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class Images(Task):
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
         self._train = (train[0] - mean) / deviation, train[1]
         self._test = (test[0] - mean) / deviation, test[1]
-        self.stretch = float(1 / deviation.min())  # of distances, by bringing pixels to deviation 1
+        self.stretch = float(1 / deviation.min())  # of distances, by the division
         self._black = -(mean / deviation).squeeze(0)
         self.channels = train[0].shape[1]
         self.image_size = (train[0].shape[2], train[0].shape[3])

@@ -15,7 +15,7 @@ from projunn.tasks.options import SKETCH_RANK, Option, at_least_one
 from projunn.tasks.task import Batch, Task
 from projunn_kernels import NONLINEARITIES
 
-_TEST_SEED = 20220310  # of the held-out data; the training seeds are the user's
+_TEST_SEED = 20220310  # of the held-out data; the user chooses the seeds of training
 _TEST_CHUNK = 250
 _PEERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 _INITS: dict[str, Callable[[Any], Tensor]] = {
@@ -146,7 +146,7 @@ class SequenceModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         states, last = self.body(x)
         if not self.every_step:
-            h_n = last[0] if isinstance(last, tuple) else last  # an LSTM has cells beside it
+            h_n = last[0] if isinstance(last, tuple) else last  # an LSTM returns its cells too
             states = h_n[-1]
         if states.is_complex():
             states = rearrange(torch.view_as_real(states), "... unit part -> ... (unit part)")

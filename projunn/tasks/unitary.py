@@ -11,7 +11,7 @@ from projunn.tasks.measurements import ORANGE, Score
 from projunn.tasks.options import SKETCH_RANK, Option, TaskOptions, at_least_one
 from projunn.tasks.task import Batch, Task
 
-_TARGET_SEED = 1_000_003  # away from the seeds of weights and data, or W would start at U
+_TARGET_SEED = 1_000_003  # differs from the seeds of weights and data; else W would start at U
 
 
 class Unitary(Task):

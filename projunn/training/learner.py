@@ -13,7 +13,7 @@ from projunn import diagnostics
 from projunn.tasks import METRICS, LogPoint, Task
 from projunn.training.config import OPTIMIZERS, TrainConfig
 
-_COOLDOWN = 3  # the last third of the budget: its inverse
+_COOLDOWN = 3  # 1 over the share of the budget, at its end, in which the rates go to 0
 
 
 class Learner:
@@ -42,6 +42,7 @@ class Learner:
 
     @property
     def finished(self) -> bool:
+        """True if the budget is spent."""
         return self.progress >= 1
 
     @property
@@ -123,6 +124,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state_dict` returned; points between two regular ones are dropped."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -166,7 +168,7 @@ def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:
     shares: list[Tensor] = []
     for weight in weights:
         if weight.grad is None or isinstance(weight.grad, projunn.FactoredTensor):
-            continue  # of a sketched gradient nobody knows what was left out
+            continue  # its energy is not known: the sketch left some out
         if weight.grad.isfinite().all():
             gradient = diagnostics.captured_energy(projunn.view_like(weight, weight.grad), rank)
             shares.append(gradient.mean())

@@ -17,7 +17,7 @@ from projunn.training.config import TrainConfig
 from projunn.training.learner import Learner
 
 _CHECKPOINT_EVERY = 30.0  # seconds
-_SLICE = 10  # steps of one learner before it is the next one's turn
+_SLICE = 10  # steps of one learner before the next one takes its steps
 
 
 class Run:
@@ -56,7 +56,7 @@ class Run:
         for learner in run.learners:
             try:
                 learner.load_state_dict(states[learner.body])
-            except Exception as error:  # a state that was tampered with fails in any way
+            except Exception as error:  # a state that does not fit can fail in any way
                 message = f"{folder}: checkpoint.pt does not fit config.json"
                 raise ValueError(message) from error
         return run
@@ -112,7 +112,7 @@ def train(run: Run) -> bool:
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 run.save()
                 saved = time.monotonic()
-        run.save()  # before the measurements, which take a moment
+        run.save()  # first, because the measurements take a while
         for learner in run.learners:
             logged = len(learner.points)
             learner.log()
@@ -132,7 +132,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 2:  # insisting means it
+        if len(received) > 2:  # the third request ends the process at once
             raise KeyboardInterrupt
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -34,7 +34,7 @@ def spectral_product(
         spectrum: x, (batch, n, *grid, 2), complex numbers as pairs of reals in the layout of
             ``torch.fft``; (batch, m, *grid, 2) if ``adjoint``.
         weight: the matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
-        own_weight: those of the self-conjugate bins, (own, m, n), or None
+        own_weight: those of the self-conjugate bins, (own, m, n), or None for complex signals.
         size: the points along each axis of the signal.
 
     Returns:
