@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="projunn", description="Unitary and orthogonal weights by low-rank updates (projUNN)."
+        prog="projunn", description="Train unitary and orthogonal weights by low-rank updates (projUNN)."
     )
     parser.add_argument("--version", action="version", version=_version("projunn"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -38,7 +38,10 @@ class backend:
             elsewhere; it is the default.  ``"torch"`` takes PyTorch everywhere.  ``"triton"`` takes
             Triton kernels, and raises for a tensor that is not on a GPU.  ``"interpret"`` runs them on
             CPU tensors in Triton's interpreter, which must be asked for before anything imports triton,
-            or by ``TRITON_INTERPRET=1`` when the process starts.
+            or by ``TRITON_INTERPRET=1`` when the process starts.  float64 and complex128 run in PyTorch
+            whatever the choice.
+
+    A process starts with the choice of the variable ``PROJUNN_BACKEND``, or with ``"auto"``.
 
     Raises:
         ValueError: ``name`` is none of these.

@@ -32,7 +32,7 @@ class AdamW(UnitaryOptimizer):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable,
             fused: as in ``torch.optim.AdamW``.  ``foreach``, ``differentiable``, ``fused`` and
-            ``weight_decay`` act on the other parameters only; ``capturable`` is as in
+            ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
         rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
 

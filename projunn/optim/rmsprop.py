@@ -31,7 +31,7 @@ class RMSprop(UnitaryOptimizer):
     Args:
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
             differentiable: as in ``torch.optim.RMSprop``.  ``foreach``, ``differentiable`` and
-            ``weight_decay`` act on the other parameters only; ``capturable`` is as in
+            ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
         rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
 

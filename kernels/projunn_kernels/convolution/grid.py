@@ -5,9 +5,9 @@ signals all of them are free.  For real signals W_{-k} = conj(W_k), and ``torch.
 the half grid ``(*size[:-1], size[-1] // 2 + 1)``.  That still holds three kinds of bins:
 
     paired     k != -k: a free complex matrix.  The inner ones, with 0 < k_d < size_d / 2 along the last
-               axis d, come first, row by row; then the boundary ones, half of those with k_d = 0 or
-               k_d = size_d / 2;
-    mirrored   the other half of those: -k of a boundary bin, with the conjugate of its matrix;
+               axis d, come first, row by row; then the boundary ones, one of each pair k, -k with
+               k_d = 0 or k_d = size_d / 2;
+    mirrored   the other of each such pair: -k of a boundary bin, with the conjugate of its matrix;
     own        k = -k, zero or Nyquist along every axis: a free real matrix.
 
 Bins are numbered in the (half) grid row by row, as in the flattened spectrum.
