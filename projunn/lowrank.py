@@ -43,7 +43,7 @@ def factorize(
         generator: source of the random numbers, on the device of ``matrix``.
 
     Returns:
-        left (*batch, m, k) and right (*batch, n, k), in the dtype of ``matrix`` or float32.  ``right``
+        left (*batch, m, k) and right (*batch, n, k), in the dtype of the (converted) matrix.  ``right``
         (for "column", ``left``) has orthonormal columns, unless the matrix has a rank below k: columns
         may then be zero.  A zero matrix gives a zero ``left`` (for "column", ``right``).  "svd", "lsi"
         and "subspace" without ``basis`` reproduce a matrix of rank k or less to rounding.  A finite

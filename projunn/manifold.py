@@ -91,9 +91,9 @@ def _mark(
 def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
 
-    Use it for a gradient or an average of ``parameter``.  Pairs of reals become complex numbers, and
-    stacked blocks become an axis of the batch.  If ``parameter`` is no `UnitaryParameter`, ``tensor`` is
-    returned.
+    ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
+    numbers, and stacked blocks become an axis of the batch.  If ``parameter`` is no `UnitaryParameter`,
+    ``tensor`` is returned.
     """
     if not isinstance(parameter, UnitaryParameter):
         return tensor

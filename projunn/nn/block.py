@@ -36,7 +36,7 @@ class BlockUnitaryLinear(UnitaryModule):
 
     Raises:
         ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.
-        TypeError: ``dtype`` is none of those four.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
     """
 
     bias: nn.Parameter | None

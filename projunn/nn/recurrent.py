@@ -241,8 +241,9 @@ class UnitaryRNNCell(_Recurrent):
     """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called like `torch.nn.RNNCell`.
 
     It is for programs that write the loop over time themselves; over a whole sequence `UnitaryRNN` is
-    faster.  Its arguments and attributes are those of `UnitaryRNN` with a single layer, but the names of
-    the attributes lack ``_l[k]``: ``weight_hh``, ``weight_ih``, ``bias_ih``, ``modrelu_bias``.
+    faster.  Its arguments are those of `UnitaryRNN` without ``num_layers``, ``batch_first`` and
+    ``dropout``.  So are its attributes, whose names lack ``_l[k]``: ``weight_hh``, ``weight_ih``,
+    ``bias_ih``, ``modrelu_bias``.
 
     Shape:
         ``input`` is (batch, input_size) or (input_size,), and ``hx`` (batch, n) or (n,), zeros if not
@@ -250,7 +251,7 @@ class UnitaryRNNCell(_Recurrent):
 
     Raises:
         ValueError: a size, shape or option that does not fit.
-        TypeError: ``dtype`` is none of those four.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
     """
 
     def __init__(

@@ -54,9 +54,7 @@ def _add_rule(group: Any) -> None:
     _add_option(group, "unitary_lr", float, "learning rate of the unitary weights; default: lr / 32")
     text = "how both rates change over the budget; cooldown goes to 0 in the last third"
     _add_option(group, "schedule", str, text)
-    _add_option(
-        group, "clip", float, "clip the norm of the whole gradient to this; default: no clipping"
-    )
+    _add_option(group, "clip", float, "clip the norm of the whole gradient to this; default: none")
     _add_option(group, "momentum", float, "momentum of sgd and rmsprop")
     _add_option(group, "rank", int, "rank k of the steps of unitary weights")
     _add_option(group, "retraction", str, "how a step comes back to the unitary matrices")

@@ -37,8 +37,8 @@ def fourier_convolution(
         size: the points along each spatial axis.
 
     Returns:
-        y (batch, m, *size), and the spectrum (batch, n, *grid, 2) in the layout of ``torch.fft.rfftn``
-        or, for complex signals, ``fftn``.
+        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum (batch, n, *grid, 2) in the layout
+        of ``torch.fft.rfftn`` or, for complex signals, ``fftn``.
     """
     output, spectrum = _convolution(
         input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
