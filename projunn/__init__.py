@@ -1,4 +1,12 @@
-"""Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
+"""Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN).
+
+`projunn.nn` has layers with unitary weights, `constrain` makes the weight of another layer unitary, and
+the optimizers of `projunn.optim` keep such weights unitary.  They are built on two functions:
+`factorize`, low-rank factors of a gradient, and `retract`, the step along them.  `backend` chooses
+between PyTorch operations and Triton kernels.
+
+Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
+"""
 
 from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect

@@ -1,4 +1,4 @@
-"""Tensors known by their low-rank factors: the gradients of layers with ``sketch_rank``."""
+"""Tensors stored as low-rank factors: the gradients of layers with ``sketch_rank``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ aten = torch.ops.aten
 
 
 class FactoredTensor(torch.Tensor):
-    """``L R^H`` of shape (*batch, m, n), stored as L (*batch, m, r) and R (*batch, n, r).
+    """``L R^H``, (*batch, m, n), stored as its factors L (*batch, m, r) and R (*batch, n, r).
 
     ``weight.grad`` of a layer with ``sketch_rank`` is such a tensor.  Sums are exact: the rank of a sum
-    is the sum of the ranks.  It can be scaled, zeroed, detached, cloned, converted and added to a dense
-    tensor, and it gives its Frobenius norm, so that ``zero_grad``, ``clip_grad_norm_`` and
-    ``GradScaler`` work as they are.  The norm is that of ``L R^H``, without what the sketch left out of
-    the gradient.
+    is the sum of the ranks.  The tensor can be scaled, zeroed, detached, cloned, converted and stacked,
+    and it has a Frobenius norm, so that ``zero_grad``, ``clip_grad_norm_`` and ``GradScaler`` work
+    unchanged.  The norm is that of ``L R^H``, without what the sketch left out of the gradient.  The sum
+    with a dense tensor is dense.
 
     Args:
         left: L, real or complex.
         right: R, of the same dtype and batch as L.
-        pairs: if True the tensor stands for a complex one that is stored as real pairs: its shape is
-            (*batch, m, n, 2) and its dtype real, while L and R are complex.  They may be given as pairs
-            too, and are stored as pairs.
+        pairs: if True, the tensor stands for a complex one that is stored as pairs of reals: its shape
+            is (*batch, m, n, 2) and its dtype real, while L and R are complex.  They may be given as
+            pairs too, and are stored as pairs.
 
     Attributes:
         left, right: L and R, complex with ``pairs``.
@@ -32,7 +32,8 @@ class FactoredTensor(torch.Tensor):
             them.
 
     Raises:
-        TypeError: an operation that needs the entries.  ``to_dense()`` computes them.
+        TypeError: an operation that is not among these, and so would need the entries.  ``to_dense()``
+            computes them.
     """
 
     stored_left: Tensor
@@ -56,10 +57,12 @@ class FactoredTensor(torch.Tensor):
 
     @property
     def left(self) -> Tensor:
+        """L, (*batch, m, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_left) if self.pairs else self.stored_left
 
     @property
     def right(self) -> Tensor:
+        """R, (*batch, n, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_right) if self.pairs else self.stored_right
 
     @property
@@ -68,7 +71,10 @@ class FactoredTensor(torch.Tensor):
         return self.stored_left.shape[-2 if self.pairs else -1]
 
     def to_dense(self, *arguments: Any, **options: Any) -> Tensor:
-        """All entries as a dense tensor, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``."""
+        """All entries as a dense tensor, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
+
+        The arguments of ``torch.Tensor.to_dense`` are accepted and have no effect.
+        """
         product = self.left @ _adjoint(self.right)
         return torch.view_as_real(product) if self.pairs else product
 

@@ -1,4 +1,4 @@
-"""How far from an input a classifier's answer holds: Lipschitz bounds, and certified accuracy."""
+"""Lipschitz bounds of chains of layers, and how far from an input a classifier's answer holds."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,8 +26,11 @@ _CONTRACTIONS = (
 def operator_norm(layer: nn.Module) -> float:
     """The largest factor by which a layer can stretch the 2-norm of a difference of inputs.
 
-    It is measured in float64: the largest singular value of the weight and, for convolutions, of the
-    matrices at all frequencies.  It is 1 for known contractions such as ReLU and `projunn.nn.GroupSort`.
+    For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
+    unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64.  It is
+    taken as 1 for ``nn.ReLU``, ``LeakyReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``Dropout``,
+    ``PixelUnshuffle``, ``AdaptiveAvgPool2d`` and `projunn.nn.GroupSort`.  That is right for dropout in
+    evaluation mode, slopes from -1 to 1, and pooling to no more pixels than there were.
 
     Raises:
         TypeError: a kind of layer with no known bound, such as batch normalisation or a residual sum.
@@ -53,10 +56,11 @@ def lipschitz_bound(model: nn.Module) -> float:
     """A Lipschitz constant of a chain of layers: the product of their measured norms.
 
     Args:
-        model: an ``nn.Sequential``, nested or not, or a single layer.
+        model: an ``nn.Sequential``, nested or not, or a single layer, in evaluation mode.  The layers
+            that can be bounded are those of `projunn.lipschitz.operator_norm`.
 
     Raises:
-        TypeError: a layer that `operator_norm` does not know.
+        TypeError: a layer with no known bound.
     """
     if isinstance(model, nn.Sequential):
         bound = 1.0
@@ -73,7 +77,7 @@ def certified_accuracy(
     radii: Sequence[float],
     lipschitz: float | None = None,
 ) -> list[float]:
-    """The share of inputs whose right answer no change of a 2-norm up to a radius can make wrong.
+    """The share of inputs with a right answer that no change of 2-norm up to a radius can make wrong.
 
         margin = (logit of the right class) - (largest other logit) > sqrt(2) L radius
 
@@ -82,8 +86,9 @@ def certified_accuracy(
     measured on the weights as they are, so that rounding drift and layers that are not orthogonal count.
 
     Args:
-        model: maps inputs to logits (batch, classes).  It is evaluated as it is: call ``eval()`` first.
-        batches: pairs of inputs and labels.
+        model: maps inputs to logits (batch, classes).  It is used in the mode that it is in: call
+            ``eval()`` first.
+        batches: pairs of inputs, on the model's device, and labels (batch,), int64.
         radii: the radii; 0 gives the plain accuracy.
         lipschitz: L; by default the `lipschitz_bound` of ``model``.
 

@@ -4,8 +4,9 @@ A unitary parameter is an ``nn.Parameter`` of the class `UnitaryParameter`.  It 
 in one of three layouts, and `matrix_view` gives all of them as (*batch, m, n):
 
 * real, or natively complex: (*batch, m, n);
-* ``pairs``: complex as interleaved real pairs, (*batch, m, n, 2), as our own layers store it;
-* ``blocks > 1``: that many matrices stacked along the rows, (blocks m, n), as the gates of
+* ``pairs``: complex numbers as pairs of reals, (*batch, m, n, 2), as the layers of `projunn.nn` store
+  them;
+* ``blocks > 1``: that many matrices stacked along the rows, (*batch, blocks m, n), as the gates of
   ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n".
 """
 
@@ -25,17 +26,17 @@ _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 class UnitaryParameter(nn.Parameter):
     """A parameter whose matrices the optimizers of `projunn.optim` keep unitary.
 
-    Real matrices are kept orthogonal, rectangular ones semi-orthogonal.  The parameter stays recognised
-    through ``deepcopy``, pickling, ``torch.save`` and ``torch.load``, ``Module.to`` and
-    ``load_state_dict``.
+    Real matrices are kept orthogonal, rectangular ones semi-orthogonal: their rows or columns,
+    whichever are fewer, stay orthonormal.  The parameter stays recognised through ``deepcopy``,
+    pickling, ``Module.to`` and ``load_state_dict``.  ``torch.load`` reads a saved ``state_dict`` by
+    default; a whole saved module or parameter needs ``weights_only=False``.
 
     Args:
-        data: the matrices, in one of the layouts at the top of this module.  They are taken as they are:
-            initialise them with `projunn.init`, or project an existing parameter with
-            `projunn.constrain`.
+        data: the matrices, (*batch, m, n), real or complex.  They are taken as they are: initialise them
+            with `projunn.init`, or project an existing parameter with `projunn.constrain`.
         requires_grad: as in ``nn.Parameter``.
-        pairs: whether the last axis holds real and imaginary parts.
-        blocks: the number of matrices that are stacked along the rows.
+        pairs: ``data`` is (*batch, m, n, 2) and real, with real and imaginary parts on the last axis.
+        blocks: ``data`` is (*batch, blocks m, n), with so many matrices stacked along the rows.
 
     Attributes:
         pairs, blocks: as given.
@@ -88,9 +89,11 @@ def _mark(
 
 
 def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The matrices (*batch, m, n) of ``tensor``, which is stored as ``parameter`` is; a view of it.
+    """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
 
-    Real pairs become complex numbers, and stacked blocks become an axis of the batch.
+    ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
+    numbers, and stacked blocks become an axis of the batch.  If ``parameter`` is no `UnitaryParameter`,
+    ``tensor`` is returned.
     """
     if not isinstance(parameter, UnitaryParameter):
         return tensor
@@ -105,8 +108,9 @@ def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 def matrix_view(parameter: Tensor) -> Tensor:
     """The matrices of a parameter as real or complex numbers, (*batch, m, n).
 
-    The result is a view of the parameter, and autograd goes through it.  A tensor that is no
-    `UnitaryParameter` is returned as it is.
+    The result is a view of the parameter, and autograd goes through it: pairs of reals become complex
+    numbers, and stacked blocks become an axis of the batch.  A tensor that is no `UnitaryParameter` is
+    returned unchanged.
     """
     return view_like(parameter, parameter)
 
@@ -121,20 +125,22 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
 
     The parameter's matrices are replaced by their polar factors, the nearest unitary (or
     semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
-    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.
+    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.  One
+    that is a `UnitaryParameter` already is left as it is.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,
             float64, complex64 or complex128.
         name: the name of the parameter, such as ``"weight"`` or ``"weight_hh_l0"``.
         blocks: the number of matrices that are stacked along the rows.  By default one for each gate of
-            an ``nn.LSTM`` (4) or ``nn.GRU`` (3), and 1 for all others.
+            an ``nn.LSTM``, ``LSTMCell`` (4), ``nn.GRU`` or ``GRUCell`` (3), and 1 for all others and for
+            an LSTM's projection ``weight_hr``.
 
     Raises:
-        ValueError: there is no such parameter, it is not a matrix or is a convolution's filter (take the
-            convolutions of `projunn.nn`), ``blocks`` does not divide its rows, or it has entries that
-            are not finite.
-        TypeError: a dtype that is not one of the four.
+        ValueError: the module itself has no such parameter, it is not a matrix or belongs to a
+            convolution (take those of `projunn.nn`), ``blocks`` does not divide its rows, or it has
+            entries that are not finite.
+        TypeError: its dtype is not one of the four.
     """
     parameter = module._parameters.get(name)
     if parameter is None:

@@ -84,6 +84,21 @@ def test_polar_is_the_nearest_unitary_matrix():
     torch.testing.assert_close(retract(weight, left, right, "polar"), u @ vh, atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+def test_polar_of_a_rectangular_weight_moves_half_as_far_off_its_rows(size):
+    """Compared with the nearest semi-unitary matrix: the rest is of second order in the step."""
+    for shape in ((5, 9), (9, 5)):
+        weight, left, right = draw(shape, 2, torch.complex128, norm=size)
+        step = left @ right.mH
+        u, _, vh = torch.linalg.svd(weight + step, full_matrices=False)
+        wide = shape[0] < shape[1]
+        kept = step @ weight.mH @ weight if wide else weight @ weight.mH @ step
+        off = (step - kept) / 2
+        assert off.norm() > 0.1 * size
+        rest = retract(weight, left, right, "polar") - (u @ vh - off)
+        assert rest.norm() < 10 * size**2
+
+
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("k", [1, 3])
 def test_zero_step_is_exact(dtype, retraction, k):

@@ -1,4 +1,4 @@
-"""Operations on batches of matrices, real and complex: what `projunn` is made of.
+"""Operations on batches of matrices, real and complex, that the layers and optimizers of projunn use.
 
 Each operation is a folder: its declaration, the PyTorch operations that CPUs run (``eager``), the Triton
 kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the plain formula

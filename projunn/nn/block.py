@@ -13,9 +13,10 @@ class BlockUnitaryLinear(UnitaryModule):
     """``y = x (B_f P ... B_2 P B_1)^T + b``: block-diagonal unitary factors B with shuffles P.
 
     Each factor B has ``num_blocks`` unitary matrices of size ``block_size`` on its diagonal, and costs a
-    ``num_blocks``-th of a dense layer.  P is the perfect shuffle, (block, position) to (position,
-    block): it sends features of each block to the others.  With ``num_factors=1`` there is none, and the
-    features of different blocks never mix.  Every factor and the whole map preserve the norm.
+    ``num_blocks``-th of a dense layer.  P is the perfect shuffle, from the order (block, position) to
+    the order (position, block): it sends the features of each block to the others.  With
+    ``num_factors=1`` there is none, and the features of different blocks never mix.  Without the bias
+    the layer preserves the norm of its input.
 
     Args:
         num_blocks: the number of blocks of a factor.
@@ -25,16 +26,17 @@ class BlockUnitaryLinear(UnitaryModule):
         device, dtype, sketch_rank: as in `projunn.nn.UnitaryLinear`.
 
     Shape:
-        input and output (*, num_blocks block_size).
+        input and output (*, num_blocks block_size).  A complex layer takes real input too.
 
     Attributes:
         weight: the `projunn.UnitaryParameter`, (num_factors, num_blocks, block_size, block_size), with
             a trailing axis (re, im) if complex.  It starts Haar-distributed.
-        bias: the bias, which starts uniform in +-1/sqrt(block_size), or None.
+        bias: the bias, (num_blocks block_size), with a trailing axis (re, im) if complex, or None.  It
+            starts uniform in +-1/sqrt(block_size).
 
     Raises:
         ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.
-        TypeError: another dtype.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
     """
 
     bias: nn.Parameter | None
@@ -61,7 +63,7 @@ class BlockUnitaryLinear(UnitaryModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew."""
+        """Draws the parameters anew."""
         haar_(self.weight)
         start_sketch(self.weight)
         if self.bias is not None:
@@ -82,7 +84,7 @@ class BlockUnitaryLinear(UnitaryModule):
         x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
         for i, factor in enumerate(factors):
             if i:
-                # The features in the order of the shuffle, cut into blocks again.
+                # The shuffle puts the features in another order, which is cut into blocks again.
                 x = rearrange(x, "block row i -> row (i block)")
                 x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
             x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)

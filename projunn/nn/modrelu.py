@@ -10,7 +10,7 @@ from projunn_kernels import apply_nonlinearity
 class ModReLU(nn.Module):
     """``modReLU(z) = z/|z| max(|z| + b, 0)``, with one learned real b per feature.
 
-    It changes the size of a number and keeps its phase (of a real number, its sign); at z = 0 it is 0.
+    It changes the modulus of a number and keeps its phase (the sign of a real number); at z = 0 it is 0.
     Source: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 
     Args:
@@ -20,6 +20,12 @@ class ModReLU(nn.Module):
 
     Shape:
         input and output (*, num_features), real or complex.
+
+    Attributes:
+        bias: b, (num_features,), which starts uniform in +-0.01.
+
+    Raises:
+        ValueError: ``num_features`` is not positive.
     """
 
     def __init__(
@@ -34,7 +40,7 @@ class ModReLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw b anew, uniform in +-0.01."""
+        """Draws b anew, uniform in +-0.01."""
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -21,9 +21,18 @@ from projunn_kernels import orthonormalize, seeded_normal
 class UnitaryModule(nn.Module):
     """Base of the unitary layers.
 
-    Complex parameters are stored as real pairs.  ``Module.to_empty``, conversions and
-    ``load_state_dict(assign=True)`` may replace parameters by new, plain ones; those that replace
+    Complex parameters are stored as pairs of reals.  ``Module.to_empty``, ``Module.to`` and
+    ``load_state_dict(assign=True)`` may replace parameters by new, plain ones.  Those that replace
     unitary parameters are made unitary parameters again.
+
+    Args:
+        dtype: float32, float64, complex64 or complex128; None for PyTorch's default dtype.
+
+    Attributes:
+        is_complex: True if the numbers are complex.
+
+    Raises:
+        TypeError: another dtype.
     """
 
     def __init__(self, dtype: torch.dtype | None) -> None:
@@ -88,9 +97,9 @@ def positive(name: str, value: int) -> int:
 
 
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
-    """Where the sketch of a weight's gradient starts, or None if its gradients are dense.
+    """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 
-    ``torch.export`` puts tensors without marks in the place of parameters: they have dense gradients.
+    ``torch.export`` puts plain tensors in the place of parameters: they have dense gradients.
     """
     return getattr(weight, "sketch", None)
 

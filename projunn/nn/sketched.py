@@ -1,4 +1,6 @@
-"""Layers' operations whose backward gives low-rank factors of the weight's gradient, and no matrix."""
+"""The operations of layers with ``sketch_rank``: their backward makes low-rank factors of the weight's
+gradient, and never the gradient itself.
+"""
 
 from typing import Any
 
@@ -59,15 +61,15 @@ def sketched_linear(
     """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
 
     Args:
-        input: x, (rows, n), or (blocks, rows, n) of a ``factor``.
-        weight: W, (m, n), or (blocks, m, n) of a ``factor``.  Real and imaginary part are the last axis
-            if ``start`` is complex.
-        bias: b, (m,), or None.  Blocks take none.
+        input: x, (rows, n), or (blocks, rows, n) with ``factor``.
+        weight: W, (m, n), or (blocks, m, n) with ``factor``.  With ``start.pairs``, the last axis has
+            real and imaginary parts.
+        bias: b, (m,), or None; always None with ``factor``.
         start: its left factor is the basis of the sketch, (m, k), or (factors, blocks, m, k).
-        factor: which of several block-diagonal factors is multiplied by.
+        factor: the number of the block-diagonal factor that ``weight`` is, or None for a dense weight.
 
     Returns:
-        (rows, m), or (blocks, rows, m) of a ``factor``.
+        (rows, m), or (blocks, rows, m) with ``factor``.
     """
     return _SketchedLinear.apply(input, weight, bias, start, factor)  # type: ignore[no-untyped-call]
 

@@ -5,7 +5,7 @@
              -> retraction of W + X Y^H, in place                  parameters of one shape together
              -> once in a while a polish against drift             projunn_kernels.polish_
 
-Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
+Every other parameter is handed to the rule's plain optimizer, that of `torch.optim` if it has one.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,12 +26,12 @@ from projunn_kernels import orthonormalize, seeded_normal
 
 
 class UnitaryOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers: subclasses name torch's rule and give the direction it takes."""
+    """Base of the optimizers: a subclass names the plain rule and gives the direction that it takes."""
 
-    plain_rule: ClassVar[Any]  # the class in torch.optim
+    plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
-    _plans: tuple[Any, ...] = ()  # of its traced steps
+    _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
-        """The rule's averages of one unitary parameter, by name; whether it is one of squares."""
+        """The names of the rule's averages of one unitary parameter; True for those of squares."""
         raise NotImplementedError
 
     def _direction(
@@ -88,7 +88,21 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; ``closure`` as in `torch.optim`."""
+        """Takes one step of every parameter that has a gradient.
+
+        Args:
+            closure: as in `torch.optim`: evaluates the model again and returns the loss.
+
+        Returns:
+            What ``closure`` returns, or None.
+
+        Raises:
+            TypeError: a unitary parameter has a sparse gradient of another kind than
+                `projunn.nn.select_blocks` makes or, under ``torch.compile``, one that is not dense.
+            ValueError: the rule cannot take a sketched gradient with these options, or the factorization
+                draws numbers on the host, which a captured or traced step cannot.
+            RuntimeError: a CUDA graph is being captured, and the step would have to wait for the device.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -178,8 +192,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 p.sketch.stored_left.copy_(state["basis"])
 
     def skipped_steps(self) -> int:
-        """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.
+        """The number of steps of single matrices that were not taken so far.
 
-        The counters live on the devices of the parameters; this call reads them and so waits.
+        A step is not taken if its gradient is not finite or its result is not determined to working
+        precision: W + D is singular ("polar"), or an angle is above eps^-1/2 ("exp").  The counters live
+        on the devices of the parameters; this call reads them, and so waits for the devices.
         """
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))

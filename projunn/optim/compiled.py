@@ -46,7 +46,7 @@ class Traceable(Protocol):
 
 
 _RATES = ("lr", "base_lr", "unitary_lr")
-_numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the next process too
+_numbers = itertools.count()  # not ids, so that a graph in Inductor's cache fits the next process
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary(
 
 
 def traced_step(optimizer: Traceable) -> None:
-    """A step, to be traced."""
+    """The step of an optimizer in the form that Dynamo traces: see the top of this file."""
     calls = []
     for group in optimizer.param_groups:
         for kind in ("real", "complex"):
@@ -87,7 +87,7 @@ def traced_step(optimizer: Traceable) -> None:
             rates = [group[name] for name in _RATES if isinstance(group[name], Tensor)]
             if weights:
                 calls.append((kind, plan, weights, gradients, states, rates))
-    # Below its decorators, which break the graph.  It calls optimizer._init_group.
+    # The step without its decorators, which would break the graph.  It calls optimizer._init_group.
     inspect.unwrap(optimizer.plain_rule.step)(optimizer)
     for kind, plan, weights, gradients, states, rates in calls:
         if kind == "real":
@@ -163,7 +163,7 @@ def _complete_states(optimizer: Traceable) -> None:
         member = Member(index, p, p.grad, optimizer.state[p], group)
         optimizer._complete_state(member, on_device=True)
     rule = optimizer.plain_rule._init_group
-    lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # but self and group
+    lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # without self and group
     for group in optimizer.param_groups:
         fill_plain(optimizer, group, *([] for _ in range(lists)))
 

@@ -10,7 +10,7 @@ from projunn.manifold import UnitaryParameter
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, which can hold nothing that the host waits for."""
+    """True if a CUDA graph is being captured: then the host must not wait for the device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -20,7 +20,7 @@ class Member:
 
     Attributes:
         index: its number among all parameters of the optimizer.
-        parameter, grad: itself and its gradient, of whatever kind.
+        parameter, grad: the parameter and its gradient: dense, sparse or a `projunn.FactoredTensor`.
         state: its state in the optimizer.
         group: the options of its parameter group.
     """

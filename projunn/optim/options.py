@@ -1,4 +1,4 @@
-"""The options of unitary parameters in a parameter group: checked, and the learning rate they give."""
+"""The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ def unitary_learning_rate(group: dict[str, Any]) -> Any:
 
 
 def check_options(group: dict[str, Any]) -> None:
+    """Raise ValueError if an option of a parameter group is out of its range."""
     rank, every, unitary_lr = group["rank"], group["polish_every"], group["unitary_lr"]
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"rank: got {rank!r}, wanted a positive integer")
@@ -39,6 +40,7 @@ def check_options(group: dict[str, Any]) -> None:
 
 
 def check_parameter(p: Tensor) -> None:
+    """Raise TypeError if ``p`` is a unitary parameter of a dtype that no step can be taken in."""
     if isinstance(p, UnitaryParameter) and p.dtype not in MATRIX_DTYPES:
         raise TypeError(
             f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in place of ``path``: a reader sees the old content or the new, never half."""
+    """Gives a file to write, which then replaces ``path``: a reader sees the old content or the new."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         yield file

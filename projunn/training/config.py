@@ -1,4 +1,4 @@
-"""What to train: the options of a run, checked, and kept in its folder as JSON."""
+"""The options of a training run, checked, and kept in its folder as JSON."""
 
 import json
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
@@ -19,7 +19,7 @@ OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
 DTYPES = ("float32", "complex64")
 SCHEDULES = ("constant", "cooldown", "cosine", "step")
 
-# The values of the general options that are words.
+# The values that general options may have, where those are words.
 CHOICES = {
     "task": tuple(TASKS),
     "retraction": tuple(RETRACTIONS),
@@ -125,7 +125,7 @@ class TrainConfig(_TaskFields):
 
     @property
     def task_options(self) -> TaskOptions:
-        """What the task is made from."""
+        """The options that the task is made from."""
         declared = [option.name for option in TASKS[self.task].declares]
         return TaskOptions(
             batch_size=self.batch_size,
@@ -137,6 +137,7 @@ class TrainConfig(_TaskFields):
 
     @property
     def torch_device(self) -> torch.device:
+        """The device; ``"auto"`` is the current GPU, or the CPU where PyTorch sees no GPU."""
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,12 +150,13 @@ class TrainConfig(_TaskFields):
             raise ValueError(f"device: {self.device!r} is not available here") from error
 
     def save(self, path: Path) -> None:
+        """Write the options to a JSON file."""
         with replacing(path) as file:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
-        """Read what `save` wrote; ValueError tells what is wrong with the file."""
+        """Read what `save` wrote; raise ValueError if the file holds no configuration of a run."""
         try:
             values = json.loads(path.read_text())
             known = {field.name for field in fields(cls)}

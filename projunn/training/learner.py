@@ -13,11 +13,17 @@ from projunn import diagnostics
 from projunn.tasks import METRICS, LogPoint, Task
 from projunn.training.config import OPTIMIZERS, TrainConfig
 
-_COOLDOWN = 3  # the last third of the budget: its inverse
+_COOLDOWN = 3  # 1 over the share of the budget, at its end, in which the rates go to 0
 
 
 class Learner:
-    """A model, built and seeded by the configuration, that takes steps and logs itself."""
+    """A model of a task in training: it takes steps and logs its measurements.
+
+    Args:
+        body: ``"unitary"`` or one of the models that the task compares.
+        task: gives the model, the batches and the loss.
+        config: the optimizer, the budget, the seed and the device.
+    """
 
     def __init__(self, body: str, task: Task, config: TrainConfig) -> None:
         self.body, self.task, self.config = body, task, config
@@ -36,11 +42,12 @@ class Learner:
 
     @property
     def finished(self) -> bool:
+        """True if the budget is spent."""
         return self.progress >= 1
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, of the scarcer one if there are two."""
+        """The share of the budget that is spent; the larger one if there are two budgets."""
         steps, seconds = self.config.steps, self.config.seconds
         return max(
             0.0 if steps is None else self.step / steps,
@@ -48,7 +55,7 @@ class Learner:
         )
 
     def take_step(self) -> None:
-        """One batch: forward, backward, optimizer; logs itself when a log point is reached."""
+        """Train on one batch, and log if a log point is reached."""
         started = time.perf_counter()
         x, y = (t.to(self.device) for t in self.task.batch(self.generator))
         self.optimizer.zero_grad()
@@ -117,6 +124,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state_dict` returned; points between two regular ones are dropped."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -131,7 +139,7 @@ class Learner:
 
 
 def rate_factor(schedule: str, progress: float) -> float:
-    """What the learning rates are multiplied with when this share of the budget is spent."""
+    """The factor of the learning rates when the share ``progress`` of the budget is spent."""
     done = min(1.0, progress)
     if schedule == "constant":
         return 1.0
@@ -160,7 +168,7 @@ def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:
     shares: list[Tensor] = []
     for weight in weights:
         if weight.grad is None or isinstance(weight.grad, projunn.FactoredTensor):
-            continue  # of a sketched gradient nobody knows what was left out
+            continue  # its energy is not known: the sketch left some out
         if weight.grad.isfinite().all():
             gradient = diagnostics.captured_energy(projunn.view_like(weight, weight.grad), rank)
             shares.append(gradient.mean())

@@ -17,13 +17,21 @@ from projunn.training.config import TrainConfig
 from projunn.training.learner import Learner
 
 _CHECKPOINT_EVERY = 30.0  # seconds
-_SLICE = 10  # steps of one learner before it is the next one's turn
+_SLICE = 10  # steps of one learner before the next one takes its steps
 
 
 class Run:
     """The learners of a configuration and their folder.
 
     The folder holds ``config.json``, ``metrics.jsonl``, ``plot.png`` and ``checkpoint.pt``.
+
+    Args:
+        config: the options of the run.
+        folder: where the results go; `train` makes it.
+
+    Raises:
+        ValueError: the device of ``config`` is not one of this machine.
+        RuntimeError: a data set cannot be read.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -35,7 +43,7 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, steps: int | None = None, seconds: float | None = None) -> "Run":
-        """The run of a folder, where its checkpoint left it; with another budget if one is given.
+        """The run of a folder in the state of its checkpoint, with another budget if one is given.
 
         Raises:
             ValueError: the folder holds no configuration and checkpoint that fit each other.
@@ -48,7 +56,7 @@ class Run:
         for learner in run.learners:
             try:
                 learner.load_state_dict(states[learner.body])
-            except Exception as error:  # a state that was tampered with fails in any way
+            except Exception as error:  # a state that does not fit can fail in any way
                 message = f"{folder}: checkpoint.pt does not fit config.json"
                 raise ValueError(message) from error
         return run
@@ -104,7 +112,7 @@ def train(run: Run) -> bool:
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 run.save()
                 saved = time.monotonic()
-        run.save()  # before the measurements, which take a moment
+        run.save()  # first, because the measurements take a while
         for learner in run.learners:
             logged = len(learner.points)
             learner.log()
@@ -124,7 +132,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 2:  # insisting means it
+        if len(received) > 2:  # the third request ends the process at once
             raise KeyboardInterrupt
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -27,7 +27,19 @@ from projunn_kernels.operation import Derivative, Operation
 def fourier_convolution(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """The convolution y, and the spectrum of ``input``, which the backward needs."""
+    """``y = F^-1 (W F x) + b``, and the spectrum F x, which the backward needs.
+
+    Args:
+        input: x, (batch, n, *size), real, or (batch, n, *size, 2) for complex signals.
+        weight: the complex matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
+        own_weight: the real matrices of the self-conjugate bins, (own, m, n); None for complex signals.
+        bias: b, (m,), or (m, 2) for complex signals, or None.
+        size: the points along each spatial axis.
+
+    Returns:
+        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum (batch, n, *grid, 2) in the layout
+        of ``torch.fft.rfftn`` or, for complex signals, ``fftn``.
+    """
     output, spectrum = _convolution(
         input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
     )
@@ -44,7 +56,8 @@ def fourier_convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of input, weight, own_weight and bias.  Those that are not ``wanted`` are empty.
 
-    ``wanted`` has three entries: for the input, for both weights, and for the bias.
+    ``grad`` is the gradient of y, and ``spectrum`` what `fourier_convolution` returned.  ``wanted`` has
+    three entries: for the input, for both weights, and for the bias.
     """
     by_input, by_weight, by_own, by_bias = _convolution_backward(
         grad=grad, spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, wanted=wanted

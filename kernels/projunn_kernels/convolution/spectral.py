@@ -28,7 +28,18 @@ from projunn_kernels.sketching import sketch
 def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
-    """W x, or W^H x if ``adjoint``, at every frequency; the top of this page has the shapes."""
+    """``W_k x_k``, or ``W_k^H x_k`` if ``adjoint``, at every frequency k.
+
+    Args:
+        spectrum: x, (batch, n, *grid, 2), complex numbers as pairs of reals in the layout of
+            ``torch.fft``; (batch, m, *grid, 2) if ``adjoint``.
+        weight: the matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
+        own_weight: those of the self-conjugate bins, (own, m, n), or None for complex signals.
+        size: the points along each axis of the signal.
+
+    Returns:
+        (batch, m, *grid, 2), or (batch, n, *grid, 2) if ``adjoint``.
+    """
     result: Tensor = _spectral_product(
         spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, adjoint=adjoint
     )
@@ -38,9 +49,11 @@ def spectral_product(
 def spectral_gradient(
     grad: Tensor, spectrum: Tensor, size: list[int], real: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``scale`` times sum_b grad_k conj(x_k)^T, and twice that at the paired bins of ``real`` signals.
+    """``scale`` times sum_b g_k conj(x_k)^T, and twice that at the paired bins of ``real`` signals.
 
-    Returns the gradients of ``weight``, (paired, m, n, 2), and of ``own_weight``, (own, m, n).
+    The spectra are g = ``grad`` (batch, m, *grid, 2) and x = ``spectrum`` (batch, n, *grid, 2), of
+    signals with ``size`` points.  Returns the gradients of ``weight``, (paired, m, n, 2), and of
+    ``own_weight``, (own, m, n).
     """
     paired, own = _spectral_gradient(grad=grad, spectrum=spectrum, size=size, real=real, scale=scale)
     return paired, own

@@ -36,11 +36,16 @@ _polish_when_due = Operation(
 
 
 def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = False) -> None:
-    """`polish_` if ``step`` is a multiple of ``period``, in place.
+    """`polish_` of ``weight``, in place, if ``step`` is a multiple of ``period``.
 
-    If the 0-d tensor ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured
-    graph, and costs three launches that return at once when nothing is due.  Where there are no kernels
-    (float64, backend ``torch``), the polish is computed at every call and used only when it is due.
-    ``weight`` holds real pairs if ``pairs``.
+    If ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured graph, and
+    costs three launches that return at once when nothing is due.  Where there are no kernels (float64,
+    backend ``torch``), the polish is computed at every call and used only when it is due.
+
+    Args:
+        weight: W, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
+        step: the number of steps so far, a 0-d tensor.
+        period: the number of steps between two polishes.
+        pairs: True if ``weight`` holds complex numbers as pairs of reals.
     """
     _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

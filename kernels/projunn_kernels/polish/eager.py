@@ -9,9 +9,14 @@ NEAR = 0.5  # a Frobenius norm of E from which on the iteration could diverge
 
 
 def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
-    """One Newton-Schulz step on each matrix, in place; returns ``weight``.  It waits for no device.
+    """One Newton-Schulz step ``W <- W + W (I - W^H W)/2`` on each matrix, in place; returns ``weight``.
 
-    Nothing changes if the 0-d mask ``due`` is given and False.
+    The host waits for no device.  A matrix that is further than 0.5 from unitary (Frobenius norm of
+    W^H W - I) stays as it is.
+
+    Args:
+        weight: W, (*batch, m, n), real or complex; wide matrices use W W^H.
+        due: a 0-d mask; nothing changes where it is False.
     """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]

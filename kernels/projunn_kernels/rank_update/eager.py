@@ -11,7 +11,7 @@ from projunn_kernels.products.eager import product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
 _MAX_PASSES = 4
-# A W of more numbers than the first is rotated in blocks of rows of the second, which stay in cache.
+# A W of more numbers than the first is updated in panels of rows of the second, which stay in cache.
 _LARGE, _BLOCK = 1 << 23, 1 << 20
 
 

@@ -25,12 +25,21 @@ from projunn_kernels.sketching import eager
 def sketch(
     inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor, pairs: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """X and Y of the formula above, contiguous, in the dtype of ``basis``.
+    """Low-rank factors of the gradient ``G = sum g^T conj(x) ~ X Y^H``, which is not formed.
 
-    The sums go over the x of ``inputs`` and the g of ``grads``, at least one of each.  With ``pairs``,
-    R, X and Y are complex numbers stored as real pairs, with a trailing axis of size 2; x and g may be.
-    The g may have a lower precision than R, as under autocast: x is read in it, too.  Rows that are all
-    zero, or none, give X = 0.
+        Y = orth(sum x^T (conj(g) R))        X = sum g^T (conj(x) Y)
+
+    Args:
+        inputs: the x, at least one, (*batch, rows, n).
+        grads: the g, one for each x, (*batch, rows, m).  They may have a lower precision than R, as
+            under autocast; x is then converted to it.
+        basis: R, (*batch, m, k).
+        pairs: True if R, X and Y are complex numbers stored as pairs of reals, with a trailing axis of
+            size 2; x and g may be pairs or complex.
+
+    Returns:
+        X (*batch, m, k) and Y (*batch, n, k), contiguous, in the dtype of ``basis``.  If all rows are
+        zero, or there are none, X is zero.
     """
     left, right = _sketch(inputs=list(inputs), grads=list(grads), basis=basis, pairs=pairs)
     return left, right

@@ -23,12 +23,18 @@ __all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
 
 
 def fused_step_(step: FusedStep) -> None:
-    """Take the steps of parameters of one shape, in place."""
+    """Take the steps of parameters of one shape, in place: W, R and the counters change.
+
+    Y = orth(D^H R)    X = D Y    W <- retraction of W - rate X Y^H    R <- orth(X) + 0.01 probe
+    """
     _fused_step(step)
 
 
 def factored_step_(step: FactoredStep) -> None:
-    """Take the step of one parameter along given factors, in place."""
+    """Take the step of one parameter along given factors, in place: W, R and the counter change.
+
+    W <- retraction of W - rate X Y^H        R <- orth(S) + 0.01 probe
+    """
     _factored_step(step)
 
 

@@ -1,4 +1,4 @@
-"""What the steps of the optimizers take."""
+"""The arguments of the optimizers' steps."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class FusedStep:
     Attributes:
         weights, directions: W and D, (*batch, m, n).
         bases, probes: R and its probe, (*batch, m, k).
-        skipped: counters () of the matrices whose step could not be taken.
-        rate, scale: the learning rate is ``rate``, times the 0-d ``scale`` if given.
+        skipped: 0-d counters of the matrices whose step could not be taken.
+        rate, scale: the learning rate is ``rate``, times the 0-d tensor ``scale`` if given.
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
-        pairs: the tensors are stored as real pairs, with a trailing axis of size 2.
+        pairs: True if the tensors hold complex numbers as pairs of reals, on a trailing axis.
         active: (A,) lists the matrices of one parameter's batch that take part, each once; the direction
             then is (A, m, n) and stands for those.  Negative entries stand for nothing.
     """
@@ -41,9 +41,9 @@ class FactoredStep:
         left, right: X (*batch, m, k) and Y (*batch, n, k) of the direction.
         sketched: S, the left factor of the gradient, (*batch, m, r).
         basis, probe: R and its probe, (*batch, m, r).
-        skipped: the counter () of the matrices whose step could not be taken.
+        skipped: the 0-d counter of the matrices whose step could not be taken.
         rate, scale, retraction: as in `FusedStep`.
-        pairs: W, R and the probe are stored as real pairs; the factors are complex.
+        pairs: True if W, R and the probe hold complex numbers as pairs; the factors are complex.
     """
 
     weight: Tensor

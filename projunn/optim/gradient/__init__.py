@@ -1,4 +1,4 @@
-"""The gradient of a unitary parameter in a step, of whatever kind, behind one interface.
+"""The gradients of unitary parameters, dense, sparse or in factors, behind one interface.
 
     gradient.follow(rule)    the direction of the rule, whose averages move
     take_steps(gradients)    the steps along their directions

@@ -42,7 +42,7 @@ class FactoredGradient:
     """
 
     direction: Factors
-    likeness = None  # each steps alone
+    likeness = None  # parameters with sketched gradients step one by one
 
     def __init__(self, member: Member) -> None:
         p, grad, state = member.parameter, member.grad, member.state

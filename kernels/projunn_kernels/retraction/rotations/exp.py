@@ -2,8 +2,8 @@
 
     W exp(A), A = (W^H D - D^H W)/2        F = e^A - I
 
-It follows the geodesic.  A step that would turn a plane by more than ``precision**-0.5`` radians is not
-taken: its angle is not determined.
+It follows the geodesic.  A step that would rotate by an angle above ``precision**-0.5`` radians is not
+taken, because rounding decides that angle.
 """
 
 from math import cos, sin, sqrt
