@@ -104,7 +104,10 @@ class Operation:
         tensor = self._tensor(values)
         if self.derivative is not None or torch.compiler.is_compiling() or private.is_fake(tensor):
             return self.registered(**values)
-        return self._run(tensor, bundle, arguments)
+        if torch.is_grad_enabled():
+            return self._run(tensor, bundle, arguments)
+        with private.below_autograd():
+            return self._run(tensor, bundle, arguments)
 
     def _tensor(self, values: dict[str, Any]) -> Tensor:
         """The tensor that decides the backend."""
