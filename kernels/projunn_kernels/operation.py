@@ -4,7 +4,7 @@ A call of an operation takes one of two ways, and both end in `Operation.run`::
 
     under torch.compile, on fake tensors, or where       torch.ops.projunn.<name>, then `run`
     autograd must see it
-    everywhere else                                      `run`, without the dispatcher's overhead
+    everywhere else, so in other operations too          `run`, without the dispatcher's overhead
 
 `Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`),
 the arguments fit them and they have passed their check (`projunn_kernels.selfcheck`), and calls the
@@ -102,9 +102,12 @@ class Operation:
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
         values = arguments if bundle is None else vars(bundle)
         tensor = self._tensor(values)
-        if self.derivative is not None or torch.compiler.is_compiling() or private.is_fake(tensor):
+        if torch.compiler.is_compiling() or private.is_fake(tensor):
             return self.registered(**values)
-        if torch.is_grad_enabled():
+        inside = private.is_below_autograd()  # of the body of another operation
+        if self.derivative is not None and not inside:
+            return self.registered(**values)
+        if inside or torch.is_grad_enabled():
             return self._run(tensor, bundle, arguments)
         with private.below_autograd():
             return self._run(tensor, bundle, arguments)

@@ -1,7 +1,7 @@
 """Every call into PyTorch that its documentation does not promise, with the version it was read in.
 
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
-``below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher.
+``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
 """
 
@@ -42,6 +42,13 @@ def below_autograd() -> AbstractContextManager[None]:
     """
     guard: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
     return guard
+
+
+def is_below_autograd() -> bool:
+    """True inside of `below_autograd`, and of what a registered operator runs."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded: bool = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    return excluded
 
 
 def is_fake(tensor: Tensor) -> bool:
