@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import matrix_problem, neighbours, squares, warps_for
+from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, squares, warps_for
 from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, PROBE
@@ -125,6 +125,9 @@ FUSED_STEP = Kernel(
     passed=rotations_of,
     problem=matrix_problem("fused_step", MAX_FUSED),
     standard=_standard(),
-    compiled=squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
+    compiled=[
+        *squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
+        *sizes("fused_step", [(64, 100, 100)], (1,)),  # panels of rows that are not aligned
+    ],
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,
 )
