@@ -1,13 +1,14 @@
 """The command ``projunn train``: its options, its help, and the run that they ask for."""
 
 import argparse
+import itertools
 import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from projunn.exit_status import INTERRUPTED
+from projunn.exit_status import FAILED, INTERRUPTED
 from projunn.tasks import TASKS, Option, declarations
 from projunn.training.config import CHOICES, TrainConfig
 
@@ -170,10 +171,25 @@ def run(arguments: argparse.Namespace) -> int:
         if task is None:
             raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
         config = TrainConfig.for_task(task, **options)
-        folder = out or Path("runs") / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out: {folder} is a file, wanted a folder")
-        if (folder / "checkpoint.pt").exists():
-            raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
-        started = Run(config, folder)
-    return 0 if train(started) else INTERRUPTED
+        if out is not None and out.exists() and not out.is_dir():
+            raise ValueError(f"out: {out} is a file, wanted a folder")
+        if out is not None and (out / "checkpoint.pt").exists():
+            raise ValueError(f"out: {out} holds a run already; --resume {out} goes on with it")
+        started = Run(config, out or Path("runs"))
+        started.folder = out or _new_folder(task)
+    if not train(started):
+        return INTERRUPTED
+    return FAILED if started.learners[0].diverged else 0
+
+
+def _new_folder(task: str) -> Path:
+    """A folder that no other run has: of two runs that start in one second, the second gets a number."""
+    name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("there are always more numbers")

@@ -93,6 +93,12 @@ class Display:
         for last in lasts:
             if last.skipped:
                 self.console.print(f"{last.model}: {last.skipped} steps of a matrix were not taken")
+        for learner in learners:
+            if learner.diverged:
+                self.console.print(
+                    f"{learner.body}: given up at step {learner.step}, its loss was not finite any more"
+                    " (try a smaller --lr)"
+                )
         if interrupted:
             self.console.print(
                 f"Interrupted. Go on with: projunn train --resume {folder}", soft_wrap=True

@@ -13,6 +13,8 @@ from projunn import diagnostics
 from projunn.tasks import METRICS, LogPoint, Task
 from projunn.training.config import OPTIMIZERS, TrainConfig
 
+_HOPELESS = 100  # steps in a row without a finite loss, after which a model is given up
+_FAR = 1e-3  # a unitarity defect that no training leaves behind
 _COOLDOWN = 3  # 1 over the share of the budget, at its end, in which the rates go to 0
 
 
@@ -39,11 +41,13 @@ class Learner:
         self.points: list[LogPoint] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
+        self._not_finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps in a row
+        self.diverged = False
 
     @property
     def finished(self) -> bool:
-        """True if the budget is spent."""
-        return self.progress >= 1
+        """True if the budget is spent, or the model has `diverged`."""
+        return self.diverged or self.progress >= 1
 
     @property
     def progress(self) -> float:
@@ -68,10 +72,13 @@ class Learner:
         self.optimizer.step()
         self._loss_sum += loss.detach()
         self._loss_count += 1
+        self._not_finite = torch.where(loss.detach().isfinite(), 0, self._not_finite + 1)
         self.step += 1
         due = self._is_due(self.step)
         if due and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        if due or self.step % _HOPELESS == 0:
+            self.diverged = self._not_finite.item() >= _HOPELESS
         self.seconds += time.perf_counter() - started
         if due or self.finished:
             self.log()
@@ -120,19 +127,43 @@ class Learner:
             "seconds": self.seconds,
             "loss_sum": self._loss_sum.item(),
             "loss_count": self._loss_count,
+            "not_finite": int(self._not_finite.item()),
+            "diverged": self.diverged,
             "points": [point.flat() for point in self.points],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state that `state_dict` returned; points between two regular ones are dropped."""
+        """Go back to a state that `state_dict` returned.
+
+        Points between two regular ones are dropped, but for that of the last step of the budget.
+
+        Raises:
+            ValueError: a weight is not finite (unless the model had diverged), or is to be unitary and
+                is far from it.
+        """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.fill_(state["loss_sum"])
         self._loss_count = state["loss_count"]
+        self._not_finite.fill_(state.get("not_finite", 0))
+        self.diverged = state.get("diverged", False)
         points = [LogPoint.from_flat(point) for point in state["points"]]
-        self.points = [point for point in points if self._is_due(point.step)]
+        last = self.step if self.finished else None
+        self.points = [point for point in points if self._is_due(point.step) or point.step == last]
+        if not self.diverged:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        unitary = {id(weight) for weight in projunn.unitary_parameters(self.model)}
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise ValueError(f"{self.body}: {name} has entries that are not finite")
+            if id(weight) in unitary and weight.numel():
+                defect = projunn.unitarity_defect(weight).max().item()
+                if defect > _FAR:
+                    raise ValueError(f"{self.body}: {name} is not unitary, its defect is {defect:.2g}")
 
     def _is_due(self, step: int) -> bool:
         return step % self.config.log_every == 0
