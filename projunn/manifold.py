@@ -79,6 +79,9 @@ def _rebuild(
     return parameter
 
 
+torch.serialization.add_safe_globals([UnitaryParameter, _rebuild])
+
+
 def _mark(
     parameter: nn.Parameter, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
 ) -> UnitaryParameter:

@@ -1,6 +1,6 @@
 """Norm-preserving convolutions: circular filters of full size, with a unitary matrix per frequency."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
@@ -72,7 +72,7 @@ class _UnitaryConv(UnitaryModule):
         self.reset_parameters()
 
     def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
-        values = (value,) * self.axes if isinstance(value, int) else tuple(value)
+        values = tuple(value) if isinstance(value, Iterable) else (value,) * self.axes
         if len(values) != self.axes:
             raise ValueError(f"{name}: got {value!r}, wanted an integer or {self.axes} of them")
         return tuple(positive(name, v) for v in values)
@@ -210,7 +210,8 @@ class _UnitaryConv(UnitaryModule):
             sum over the taps q outside the window of ‖K[q]‖_F^2
 
         It lies between 0 and min(m, n), for matrices W_k of size m x n.  A multiple of it added to the
-        loss keeps filters local (the regularizer of arXiv 2203.05483).
+        loss keeps filters local.  The published regularizer (code of arXiv 2203.05483) is, but for a
+        constant, ``prod(output_size)`` times as large: multiply its coefficient by that to take it over.
 
         Args:
             window: w, the taps to keep along each axis, or one integer for all: those at the offsets

@@ -1,12 +1,13 @@
 """The base of the unitary layers: how they store their parameters and keep them recognised."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from projunn.factored import FactoredTensor
+from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import (
     MATRIX_DTYPES,
     UnitaryParameter,
@@ -58,7 +59,7 @@ class UnitaryModule(nn.Module):
             left, right = (
                 self._empty(*shape[:-2], n, rank, device=device, pairs=pairs) for n in shape[-2:]
             )
-            weight.sketch = FactoredTensor(left, right, pairs)
+            weight.sketch = TraceableFactors(left, right, pairs)
         return weight
 
     def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
@@ -90,10 +91,10 @@ class UnitaryModule(nn.Module):
 
 
 def positive(name: str, value: int) -> int:
-    """``value``, checked to be a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    """``value``, checked to be a positive integer; one of Python's, if it is another kind."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
-    return value
+    return int(value)
 
 
 def sketch_of(weight: Tensor) -> FactoredTensor | None:

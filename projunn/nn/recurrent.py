@@ -78,6 +78,8 @@ class _Recurrent(UnitaryModule):
         u, input_weight, input_bias = self._entry(input, suffix)
         if initial is None:
             initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
+        elif initial.is_complex() and not self.is_complex:
+            raise TypeError(f"hx: got {initial.dtype}, wanted real numbers for a real layer")
         elif self.is_complex:
             initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.factored import FactoredTensor
+from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import UnitaryParameter
 from projunn_kernels import (
     RecurrenceBackward,
@@ -18,6 +18,11 @@ from projunn_kernels import (
     recurrence_backward,
     sketch,
 )
+
+
+def _gradient(left: Tensor, right: Tensor, pairs: bool) -> FactoredTensor:
+    kind = TraceableFactors if torch.compiler.is_compiling() else FactoredTensor
+    return kind(left, right, pairs)
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -47,7 +52,7 @@ class _SketchedLinear(torch.autograd.Function):
         factors = None
         if wants_weight:
             found = sketch([input], [grad], basis, start.pairs)
-            factors = FactoredTensor(*found, start.pairs)
+            factors = _gradient(*found, start.pairs)
         return grad_input, factors, grad.sum(0) if wants_bias else None, None, None
 
 
@@ -115,7 +120,7 @@ class _SketchedRecurrence(torch.autograd.Function):
                 basis=start.stored_left,
             )
         )
-        factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
+        factors = _gradient(found[0], found[1], start.pairs) if found else None
         grads = inputs, initial, factors, bias, None, projection, shift, None
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
@@ -157,7 +162,7 @@ class _SketchedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         spectrum, weight, own_weight, start, own_start = ctx.saved_tensors
-        wants_input, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
+        wants_input, wants_weight, wants_own, wants_bias, *_ = ctx.needs_input_grad
         grad_input, left, right, own_left, own_right, grad_bias = fourier_convolution_sketch(
             grad.contiguous(),
             spectrum,
@@ -166,12 +171,10 @@ class _SketchedConvolution(torch.autograd.Function):
             start.stored_left,
             None if own_start is None else own_start.stored_left,
             ctx.size,
-            [wants_input, wants_weight, wants_bias],
+            [wants_input, wants_weight or wants_own, wants_bias],
         )
-        factors = FactoredTensor(left, right, True) if wants_weight else None
-        own = None
-        if wants_weight and own_start is not None:
-            own = FactoredTensor(own_left, own_right)
+        factors = _gradient(left, right, True) if wants_weight else None
+        own = _gradient(own_left, own_right, False) if wants_own else None
         by_input, by_bias = grad_input if wants_input else None, grad_bias if wants_bias else None
         return by_input, factors, own, by_bias, None, None, None
 

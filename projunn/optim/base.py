@@ -8,6 +8,7 @@
 Every other parameter is handed to the rule's plain optimizer, that of `torch.optim` if it has one.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of,
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import Member
-from projunn.optim.options import check_options, check_parameter
+from projunn.optim.options import check_options, check_parameter, check_rates, whole
+from projunn.optim.stored import fit_state
 from projunn_kernels import orthonormalize, seeded_normal
 
 
@@ -46,6 +48,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         **more_options: Any,
     ) -> None:
         self._plain = self.plain_rule([torch.zeros(0)], **rule_options)
+        rank, polish_every = whole(rank), whole(polish_every)
         defaults = {
             **self._plain.defaults,
             **more_options,
@@ -72,8 +75,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = {**self.defaults, **param_group}
-        check_options(group)
+        for name in ("rank", "polish_every"):
+            if name in param_group:
+                param_group[name] = whole(param_group[name])
+        check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         # Schedulers change lr; an explicit unitary_lr moves in proportion to it.
@@ -82,7 +87,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         try:
             for p in added["params"]:
                 check_parameter(p)
-        except TypeError:
+            if any(isinstance(p, UnitaryParameter) for p in added["params"]):
+                check_rates(added)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -154,7 +161,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
             self._plain = self.plain_rule([torch.zeros(0)])
         self._plain.param_groups, self._plain.state = groups, self.state
-        self._plain.step()
+        # Below its decorators: hooks on the steps of all optimizers run for this optimizer's own.
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            inspect.unwrap(self.plain_rule.step)(self._plain)
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None:
         """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
@@ -178,6 +187,14 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""
         super().__setstate__(state)
+        # Older versions lacked some options.
+        if "defaults" in state:
+            fresh: Any = type(self)
+            self.defaults = {**fresh([torch.zeros(0)]).defaults, **self.defaults}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
         # Older versions left bases as QR returns them, column by column.
         for p, own in self.state.items():
             if isinstance(p, UnitaryParameter):
@@ -186,10 +203,24 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                         own[name] = value.contiguous()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
+
+        Options that it lacks keep their values.  State of another rank, of dense gradients where those
+        are now sketched, or the other way round, is converted.
+
+        Raises:
+            ValueError: state of matrices of another shape.
+        """
+        groups = state_dict["param_groups"]
+        if len(groups) == len(self.param_groups):
+            kept = [{n: v for n, v in g.items() if n != "params"} for g in self.param_groups]
+            filled = [{**own, **loaded} for own, loaded in zip(kept, groups, strict=True)]
+            state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
-        for p, state in self.state.items():
-            if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
-                p.sketch.stored_left.copy_(state["basis"])
+        for group in self.param_groups:
+            for p in group["params"]:
+                if isinstance(p, UnitaryParameter) and self.state.get(p):
+                    fit_state(p, self.state[p], self._averages(group))
 
     def skipped_steps(self) -> int:
         """The number of steps of single matrices that were not taken so far.

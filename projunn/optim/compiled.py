@@ -150,7 +150,7 @@ def _complete_states(optimizer: Traceable) -> None:
     for index, (group, p) in enumerate((g, p) for g in optimizer.param_groups for p in g["params"]):
         if not isinstance(p, UnitaryParameter) or p.grad is None:
             continue
-        if isinstance(p.grad, FactoredTensor):
+        if p.sketch is not None or isinstance(p.grad, FactoredTensor):
             raise TypeError(
                 f"params: a unitary parameter of shape {tuple(p.shape)} has a sketched gradient, whose"
                 " step is not traced: call optimizer.step() outside of torch.compile"

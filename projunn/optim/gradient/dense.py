@@ -157,9 +157,14 @@ class DenseGradient:
             return tensor
         return torch.where(self._finite, tensor, torch.nan)
 
-    def decay(self, factor: float) -> Tensor:
-        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1)."""
-        return torch.where(self.finite, factor, 1.0).to(self.grad.dtype.to_real())
+    def decay(self, factor: Any) -> Any:
+        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1), or a number for all."""
+        if surely_all(self.finite):
+            return factor
+        dtype = self.grad.dtype.to_real()
+        if not isinstance(factor, Tensor):  # not as `torch.where` makes it: of the default dtype
+            factor = self.grad.new_full((), factor, dtype=dtype)
+        return torch.where(self.finite, factor, 1.0).to(dtype)
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.optim.gradient.dense import stored_like
+from projunn.optim.gradient.dense import active_matrices, stored_like
 from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
-from projunn_kernels import FactoredStep, factored_step_, orthonormalize
+from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 
@@ -46,7 +46,6 @@ class FactoredGradient:
 
     def __init__(self, member: Member) -> None:
         p, grad, state = member.parameter, member.grad, member.state
-        assert isinstance(grad, FactoredTensor)
         if p.sketch is None:
             raise TypeError(
                 f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
@@ -54,12 +53,21 @@ class FactoredGradient:
             )
         member.start_counting()
         self.parameter, self.state, self.group = p, state, member.group
-        if "probe" not in state:
-            start, kept = p.sketch.stored_left, torch.contiguous_format
+        start, kept = p.sketch.stored_left, torch.contiguous_format
+        if "probe" not in state or state["probe"].shape != start.shape:
             state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
         basis = self.view(state["basis"])
-        left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
-        self.factors = compressed(left, right, basis)
+        if isinstance(grad, FactoredTensor):
+            left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
+            self.factors = compressed(left, right, basis)
+        else:
+            matrices, active = active_matrices(p, grad)
+            if active is not None:
+                raise TypeError(
+                    f"params: a parameter of shape {tuple(p.shape)} of a layer with sketch_rank has a"
+                    f" {grad.layout} gradient, wanted one in factors or a dense one"
+                )
+            self.factors = factor(matrices, basis)
         self._finite: Tensor | None = None
 
     def follow(self, rule: Any) -> None:
@@ -126,7 +134,8 @@ class FactoredGradient:
         left, right = factors
         if keys[0] not in self.state:
             weight = weight if first is None else first
-            columns = self._average_columns()
+            rank, (m, n) = self.factors[0].shape[-1], (f.shape[-2] for f in self.factors)
+            columns = average_columns(rank, m, n)
             for key, factor in zip(keys, (left, right), strict=True):
                 empty = factor.new_zeros((*factor.shape[:-1], columns))
                 self.state[key] = self.store(empty)
@@ -182,10 +191,10 @@ class FactoredGradient:
     def _keep(self, old: Tensor, fresh: Tensor) -> None:
         old.copy_(fresh if self._sound else torch.where(self.finite, fresh, old))
 
-    def _average_columns(self) -> int:
-        left, right = self.factors
-        columns = max(_AVERAGE * left.shape[-1], _LEAST_AVERAGE)
-        return min(columns, left.shape[-2], right.shape[-2])
+
+def average_columns(rank: int, m: int, n: int) -> int:
+    """The rank at which an average of m x n gradients is held that are sketched at this rank."""
+    return min(max(_AVERAGE * rank, _LEAST_AVERAGE), m, n)
 
 
 def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:
