@@ -37,7 +37,7 @@ def _in_parts(weight: Tensor) -> bool:
 
 
 def _is_bank(weight: Tensor) -> bool:
-    contiguous = weight.is_contiguous() and not weight.is_conj()
+    contiguous = weight.is_contiguous() and not weight.is_conj() and weight.numel() > 0
     return weight.ndim > 2 and weight.is_complex() and contiguous and weight.device.type == "cpu"
 
 
