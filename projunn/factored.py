@@ -29,6 +29,8 @@ class FactoredTensor(torch.Tensor):
     Attributes:
         left, right: L and R, complex with ``pairs``.
         pairs: as given.
+        group: of the start of a sketch, the processes over which the sketch is averaged
+            (`projunn.distributed.reduce_sketches`); else empty.
         stored_left, stored_right: the factors as they are stored; ``left`` and ``right`` are views of
             them.
 
@@ -38,6 +40,7 @@ class FactoredTensor(torch.Tensor):
     """
 
     pairs: bool
+    group: str = ""
     _held: list[Tensor]  # L and R as they are stored; one list for all that are detached of each other
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -92,8 +95,10 @@ class FactoredTensor(torch.Tensor):
         return torch.view_as_real(product) if self.pairs else product
 
     def with_factors(self, left: Tensor, right: Tensor) -> Self:
-        """A new tensor of this class with these factors and this one's ``pairs``."""
-        return type(self)(left, right, self.pairs)
+        """A new tensor of this class with these factors, and this one's ``pairs`` and ``group``."""
+        made = type(self)(left, right, self.pairs)
+        made.group = self.group
+        return made
 
     def replace_(self, left: Tensor, right: Tensor) -> Self:
         """Changes the factors, and with them the tensor, in place."""
@@ -115,7 +120,8 @@ class FactoredTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return type(self), (self.stored_left, self.stored_right, self.pairs)
+        arguments = self.stored_left, self.stored_right, self.pairs
+        return type(self), arguments, {"group": self.group} if self.group else None
 
     # The operators of `Tensor` turn our TypeErrors into Python's, which say nothing; these do not.
     def __add__(self, other: Any) -> Tensor:
@@ -148,17 +154,19 @@ class TraceableFactors(FactoredTensor):
     compiles, and fail (torch 2.11 to 2.13): gradients in factors of parameters that are dense.
     """
 
-    def __tensor_flatten__(self) -> tuple[list[str], bool]:
-        return ["stored_left", "stored_right"], self.pairs
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[bool, str]]:
+        return ["stored_left", "stored_right"], (self.pairs, self.group)
 
     @staticmethod
     def __tensor_unflatten__(
-        inner: dict[str, Tensor], pairs: bool, size: object, stride: object
+        inner: dict[str, Tensor], context: tuple[bool, str], size: object, stride: object
     ) -> FactoredTensor:
-        return FactoredTensor(inner["stored_left"], inner["stored_right"], pairs)
+        made = FactoredTensor(inner["stored_left"], inner["stored_right"], context[0])
+        made.group = context[1]
+        return made
 
     def _stable_hash_for_caching(self) -> str:
-        return f"projunn.FactoredTensor pairs={self.pairs}"
+        return f"projunn.FactoredTensor pairs={self.pairs} group={self.group}"
 
 
 def squared_norm(left: Tensor, right: Tensor) -> Tensor:

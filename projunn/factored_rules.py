@@ -139,8 +139,7 @@ def _copy_(a: Any, b: Any, *_: Any) -> Tensor:
     if not _alike(a, b):
         raise TypeError(
             f"a {type(b).__name__} of shape {tuple(getattr(b, 'shape', ()))} cannot be copied into the"
-            f" factors of a sketched gradient of shape {tuple(a.shape)}.  For DistributedDataParallel"
-            " call projunn.distributed.reduce_sketches(model) before the model is wrapped"
+            f" factors of a sketched gradient of shape {tuple(a.shape)}"
         )
     return a.replace_(*(t.to(a.stored_left, copy=True) for t in b._held))
 
@@ -222,6 +221,15 @@ def _unscale_(tensors: Sequence[Any], found: Tensor, inverse: Tensor) -> None:
     unscale([t.stored_right.clone() for t in factored], found, torch.ones_like(inverse))
 
 
+def _refuse_bucket(*_: Any, **__: Any) -> Any:
+    """DistributedDataParallel divides a gradient by the number of ranks into its bucket."""
+    raise TypeError(
+        "a product with the factors of a sketched gradient was to be written into a dense tensor.  If"
+        " DistributedDataParallel did so, call projunn.distributed.reduce_sketches(model) before the"
+        " model is wrapped"
+    )
+
+
 def _each(single: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     """A rule for lists, of which some tensors are in factors."""
     return lambda tensors, *rest, **options: [single(t, *rest, **options) for t in tensors]
@@ -246,6 +254,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.mul.Scalar: _scale,
     aten.mul_.Tensor: _scale_,
     aten.mul_.Scalar: _scale_,
+    aten.mul.out: _refuse_bucket,
     aten.div.Tensor: _divide,
     aten.div.Scalar: _divide,
     aten.div_.Tensor: _divide_,

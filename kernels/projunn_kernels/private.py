@@ -2,6 +2,7 @@
 
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
+``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
 ``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
 """
 
@@ -54,3 +55,16 @@ def is_below_autograd() -> bool:
 def is_fake(tensor: Tensor) -> bool:
     """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
     return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def hide_from_ddp(module: torch.nn.Module, names: list[str]) -> None:
+    """Adds to the parameters of ``module`` whose gradients ``DistributedDataParallel`` leaves alone.
+
+    It knows those of the wrapped module itself by names that begin with a point, and those of one that
+    was compiled before by the prefix of the class that ``torch.compile`` returns.
+    """
+    known = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    spellings = [f"{prefix}{name}" for prefix in ("", ".", "_orig_mod.") for name in names]
+    every = [*known, *(name for name in spellings if name not in known)]
+    ddp = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(module, every)

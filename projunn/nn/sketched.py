@@ -51,7 +51,7 @@ class _SketchedLinear(torch.autograd.Function):
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
         factors = None
         if wants_weight:
-            found = sketch([input], [grad], basis, start.pairs)
+            found = sketch([input], [grad], basis, start.pairs, start.group)
             factors = _gradient(*found, start.pairs)
         return grad_input, factors, grad.sum(0) if wants_bias else None, None, None
 
@@ -118,6 +118,7 @@ class _SketchedRecurrence(torch.autograd.Function):
                 wants_input_bias=needs[6],
                 wants_weight=needs[2],
                 basis=start.stored_left,
+                group=start.group,
             )
         )
         factors = _gradient(found[0], found[1], start.pairs) if found else None
@@ -172,6 +173,7 @@ class _SketchedConvolution(torch.autograd.Function):
             None if own_start is None else own_start.stored_left,
             ctx.size,
             [wants_input, wants_weight or wants_own, wants_bias],
+            group=start.group,
         )
         factors = _gradient(left, right, True) if wants_weight else None
         own = _gradient(own_left, own_right, False) if wants_own else None

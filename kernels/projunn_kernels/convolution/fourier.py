@@ -74,10 +74,13 @@ def fourier_convolution_sketch(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`fourier_convolution_backward` with low-rank factors X Y^H in place of the weights' gradients.
 
-    The factors start from ``basis`` and ``own_basis``: `projunn_kernels.convolution.spectral_sketch`.
+    The factors start from ``basis`` and ``own_basis``, and are averaged over the processes of ``group``:
+    `projunn_kernels.convolution.spectral_sketch`.
     Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) for ``weight``; X
     (own, m, k) and Y (own, n, k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
     or does not exist, is an empty tensor.
@@ -91,6 +94,7 @@ def fourier_convolution_sketch(
         own_basis=own_basis,
         size=size,
         wanted=wanted,
+        group=group,
     )
     return by_input, left, right, own_left, own_right, by_bias
 
@@ -168,6 +172,8 @@ def _sketched_gradients(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     g = _transform(grad, size, real)
@@ -176,7 +182,7 @@ def _sketched_gradients(
         results[0] = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
     if wanted[1]:
         scale = 1 / frequencies(tuple(size), real).points
-        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale)
+        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale, group)
         results[1 : 1 + len(found)] = found
     if wanted[2]:
         results[5] = _zero_bin(g, real).sum(0)
@@ -193,6 +199,8 @@ def _fake_sketched_gradients(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, ...]:
     (batch, n), m, real = spectrum.shape[:2], weight.shape[1], own_weight is not None
     shapes: list[tuple[int, ...]] = [(0,)] * 6

@@ -66,6 +66,7 @@ def spectral_sketch(
     own_basis: Tensor | None,
     size: list[int],
     scale: float,
+    group: str = "",
 ) -> list[Tensor]:
     """`spectral_gradient` as factors X Y^H of rank k at every bin, by `projunn_kernels.sketch`.
 
@@ -73,6 +74,7 @@ def spectral_sketch(
         grad, spectrum, size, scale: as in `spectral_gradient`.
         basis: what the sketches of the paired bins start from, (paired, m, k, 2).
         own_basis: the same for the own bins, (own, m, k), or None for spectra of complex signals.
+        group: as in `projunn_kernels.sketch`.
 
     Returns:
         X and Y of the paired bins, as real pairs, and then of the own bins, if there are any.
@@ -81,10 +83,10 @@ def spectral_sketch(
     grid = frequencies(tuple(size), real)
     g_paired, g_own = gather_bins(torch.view_as_complex(grad.contiguous()), grid)
     x_paired, x_own = gather_bins(torch.view_as_complex(spectrum.contiguous()), grid)
-    left, right = sketch([x_paired], [g_paired], basis, pairs=True)
+    left, right = sketch([x_paired], [g_paired], basis, True, group)
     factors = [left.mul_(2 * scale if real else scale), right]
     if own_basis is not None:
-        left, right = sketch([x_own], [g_own], own_basis)
+        left, right = sketch([x_own], [g_own], own_basis, False, group)
         factors += [left.mul_(scale), right]
     return factors
 

@@ -23,7 +23,11 @@ from projunn_kernels.sketching import eager
 
 
 def sketch(
-    inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor, pairs: bool = False
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    basis: Tensor,
+    pairs: bool = False,
+    group: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Low-rank factors of the gradient ``G = sum g^T conj(x) ~ X Y^H``, which is not formed.
 
@@ -36,22 +40,26 @@ def sketch(
         basis: R, (*batch, m, k).
         pairs: True if R, X and Y are complex numbers stored as pairs of reals, with a trailing axis of
             size 2; x and g may be pairs or complex.
+        group: name of a group of processes (`projunn_kernels.sketching.ranks`), or none.  With it the
+            factors are those of the mean of their G, the same on all of them, if R is.
 
     Returns:
         X (*batch, m, k) and Y (*batch, n, k), contiguous, in the dtype of ``basis``.  If all rows are
         zero, or there are none, X is zero.
     """
-    left, right = _sketch(inputs=list(inputs), grads=list(grads), basis=basis, pairs=pairs)
+    left, right = _sketch(inputs=list(inputs), grads=list(grads), basis=basis, pairs=pairs, group=group)
     return left, right
 
 
-def _fits(inputs: list[Tensor], basis: Tensor, pairs: bool, **_: Any) -> bool:
+def _fits(inputs: list[Tensor], basis: Tensor, pairs: bool, group: str = "", **_: Any) -> bool:
     rank = basis.shape[-2] if pairs else basis.shape[-1]
-    return 0 < rank <= MAX_RANK and basis.numel() > 0 and all(x.numel() > 0 for x in inputs)
+    return (
+        not group and 0 < rank <= MAX_RANK and basis.numel() > 0 and all(x.numel() > 0 for x in inputs)
+    )
 
 
 def _fake(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> tuple[Tensor, Tensor]:
     n = inputs[0].shape[-1 if inputs[0].is_complex() or not pairs else -2]
     batch, rest = (basis.shape[:-3], basis.shape[-2:]) if pairs else (basis.shape[:-2], basis.shape[-1:])

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.products.eager import adjoint_product, product
+from projunn_kernels.sketching import ranks
 
 
 def sketch(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> tuple[Tensor, Tensor]:
     """X and Y: see `projunn_kernels.sketch`."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    right = orthonormalize(through(inputs, grads, basis))
-    return stored(through(grads, inputs, right), right, pairs)
+    right = orthonormalize(ranks.total(through(inputs, grads, basis), group))
+    return stored(ranks.mean(through(grads, inputs, right), group), right, pairs)
 
 
 def numbers(

@@ -13,9 +13,9 @@ from projunn_kernels.sketching.eager import numbers, stored
 
 
 def factors(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """`projunn_kernels.sketch` of tensors as users have them."""
+    """`projunn_kernels.sketch`, without a ``group``, of tensors as users have them."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
     xs, gs = ([contiguous_matrices(t) for t in tensors] for tensors in (inputs, grads))
     left, right = sketch(xs, gs, as_matrices(basis))

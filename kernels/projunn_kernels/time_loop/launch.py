@@ -71,7 +71,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         after = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
         if len(h) == 1:
             before, after = before[:1], after[:1]
-        results += sketch(before, after, call.basis, call.weight.ndim == 3)
+        results += sketch(before, after, call.basis, call.weight.ndim == 3, call.group)
     return results
 
 

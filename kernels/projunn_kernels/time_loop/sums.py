@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
+from projunn_kernels.sketching import ranks
 from projunn_kernels.sketching.eager import through
 from projunn_kernels.time_loop.arguments import RecurrenceBackward
 
@@ -40,6 +41,7 @@ class TimeSums:
         self._states, self._initial = states, initial
         self._inputs, self._input_weight = call.inputs, call.input_weight
         self._basis = basis if call.wants_weight else None
+        self._group = call.group
         self._pulled: Tensor | None = None
         self._bias = torch.zeros_like(call.bias) if sums_bias and call.bias is not None else None
         # Transposed, the narrow side of a product first: the BLAS is up to five times faster.
@@ -104,11 +106,11 @@ class TimeSums:
             results.append(self._weight.mT)
         elif self._pulled is not None:
             assert grads is not None
-            right = orthonormalize(self._pulled)
+            right = orthonormalize(ranks.total(self._pulled, self._group))
             outer = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
             before = rearrange(self._states[:-1], "time batch unit -> (time batch) unit")
             inner = [self._initial, before]
-            results += [through(outer, inner, right), right]
+            results += [ranks.mean(through(outer, inner, right), self._group), right]
         return [_stored(self._inputs.new_empty(0) if t is None else t) for t in results]
 
     def _before(self, begin: int, end: int) -> Tensor:
