@@ -9,7 +9,7 @@ import torch
 
 from bench.records import FOLDER, Results
 
-NAMES = ("update", "linear", "sketch", "recurrence", "conv", "stability", "drift")
+NAMES = ("update", "linear", "sketch", "data_parallel", "recurrence", "conv", "stability", "drift")
 
 
 def main() -> None:
