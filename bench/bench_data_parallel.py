@@ -1,10 +1,10 @@
 """Bytes and time of a data-parallel step, dense and sketched, over gloo on this machine.
 
-A model of two unitary layers of n x n, 64 rows a rank, SGD, and the same steps of one
-process on the joint batch.  Recorded are, for each rank, the bytes that it hands to all-reduce in a step
-and the median time of a step, the largest difference of a weight from that of one process after all
-steps, and whether the replicas are equal bit for bit.  All ranks share the cores of one machine, and the
-loopback device is no network: the bytes tell what a real one would do.
+A model of two unitary layers of n x n, 64 rows a rank, SGD, and the same steps of one process on the
+joint batch.  Recorded are, for each rank, the bytes that it hands to all-reduce in a step and the median
+time of a step; the largest difference of a weight from that of one process after all steps, beside the
+largest change of one; and whether the replicas are equal bit for bit.  All ranks share the cores of one
+machine, and the loopback device is no network: the bytes tell what a real one would do.
 """
 
 import os
@@ -58,6 +58,10 @@ def _job(n: int, world: int) -> list[Row]:
         ]
         weights = own[0]["weights"]
         gap = max(float((p - q).abs().max()) for p, q in zip(weights, alone, strict=True))
+        change = max(
+            float((p - q).abs().max())
+            for p, q in zip(weights, _model(n, sketch_rank).parameters(), strict=True)
+        )
         equal = all(torch.equal(p, q) for o in own for p, q in zip(weights, o["weights"], strict=True))
         times = sorted(own[0]["times"])
         rows.append(
@@ -68,6 +72,7 @@ def _job(n: int, world: int) -> list[Row]:
                 "bytes_a_step": own[0]["bytes"] // STEPS,
                 "median_ms": round(1e3 * times[len(times) // 2], 2),
                 "difference": f"{gap:.1e}",
+                "change": f"{change:.1e}",
                 "replicas_equal": equal,
             }
         )
@@ -93,7 +98,7 @@ def _train(model: nn.Module, wrapped: nn.Module | None, batches: list[Tensor]) -
     for x in batches:
         begin = time.perf_counter()
         optimizer.zero_grad()
-        ((wrapped or model)(x).square() * scale).mean().backward()
+        ((wrapped or model)(x).square() @ scale).mean().backward()
         optimizer.step()
         times.append(time.perf_counter() - begin)
     return {"weights": [p.detach() for p in model.parameters()], "times": times[2:]}
