@@ -3,6 +3,8 @@
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
+``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
+``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -54,3 +56,15 @@ def is_below_autograd() -> bool:
 def is_fake(tensor: Tensor) -> bool:
     """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
     return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def beneath(tensor: Tensor) -> Tensor:
+    """The tensor that holds the memory of one that is wrapped by transforms such as ``vmap``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def flattened_modules(parameter: Tensor) -> list[torch.nn.Module]:
+    """The modules whose parameters FSDP1 has flattened into this one."""
+    return [info.module for info in getattr(parameter, "_param_infos", ())]

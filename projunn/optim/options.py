@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from projunn.lowrank import FACTORIZATIONS
-from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn_kernels import RETRACTIONS
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
@@ -36,13 +35,4 @@ def check_options(group: dict[str, Any]) -> None:
     if every is not None and (not isinstance(every, int) or every < 0):
         raise ValueError(
             f"polish_every: got {every!r}, wanted a number of steps, 0 (never) or None (automatic)"
-        )
-
-
-def check_parameter(p: Tensor) -> None:
-    """Raise TypeError if ``p`` is a unitary parameter of a dtype that no step can be taken in."""
-    if isinstance(p, UnitaryParameter) and p.dtype not in MATRIX_DTYPES:
-        raise TypeError(
-            f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
-            f" {dtype_names()} (use autocast for layers in lower precision)"
         )
