@@ -83,8 +83,9 @@ def remember(tensor: Tensor, pairs: bool, blocks: int) -> None:
     storage = tensor.untyped_storage()
     address, known = storage.data_ptr(), _memory.get(storage.data_ptr())
     if known is None or known.storage() is not storage:
-        for stale in [key for key, memory in _memory.items() if memory.storage() is None]:
-            del _memory[stale]
+        for key, memory in list(_memory.items()):  # a copy, because other threads may add to it
+            if memory.storage() is None:
+                _memory.pop(key, None)
         known = _memory[address] = _Memory(weakref.ref(storage), {})
     offset = int(tensor.storage_offset())
     known.regions[offset] = _Region(offset, tuple(tensor.shape), tensor.stride(), pairs, blocks)
