@@ -57,7 +57,10 @@ def test_views_of_the_memory_of_pairs_and_blocks_are_read_as_what_they_hold():
     assert unitarity_defect(bank.data[1]).shape == ()
     assert unitarity_defect(torch.view_as_complex(bank.data)).max() < 1e-6
     assert unitarity_defect(bank.data[..., 0]).max() > 0.1  # real parts: real matrices
-    for other in (bank.data.transpose(0, 1), bank.data.view(-1, 2)):
+    assert matrix_view(bank.data[:, :, :2]).shape == (3, 4, 2)  # two columns
+    assert unitarity_defect(bank.data[:, :, :2]).max() < 1e-6
+    assert matrix_view(bank.data.transpose(1, 2)).dtype == torch.complex64
+    for other in (bank.data.view(3, 4, 8), bank.data.movedim(-1, 0)):
         with pytest.raises(ValueError, match="shares memory with a unitary parameter of shape"):
             unitarity_defect(other)
     lstm = constrain(nn.LSTM(3, 4), "weight_hh_l0")

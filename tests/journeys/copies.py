@@ -47,7 +47,7 @@ def loaded_by_assignment(layer):
     trains(layer, other)
 
 
-def loaded_off_the_manifold(layer):
+def loaded_off(layer):
     module, other = layer.make(), layer.make()
     moved_off(module)
     with said("After load_state_dict"):
