@@ -17,9 +17,12 @@ from projunn.manifold import (
     UnitaryParameter,
     constrain,
     matrix_view,
+    project_,
+    unconstrain,
     unitary_parameters,
     view_like,
 )
+from projunn.noticing import OffManifoldWarning
 from projunn.retraction import retract, retract_
 from projunn_kernels.backends import backend
 
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FactoredTensor",
+    "OffManifoldWarning",
     "UnitaryParameter",
     "backend",
     "certified_accuracy",
@@ -39,8 +43,10 @@ __all__ = [
     "models",
     "nn",
     "optim",
+    "project_",
     "retract",
     "retract_",
+    "unconstrain",
     "unitarity_defect",
     "unitary_parameters",
     "view_like",

@@ -17,8 +17,8 @@ def unitarity_defect(weight: Tensor) -> Tensor:
     The cost is O(n^3), which suits every hundredth step better than every step.
 
     Args:
-        weight: a `projunn.UnitaryParameter`, or any real or complex floating-point tensor of matrices.
-            Half precision is measured in float32.
+        weight: a `projunn.UnitaryParameter`, or any real or complex floating-point tensor of matrices
+            that `projunn.matrix_view` reads.  Half precision is measured in float32.
 
     Returns:
         (*batch), real, in the precision of ``weight``; 0 for matrices without entries.

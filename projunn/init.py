@@ -1,10 +1,12 @@
 """Initialisers: each replaces every matrix of a batch by a unitary one, in place.
 
 They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
-return it.  They compute in float64, so that float32 weights start with the defect of one rounding,
-1.3e-7.  Rectangular matrices get orthonormal rows or columns, whichever are fewer.  ``generator`` is the
-source of the random numbers, on the tensor's device; by default it is PyTorch's own.  A tensor that does
-not hold real or complex matrices raises ``ValueError``.
+They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
+return it.  ``parameter.data`` is read as the parameter is (`projunn.matrix_view`).  They compute in
+float64, so that float32 weights start with the defect of one rounding, 1.3e-7.  Rectangular matrices get
+orthonormal rows or columns, whichever are fewer.  ``generator`` is the source of the random numbers, on
+the tensor's device; by default it is PyTorch's own.  A tensor that does not hold real or complex
+matrices raises ``ValueError``.
 """
 
 from math import pi

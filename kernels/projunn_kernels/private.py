@@ -4,6 +4,8 @@
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
 ``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
+``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
+``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -68,3 +70,15 @@ def hide_from_ddp(module: torch.nn.Module, names: list[str]) -> None:
     every = [*known, *(name for name in spellings if name not in known)]
     ddp = torch.nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(module, every)
+
+
+def beneath(tensor: Tensor) -> Tensor:
+    """The tensor that holds the memory of one that is wrapped by transforms such as ``vmap``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def flattened_modules(parameter: Tensor) -> list[torch.nn.Module]:
+    """The modules whose parameters FSDP1 has flattened into this one."""
+    return [info.module for info in getattr(parameter, "_param_infos", ())]

@@ -32,6 +32,7 @@ _TAPS_TO_FILTER = {
 class _UnitaryConv(UnitaryModule):
     """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
 
+    _reals_only = True
     axes: int
     bias: nn.Parameter | None
 
@@ -147,7 +148,7 @@ class _UnitaryConv(UnitaryModule):
         return message
 
     def _matrix_pair(self) -> tuple[Tensor, Tensor | None]:
-        return matrix_view(self.weight), self.own_weight
+        return torch.view_as_complex(self.weight), self.own_weight
 
     def frequency_response(self) -> Tensor:
         """W_k at every frequency k: (*output_size, out_channels, in_channels prod(stride)), complex.
@@ -183,7 +184,7 @@ class _UnitaryConv(UnitaryModule):
         Raises:
             ValueError: ``spatial_size`` is not positive, or the stride does not divide it.
         """
-        dtype = self._stored.to_complex() if self.is_complex else self._stored
+        dtype = self.weight.dtype.to_complex() if self.is_complex else self.weight.dtype
         layer = type(self)(
             self.in_channels,
             self.out_channels,

@@ -16,6 +16,8 @@ from projunn_kernels import NONLINEARITIES, recurrence
 class _Recurrent(UnitaryModule):
     """Parameters of layers ``h' = f(W_ih x + b_ih + W_hh h)``, named as in ``torch.nn``."""
 
+    _reals_only = True
+
     def __init__(
         self,
         input_size: int,
@@ -85,7 +87,7 @@ class _Recurrent(UnitaryModule):
         offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
-            initial.to(self._stored),
+            initial.to(weight.dtype),
             weight,
             offset,
             self.nonlinearity,
@@ -104,6 +106,7 @@ class _Recurrent(UnitaryModule):
         time steps is best left to PyTorch.
         """
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
+        stored = weight.dtype
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
         if self.is_complex:  # real and imaginary parts become separate real columns
             times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
@@ -116,7 +119,7 @@ class _Recurrent(UnitaryModule):
         kind = input.device.type
         if kind == "cpu" and input.dtype == weight.dtype and not torch.is_autocast_enabled(kind):
             return input, weight, bias
-        projected = functional.linear(input, weight, bias).to(self._stored)
+        projected = functional.linear(input, weight, bias).to(stored)
         if self.is_complex:
             projected = rearrange(projected, "time batch (unit part) -> time batch unit part", part=2)
         return projected, None, None

@@ -15,15 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from projunn.manifold import UnitaryParameter, view_like
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.drift import polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import Member
-from projunn.optim.options import check_options, check_parameter, check_rates, whole
+from projunn.optim.options import check_options, check_rates, whole
+from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.stored import fit_state
+from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
 
 
@@ -31,6 +33,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: a subclass names the plain rule and gives the direction that it takes."""
 
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
+    keeps_unitary: ClassVar[bool] = True
+    _unitary_count: int = 0  # unitary parameters at the last step
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
@@ -85,13 +89,13 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         lr = added["lr"]
         added.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         try:
-            for p in added["params"]:
-                check_parameter(p)
+            recognise_parameters(added["params"])
             if any(isinstance(p, UnitaryParameter) for p in added["params"]):
                 check_rates(added)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -104,8 +108,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             What ``closure`` returns, or None.
 
         Raises:
-            TypeError: a unitary parameter has a sparse gradient of another kind than
-                `projunn.nn.select_blocks` makes or, under ``torch.compile``, one that is not dense.
+            TypeError: a unitary parameter is in half precision, or has a sparse gradient of another kind
+                than `projunn.nn.select_blocks` makes or, under ``torch.compile``, one that is not dense.
             ValueError: the rule cannot take a sketched gradient with these options, or the factorization
                 draws numbers on the host, which a captured or traced step cannot.
             RuntimeError: a CUDA graph is being captured, and the step would have to wait for the device.
@@ -117,20 +121,34 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             traced_step(self)
         else:
+            members = self._members()
             self._plain_step()
-            self._unitary_step(self._members())
+            self._unitary_step(members)
         return loss
 
     def _members(self) -> list[Member]:
         """The unitary parameters that have a gradient."""
-        every = enumerate((p, group) for group in self.param_groups for p in group["params"])
-        return [
-            Member(index, p, p.grad, self.state[p], group)
-            for index, (p, group) in every
-            if isinstance(p, UnitaryParameter) and p.grad is not None
-        ]
+        members, count, index = [], 0, -1
+        for group in self.param_groups:
+            for p in group["params"]:
+                index += 1
+                if not is_unitary(p):
+                    continue
+                count += 1
+                if p.dtype not in MATRIX_DTYPES:  # the module was converted since
+                    check_parameter(p)
+                if (grad := p.grad) is not None:
+                    members.append(Member(index, p, grad, self.state[p], group))
+        known, self._unitary_count = self._unitary_count, count
+        if count < known:  # a conversion of the module has changed their class
+            recognise()
+            return self._members()
+        return members
 
     def _unitary_step(self, members: list[Member]) -> None:
+        arrived = [member.parameter for member in members if "step" not in member.state]
+        if arrived:
+            notice(arrived, f"At the first step of {type(self).__name__}", kept=True)
         gradients = []
         for member in members:
             gradient = gradient_of(member)
@@ -154,7 +172,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _plain_step(self) -> None:
         groups = []
         for group in self.param_groups:
-            plain = [p for p in group["params"] if not isinstance(p, UnitaryParameter)]
+            plain = [p for p in group["params"] if not is_unitary(p)]
             groups.append({**group, "params": plain})
         if not any(group["params"] for group in groups):
             return
@@ -195,6 +213,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
+        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
         # Older versions left bases as QR returns them, column by column.
         for p, own in self.state.items():
             if isinstance(p, UnitaryParameter):

@@ -27,6 +27,8 @@ from torch import Tensor
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
+from projunn.optim.recognition import check_parameter
+from projunn.parameter import notice
 from projunn_kernels.operation import Operation, nothing
 
 
@@ -147,9 +149,11 @@ def _complete_states(optimizer: Traceable) -> None:
     It looks once; when the trace then changes an entry, as torch's SGD does, Dynamo writes back what it
     saw, and what was created meanwhile is gone.
     """
+    arrived = []
     for index, (group, p) in enumerate((g, p) for g in optimizer.param_groups for p in g["params"]):
         if not isinstance(p, UnitaryParameter) or p.grad is None:
             continue
+        check_parameter(p)
         if p.sketch is not None or isinstance(p.grad, FactoredTensor):
             raise TypeError(
                 f"params: a unitary parameter of shape {tuple(p.shape)} has a sketched gradient, whose"
@@ -161,7 +165,10 @@ def _complete_states(optimizer: Traceable) -> None:
                 " wanted a dense one under torch.compile"
             )
         member = Member(index, p, p.grad, optimizer.state[p], group)
+        if "step" not in member.state:
+            arrived.append(p)
         optimizer._complete_state(member, on_device=True)
+    notice(arrived, f"At the first step of {type(optimizer).__name__}", kept=True)
     rule = optimizer.plain_rule._init_group
     lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # without self and group
     for group in optimizer.param_groups:

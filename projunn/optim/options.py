@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from projunn.lowrank import FACTORIZATIONS
-from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
 
@@ -60,12 +59,3 @@ def check_rates(group: dict[str, Any]) -> None:
         return
     if float(lr) == 0 and (isinstance(unitary_lr, Tensor) or unitary_lr != 0):
         _refuse_zero(unitary_lr)
-
-
-def check_parameter(p: Tensor) -> None:
-    """Raise TypeError if ``p`` is a unitary parameter of a dtype that no step can be taken in."""
-    if isinstance(p, UnitaryParameter) and p.dtype not in MATRIX_DTYPES:
-        raise TypeError(
-            f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
-            f" {dtype_names()} (use autocast for layers in lower precision)"
-        )
