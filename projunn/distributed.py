@@ -1,4 +1,4 @@
-"""Sketched gradients in data-parallel training."""
+"""Unitary weights in data-parallel training."""
 
 from functools import cache
 from typing import Any, TypeVar
@@ -54,6 +54,45 @@ def reduce_sketches(module: Module, process_group: "dist.ProcessGroup | None" = 
     _watch_optimizers()
     named = module.named_parameters(remove_duplicate=False)
     private.hide_from_ddp(module, [name for name, p in named if id(p) in sketched])
+    return module
+
+
+@torch.no_grad()
+def replicate(module: Module, process_group: "dist.ProcessGroup | None" = None) -> Module:
+    """Keeps the unitary weights of ``module`` whole on every rank, and the same, beside FSDP2.
+
+        model = projunn.distributed.replicate(model)
+        fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))
+
+    FSDP2 shards the first axis of a parameter.  That cuts a bank of blocks or frequencies between
+    matrices, and `projunn.optim` steps those where they are.  It cuts a dense weight through its rows,
+    which have no step of their own: such a weight is to be held by all ranks, and what FSDP2 is told to
+    ignore it does not reduce either.  This function copies the weights from the first rank, sets up the
+    sketched ones as `reduce_sketches` does, and averages every other unitary weight's gradient over the
+    ranks whenever a backward has added to it.
+
+    Args:
+        module: any module, not yet sharded or wrapped.
+        process_group: the ranks; None for all.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` is not initialised.
+    """
+    reduce_sketches(module, process_group)
+    ranks = dist.get_world_size(process_group)
+
+    def average(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        stored = parameter.grad
+        dist.all_reduce(
+            torch.view_as_real(stored) if stored.is_complex() else stored, group=process_group
+        )
+        stored.div_(ranks)
+
+    for p in unitary_parameters(module):
+        if p.sketch is None:
+            dist.broadcast(p.detach(), group=process_group, group_src=0)
+            p.register_post_accumulate_grad_hook(average)
     return module
 
 

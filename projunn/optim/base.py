@@ -24,6 +24,7 @@ from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import Member
 from projunn.optim.options import check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
+from projunn.optim.sharded import is_sharded, local_member, local_part
 from projunn.optim.stored import fit_state
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
@@ -137,7 +138,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 count += 1
                 if p.dtype not in MATRIX_DTYPES:  # the module was converted since
                     check_parameter(p)
-                if (grad := p.grad) is not None:
+                if (grad := p.grad) is None:
+                    continue
+                if is_sharded(p):
+                    members.append(local_member(index, p, self.state[p], group))
+                else:
                     members.append(Member(index, p, grad, self.state[p], group))
         known, self._unitary_count = self._unitary_count, count
         if count < known:  # a conversion of the module has changed their class
@@ -238,14 +243,17 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for p in group["params"]:
-                if isinstance(p, UnitaryParameter) and self.state.get(p):
-                    fit_state(p, self.state[p], self._averages(group))
+                if not isinstance(p, UnitaryParameter) or not self.state.get(p):
+                    continue
+                part, state = local_part(p, self.state[p]) if is_sharded(p) else (p, self.state[p])
+                fit_state(part, state, self._averages(group))
 
     def skipped_steps(self) -> int:
         """The number of steps of single matrices that were not taken so far.
 
         A step is not taken if its gradient is not finite or its result is not determined to working
         precision: W + D is singular ("polar"), or an angle is above eps^-1/2 ("exp").  The counters live
-        on the devices of the parameters; this call reads them, and so waits for the devices.
+        on the devices of the parameters; this call reads them, and so waits for the devices.  Of sharded
+        parameters they count the matrices of this process.
         """
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
+from projunn.optim.sharded import has_whole_matrices, is_sharded
 from projunn.parameter import declarations, name_of, recognise
 from projunn_kernels import private
 
@@ -47,12 +48,19 @@ def check_parameter(p: Tensor) -> None:
             f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
             f" {dtype_names()} (use autocast for layers in lower precision)"
         )
-    if hasattr(p, "placements") or p.ndim < (3 if p.pairs else 2):
-        how = f"sharded as {p.placements}" if hasattr(p, "placements") else "flattened"
+    if is_sharded(p) and p.sketch is not None:
+        raise TypeError(
+            f"params: {name_of(p)}, of shape {tuple(p.shape)}, is sharded and belongs to a layer with"
+            " sketch_rank, whose gradient is never formed; wanted sketch_rank=None, or a parameter that"
+            " every process holds: projunn.distributed.replicate(model)"
+        )
+    flattened = p.ndim < (3 if p.pairs else 2)
+    if flattened or (is_sharded(p) and not has_whole_matrices(p)):
+        how = "flattened" if flattened else f"sharded as {getattr(p, 'placements', None)}"
         raise TypeError(
             f"params: {name_of(p)}, of shape {tuple(p.shape)}, is {how}; a step needs whole matrices,"
-            " wanted a parameter that every process holds: fully_shard(model,"
-            " ignored_params=set(projunn.unitary_parameters(model))), or DDP"
+            " wanted a parameter that every process holds: projunn.distributed.replicate(model), and then"
+            " fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))"
         )
 
 

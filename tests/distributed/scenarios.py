@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from projunn import constrain, optim
-from projunn.distributed import reduce_sketches
+from projunn import constrain, optim, unitary_parameters
+from projunn.distributed import reduce_sketches, replicate
 from projunn.nn import BlockUnitaryLinear, UnitaryConv2d, UnitaryLinear, UnitaryRNN
 from projunn_kernels.sketching import ranks
 
@@ -217,12 +223,116 @@ def a_group_of_some(rank, world):
     return train(run, module, RULES["SGD"](module.parameters()), inputs)
 
 
+def bank(**options):
+    torch.manual_seed(0)
+    return BlockUnitaryLinear(4, 3, **options)
+
+
+def sharded_model(kind):
+    module = bank() if kind == "bank" else model(kind)
+    axis = 1 if kind == "bank" else 0
+    fully_shard(module, shard_placement_fn=lambda p: Shard(axis if p.ndim > 2 else 0))
+    return module
+
+
+def _sharded_rule(module):
+    return optim.AdamW(module.parameters(), lr=0.02, rank=2, factorization="svd")
+
+
+def whole(module):
+    return [p.full_tensor().detach() for p in module.parameters()]
+
+
+def _batches_of(kind, world, steps=STEPS):
+    if kind != "bank":
+        return batches(kind, world, steps)
+    source = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 12, generator=source) for _ in range(steps)]
+
+
+def sharded(rank, world):
+    """FSDP2 over frequencies and blocks, on parts of the joint batch; all-reduces in optimizer steps."""
+    results = {}
+    for kind in ("conv", "complex conv", "blocks", "bank"):
+        module = sharded_model(kind)
+        optimizer = _sharded_rule(module)
+        inputs = [x.chunk(world)[rank] for x in _batches_of(kind, world)]
+        train(module, module, optimizer, inputs)
+        results[kind] = whole(module), optimizer.skipped_steps()
+    return results
+
+
+def sharded_alone(kind, world):
+    module = bank() if kind == "bank" else model(kind)
+    return train(module, module, _sharded_rule(module), _batches_of(kind, world))
+
+
+def refused(rank, world):
+    """Weights that have no step where they are cut."""
+    messages = {}
+    made = {
+        "rows": fully_shard(UnitaryLinear(6, 6)),
+        "sketched": fully_shard(UnitaryConv2d(3, 3, 4, sketch_rank=1)),
+        "tensor parallel": parallelize_module(
+            constrain(nn.Linear(6, 6)), init_device_mesh("cpu", (world,)), ColwiseParallel()
+        ),
+    }
+    for name, module in made.items():
+        try:
+            optim.SGD(module.parameters(), lr=0.1)
+            messages[name] = "nothing was said"
+        except TypeError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def replicated(rank, world):
+    """Dense unitary weights on every rank, the rest sharded."""
+    module = replicate(model("linear"))
+    fully_shard(module, ignored_params=set(unitary_parameters(module)))
+    optimizer = RULES["SGD, svd"](module.parameters())
+    train(module, module, optimizer, [x.chunk(world)[rank] for x in batches("linear", world)])
+    return [
+        p.full_tensor().detach() if hasattr(p, "full_tensor") else p.detach()
+        for p in module.parameters()
+    ]
+
+
+def save(rank, world, folder):
+    module = sharded_model("conv")
+    optimizer = _sharded_rule(module)
+    inputs = [x.chunk(world)[rank] for x in batches("conv", 4)]
+    train(module, module, optimizer, inputs)
+    states = get_state_dict(module, optimizer)
+    dcp.save({"model": states[0], "optimizer": states[1]}, checkpoint_id=folder / "checkpoint")
+    train(module, module, optimizer, inputs)
+    return whole(module)
+
+
+def load(rank, world, folder):
+    """Goes on from the checkpoint of another number of ranks."""
+    module = sharded_model("conv")
+    optimizer = _sharded_rule(module)
+    states = get_state_dict(module, optimizer)
+    content = {"model": states[0], "optimizer": states[1]}
+    dcp.load(content, checkpoint_id=folder / "checkpoint")
+    set_state_dict(
+        module, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]
+    )
+    train(module, module, optimizer, [x.chunk(world)[rank] for x in batches("conv", 4)])
+    return whole(module)
+
+
 def main(folder, world, rank, *names):
     torch.set_default_dtype(torch.float64)
     world, rank = int(world), int(rank)
     store = dist.FileStore(str(Path(folder) / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    torch.save({name: globals()[name](rank, world) for name in names}, Path(folder) / f"{rank}.pt")
+    results = {}
+    for name in names:
+        extra = (Path(folder).parent,) if name in ("save", "load") else ()
+        results[name] = globals()[name](rank, world, *extra)
+    torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
