@@ -59,8 +59,8 @@ def check_parameter(p: Tensor) -> None:
         how = "flattened" if flattened else f"sharded as {getattr(p, 'placements', None)}"
         raise TypeError(
             f"params: {name_of(p)}, of shape {tuple(p.shape)}, is {how}; a step needs whole matrices,"
-            " wanted a parameter that every process holds: projunn.distributed.replicate(model), and then"
-            " fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))"
+            " wanted a parameter that every process holds: projunn.distributed.replicate(model), and"
+            " then fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))"
         )
 
 
