@@ -2,7 +2,7 @@
 
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
-``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
+``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +15,7 @@ _LAZY_VIEWS = (
     torch._C.DispatchKey.Negative,
     torch._C.DispatchKey.ZeroTensor,
 )
+_TRACED = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor)
 _NOTHING = nullcontext()
 
 
@@ -52,5 +53,9 @@ def is_below_autograd() -> bool:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+    """True if a tensor holds no numbers: it is on the meta device, or one that tracing works with.
+
+    Backward passes are traced with functional tensors, and only since torch 2.13 does
+    `torch.compiler.is_compiling` say so then: with 2.11 the loop over time was traced step by step.
+    """
+    return tensor.is_meta or isinstance(tensor, _TRACED)
