@@ -15,7 +15,7 @@ from projunn.manifold import (
     matrix_view,
     restore_marks,
 )
-from projunn_kernels import orthonormalize, seeded_normal
+from projunn_kernels import orthonormalize, private, seeded_normal
 
 
 class UnitaryModule(nn.Module):
@@ -99,9 +99,11 @@ def positive(name: str, value: int) -> int:
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
     """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 
-    ``torch.export`` puts plain tensors in the place of parameters: they have dense gradients.
+    They are dense under the transforms of ``torch.func`` and in forward mode, which know no factors, and
+    in exported and traced programs, which compute no gradients of weights.
     """
-    return getattr(weight, "sketch", None)
+    sketch: FactoredTensor | None = getattr(weight, "sketch", None)
+    return None if sketch is None or private.in_transform_or_export() else sketch
 
 
 @torch.no_grad()
