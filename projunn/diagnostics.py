@@ -2,12 +2,15 @@
 
 Results stay on the device of the argument and carry no gradient.  On a GPU `unitarity_defect` does not
 make the host wait; `eigenphases` and `captured_energy` do, because PyTorch's eigenvalue solvers do.
+Transforms of ``torch.func`` and forward mode, which would take the derivative for zero, get a
+NotImplementedError.
 """
 
 import torch
 from torch import Tensor
 
 from projunn.manifold import matrix_view
+from projunn_kernels import constant
 
 
 def unitarity_defect(weight: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _matrix(name: str, tensor: Tensor) -> Tensor:
-    matrix = matrix_view(tensor).detach()
+    matrix = constant(matrix_view(tensor), "this diagnostic")
     if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
         raise ValueError(
             f"{name}: got shape {tuple(tensor.shape)} and {tensor.dtype}, wanted real or complex"

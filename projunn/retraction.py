@@ -17,7 +17,7 @@ from torch import Tensor
 
 import projunn_kernels
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
-from projunn_kernels import RETRACTIONS
+from projunn_kernels import RETRACTIONS, constant
 
 
 def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
@@ -53,8 +53,9 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
     Raises:
         ValueError: unknown ``retraction``, or shapes or devices that do not fit.
         TypeError: dtypes that do not fit.
+        NotImplementedError: a transform of ``torch.func``, or forward mode, wants the derivative.
     """
-    result = matrix_view(weight).detach().clone()
+    result = constant(matrix_view(weight), "projunn.retract").clone()
     return retract_(result, left, right, retraction)
 
 

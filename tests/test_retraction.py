@@ -115,6 +115,24 @@ def test_unitary_after_a_step_of_any_size(dtype, retraction, k, scale):
     assert defect(retract(weight, left, right, retraction)) < DEFECT[real_bytes(dtype)]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1e-30, 1e5, 1e10, 1e18, 1e30, 1e100])
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_unitary_after_a_huge_step_of_fewer_directions_than_columns(dtype, retraction, n, size):
+    """Such as one example in a batch, or all of them equal, with a loss that has exploded."""
+    if size > torch.finfo(dtype).max:
+        pytest.skip("no number of this dtype")
+    for k in range(1, min(n, 3) + 1):
+        weight = init.haar_(torch.empty(2, n, n, dtype=dtype))
+        one_hot = torch.zeros(2, n, k, dtype=dtype), torch.zeros(2, n, k, dtype=dtype)
+        one_hot[0][:, 0, 0], one_hot[1][:, n - 1, 0] = size, 1
+        equal = torch.randn(2, n, 1, dtype=dtype) * size, torch.randn(2, n, 1, dtype=dtype)
+        any_step = torch.randn(2, n, k, dtype=dtype) * size, torch.randn(2, n, k, dtype=dtype)
+        for left, right in (one_hot, [f.expand(2, n, k) for f in equal], any_step):
+            result = retract(weight, left, right, retraction)
+            assert defect(result) < 1e3 * DEFECT[real_bytes(dtype)]
+
+
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("gap", [1e-12, 1e-6, 1e-4, 1e-2])
 def test_unitary_next_to_a_singular_polar_factor(dtype, k, gap):

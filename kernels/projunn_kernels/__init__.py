@@ -43,6 +43,7 @@ from projunn_kernels.time_loop import (
     recurrence,
     recurrence_backward,
 )
+from projunn_kernels.undifferentiated import constant
 from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "RecurrenceBackward",
     "adjoint_product",
     "apply_nonlinearity",
+    "constant",
     "factor",
     "factored_step_",
     "fourier_convolution",

@@ -3,21 +3,33 @@
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
-``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
 ``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
 ``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
+``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
+``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
+``in_transform_or_export``, ``in_onnx_export``   torch 2.11 to 2.13: the flags that
+                 `torch.compiler.is_exporting` and its kin return, for a third of the time.
+``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
+``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
+``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 """
 
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import make_autograd_impl
+from torch.autograd import forward_ad
 
 _LAZY_VIEWS = (
     torch._C.DispatchKey.Conjugate,
     torch._C.DispatchKey.Negative,
     torch._C.DispatchKey.ZeroTensor,
 )
+_TRACED = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor)
 _NOTHING = nullcontext()
 
 
@@ -55,8 +67,95 @@ def is_below_autograd() -> bool:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+    """True if a tensor holds no numbers: it is on the meta device, or one that tracing works with.
+
+    Backward passes are traced with functional tensors, and only since torch 2.13 does
+    `torch.compiler.is_compiling` say so then: with 2.11 the loop over time was traced step by step.
+    """
+    return tensor.is_meta or isinstance(tensor, _TRACED)
+
+
+def in_transform() -> bool:
+    """True inside of a transform of ``torch.func``, and of a level of forward-mode differentiation."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def is_batched(tensor: Tensor | None) -> bool:
+    """True if ``torch.autograd.grad(is_grads_batched=True)`` and its kin made the tensor."""
+    if tensor is None or torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def derivative_is_wanted(arguments: Iterable[Any]) -> bool:
+    """True if one of the tensors requires a gradient or carries a tangent.  Lists are looked into."""
+    for value in arguments:
+        if isinstance(value, list | tuple):
+            if derivative_is_wanted(value):
+                return True
+        elif isinstance(value, Tensor) and (value.requires_grad or _has_tangent(value)):
+            return True
+    return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def in_transform_or_export() -> bool:
+    """True in a transform, and while ``torch.export`` or ``torch.jit`` traces a program."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.compiler._is_exporting_flag
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def in_onnx_export() -> bool:
+    """True while ``torch.onnx`` exports.  Whoever does not trace asks flags, and not that module."""
+    if not (torch.compiler._is_compiling_flag or torch._C._get_tracing_state() is not None):
+        return False
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def watch(
+    operator: Any,
+    instead: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
+    *,
+    differentiable: bool,
+) -> None:
+    """Hands calls of a custom operator that reach autograd to ``instead(usual, arguments)``.
+
+    ``usual(*arguments)`` goes on as without it.  What `torch.library.custom_op` registers for the key of
+    autograd knows no forward mode and no `torch.func`: it drops tangents without a word.  Calls of a
+    ``differentiable`` operator are handed on only inside of a transform or while something traces, so
+    that others pay for three questions, and those of others also where gradients are enabled.
+    """
+    kernel = make_autograd_impl(operator._opoverload, operator)
+    transforms, modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
+
+    def watching(keyset: Any, *arguments: Any) -> Any:
+        if (
+            forward_ad._current_level < 0
+            and not transforms()
+            and not modes()
+            and (differentiable or not torch.is_grad_enabled())
+        ):
+            return kernel(keyset, *arguments)
+        return instead(lambda *values: kernel(keyset, *values), arguments)
+
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradMeta"):
+        operator._lib.impl(operator._name, watching, key, with_keyset=True)
+
+
+def batch(operator: Any, rule: Callable[..., Any]) -> None:
+    """Runs ``rule`` in place of a custom operator where ``torch.vmap`` batches one of the arguments.
+
+    The rule gets them still batched.  Those of `CustomOpDef.register_vmap` get them without their level,
+    and cannot call `torch.vmap` again.
+    """
+    operator._lib.impl(operator._name, rule, "FuncTorchBatched")
 
 
 def hide_from_ddp(module: torch.nn.Module, names: list[str]) -> None:

@@ -20,7 +20,7 @@ def _fake(like: Tensor, shape: list[int], seed: int) -> Tensor:
     return like.new_empty(shape)
 
 
-_seeded_normal = Operation(name="seeded_normal", eager=_draw, fake=_fake, on="like")
+_seeded_normal = Operation(name="seeded_normal", eager=_draw, fake=_fake, on="like", plain=_draw)
 
 
 def seeded_normal(like: Tensor, shape: Sequence[int], seed: int) -> Tensor:

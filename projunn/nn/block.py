@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from projunn.init import haar_
 from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
+from projunn_kernels import pairs, private
 
 
 class BlockUnitaryLinear(UnitaryModule):
@@ -74,6 +75,8 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
+        if self.is_complex and private.in_onnx_export():
+            return self._forward_of_parts(input)
         start = sketch_of(self.weight)
         matrices = self._numbers(self.weight)
         factors = (matrices if start is None else self.weight).unbind(0)
@@ -92,6 +95,20 @@ class BlockUnitaryLinear(UnitaryModule):
         if self.bias is not None:
             output = output + self._numbers(self.bias)
         return output if input.ndim == 2 else output.reshape(input.shape)
+
+    def _forward_of_parts(self, input: Tensor) -> Tensor:
+        """`forward` of a complex layer in real arithmetic, for exporters without complex numbers."""
+        x = rearrange(
+            pairs.parts(input.reshape(-1, input.shape[-1])), "row (x part) -> row x part", part=2
+        )
+        for i, factor in enumerate(self.weight.unbind(0)):
+            if i:
+                x = rearrange(x, "row (block i) part -> row (i block) part", block=self.num_blocks)
+            x = rearrange(x, "row (block i) part -> block row (i part)", block=self.num_blocks)
+            x = torch.bmm(x, pairs.real_matrix(factor).mT)
+            x = rearrange(x, "block row (i part) -> row (block i) part", part=2)
+        x = x if self.bias is None else x + self.bias
+        return torch.view_as_complex(x.reshape(*input.shape, 2).contiguous())
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""

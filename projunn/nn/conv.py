@@ -111,7 +111,8 @@ class _UnitaryConv(UnitaryModule):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
         if self.is_complex:
-            x = torch.view_as_real(x if x.is_complex() else x.to(self.weight.dtype.to_complex()))
+            numbers = torch.promote_types(self.weight.dtype, torch.complex32)
+            x = torch.view_as_real(x if x.is_complex() else x.to(numbers))
         elif x.is_complex():
             raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)

@@ -7,6 +7,7 @@ from torch.nn import functional
 from projunn.init import haar_
 from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
+from projunn_kernels import pairs, private
 
 
 class UnitaryLinear(UnitaryModule):
@@ -79,6 +80,10 @@ class UnitaryLinear(UnitaryModule):
         return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.is_complex and private.in_onnx_export():
+            offset = None if self.bias is None else self.bias.flatten()
+            real = functional.linear(pairs.parts(input), pairs.real_matrix(self.weight), offset)
+            return pairs.complex_numbers(real)
         if self.is_complex and not input.is_complex():
             input = input.to(self.matrix.dtype)
         bias = None if self.bias is None else self._numbers(self.bias)

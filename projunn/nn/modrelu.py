@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from projunn.nn.module import positive
-from projunn_kernels import apply_nonlinearity
+from projunn_kernels import apply_nonlinearity, pairs, private
+from projunn_kernels.time_loop import nonlinearity_of_parts
 
 
 class ModReLU(nn.Module):
@@ -44,6 +45,9 @@ class ModReLU(nn.Module):
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.is_complex() and private.in_onnx_export():
+            found = nonlinearity_of_parts(pairs.parts(input), self.bias, "modrelu")
+            return pairs.complex_numbers(found)
         return apply_nonlinearity(input, self.bias, "modrelu")
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.parameter import declaration, notice
 from projunn.sketches import start
+from projunn_kernels import private
 
 
 class UnitaryModule(nn.Module):
@@ -131,9 +132,11 @@ def positive(name: str, value: int) -> int:
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
     """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 
-    ``torch.export`` puts plain tensors in the place of parameters: they have dense gradients.
+    They are dense under the transforms of ``torch.func`` and in forward mode, which know no factors, and
+    in exported and traced programs, which compute no gradients of weights.
     """
-    return getattr(weight, "sketch", None)
+    sketch: FactoredTensor | None = getattr(weight, "sketch", None)
+    return None if sketch is None or private.in_transform_or_export() else sketch
 
 
 def start_sketch(weight: UnitaryParameter) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import UnitaryParameter, view_like
+from projunn_kernels import private
 
 
 class _Select(torch.autograd.Function):
@@ -48,4 +49,6 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
         raise ValueError(
             f"indices: got shape {tuple(indices.shape)} and {indices.dtype}, wanted (A,) and int64"
         )
+    if private.in_transform():  # which know no sparse gradients
+        return view_like(bank, bank.index_select(0, indices))
     return view_like(bank, _Select.apply(bank, indices))  # type: ignore[no-untyped-call]

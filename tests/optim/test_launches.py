@@ -48,7 +48,7 @@ def budget(k, m, n):
         return ["plane_step" if k == 1 else "wide_step"]
     if k > 8:  # products by eight columns; what lies between them is library calls
         pulled, pushed = ("product", "adjoint_product") if m > n else ("adjoint_product", "product")
-        few, many = -(-k // 8), -(-2 * k // 8)
+        few, many = -(-k // 8), -(-min(2 * k, max(m, n)) // 8)
         factors = ["adjoint_product"] * few + ["product"] * few
         return factors + [pulled] * few + [pushed] * many + ["rank_update"]
     factors = ["adjoint_product", "orthonormal", "product"]

@@ -110,6 +110,18 @@ def _convolve(
     return _inverse(product, size, own_weight is not None), spectrum
 
 
+def _plainly(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`_convolve` without a change in place."""
+    real = own_weight is not None
+    spectrum = _transform(input, size, real)
+    output = _inverse(spectral_product(spectrum, weight, own_weight, size, False), size, real)
+    if bias is not None:
+        output = output + bias.view(-1, *(1 for _ in size), *bias.shape[1:])
+    return output, spectrum
+
+
 def _fake_convolve(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -257,7 +269,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> tu
         grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
         kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
     if grad_spectrum is not None and needs[0]:
-        through = _transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
+        through = transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
         kept[0] = through if kept[0] is None else kept[0] + through
     return *kept, None
 
@@ -307,8 +319,8 @@ def _second_backward(
     return by_grad, by_spectrum, by_weight, by_own, None, None
 
 
-def _transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
-    """The adjoint of `_transform`: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
+def transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
+    """The adjoint of F: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
     numbers = torch.view_as_complex(spectrum.contiguous())
     dims = tuple(range(2, 2 + len(size)))
     if real:  # the stored half of the grid, zeros for the other
@@ -327,6 +339,7 @@ _convolution = Operation(
     fake=_fake_convolve,
     on="input",
     derivative=Derivative(_setup_context, _backward),
+    plain=_plainly,
     autocast=True,
 )
 _convolution_backward = Operation(
@@ -335,6 +348,7 @@ _convolution_backward = Operation(
     fake=_fake_gradients,
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
+    plain=_gradients,
 )
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.convolution import eager
+from projunn_kernels.convolution import eager, plain
 from projunn_kernels.convolution.eager import counts, gather_bins, index
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import SPECTRAL_GRADIENT, SPECTRAL_PRODUCT
@@ -159,6 +159,7 @@ _spectral_product = Operation(
     on="spectrum",
     kernels=(SPECTRAL_PRODUCT,),
     derivative=Derivative(_setup_product, _product_backward),
+    plain=plain.spectral_product,
 )
 _spectral_gradient = Operation(
     name="spectral_gradient",
@@ -168,4 +169,5 @@ _spectral_gradient = Operation(
     on="grad",
     kernels=(SPECTRAL_GRADIENT,),
     derivative=Derivative(_setup_gradient, _gradient_backward),
+    plain=plain.spectral_gradient,
 )

@@ -66,6 +66,7 @@ _factor = Operation(
     fake=_fake,
     on="matrix",
     kernels=(ADJOINT_PRODUCT, PRODUCT),
+    plain=eager.plain_factor,
 )
 _orthonormalize = Operation(
     name="orthonormalize",
@@ -75,4 +76,5 @@ _orthonormalize = Operation(
     fake=_fake_basis,
     on="columns",
     kernels=(ORTHONORMAL,),
+    plain=eager.plain_orthonormalize,
 )

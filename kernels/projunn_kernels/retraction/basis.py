@@ -1,8 +1,9 @@
 """The step in an orthonormal basis: ``W^H D = Z Y^H = Q E Q^H`` in float64, without Householder QR.
 
 Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that span both, E is
-(*batch, 2k, 2k).  A retraction built on Q is a *small* unitary matrix that acts in the span of the
-step, so it stays unitary whatever the size or the conditioning of the step.
+(*batch, 2k, 2k).  Where 2k is n or more, Q is the identity and E is Z Y^H, both n x n.  A retraction
+built on Q is a *small* unitary matrix that acts in the span of the step, so it stays unitary whatever
+the size or the conditioning of the step.
 
 For k = 1 the columns are orthonormalized by Gram-Schmidt, done twice ("twice is enough").  For k > 1
 they are multiplied three times by the inverse square root of their Gram matrix, whose smallest
@@ -36,9 +37,12 @@ def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
     """
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
-    if right.shape[-1] == 1:
+    n, k = right.shape[-2:]
+    if 2 * k >= n:  # the whole space, of which the identity is a basis without rounding
+        return torch.eye(n, dtype=precise, device=y.device).expand(*y.shape[:-2], n, n), z @ y.mH
+    if k == 1:
         return _plane(y.mT, z.mT)
-    return _gram_basis(torch.cat([y, z], dim=-1), right.shape[-1])
+    return _gram_basis(torch.cat([y, z], dim=-1), k)
 
 
 def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,11 @@ from typing import Any
 
 from torch import Tensor
 
+from projunn_kernels import private
 from projunn_kernels.operation import Derivative, Operation
-from projunn_kernels.time_loop import eager
+from projunn_kernels.time_loop import eager, plain
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
+from projunn_kernels.time_loop.plain import nonlinearity_of_parts
 from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity
 from projunn_kernels.time_loop.tiles import RECURRENCE, RECURRENCE_BACKWARD
 
@@ -33,6 +35,7 @@ __all__ = [
     "NONLINEARITIES",
     "RecurrenceBackward",
     "apply_nonlinearity",
+    "nonlinearity_of_parts",
     "recurrence",
     "recurrence_backward",
 ]
@@ -85,6 +88,8 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     gradient of W or, if a basis R is given, its factors X and Y as `projunn_kernels.sketch` makes them.
     If the gradient of W is not wanted, the list ends with that of c.
     """
+    if private.is_batched(call.grad) or private.is_batched(call.grad_last):
+        return plain.recurrence_backward(call)
     gradients: list[Tensor] = _recurrence_backward(call)
     return gradients
 
@@ -153,6 +158,7 @@ _recurrence = Operation(
     on="inputs",
     kernels=(RECURRENCE,),
     derivative=Derivative(_setup_context, _backward),
+    plain=plain.recurrence,
     autocast=True,
 )
 _recurrence_backward = Operation(
@@ -163,4 +169,5 @@ _recurrence_backward = Operation(
     on="states",
     kernels=(RECURRENCE_BACKWARD,),
     bundle=RecurrenceBackward,
+    plain=plain.recurrence_backward,
 )
