@@ -7,7 +7,7 @@
 ``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
 ``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
 ``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
-``in_transform_or_export``, ``in_onnx_export``   torch 2.11 to 2.13: the flags that
+``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
                  `torch.compiler.is_exporting` and its kin return, for a third of the time.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
@@ -113,10 +113,16 @@ def in_transform_or_export() -> bool:
 
 
 def in_onnx_export() -> bool:
-    """True while ``torch.onnx`` exports.  Whoever does not trace asks flags, and not that module."""
-    if not (torch.compiler._is_compiling_flag or torch._C._get_tracing_state() is not None):
-        return False
+    """True while ``torch.onnx`` exports, for operators: the module is not imported for the question."""
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def traced_for_onnx() -> bool:
+    """True while ``torch.onnx`` traces a module, for layers: one flag, which compiled code guards on.
+
+    (`torch.compiler._is_compiling_flag` would not do: it differs when the guards are looked at.)
+    """
+    return torch.compiler._is_exporting_flag and in_onnx_export()
 
 
 def watch(

@@ -75,7 +75,7 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
-        if self.is_complex and private.in_onnx_export():
+        if self.is_complex and private.traced_for_onnx():
             return self._forward_of_parts(input)
         start = sketch_of(self.weight)
         matrices = self._numbers(self.weight)

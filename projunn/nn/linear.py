@@ -80,7 +80,7 @@ class UnitaryLinear(UnitaryModule):
         return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.is_complex and private.in_onnx_export():
+        if self.is_complex and private.traced_for_onnx():
             offset = None if self.bias is None else self.bias.flatten()
             real = functional.linear(pairs.parts(input), pairs.real_matrix(self.weight), offset)
             return pairs.complex_numbers(real)

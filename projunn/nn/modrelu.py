@@ -45,7 +45,7 @@ class ModReLU(nn.Module):
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_complex() and private.in_onnx_export():
+        if input.is_complex() and private.traced_for_onnx():
             found = nonlinearity_of_parts(pairs.parts(input), self.bias, "modrelu")
             return pairs.complex_numbers(found)
         return apply_nonlinearity(input, self.bias, "modrelu")

@@ -51,7 +51,10 @@ def nonlinearity_of_parts(z: Tensor, bias: Tensor | None, nonlinearity: str) -> 
         some = size > 0
         scale = torch.where(some, (size + bias).relu() / torch.where(some, size, 1.0), 0.0)
         return (parts * scale.unsqueeze(-1)).flatten(-2)
-    assert nonlinearity == "tanh"
+    if nonlinearity != "tanh":
+        raise ValueError(
+            f"nonlinearity: got {nonlinearity!r}, wanted modrelu, tanh or identity for complex numbers"
+        )
     # tanh(a + ib) = (t + i s c (1 - t^2)) / (c^2 + t^2 s^2), with t = tanh a, s = sin b, c = cos b
     a, b = parts.unbind(-1)
     t, s, c = a.tanh(), b.sin(), b.cos()
