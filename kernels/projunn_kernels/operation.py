@@ -115,8 +115,8 @@ class Operation:
         if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
             if (
                 self.autocast
-                and torch.is_autocast_enabled(tensor.device.type)
                 and private.in_transform()
+                and torch.is_autocast_enabled(tensor.device.type)
             ):
                 return self._in_float32(tensor.device.type, values)
             return self.registered(**values)
