@@ -119,7 +119,9 @@ class Operation:
                 and torch.is_autocast_enabled(tensor.device.type)
             ):
                 return self._in_float32(tensor.device.type, values)
-            return self.registered(**values)
+            # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
+            names = self._signature.parameters
+            return self.registered(**{n: values[n] for n in names if n in values})
         inside = private.is_below_autograd()  # of the body of another operation
         by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
         if by_autograd and not inside:
