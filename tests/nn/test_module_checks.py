@@ -26,6 +26,7 @@ from projunn.nn import (
     UnitaryRNNCell,
 )
 from projunn_kernels import apply_nonlinearity
+from tests.torch_internals import internal
 
 pytestmark = pytest.mark.requires("expecttest", "numpy")
 
@@ -101,11 +102,8 @@ WITHOUT_PARAMETERS = {"GroupSort", "MaxMin"}
 
 @pytest.fixture(scope="module")
 def common():
-    """The module of PyTorch's suite; importing it forbids changes of flags, which other tests make."""
-    from torch.testing._internal import common_modules
-
-    torch.backends.__allow_nonbracketed_mutation_flag = True
-    return common_modules
+    """The module of PyTorch's suite."""
+    return internal("common_modules")
 
 
 def info_of(common, name, dtype):

@@ -14,10 +14,9 @@ from torch import nn
 from projunn import optim
 from projunn.nn import UnitaryLinear
 from tests.dense import defect
+from tests.torch_internals import internal
 
-pytest.importorskip("expecttest", reason="torch.testing._internal imports it")
-common = pytest.importorskip("torch.testing._internal.common_optimizers")
-torch.backends.__allow_nonbracketed_mutation_flag = True  # that import forbids it to the whole process
+common = internal("common_optimizers")
 
 INFOS = {
     i.optim_cls.__name__: i
