@@ -9,7 +9,17 @@ import torch
 
 from bench.records import FOLDER, Results
 
-NAMES = ("update", "linear", "sketch", "recurrence", "conv", "stability", "drift", "factorization")
+NAMES = (
+    "update",
+    "linear",
+    "sketch",
+    "data_parallel",
+    "recurrence",
+    "conv",
+    "stability",
+    "drift",
+    "factorization",
+)
 
 
 def main() -> None:

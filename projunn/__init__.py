@@ -1,4 +1,12 @@
-"""Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN)."""
+"""Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN).
+
+`projunn.nn` has layers with unitary weights, `constrain` makes the weight of another layer unitary, and
+the optimizers of `projunn.optim` keep such weights unitary.  They are built on two functions:
+`factorize`, low-rank factors of a gradient, and `retract`, the step along them.  `backend` chooses
+between PyTorch operations and Triton kernels.
+
+Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
+"""
 
 from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect
@@ -9,9 +17,12 @@ from projunn.manifold import (
     UnitaryParameter,
     constrain,
     matrix_view,
+    project_,
+    unconstrain,
     unitary_parameters,
     view_like,
 )
+from projunn.noticing import OffManifoldWarning
 from projunn.retraction import retract, retract_
 from projunn_kernels.backends import backend
 
@@ -19,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FactoredTensor",
+    "OffManifoldWarning",
     "UnitaryParameter",
     "backend",
     "certified_accuracy",
@@ -31,8 +43,10 @@ __all__ = [
     "models",
     "nn",
     "optim",
+    "project_",
     "retract",
     "retract_",
+    "unconstrain",
     "unitarity_defect",
     "unitary_parameters",
     "view_like",

@@ -1,4 +1,4 @@
-"""``python -m projunn``."""
+"""Runs the command line as ``python -m projunn``."""
 
 import sys
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from projunn.exit_status import INTERRUPTED
 from projunn.model_problems import IMAGES, LENGTH, SEQUENCES, load_model, model_problems
 from projunn.tuning_display import Board
 from projunn_kernels.backends import interpreting, triton_installed
@@ -15,8 +16,6 @@ from projunn_kernels.configs.closed_form import problems_of, standard_problems, 
 from projunn_kernels.configs.problem import Device, Problem, device_of
 from projunn_kernels.tuning.plan import Plan, duration
 
-_INTERRUPTED = 130
-
 
 def add_command(commands: Any) -> None:
     """Add ``autotune`` to the commands of the parser."""
@@ -24,39 +23,48 @@ def add_command(commands: Any) -> None:
         "autotune",
         help="find the fastest kernel configurations for this GPU",
         description="Time the configurations of the Triton kernels on this GPU and keep those that beat "
-        "the closed form by 2 % in its table in the user's cache (PROJUNN_CACHE overrides where). "
-        "Ctrl-C keeps what is done.",
+        "the default, a closed form, by 2 %. They are written to this GPU's table in the user's cache "
+        "(a folder that PROJUNN_CACHE overrides). Ctrl-C keeps what is done.",
     )
     tune.set_defaults(run=run)
     what = tune.add_argument_group("what to tune; default: a standard list")
     what.add_argument(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="what the layers of this model and its optimizer's step run: the function returns a module,"
-        " or (module, optimizer)",
+        help="tune what the layers of this model and its optimizer's step run; the function returns a"
+        " module, or (module, optimizer)",
     )
     sizes = f"default: {SEQUENCES}, of images {IMAGES}"
-    what.add_argument("--batch", type=int, metavar="N", help=f"of the model's layers; {sizes}")
-    what.add_argument("--length", type=int, metavar="T", help=f"of its time loops; default: {LENGTH}")
+    what.add_argument(
+        "--batch", type=int, metavar="N", help=f"batch size of the model's layers; {sizes}"
+    )
+    what.add_argument(
+        "--length", type=int, metavar="T", help=f"time steps of its recurrent layers; default: {LENGTH}"
+    )
     what.add_argument(
         "--standard", action="store_true", help="go on with the standard list after the model's problems"
     )
     what.add_argument(
-        "--shapes", type=_words, metavar="BxMxN,MxN", help="matrices a launch, rows, columns"
+        "--shapes",
+        type=_words,
+        metavar="BxMxN,MxN",
+        help="tune for these: matrices in a launch (default: 1), rows, columns",
     )
     what.add_argument(
         "--rank",
         type=_words,
         metavar="K,L",
-        help="with --shapes (default: 1) or --model (default: the optimizer's, or 1)",
+        help="ranks of steps, with --shapes (default: 1) or --model (default: the optimizer's, or 1)",
     )
-    what.add_argument("--op", type=_words, metavar="A,B", help=f"of {', '.join(tuned())}; default: all")
-    what.add_argument("--dtype", choices=("real", "complex"), help="default: both")
-    what.add_argument("--missing", action="store_true", help="only what no table in force has yet")
+    what.add_argument(
+        "--op", type=_words, metavar="A,B", help=f"some of {', '.join(tuned())}; default: all"
+    )
+    what.add_argument("--dtype", choices=("real", "complex"), help="kind of numbers; default: both")
+    what.add_argument("--missing", action="store_true", help="tune only what no table in use has yet")
     how = tune.add_argument_group("run")
     how.add_argument("--seconds", type=float, default=float("inf"), metavar="X", help="time limit")
     how.add_argument(
-        "--processes", type=int, metavar="N", help="that compile; default: one for each core"
+        "--processes", type=int, metavar="N", help="processes that compile; default: one for each core"
     )
 
 
@@ -65,9 +73,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tune; the exit status of the command."""
+    """Tune as the command line asks; returns the exit status."""
     _check(arguments)
-    own = [] if arguments.model else _problems(arguments)
+    problems = [] if arguments.model else _problems(arguments)
     model = load_model(arguments.model) if arguments.model else None
     if not triton_installed():
         raise RuntimeError("autotune needs triton: pip install 'projunn[triton]'")
@@ -77,10 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise RuntimeError("autotune needs a GPU, and PyTorch sees none")
     device = torch.device("cuda", torch.cuda.current_device())
     if model is not None:
-        own = _of_model(arguments, *model, device)
+        problems = _of_model(arguments, *model, device)
         del model  # its memory is free for the problems
         torch.cuda.empty_cache()
-    return _tune(arguments, own, device, device_of(device))
+    return _tune(arguments, problems, device, device_of(device))
 
 
 def _tune(
@@ -111,11 +119,11 @@ def _tune(
         )
         finished = board.show(results)
     print(f"table: {tables.cache_folder() / tables.table_name(properties.name)}")
-    return 0 if finished else _INTERRUPTED
+    return 0 if finished else INTERRUPTED
 
 
 def announcement(plan: Plan, seconds: float) -> str:
-    """What is going to be done, and how long that will take."""
+    """The line that says what is going to be done, and how long that will take."""
     text = f"{len(plan.problems)} buckets, {plan.candidates} configurations,"
     text += f" {plan.processes} processes that compile: about {duration(plan.seconds_left)}"
     if seconds < plan.seconds_left:
@@ -129,7 +137,7 @@ def _cores() -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise a ValueError for options that cannot be, or not together."""
+    """Raise ValueError if an option is out of range, or options do not go together."""
     for name in arguments.op or ():
         if name not in tuned():
             raise ValueError(f"op: got {name!r}, wanted some of {', '.join(tuned())}")
@@ -150,14 +158,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _wanted(arguments: argparse.Namespace, problems: list[Problem]) -> list[Problem]:
-    """Those of the operations and kinds of numbers that were asked for."""
+    """Those problems whose operation and kind of numbers were asked for."""
     operations = arguments.op or tuned()
     kinds = [arguments.dtype == "complex"] if arguments.dtype else [False, True]
     return [p for p in problems if p.operation in operations and p.pairs in kinds]
 
 
 def _problems(arguments: argparse.Namespace) -> list[Problem]:
-    """What to tune where there is no model."""
+    """The problems to tune for if no model is given."""
     if arguments.shapes is None:
         return _wanted(arguments, standard_problems())
     ranks = [_sizes("rank", rank, 1)[0] for rank in arguments.rank or ("1",)]
@@ -178,7 +186,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
 def _of_model(
     arguments: argparse.Namespace, model: Any, optimizer: Any, device: torch.device
 ) -> list[Problem]:
-    """What the model runs, and the standard list if it is asked for."""
+    """The problems that the model runs, and then the standard list if it is asked for."""
     found = model_problems(
         model,
         optimizer,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from projunn import autotuning
+from projunn.exit_status import INTERRUPTED
 from projunn.training import command
 from projunn_kernels import selfcheck
 from projunn_kernels.backends import chosen_backend
@@ -17,11 +18,14 @@ from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.problem import device_of
 
-_INTERRUPTED = 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 for a mistake in the options, 130 for Ctrl-C."""
+    """Run the command line ``argv`` (default: that of the process) and return its exit status.
+
+    It is 0 if all went well, 2 if the command cannot be carried out (an error is printed in one line),
+    and 130 after Ctrl-C.  Options that cannot be parsed end in ``SystemExit`` with status 2, as argparse
+    has it.  With the variable ``PROJUNN_TRACEBACK`` errors are raised.
+    """
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -33,18 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"projunn: {lines[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="projunn", description="Unitary and orthogonal weights by low-rank updates (projUNN)."
+        prog="projunn", description="Train unitary and orthogonal weights by low-rank updates (projUNN)."
     )
     parser.add_argument("--version", action="version", version=_version("projunn"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command.add_command(commands)
     autotuning.add_command(commands)
-    info = commands.add_parser("info", help="versions, devices and the backend in force")
+    info = commands.add_parser(
+        "info", help="show versions, devices, the backend in force and the tables of tile sizes"
+    )
     info.set_defaults(run=_info)
     return parser
 
@@ -75,7 +81,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _said_of_verdicts() -> str:
-    """How many variants of kernels have been checked, and how they did."""
+    """How many variants of kernels have been checked, and how many failed."""
     every = selfcheck.verdicts()
     failed = sum(bool(one.problem) for one in every)
     return f"{selfcheck.mode()}: {len(every)} variants of kernels checked, {failed} failed"

@@ -1,9 +1,16 @@
-"""What to watch while training.  Every result stays on its device, so that only reading it waits."""
+"""Quantities to watch during training.
+
+Results stay on the device of the argument and carry no gradient.  On a GPU `unitarity_defect` does not
+make the host wait; `eigenphases` and `captured_energy` do, because PyTorch's eigenvalue solvers do.
+Transforms of ``torch.func`` and forward mode, which would take the derivative for zero, get a
+NotImplementedError.
+"""
 
 import torch
 from torch import Tensor
 
 from projunn.manifold import matrix_view
+from projunn_kernels import constant
 
 
 def unitarity_defect(weight: Tensor) -> Tensor:
@@ -13,8 +20,11 @@ def unitarity_defect(weight: Tensor) -> Tensor:
     The cost is O(n^3), which suits every hundredth step better than every step.
 
     Args:
-        weight: a `projunn.UnitaryParameter`, or any real or complex floating-point tensor of matrices.
-            Half precision is measured in float32.
+        weight: a `projunn.UnitaryParameter`, or any real or complex floating-point tensor of matrices
+            that `projunn.matrix_view` reads.  Half precision is measured in float32.
+
+    Returns:
+        (*batch), real, in the precision of ``weight``; 0 for matrices without entries.
 
     Raises:
         ValueError: ``weight`` does not hold real or complex matrices.
@@ -28,13 +38,21 @@ def unitarity_defect(weight: Tensor) -> Tensor:
 
 
 def eigenphases(weight: Tensor) -> Tensor:
-    """The angles of the eigenvalues of each square matrix, ascending in (-pi, pi]: (*batch, n).
+    """The angles of the eigenvalues of each square matrix, in ascending order.
 
     The eigenvalues of a unitary matrix lie on the unit circle.  Those of Haar-random weights are spread
-    evenly over it; those of weights near the identity have angles near 0.  Computed in float64.
+    evenly over it; those of weights near the identity have angles near 0.
+
+    Args:
+        weight: (*batch, n, n), a `projunn.UnitaryParameter` or any floating-point tensor, real or
+            complex.
+
+    Returns:
+        (*batch, n), angles from -pi to pi, computed and returned in float64.  Rounding decides at which
+        end an eigenvalue -1 comes out.
 
     Raises:
-        ValueError: ``weight`` does not hold square matrices.
+        ValueError: ``weight`` does not hold real or complex square matrices.
     """
     matrix = _matrix("weight", weight)
     if matrix.shape[-1] != matrix.shape[-2]:
@@ -43,16 +61,19 @@ def eigenphases(weight: Tensor) -> Tensor:
 
 
 def captured_energy(matrix: Tensor, rank: int) -> Tensor:
-    """The share of each matrix's energy that its best approximation of rank k holds: (*batch).
+    """The share of each matrix's energy that its best approximation of rank k holds.
 
-        sum of the k largest sigma^2 / sum of all sigma^2
+        sum of the k largest sigma^2 / sum of all sigma^2        sigma: the singular values
 
-    It tells how much of a gradient a step of rank k can follow.  It is 1 for a zero matrix.  Computed
-    from the eigenvalues of the smaller Gram matrix, in float64.
+    It tells how much of a gradient a step of rank k can follow.  It is 1 for a zero matrix, and for k
+    from min(m, n) on.  It is computed from the eigenvalues of the smaller Gram matrix.
 
     Args:
         matrix: (*batch, m, n), real or complex.
-        rank: k.
+        rank: k, at least 1.
+
+    Returns:
+        (*batch), from 0 to 1, computed and returned in float64.
 
     Raises:
         ValueError: ``rank`` is below 1, or ``matrix`` does not hold real or complex matrices.
@@ -69,7 +90,7 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _matrix(name: str, tensor: Tensor) -> Tensor:
-    matrix = matrix_view(tensor).detach()
+    matrix = constant(matrix_view(tensor), "this diagnostic")
     if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
         raise ValueError(
             f"{name}: got shape {tuple(tensor.shape)} and {tensor.dtype}, wanted real or complex"

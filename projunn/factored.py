@@ -1,43 +1,47 @@
-"""Tensors known by their low-rank factors: the gradients of layers with ``sketch_rank``."""
+"""Tensors stored as low-rank factors: the gradients of layers with ``sketch_rank``."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
-
 
 class FactoredTensor(torch.Tensor):
-    """``L R^H`` of shape (*batch, m, n), stored as L (*batch, m, r) and R (*batch, n, r).
+    """``L R^H``, (*batch, m, n), stored as its factors L (*batch, m, r) and R (*batch, n, r).
 
     ``weight.grad`` of a layer with ``sketch_rank`` is such a tensor.  Sums are exact: the rank of a sum
-    is the sum of the ranks.  It can be scaled, zeroed, detached, cloned, converted and added to a dense
-    tensor, and it gives its Frobenius norm, so that ``zero_grad``, ``clip_grad_norm_`` and
-    ``GradScaler`` work as they are.  The norm is that of ``L R^H``, without what the sketch left out of
-    the gradient.
+    is the sum of the ranks.  The tensor can be scaled, zeroed, detached, cloned, converted and stacked,
+    and it has norms of any order, so that ``zero_grad``, ``clip_grad_norm_`` and ``GradScaler`` work
+    unchanged.  Zeroing leaves rank 0.  Norms are those of ``L R^H``, without what the sketch left out of
+    the gradient.  The sum with a dense tensor is dense.
+
+    What only looks at entries (comparisons, sums, means, extrema, ``isnan``, ``histc``, ``numpy``)
+    forms all of them for a moment, as ``to_dense`` does.  ``detach()`` and ``data`` share the factors
+    with the tensor that they came from, so that a change in place of one is a change of both.
 
     Args:
         left: L, real or complex.
         right: R, of the same dtype and batch as L.
-        pairs: if True the tensor stands for a complex one that is stored as real pairs: its shape is
-            (*batch, m, n, 2) and its dtype real, while L and R are complex.  They may be given as pairs
-            too, and are stored as pairs.
+        pairs: if True, the tensor stands for a complex one that is stored as pairs of reals: its shape
+            is (*batch, m, n, 2) and its dtype real, while L and R are complex.  They may be given as
+            pairs too, and are stored as pairs.
 
     Attributes:
         left, right: L and R, complex with ``pairs``.
         pairs: as given.
+        group: of the start of a sketch, the processes over which the sketch is averaged
+            (`projunn.distributed.reduce_sketches`); else empty.
         stored_left, stored_right: the factors as they are stored; ``left`` and ``right`` are views of
             them.
 
     Raises:
-        TypeError: an operation that needs the entries.  ``to_dense()`` computes them.
+        TypeError: an operation that would change single entries.  ``to_dense()`` computes them, and the
+            optimizers take a dense gradient in the place of the factors.
     """
 
-    stored_left: Tensor
-    stored_right: Tensor
     pairs: bool
+    group: str = ""
+    _held: list[Tensor]  # L and R as they are stored; one list for all that are detached of each other
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -47,27 +51,31 @@ class FactoredTensor(torch.Tensor):
             left, right = torch.view_as_real(left), torch.view_as_real(right)
         axis = -3 if pairs else -2
         shape = (*left.shape[: axis + 1], right.shape[axis], *((2,) if pairs else ()))
-        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=left.dtype, device=left.device)
-        self.stored_left, self.stored_right, self.pairs = left, right, pairs
+        kind = cls if type(left) is torch.Tensor else TraceableFactors
+        self = torch.Tensor._make_wrapper_subclass(kind, shape, dtype=left.dtype, device=left.device)
+        self._held, self.pairs = [left, right], pairs
         return self
 
     def __init__(self, left: Tensor, right: Tensor, pairs: bool = False) -> None:
         pass
 
     @property
+    def stored_left(self) -> Tensor:
+        return self._held[0]
+
+    @property
+    def stored_right(self) -> Tensor:
+        return self._held[1]
+
+    @property
     def left(self) -> Tensor:
+        """L, (*batch, m, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_left) if self.pairs else self.stored_left
 
     @property
     def right(self) -> Tensor:
+        """R, (*batch, n, r); complex with ``pairs``."""
         return torch.view_as_complex(self.stored_right) if self.pairs else self.stored_right
-
-    @property
-    def longer(self) -> Tensor:
-        """The factor of the larger side as it is stored, ``left`` if m >= n."""
-        axis = -3 if self.pairs else -2
-        wide = self.stored_left.shape[axis] < self.stored_right.shape[axis]
-        return self.stored_right if wide else self.stored_left
 
     @property
     def rank(self) -> int:
@@ -75,46 +83,90 @@ class FactoredTensor(torch.Tensor):
         return self.stored_left.shape[-2 if self.pairs else -1]
 
     def to_dense(self, *arguments: Any, **options: Any) -> Tensor:
-        """All entries as a dense tensor, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``."""
-        product = self.left @ _adjoint(self.right)
+        """All entries as a dense tensor, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
+
+        The arguments of ``torch.Tensor.to_dense`` are accepted and have no effect.
+        """
+        return self._rows(slice(None))
+
+    def _rows(self, which: slice) -> Tensor:
+        """Some rows of `to_dense`."""
+        product = self.left[..., which, :] @ _adjoint(self.right)
         return torch.view_as_real(product) if self.pairs else product
 
-    def with_factors(self, left: Tensor, right: Tensor) -> "FactoredTensor":
-        """A new `FactoredTensor` with these factors and this one's ``pairs``."""
-        return FactoredTensor(left, right, self.pairs)
+    def with_factors(self, left: Tensor, right: Tensor) -> Self:
+        """A new tensor of this class with these factors, and this one's ``pairs`` and ``group``."""
+        made = type(self)(left, right, self.pairs)
+        made.group = self.group
+        return made
+
+    def replace_(self, left: Tensor, right: Tensor) -> Self:
+        """Changes the factors, and with them the tensor, in place."""
+        self._held[:] = left, right
+        return self
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.to_dense().numpy(force=force)
+
+    def tolist(self) -> Any:
+        return self.to_dense().tolist()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.rank}, dtype={self.dtype})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FactoredTensor":
-        return self.with_factors(self.stored_left.clone(), self.stored_right.clone())
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if id(self) not in memo:
+            memo[id(self)] = self.with_factors(self.stored_left.clone(), self.stored_right.clone())
+        return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return FactoredTensor, (self.stored_left, self.stored_right, self.pairs)
+        arguments = self.stored_left, self.stored_right, self.pairs
+        return type(self), arguments, {"group": self.group} if self.group else None
 
-    def __tensor_flatten__(self) -> tuple[list[str], bool]:
-        return ["stored_left", "stored_right"], self.pairs
+    # The operators of `Tensor` turn our TypeErrors into Python's, which say nothing; these do not.
+    def __add__(self, other: Any) -> Tensor:
+        return torch.add(self, other)
 
-    @staticmethod
-    def __tensor_unflatten__(
-        inner: dict[str, Tensor], pairs: bool, size: object, stride: object
-    ) -> "FactoredTensor":
-        return FactoredTensor(inner["stored_left"], inner["stored_right"], pairs)
+    def __sub__(self, other: Any) -> Tensor:
+        return torch.sub(self, other)
 
-    def _stable_hash_for_caching(self) -> str:
-        return f"projunn.FactoredTensor pairs={self.pairs}"
+    def __mul__(self, other: Any) -> Tensor:
+        return torch.mul(self, other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return torch.div(self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
     ) -> Any:
-        rule = _RULES.get(operator)
-        if rule is None:
-            raise TypeError(
-                f"{operator}: not known for the low-rank factors of a gradient; call to_dense() on it"
-                " first, or build the layer without sketch_rank"
-            )
-        return rule(*arguments, **(options or {}))
+        from projunn.factored_rules import carry_out  # which needs this class
+
+        return carry_out(operator, arguments, options or {})
+
+
+class TraceableFactors(FactoredTensor):
+    """A `FactoredTensor` that `torch.compile` takes into a graph: the start of a sketch.
+
+    A gradient is none.  Else Dynamo would look into the gradients that parameters hold while it
+    compiles, and fail (torch 2.11 to 2.13): gradients in factors of parameters that are dense.
+    """
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[bool, str]]:
+        return ["stored_left", "stored_right"], (self.pairs, self.group)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], context: tuple[bool, str], size: object, stride: object
+    ) -> FactoredTensor:
+        made = FactoredTensor(inner["stored_left"], inner["stored_right"], context[0])
+        made.group = context[1]
+        return made
+
+    def _stable_hash_for_caching(self) -> str:
+        return f"projunn.FactoredTensor pairs={self.pairs} group={self.group}"
 
 
 def squared_norm(left: Tensor, right: Tensor) -> Tensor:
@@ -129,138 +181,4 @@ def _adjoint(factor: Tensor) -> Tensor:
     return factor.conj_physical().mT
 
 
-def _apply(change: Callable[[Tensor], Tensor]) -> Callable[..., FactoredTensor]:
-    return lambda a, **_: a.with_factors(change(a.stored_left), change(a.stored_right))
-
-
-def _scale(a: Any, factor: Any) -> Any:
-    if not isinstance(a, FactoredTensor):
-        a, factor = factor, a
-    return a.with_factors(a.stored_left * factor, a.stored_right)
-
-
-def _scale_(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    a.stored_left = a.stored_left * factor
-    return a
-
-
-def _divide(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    return a.with_factors(a.stored_left / factor, a.stored_right)
-
-
-def _divide_(a: FactoredTensor, factor: Any) -> FactoredTensor:
-    a.stored_left = a.stored_left / factor
-    return a
-
-
-def _sum(a: FactoredTensor, b: FactoredTensor, alpha: float) -> tuple[Tensor, Tensor]:
-    b_left = b.stored_left if alpha == 1 else b.stored_left * alpha
-    columns = -2 if a.pairs else -1
-    left = torch.cat([a.stored_left, b_left], columns)
-    return left, torch.cat([a.stored_right, b.stored_right], columns)
-
-
-def _add(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
-    if isinstance(a, FactoredTensor) and isinstance(b, FactoredTensor):
-        return a.with_factors(*_sum(a, b, alpha))
-    first = a.to_dense() if isinstance(a, FactoredTensor) else a
-    second = b.to_dense() if isinstance(b, FactoredTensor) else b
-    return torch.add(first, second, alpha=alpha)
-
-
-def _add_(a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
-    if not isinstance(a, FactoredTensor):
-        assert isinstance(b, FactoredTensor)
-        return a.add_(b.to_dense(), alpha=alpha)
-    if not isinstance(b, FactoredTensor):
-        raise TypeError(
-            "a dense gradient cannot be added in place to the factors of a sketched one: use the weight"
-            " outside its layer only in the same backward, or build the layer without sketch_rank"
-        )
-    a.stored_left, a.stored_right = _sum(a, b, alpha)
-    return a
-
-
-def _zero_(a: FactoredTensor) -> FactoredTensor:
-    a.stored_left = torch.zeros_like(a.stored_left)
-    a.stored_right = torch.where(a.stored_right.isfinite(), a.stored_right, 0.0)
-    return a
-
-
-def _copy_(a: Tensor, b: Tensor, *_: Any) -> Tensor:
-    if not isinstance(a, FactoredTensor):
-        assert isinstance(b, FactoredTensor)
-        return a.copy_(b.to_dense())
-    if not isinstance(b, FactoredTensor):
-        raise TypeError("a dense tensor cannot be copied into the factors of a sketched gradient")
-    a.stored_left = b.stored_left.to(a.stored_left, copy=True)
-    a.stored_right = b.stored_right.to(a.stored_right, copy=True)
-    return a
-
-
-def _convert(a: FactoredTensor, *, dtype: torch.dtype | None = None, **options: Any) -> FactoredTensor:
-    options = {k: v for k, v in options.items() if k in ("device", "non_blocking")}
-    copies = [t.to(dtype=dtype, copy=True, **options) for t in (a.stored_left, a.stored_right)]
-    return a.with_factors(*copies)
-
-
-def _norm(a: FactoredTensor, order: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Tensor:
-    if order not in (None, 2) or dim not in (None, []):
-        raise TypeError(
-            f"norm of order {order} over dim {dim}: the factors of a sketched gradient give the"
-            " Frobenius norm of the whole only (clip_grad_norm_ with norm_type=2)"
-        )
-    return squared_norm(a.left, a.right).sum().sqrt().to(a.dtype.to_real())
-
-
-def _stack(tensors: list[FactoredTensor], dim: int = 0) -> Tensor:
-    if dim != 0 or not all(isinstance(t, FactoredTensor) for t in tensors):
-        return torch.stack([t.to_dense() for t in tensors], dim)
-    rank = max(t.rank for t in tensors)
-    complex_axis = (0, 0) if tensors[0].pairs else ()
-    stacks = []
-    for factors in ([t.stored_left for t in tensors], [t.stored_right for t in tensors]):
-        padding = [(*complex_axis, 0, rank - t.rank) for t in tensors]
-        columns = [torch.nn.functional.pad(f, p) for f, p in zip(factors, padding, strict=True)]
-        stacks.append(torch.stack(columns))
-    return tensors[0].with_factors(stacks[0], stacks[1])
-
-
-def _unscale_(tensors: list[Tensor], found: Tensor, inverse: Tensor) -> None:
-    """For `GradScaler`: scales dense gradients and left factors, and looks for infinities in all."""
-    lefts, rights, others = [], [], []
-    for t in tensors:
-        if isinstance(t, FactoredTensor):
-            t.stored_left = t.stored_left.clone()
-            lefts.append(t.stored_left)
-            rights.append(t.stored_right)
-        else:
-            others.append(t)
-    unscale = aten._amp_foreach_non_finite_check_and_unscale_.default
-    unscale(others + lefts, found, inverse)
-    unscale([r.clone() for r in rights], found, torch.ones_like(inverse))
-
-
-_RULES: dict[Any, Callable[..., Any]] = {
-    aten.detach.default: _apply(lambda t: t.detach()),
-    aten.alias.default: _apply(lambda t: t),
-    aten.clone.default: _apply(lambda t: t.clone()),
-    aten._to_copy.default: _convert,
-    aten.mul.Tensor: _scale,
-    aten.mul.Scalar: _scale,
-    aten.mul_.Tensor: _scale_,
-    aten.mul_.Scalar: _scale_,
-    aten.div.Tensor: _divide,
-    aten.div.Scalar: _divide,
-    aten.div_.Tensor: _divide_,
-    aten.div_.Scalar: _divide_,
-    aten.neg.default: lambda a: _scale(a, -1),
-    aten.add.Tensor: _add,
-    aten.add_.Tensor: _add_,
-    aten.zero_.default: _zero_,
-    aten.copy_.default: _copy_,
-    aten.norm.Scalar: _norm,
-    aten.linalg_vector_norm.default: _norm,
-    aten.stack.default: _stack,
-    aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
-}
+torch.serialization.add_safe_globals([FactoredTensor, TraceableFactors])

@@ -1,9 +1,12 @@
-"""Initialisers, in place: each replaces every matrix of a batch by a unitary one.
+"""Initialisers: each replaces every matrix of a batch by a unitary one, in place.
 
 They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
-return it.  They compute in float64, so that float32 weights start with a defect of rounding, 1.3e-7.
-Rectangular matrices get orthonormal rows or columns, whichever are fewer.  ``generator`` is the source
-of the random numbers.  A tensor that does not hold real or complex matrices raises ``ValueError``.
+They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
+return it.  ``parameter.data`` is read as the parameter is (`projunn.matrix_view`).  They compute in
+float64, so that float32 weights start with the defect of one rounding, 1.3e-7.  Rectangular matrices get
+orthonormal rows or columns, whichever are fewer.  ``generator`` is the source of the random numbers, on
+the tensor's device; by default it is PyTorch's own.  A tensor that does not hold real or complex
+matrices raises ``ValueError``.
 """
 
 from math import pi
@@ -15,10 +18,10 @@ from projunn.manifold import matrix_view
 
 
 def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Random unitary matrices from the Haar measure, which is the uniform distribution.
+    """Draws unitary matrices from the Haar measure, which is the uniform distribution.
 
-    Each is the Q of a Gaussian matrix' QR decomposition, with signs or phases such that R has a positive
-    diagonal.  Source: Mezzadri, Notices of the AMS 54, 2007.
+    Each is the factor Q in the QR decomposition of a Gaussian matrix, with signs or phases such that R
+    has a positive diagonal.  Returns ``tensor``.  Source: Mezzadri, Notices of the AMS 54, 2007.
     """
     matrix = _matrix(tensor)
     *batch, m, n = matrix.shape
@@ -31,26 +34,27 @@ def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def identity_(tensor: Tensor) -> Tensor:
-    """The identity matrix; rectangular matrices get ones on the diagonal and zeros elsewhere."""
+    """Sets ones on the diagonal and zeros elsewhere; returns ``tensor``."""
     matrix = _matrix(tensor)
     matrix.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
     return tensor
 
 
 def henaff_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Rotations of pairs of coordinates (2j, 2j + 1), by angles uniform in (-pi, pi].
+    """Draws rotations of the pairs of coordinates (2j, 2j + 1), by angles uniform in [-pi, pi).
 
-    Complex matrices are diagonal, with such angles as phases.  Source: Henaff, Szlam, LeCun, ICML 2016.
+    Complex matrices are diagonal, with such angles as phases.  A last coordinate without a partner stays
+    fixed.  Returns ``tensor``.  Source: Henaff, Szlam, LeCun, ICML 2016.
     """
     return _rotations(tensor, -pi, pi, generator)
 
 
 def cayley_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Rotations of pairs of coordinates (2j, 2j + 1), by angles uniform in [0, pi/2].
+    """Draws rotations of the pairs of coordinates (2j, 2j + 1), by angles t uniform in [0, pi/2).
 
-    They are the Cayley transforms of skew matrices with entries tan(t/2), t uniform in [0, pi/2].
-    Complex matrices are diagonal, with such angles as phases.  Source: Helfrich, Willmott, Ye, ICML
-    2018.
+    They are the Cayley transforms of skew-symmetric matrices with entries tan(t/2).  Complex matrices
+    are diagonal, with such angles as phases.  A last coordinate without a partner stays fixed.  Returns
+    ``tensor``.  Source: Helfrich, Willmott, Ye, ICML 2018.
     """
     return _rotations(tensor, 0, pi / 2, generator)
 

@@ -1,69 +1,66 @@
-"""How far from an input a classifier's answer holds: Lipschitz bounds, and certified accuracy."""
+"""Lipschitz bounds of chains of layers, and how far from an input a classifier's answer holds.
 
-from collections.abc import Iterable, Sequence
+Both are claims that an attacker may test, so layers are recognised narrowly: by the ``forward`` that
+they run and by their options, and only if nothing is hooked into them.  Others are refused by name.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf, log2, prod, sqrt
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from projunn.models.cayley import CayleyConv2d
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.conv import _UnitaryConv
 
-_CONTRACTIONS = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.Tanh,
-    nn.Identity,
-    nn.Flatten,
-    nn.Dropout,  # the identity in evaluation
-    nn.PixelUnshuffle,
-    nn.AdaptiveAvgPool2d,
-    GroupSort,
-)
+
+class _Bound(NamedTuple):
+    """What is known of a layer f, in 2-norms.
+
+    ‖f(x) - f(x')‖ <= norm ‖x - x'‖
+    ‖computed f(x) - f(x)‖ <= u (rounding ‖x‖ + constant)        u: the unit roundoff
+
+    """
+
+    norm: float
+    rounding: float = 0.0
+    constant: float = 0.0
 
 
 @torch.no_grad()
 def operator_norm(layer: nn.Module) -> float:
     """The largest factor by which a layer can stretch the 2-norm of a difference of inputs.
 
-    It is measured in float64: the largest singular value of the weight and, for convolutions, of the
-    matrices at all frequencies.  It is 1 for known contractions such as ReLU and `projunn.nn.GroupSort`.
+    For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
+    unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64.  It is
+    taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle`` and `GroupSort`,
+    for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel; and as the larger of 1 and
+    the size of its slope for ``LeakyReLU``.
 
     Raises:
-        TypeError: a kind of layer with no known bound, such as batch normalisation or a residual sum.
+        TypeError: a layer with no known bound: another kind, such as batch normalisation or a residual
+            sum; a class with a ``forward`` of its own; one with forward hooks; one that mixes the inputs
+            of a batch; dropout or a parametrization in training mode; pooling to more than one pixel,
+            whose norm depends on the size of the input.
     """
-    if isinstance(layer, (_UnitaryConv, CayleyConv2d)):
-        matrices = layer.frequency_response()
-    elif isinstance(layer, UnitaryLinear):
-        matrices = layer.matrix
-    elif isinstance(layer, BlockUnitaryLinear):
-        weight = layer._numbers(layer.weight)
-        per_factor = torch.linalg.matrix_norm(_precise(weight), 2).amax(-1)
-        return float(per_factor.prod())
-    elif isinstance(layer, nn.Linear):
-        matrices = layer.weight
-    elif isinstance(layer, _CONTRACTIONS):
-        return 1.0
-    else:
-        raise TypeError(f"layer: no bound is known for {type(layer).__name__}")
-    return float(torch.linalg.matrix_norm(_precise(matrices), 2).max())
+    return _bound(layer).norm
 
 
+@torch.no_grad()
 def lipschitz_bound(model: nn.Module) -> float:
     """A Lipschitz constant of a chain of layers: the product of their measured norms.
 
     Args:
-        model: an ``nn.Sequential``, nested or not, or a single layer.
+        model: an ``nn.Sequential``, nested or not, or a single layer, in evaluation mode.  The layers
+            that can be bounded are those of `projunn.lipschitz.operator_norm`.
 
     Raises:
-        TypeError: a layer that `operator_norm` does not know.
+        TypeError: a layer with no known bound.
     """
-    if isinstance(model, nn.Sequential):
-        bound = 1.0
-        for layer in model:
-            bound *= lipschitz_bound(layer)
-        return bound
-    return operator_norm(model)
+    return prod(_bound(layer).norm for layer in _chain(model))
 
 
 @torch.no_grad()
@@ -73,41 +70,214 @@ def certified_accuracy(
     radii: Sequence[float],
     lipschitz: float | None = None,
 ) -> list[float]:
-    """The share of inputs whose right answer no change of a 2-norm up to a radius can make wrong.
+    """The share of inputs with a right answer that no change of 2-norm up to a radius can make wrong.
 
-        margin = (logit of the right class) - (largest other logit) > sqrt(2) L radius
+        margin = (logit of the right class) - (largest other logit) > sqrt(2) (L radius + 2 error)
 
     An answer holds within the radius if its margin is that large, because the difference of two logits
     of an L-Lipschitz model is sqrt(2) L-Lipschitz (Tsuzuku, Sato, Sugiyama, NeurIPS 2018).  L is
     measured on the weights as they are, so that rounding drift and layers that are not orthogonal count.
 
+    ``error`` bounds the rounding of the logits, here and at every input within the radius.  It is found
+    layer by layer from the norms of the weights and activations, for sums of n products as min(n, 6
+    sqrt(n)) unit roundoffs: rounding errors of a long sum are taken as independent (Higham, Mary, SIAM
+    J. Sci. Comput. 41, 2019).
+
     Args:
-        model: maps inputs to logits (batch, classes).  It is evaluated as it is: call ``eval()`` first.
-        batches: pairs of inputs and labels.
+        model: maps inputs to logits (batch, classes), in evaluation mode.
+        batches: pairs of inputs (batch, *), on the model's device, and labels (batch,), int64.
         radii: the radii; 0 gives the plain accuracy.
-        lipschitz: L; by default the `lipschitz_bound` of ``model``.
+        lipschitz: L, of a model whose layers are not known; then ``error`` is 0, and the certificate is
+            one of exact arithmetic.  By default L is the `lipschitz_bound` of ``model``.
 
     Returns:
         One share, from 0 to 1, for each radius.
 
     Raises:
-        ValueError: a radius below 0, or no input.
+        ValueError: a radius or a constant that is negative or not finite, or no input.
         TypeError: ``lipschitz`` is not given, and a layer has no known bound.
     """
-    if any(r < 0 for r in radii):
-        raise ValueError(f"radii: got {list(radii)}, wanted none below 0")
-    constant = lipschitz_bound(model) if lipschitz is None else lipschitz
-    margins = []
+    if not all(0 <= r < inf for r in radii):
+        raise ValueError(f"radii: got {list(radii)}, wanted finite numbers, none below 0")
+    if lipschitz is not None and not 0 <= lipschitz < inf:
+        raise ValueError(f"lipschitz: got {lipschitz!r}, wanted a finite number, not below 0")
+    layers = [(layer, _bound(layer)) for layer in _chain(model)] if lipschitz is None else []
+    constant = prod(bound.norm for _, bound in layers) if lipschitz is None else lipschitz
+    distances = torch.tensor(list(radii), dtype=torch.float64)
+    held = []
     for inputs, labels in batches:
-        logits = model(inputs).double()
+        if lipschitz is None:
+            logits, error = _logits(layers, inputs, distances)
+        else:
+            logits, error = model(inputs).double(), distances.new_zeros(len(inputs), len(radii))
         right = logits.gather(1, labels[:, None])
         others = logits.scatter(1, labels[:, None], -torch.inf)
-        margins.append(right.squeeze(1) - others.amax(1))
-    if not margins or not sum(len(m) for m in margins):
+        margin = (right.squeeze(1) - others.amax(1)).cpu()
+        needed = sqrt(2) * (constant * distances + 2 * error)
+        held.append(margin[:, None] > torch.where(distances > 0, needed, 0.0))
+    if not sum(len(h) for h in held):
         raise ValueError("batches: got no input, wanted at least one")
-    margin = torch.cat(margins)
-    return [float((margin > 2**0.5 * constant * r).double().mean()) for r in radii]
+    return [float(share) for share in torch.cat(held).double().mean(0)]
 
 
-def _precise(matrices: Tensor) -> Tensor:
-    return matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
+def _logits(
+    layers: Sequence[tuple[nn.Module, _Bound]], inputs: Tensor, radii: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The logits (batch, classes), and bounds of their rounding within each radius (batch, radii)."""
+    x, stretch = inputs, 1.0
+    error = radii.new_zeros(len(inputs), len(radii))
+    for layer, bound in layers:
+        if isinstance(layer, _UnitaryConv | CayleyConv2d) and x.ndim != getattr(layer, "axes", 2) + 2:
+            raise TypeError(f"model: {type(layer).__name__} gets {x.ndim} axes, not those of a batch")
+        if isinstance(layer, GroupSort) and layer.dim % x.ndim == 0:
+            raise TypeError(f"model: {_name(layer)} sorts along the batch")
+        size = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).cpu()
+        x = layer(x)
+        if len(x) != len(inputs):
+            raise TypeError(f"model: {_name(layer)} mixes the inputs of a batch")
+        largest = size[:, None] + stretch * radii + error
+        rounded = _unit_roundoff(x) * (bound.rounding * largest + bound.constant)
+        error = bound.norm * error + rounded
+        stretch *= bound.norm
+    return x.double(), error
+
+
+def _unit_roundoff(computed: Tensor) -> float:
+    """u of the arithmetic that computed a tensor, of matrix products in a lower precision too."""
+    kind = computed.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.finfo(torch.get_autocast_dtype(kind)).eps / 2
+    own: float = torch.finfo(computed.dtype).eps / 2
+    if computed.dtype not in (torch.float32, torch.complex64):
+        return own
+    return {"highest": own, "high": 2.0**-11, "medium": 2.0**-9}[torch.get_float32_matmul_precision()]
+
+
+def _chain(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a model that runs them one after the other."""
+    if not isinstance(model, nn.Sequential):
+        yield model
+        return
+    _check_runs(model, nn.Sequential)
+    for layer in model:
+        yield from _chain(layer)
+
+
+def _bound(layer: nn.Module) -> _Bound:
+    for kind, bound in _BOUNDS.items():
+        if isinstance(layer, kind):
+            _check_runs(layer, kind)
+            return bound(layer)
+    raise TypeError(f"layer: no bound is known for {type(layer).__name__}")
+
+
+def _check_runs(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make sure that calling ``module`` runs the ``forward`` of ``kind`` and nothing else."""
+    name = type(module).__name__
+    unchanged = type(module).forward is kind.forward and type(module).__call__ is nn.Module.__call__
+    if not unchanged or "forward" in vars(module):
+        raise TypeError(f"layer: no bound is known for {name}, which changes {kind.__name__}.forward")
+    everywhere = nn.modules.module
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    if any(hooks) or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        raise TypeError(f"layer: no bound is known for {name} with forward hooks")
+    if module.training and parametrize.is_parametrized(module):
+        raise TypeError(f"layer: no bound is known for {name} with a parametrization in training mode")
+
+
+def _name(layer: nn.Module) -> str:
+    return f"{type(layer).__name__}({layer.extra_repr()})"
+
+
+def _unknown(layer: nn.Module, why: str) -> TypeError:
+    return TypeError(f"layer: no bound is known for {_name(layer)}{why}")
+
+
+def _exact(layer: nn.Module) -> _Bound:
+    return _Bound(1.0)
+
+
+def _of_flatten(layer: nn.Flatten) -> _Bound:
+    if layer.start_dim == 0:
+        raise _unknown(layer, ", which mixes the inputs of a batch")
+    return _Bound(1.0)
+
+
+def _of_group_sort(layer: GroupSort) -> _Bound:
+    if layer.dim == 0:
+        raise _unknown(layer, ", which sorts along the batch")
+    return _Bound(1.0)
+
+
+def _of_dropout(layer: nn.Dropout) -> _Bound:
+    if layer.training and layer.p > 0:
+        raise _unknown(layer, " in training mode")
+    return _Bound(1.0)
+
+
+def _of_leaky_relu(layer: nn.LeakyReLU) -> _Bound:
+    slope = abs(layer.negative_slope)
+    return _Bound(max(1.0, slope), rounding=slope)
+
+
+def _of_average(layer: nn.AdaptiveAvgPool2d) -> _Bound:
+    size = layer.output_size
+    if any(s not in (1, None) for s in (size if isinstance(size, tuple) else (size,))):
+        raise _unknown(layer, ": it depends on the size of the input")
+    return _Bound(1.0, rounding=_LONGEST_MEAN)
+
+
+def _of_linear(layer: nn.Linear | UnitaryLinear) -> _Bound:
+    matrix = layer.matrix if isinstance(layer, UnitaryLinear) else layer.weight
+    bias = layer.bias
+    return _of_product(matrix, 0.0 if bias is None else float(torch.linalg.vector_norm(bias)))
+
+
+def _of_blocks(layer: BlockUnitaryLinear) -> _Bound:
+    norm, rounding = 1.0, 0.0
+    for factor in layer._numbers(layer.weight):
+        own = _of_product(factor, 0.0)
+        rounding = own.norm * rounding + own.rounding * norm
+        norm *= own.norm
+    bias = 0.0 if layer.bias is None else float(torch.linalg.vector_norm(layer.bias))
+    return _Bound(norm, rounding + norm, bias)
+
+
+def _of_convolution(layer: _UnitaryConv | CayleyConv2d) -> _Bound:
+    """The transforms and their inverses are unitary, once scaled, and round as products do."""
+    product = _of_product(layer.frequency_response(), 0.0)
+    pixels = prod(layer.output_size)
+    transform = 16 * (1 + log2(pixels))  # each; with room for sizes that are not powers of two
+    bias = 0.0 if layer.bias is None else sqrt(pixels) * float(torch.linalg.vector_norm(layer.bias))
+    return _Bound(product.norm, product.rounding + 2 * transform * product.norm, bias * (2 + transform))
+
+
+def _of_product(matrices: Tensor, bias: float) -> _Bound:
+    """A product with a matrix, or with one of many, and the addition of a bias of that norm."""
+    precise = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
+    norm = float(torch.linalg.matrix_norm(precise, 2).max())
+    sizes = precise.abs()  # the 2-norm of this is at most sqrt(1-norm x infinity-norm)
+    largest = torch.linalg.matrix_norm(sizes, 1) * torch.linalg.matrix_norm(sizes, inf)
+    terms = sizes.shape[-1] * (2 if matrices.is_complex() else 1) + 1
+    roundings = min(terms, 6 * sqrt(terms)) * (sqrt(2) if matrices.is_complex() else 1)
+    return _Bound(norm * (1 + 1e-12), roundings * sqrt(float(largest.max())), roundings * bias)
+
+
+_LONGEST_MEAN = 6.0 * 2**10  # roundings, of a mean of a million pixels
+
+_BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
+    nn.Linear: _of_linear,
+    UnitaryLinear: _of_linear,
+    BlockUnitaryLinear: _of_blocks,
+    _UnitaryConv: _of_convolution,
+    CayleyConv2d: _of_convolution,
+    GroupSort: _of_group_sort,
+    nn.ReLU: _exact,
+    nn.LeakyReLU: _of_leaky_relu,
+    nn.Tanh: lambda layer: _Bound(1.0, rounding=4.0),
+    nn.Identity: _exact,
+    nn.Flatten: _of_flatten,
+    nn.Dropout: _of_dropout,
+    nn.PixelUnshuffle: _exact,
+    nn.AdaptiveAvgPool2d: _of_average,
+}

@@ -1,7 +1,8 @@
 """Low-rank factors of a gradient: ``D ~ X Y^H`` with X (*batch, m, k) and Y (*batch, n, k).
 
-Every method but ``svd`` reads D twice.  ``lsi`` and ``column`` are from section 3.3 of arXiv 2203.05483;
-``subspace`` makes each optimizer step one step of block power iteration.
+Every method but ``svd`` reads D twice.  ``lsi`` and ``column`` are from section 3.3 of arXiv 2203.05483.
+``subspace`` starts from the factors of the last call, so that each call is one step of block power
+iteration.
 """
 
 import torch
@@ -20,7 +21,7 @@ def factorize(
     basis: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Factors ``(left, right)`` of rank k with ``matrix ~ left @ right.mH``.
+    """Low-rank factors ``(left, right)`` of a matrix, with k columns: ``matrix ~ left @ right.mH``.
 
     ==========  ================================================================================
     method      left, right
@@ -35,21 +36,23 @@ def factorize(
     ==========  ================================================================================
 
     Args:
-        matrix: D, (*batch, m, n), real or complex; float16 and bfloat16 are computed in float32.
+        matrix: D, (*batch, m, n), real or complex.  float16 and bfloat16 are converted to float32.
         rank: k, from 1 to min(m, n).
-        method: one of the table.
+        method: one of the table; orth(C) is an orthonormal basis of the columns of C.
         basis: R for "subspace", (*batch, m, k), of full column rank; its scale does not matter.
         generator: source of the random numbers, on the device of ``matrix``.
 
     Returns:
-        left (*batch, m, k) and right (*batch, n, k).  One of the two has orthonormal columns.  A zero
-        matrix gives a zero ``left`` (or, for "column", a zero ``right``).  "svd", "lsi" and "subspace"
-        reproduce a matrix of rank below k to rounding.  A finite matrix never gives NaN.
+        left (*batch, m, k) and right (*batch, n, k), in the dtype of the (converted) matrix.  ``right``
+        (for "column", ``left``) has orthonormal columns, unless the matrix has a rank below k: columns
+        may then be zero.  A zero matrix gives a zero ``left`` (for "column", ``right``).  "svd", "lsi"
+        and "subspace" without ``basis`` reproduce a matrix of rank k or less to rounding.  A finite
+        matrix gives finite factors, unless sums over its rows or columns overflow.
 
     Raises:
         ValueError: unknown ``method``, ``rank`` out of range, a ``basis`` of the wrong shape or for
-            another method.
-        TypeError: ``matrix`` is not a floating-point tensor.
+            another method, or a ``matrix`` of fewer than two axes.
+        TypeError: ``matrix`` is neither real nor complex floating-point.
     """
     _check(matrix, rank, method, basis)
     if matrix.dtype in (torch.float16, torch.bfloat16):
@@ -69,7 +72,7 @@ def factorize(
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Draws ``count`` columns without replacement, with probabilities proportional to their norms."""
     norms = torch.linalg.vector_norm(matrix, dim=-2)
-    # The first arrivals of exponential clocks whose rates are the norms are such a draw.
+    # Exponential clocks whose rates are the norms: the columns whose clocks ring first are such a draw.
     clocks = torch.empty_like(norms).exponential_(generator=generator)
     chosen = (norms / clocks).topk(count, dim=-1).indices
     return matrix.gather(-1, chosen.unsqueeze(-2).expand(*matrix.shape[:-1], count))

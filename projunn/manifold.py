@@ -1,118 +1,75 @@
-"""Which parameters are unitary, and how their matrices are stored.
+"""Which parameters are unitary: asking, making them so, bringing them back, and letting them go.
 
 A unitary parameter is an ``nn.Parameter`` of the class `UnitaryParameter`.  It holds a batch of matrices
-in one of three layouts, and `matrix_view` gives all of them as (*batch, m, n):
-
-* real, or natively complex: (*batch, m, n);
-* ``pairs``: complex as interleaved real pairs, (*batch, m, n, 2), as our own layers store it;
-* ``blocks > 1``: that many matrices stacked along the rows, (blocks m, n), as the gates of
-  ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n".
+in one of the layouts that `projunn.layout` lists, and `matrix_view` gives all of them as (*batch, m, n).
 """
 
-import copy
-from functools import partial
-from typing import Any, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from projunn.factored import FactoredTensor
+from projunn.layout import as_matrices
+from projunn.parameter import (
+    UnitaryParameter,
+    declare,
+    forget,
+    known_parameters,
+    layout_of,
+    mark,
+    rebuild,
+    recognise,
+    unmark,
+    view_like,
+)
+from projunn_kernels import private
+
+__all__ = [
+    "MATRIX_DTYPES",
+    "UnitaryParameter",
+    "constrain",
+    "dtype_names",
+    "matrix_view",
+    "nearest",
+    "project_",
+    "unconstrain",
+    "unitary_parameters",
+    "view_like",
+]
 
 MATRIX_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+Target = TypeVar("Target", Tensor, nn.Module)
+torch.serialization.add_safe_globals([UnitaryParameter, rebuild])
 
 
-class UnitaryParameter(nn.Parameter):
-    """A parameter whose matrices the optimizers of `projunn.optim` keep unitary.
+def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None = None) -> Tensor:
+    """The matrices of a parameter as real or complex numbers, (*batch, m, n).
 
-    Real matrices are kept orthogonal, rectangular ones semi-orthogonal.  The parameter stays recognised
-    through ``deepcopy``, pickling, ``torch.save`` and ``torch.load``, ``Module.to`` and
-    ``load_state_dict``.
+    The result is a view of the parameter, and autograd goes through it: pairs of reals become complex
+    numbers, and stacked blocks become an axis of the batch.  So they do of a tensor that shares memory
+    with a unitary parameter, such as ``parameter.data``, ``parameter.detach()`` and the entries of
+    ``state_dict()``.  Of any other tensor nothing is known (it was loaded, cloned or computed): it is
+    returned as it is, unless ``pairs`` or ``blocks`` say more.
 
     Args:
-        data: the matrices, in one of the layouts at the top of this module.  They are taken as they are:
-            initialise them with `projunn.init`, or project an existing parameter with
-            `projunn.constrain`.
-        requires_grad: as in ``nn.Parameter``.
+        tensor: a `UnitaryParameter`, or any tensor.
         pairs: whether the last axis holds real and imaginary parts.
         blocks: the number of matrices that are stacked along the rows.
 
-    Attributes:
-        pairs, blocks: as given.
-        sketch: the factors that the next sketch of a gradient starts from, if the parameter belongs to a
-            layer with ``sketch_rank``; its gradients are then of the class `projunn.FactoredTensor`.
-            Otherwise None.
+    Raises:
+        ValueError: the tensor shares memory with a parameter that is stored as pairs or blocks, in an
+            order of axes that does not tell which they are.
     """
-
-    pairs: bool
-    blocks: int
-    sketch: FactoredTensor | None
-
-    def __new__(
-        cls, data: Tensor, requires_grad: bool = True, *, pairs: bool = False, blocks: int = 1
-    ) -> "UnitaryParameter":
-        self = super().__new__(cls, data, requires_grad)
-        return _mark(self, pairs, blocks)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "UnitaryParameter":
-        if id(self) not in memo:
-            data = self.data.clone(memory_format=torch.preserve_format)
-            result = _rebuild(data, self.requires_grad, self.pairs, self.blocks)
-            result.sketch = copy.deepcopy(self.sketch, memo)
-            result.grad = copy.deepcopy(self.grad, memo)
-            memo[id(self)] = result
-        return cast(UnitaryParameter, memo[id(self)])
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (self.data, self.requires_grad, self.pairs, self.blocks, self.sketch)
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Unitary parameter containing:\n{self.data!r}"
-
-
-def _rebuild(
-    data: Tensor, requires_grad: bool, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
-) -> UnitaryParameter:
-    parameter = UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks)
-    parameter.sketch = sketch
-    return parameter
-
-
-def _mark(
-    parameter: nn.Parameter, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
-) -> UnitaryParameter:
-    parameter.__class__ = UnitaryParameter
-    marked = cast(UnitaryParameter, parameter)
-    marked.pairs, marked.blocks, marked.sketch = pairs, blocks, sketch
-    return marked
-
-
-def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The matrices (*batch, m, n) of ``tensor``, which is stored as ``parameter`` is; a view of it.
-
-    Real pairs become complex numbers, and stacked blocks become an axis of the batch.
-    """
-    if not isinstance(parameter, UnitaryParameter):
-        return tensor
-    if parameter.pairs:
-        tensor = torch.view_as_complex(tensor)
-    if parameter.blocks > 1:
-        # "... (gate m) n -> ... gate m n"; not by `einops.rearrange`, which promises no view.
-        tensor = tensor.unflatten(-2, (parameter.blocks, -1))
-    return tensor
-
-
-def matrix_view(parameter: Tensor) -> Tensor:
-    """The matrices of a parameter as real or complex numbers, (*batch, m, n).
-
-    The result is a view of the parameter, and autograd goes through it.  A tensor that is no
-    `UnitaryParameter` is returned as it is.
-    """
-    return view_like(parameter, parameter)
+    if pairs is None and blocks is None:
+        pairs, blocks = layout_of(tensor)
+    return as_matrices(tensor, pairs or False, blocks or 1)
 
 
 def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
     """Lists the unitary parameters of ``module``, each once, in the order of ``module.parameters()``."""
+    recognise()
     return [p for p in module.parameters() if isinstance(p, UnitaryParameter)]
 
 
@@ -121,20 +78,23 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
 
     The parameter's matrices are replaced by their polar factors, the nearest unitary (or
     semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
-    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.
+    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.  One
+    that is unitary already is projected again.  On the meta device there is nothing to project yet.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,
             float64, complex64 or complex128.
         name: the name of the parameter, such as ``"weight"`` or ``"weight_hh_l0"``.
         blocks: the number of matrices that are stacked along the rows.  By default one for each gate of
-            an ``nn.LSTM`` (4) or ``nn.GRU`` (3), and 1 for all others.
+            an ``nn.LSTM``, ``LSTMCell`` (4), ``nn.GRU`` or ``GRUCell`` (3), one for each of query, key
+            and value in the ``in_proj_weight`` of ``nn.MultiheadAttention`` (3), and 1 for all others
+            and for an LSTM's projection ``weight_hr``.
 
     Raises:
-        ValueError: there is no such parameter, it is not a matrix or is a convolution's filter (take the
-            convolutions of `projunn.nn`), ``blocks`` does not divide its rows, or it has entries that
-            are not finite.
-        TypeError: a dtype that is not one of the four.
+        ValueError: the module itself has no such parameter, it is not a matrix or belongs to a
+            convolution (take those of `projunn.nn`), ``blocks`` does not divide its rows, or it has
+            entries that are not finite.
+        TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised).
     """
     parameter = module._parameters.get(name)
     if parameter is None:
@@ -147,51 +107,102 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
             f"module: the filter of {type(module).__name__} is not one matrix, and orthogonal slices"
             " would not make the convolution norm-preserving"
         )
-    if isinstance(parameter, UnitaryParameter):
-        return module
+    if isinstance(parameter, UninitializedParameter):
+        raise ValueError(f"name: {name!r} has no size yet; run the module's forward once before")
+    hollow = private.is_fake(parameter)
+    if not hollow and type(parameter) not in (nn.Parameter, UnitaryParameter):
+        raise TypeError(
+            f"name: {name!r} is a {type(parameter).__name__}, wanted an nn.Parameter: constrain it"
+            " before it is sharded or quantised"
+        )
+    pairs, stacked = layout_of(parameter)
     if blocks is None:
-        gates = next((g for cls, g in _GATES.items() if isinstance(module, cls)), 1)
-        blocks = 1 if name.startswith("weight_hr") else gates
-    if parameter.ndim < 2 or parameter.numel() == 0:
+        blocks = stacked if isinstance(parameter, UnitaryParameter) else _stacked(module, name)
+    matrices = (parameter[..., 0] if pairs else parameter).detach()
+    if matrices.ndim < 2 or parameter.numel() == 0:
         raise ValueError(f"name: {name!r} has shape {tuple(parameter.shape)}, not (*batch, m, n)")
-    if blocks < 1 or parameter.shape[-2] % blocks:
-        raise ValueError(f"blocks: {blocks} does not divide the {parameter.shape[-2]} rows of {name!r}")
+    if blocks < 1 or matrices.shape[-2] % blocks:
+        raise ValueError(f"blocks: {blocks} does not divide the {matrices.shape[-2]} rows of {name!r}")
     if parameter.dtype not in MATRIX_DTYPES:
         raise TypeError(f"name: {name!r} is {parameter.dtype}; wanted one of {dtype_names()}")
-    if not parameter.detach().isfinite().all():
-        raise ValueError(f"name: {name!r} has entries that are not finite")
-    _mark(parameter, False, blocks)
-    with torch.no_grad():
-        matrix = matrix_view(parameter)
-        matrix.copy_(nearest(matrix))
-    keep_marks(module)
+    if not hollow:
+        _refuse_unsound("name", repr(name), parameter)
+    sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
+    declare(module, name, mark(parameter, pairs, blocks, sketch))
+    if not hollow:
+        project_(parameter)
     return module
 
 
-Marks = dict[str, tuple[bool, int, FactoredTensor | None]]
+def _stacked(module: nn.Module, name: str) -> int:
+    """How many matrices a parameter of one of PyTorch's own modules stacks along the rows."""
+    if isinstance(module, nn.MultiheadAttention):
+        return 3 if name == "in_proj_weight" else 1
+    gates = next((g for cls, g in _GATES.items() if isinstance(module, cls)), 1)
+    return 1 if name.startswith("weight_hr") else gates
 
 
-def marks(module: nn.Module) -> Marks:
-    """(pairs, blocks, sketch) of the unitary parameters that ``module`` itself holds, by name."""
-    held = module._parameters.items()
-    return {n: (p.pairs, p.blocks, p.sketch) for n, p in held if isinstance(p, UnitaryParameter)}
+def unconstrain(module: nn.Module) -> nn.Module:
+    """Makes plain ``nn.Parameter`` s of all unitary parameters in ``module``, in place, and returns it.
+
+    Their values stay, and every layer computes what it did.  Optimizers treat them as any other
+    parameter from now on, and should be made anew: what an optimizer of ours kept for a unitary one does
+    not fit.
+    """
+    parameters = unitary_parameters(module)
+    for inner in module.modules():
+        forget(inner)
+    for parameter in parameters:
+        if parameter.sketch is not None:
+            parameter.grad = None  # in factors, which optimizers of others do not take
+        unmark(parameter)
+    return module
 
 
-def restore_marks(module: nn.Module, known: Marks) -> None:
-    """Mark again the parameters that were replaced by plain ones."""
-    for name, mark in known.items():
-        parameter = module._parameters.get(name)
-        if parameter is not None and not isinstance(parameter, UnitaryParameter):
-            _mark(parameter, *mark)
+@torch.no_grad()
+def project_(target: Target) -> Target:
+    """Brings weights back onto the manifold, in place: each matrix becomes the nearest unitary one.
+
+        W <- U V^H for W = U S V^H, the polar factor
+
+    It is for weights that were loaded, averaged (EMA, SWA), scaled, edited, or stepped by an optimizer
+    that does not know of them.  Computed by SVD in float64; the result has a defect of rounding in the
+    dtype of the weight.
+
+    Args:
+        target: a module, all of whose unitary parameters are projected; or a `UnitaryParameter`, or any
+            tensor of matrices as `matrix_view` reads it.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ValueError: a module without unitary parameters, or entries that are not finite; nothing has
+            changed then.
+        TypeError: a sharded weight.
+    """
+    tensors: list[Tensor] = [target] if isinstance(target, Tensor) else []
+    if not isinstance(target, Tensor):
+        tensors += unitary_parameters(target)
+    if not tensors:
+        raise ValueError(f"target: {type(target).__name__} has no unitary parameters")
+    views, known = [], known_parameters()
+    for tensor in tensors:
+        name, slot = known.get(id(tensor), (f"a tensor of shape {tuple(tensor.shape)}", None))
+        if type(tensor) not in (Tensor, nn.Parameter, UnitaryParameter):
+            raise TypeError(f"target: {name} is a {type(tensor).__name__}, wanted a whole weight")
+        views.append((matrix_view(tensor).detach(), slot))
+        _refuse_unsound("target", name, tensor)
+    for matrices, slot in views:
+        matrices.copy_(nearest(matrices))
+        if slot is not None:
+            slot.said = False
+    return target
 
 
-def keep_marks(module: nn.Module) -> None:
-    """Keep the unitary parameters of ``module`` marked through ``load_state_dict(..., assign=True)``."""
-    module.register_load_state_dict_post_hook(partial(_after_load, known=marks(module)))
-
-
-def _after_load(module: nn.Module, _: object, known: Marks) -> None:
-    restore_marks(module, known)
+def _refuse_unsound(argument: str, name: str, tensor: Tensor) -> None:
+    if not tensor.detach().isfinite().all():
+        raise ValueError(f"{argument}: {name} has entries that are not finite")
 
 
 def dtype_names() -> str:

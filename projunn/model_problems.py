@@ -1,8 +1,8 @@
-"""What a model asks of the kernels: the problems that ``projunn autotune --model`` tunes for.
+"""The launches of a model's training step: the problems that ``projunn autotune --model`` tunes for.
 
 Nothing about the kernels is known here.  Each unitary layer runs forward and backward once, on an input
-made up for it, and an optimizer makes a step on made-up gradients.  The kernels note what they are asked
-for, and are not launched.
+made up for it, and an optimizer makes a step on made-up gradients.  The kernels record the sizes that
+they are called with, and are not launched.
 """
 
 import importlib
@@ -31,16 +31,16 @@ from projunn_kernels.configs.problem import Problem
 
 _Model = tuple[nn.Module, UnitaryOptimizer | None]
 _CONVOLUTIONS = (UnitaryConv1d, UnitaryConv2d, UnitaryConv3d)
-IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # a batch of images, of anything else; its time steps
+IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # the batch of images, that of anything else, and time steps
 
 
 def load_model(name: str) -> _Model:
-    """The module that ``module:function`` returns, and the optimizer if it returns one too.
+    """The module that the function ``module:function`` returns, and its optimizer or None.
 
-    Modules are looked for in the current folder, too.
+    The current folder is searched for modules, too.
 
     Raises:
-        ValueError: no such function, an error in it, or no unitary parameters.
+        ValueError: there is no such function, it fails, or its model has no unitary parameters.
     """
     module_name, _, path = name.partition(":")
     if not module_name or not path or module_name.endswith(".py"):
@@ -92,13 +92,13 @@ def model_problems(
     batch: int | None = None,
     length: int = LENGTH,
 ) -> list[Problem]:
-    """The problems of a training step, each bucket once: layers in their order, then the optimizer.
+    """The problems of a training step, one for each bucket of sizes: layers first, then the optimizer.
 
     Args:
-        model: is moved to the device.
+        model: the model, which is moved to the device.
         optimizer: its groups say which parameters are stepped, and at which rank; by default all are,
             at rank 1.
-        ranks: in place of the optimizer's; a step for each.
+        ranks: ranks to make a step at each, in place of the optimizer's.
         batch: sequences, images or rows of a batch; default: 256 images, 128 of anything else.
         length: time steps of a sequence.
 

@@ -5,9 +5,9 @@ differs from the identity only in the span of the step:
 
     Z = W^H X        Z Y^H = Q E Q^H        W' = W + (W Q) F Q^H        (`projunn_kernels.retract_`)
 
-Q has orthonormal columns (`projunn_kernels.step_basis`), and F is a 2k x 2k unitary matrix minus the
-identity (`projunn_kernels.rotation`); both are float64.  ``W Q`` is computed as a product.  Taking X for
-``W Z``, which is the same in exact arithmetic, would make rounding grow from step to step.  Because
+Q has 2k orthonormal columns (`projunn_kernels.step_basis`), and I + F is a 2k x 2k unitary matrix
+(`projunn_kernels.rotation`); both are computed in float64.  ``W Q`` is computed as a product.  Taking X
+for ``W Z``, which is the same in exact arithmetic, would make rounding grow from step to step.  Because
 ``I + Q F Q^H`` is unitary for steps of any size, no step can leave the manifold by more than rounding.
 There is no n x n decomposition and, in place, no second n x n matrix.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import projunn_kernels
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
-from projunn_kernels import RETRACTIONS
+from projunn_kernels import RETRACTIONS, constant
 
 
 def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
@@ -31,41 +31,47 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
     "cayley"    W (I - A/2)^-1 (I + A/2)                                 (for comparison)
     ==========  =======================================================  ===================
 
-    Wide weights (m < n), which have orthonormal rows, use the same formulas.  Tall ones (m > n) use
-    their mirror image, so that the unitary factor acts from the larger side.  For rectangular W, "polar"
-    is then the nearest semi-unitary matrix to W + D only to first order.
+    Wide weights (m < n), which have orthonormal rows, use the same formulas, except that W polar(I +
+    W^H D) is not the semi-unitary matrix nearest to W + D: to first order it moves half as far in the
+    directions that are orthogonal to the rows of W.  Tall ones (m > n) use the mirror image, the step
+    D^H at the wide W^H, so that the unitary factor acts from the larger side.
 
     Args:
-        weight: (*batch, m, n), unitary; float32, float64, complex64 or complex128.  Of a
-            `projunn.UnitaryParameter` the matrices are taken.
+        weight: W, (*batch, m, n), unitary; float32, float64, complex64 or complex128.  A
+            `projunn.UnitaryParameter` stands for its `projunn.matrix_view`.
         left: (*batch, m, k), with k from 1 to min(m, n), in the dtype and on the device of ``weight``.
         right: (*batch, n, k), likewise.
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
 
     Returns:
         (*batch, m, n), without gradient, because a step is no part of a model.  The error is under 1e-13
-        (float64) and 5e-6 (float32) for steps of norm up to 2; for "polar" divide by the smallest
+        (float64) and 5e-6 (float32) for steps of norm up to 2; for "polar" divide that by the smallest
         singular value of W + D.  A zero step returns ``weight`` exactly.  So does a step that cannot be
         taken, because its factors are not finite or do not determine the result to working precision
-        ("polar": W + D is singular; "exp": angles above eps^-1/2).
+        ("polar": W + D is singular; "exp": it would rotate by an angle above eps^-1/2).
 
     Raises:
         ValueError: unknown ``retraction``, or shapes or devices that do not fit.
         TypeError: dtypes that do not fit.
+        NotImplementedError: a transform of ``torch.func``, or forward mode, wants the derivative.
     """
-    result = matrix_view(weight).detach().clone()
+    result = constant(matrix_view(weight), "projunn.retract").clone()
     return retract_(result, left, right, retraction)
 
 
 def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp") -> Tensor:
-    """`retract` in place: the new matrices overwrite ``weight``, which is returned."""
+    """`retract` in place: the new matrices overwrite ``weight``, which is returned.
+
+    Arguments, accuracy and errors are those of `retract`.  ``weight`` may be a leaf that requires a
+    gradient, such as a `projunn.UnitaryParameter`; autograd does not record the step.
+    """
     with torch.no_grad():
         take_step_(matrix_view(weight), left, right, retraction)
     return weight
 
 
 def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
-    """Retract matrices in place; returns the mask (*batch) of the steps that were taken."""
+    """`retract_` of matrices (*batch, m, n); returns the mask (*batch) of the steps that were taken."""
     _check(weight, left, right, retraction)
     return projunn_kernels.retract_(weight, left, right, retraction)
 

@@ -1,4 +1,4 @@
-"""What ``projunn autotune`` shows: what it is at and how long it will take, and a table at the end."""
+"""The output of ``projunn autotune``: its progress and the time left, and a table at the end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ _NAMES = ("bucket", "tile", "warps", "ms", "GB/s", "closed form ms", "tried")
 
 
 class Board:
-    """Draws what the autotuner tells: a bar with ``rich``, a line for each bucket without.
+    """Shows the progress of the autotuner: as a bar with ``rich``, as a line for each bucket without.
 
     Args:
         total: buckets to be tuned.
@@ -26,7 +26,7 @@ class Board:
         self._left: float | None = None
 
     def tell(self, progress: "Progress") -> None:
-        """What the autotuner is at; does nothing unless `show` is under way."""
+        """Update the display with the autotuner's progress; does nothing unless `show` is under way."""
         self._left = progress.seconds_left
         self._update(progress)
 

@@ -29,7 +29,7 @@ ALGEBRA = re.compile(
 
 
 # Nothing is computed; how often depends on which tables of addresses are known already.
-_FREE = {"detach", "alias", "lift_fresh"}
+_FREE = {"detach", "detach_", "alias", "lift_fresh"}
 
 
 class Library(TorchDispatchMode):
@@ -45,6 +45,9 @@ class Library(TorchDispatchMode):
         if operator.namespace == "projunn":
             with self:
                 return OPDEFS[operator.name().split(".")[0]]._init_fn(*arguments, **options)
+        if operator._can_decompose():  # below autograd, what is made of other operations arrives whole
+            with self:
+                return operator.decompose(*arguments, **options)
         name = operator.name().removeprefix("aten::").split(".")[0]
         if name not in _FREE and operator.namespace != "profiler":
             self.calls.append(name)

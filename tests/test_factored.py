@@ -58,9 +58,6 @@ def test_scaling_and_norm(pair):
         torch.testing.assert_close(scaled.to_dense(), expected)
     torch.testing.assert_close(torch.linalg.vector_norm(a), torch.linalg.vector_norm(dense))
     torch.testing.assert_close(a.norm(), dense.norm())
-    for order in (1, float("inf")):
-        with pytest.raises(TypeError, match="Frobenius"):
-            torch.linalg.vector_norm(a, order)
     b = a.clone()
     b.mul_(2).div_(4)
     torch.testing.assert_close(b.to_dense(), dense / 2)
@@ -101,7 +98,7 @@ def test_stack(pair):
 
 
 def test_other_operations_say_what_to_do(pair):
-    for operation in (torch.exp, lambda t: t[0], lambda t: torch.matmul(t, t), torch.sum):
+    for operation in (torch.exp, lambda t: t[0], lambda t: torch.matmul(t, t), lambda t: t.cumsum(0)):
         with pytest.raises(TypeError, match="to_dense"):
             operation(pair[0])
 

@@ -84,6 +84,21 @@ def test_polar_is_the_nearest_unitary_matrix():
     torch.testing.assert_close(retract(weight, left, right, "polar"), u @ vh, atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+def test_polar_of_a_rectangular_weight_moves_half_as_far_off_its_rows(size):
+    """Compared with the nearest semi-unitary matrix: the rest is of second order in the step."""
+    for shape in ((5, 9), (9, 5)):
+        weight, left, right = draw(shape, 2, torch.complex128, norm=size)
+        step = left @ right.mH
+        u, _, vh = torch.linalg.svd(weight + step, full_matrices=False)
+        wide = shape[0] < shape[1]
+        kept = step @ weight.mH @ weight if wide else weight @ weight.mH @ step
+        off = (step - kept) / 2
+        assert off.norm() > 0.1 * size
+        rest = retract(weight, left, right, "polar") - (u @ vh - off)
+        assert rest.norm() < 10 * size**2
+
+
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("k", [1, 3])
 def test_zero_step_is_exact(dtype, retraction, k):
@@ -98,6 +113,24 @@ def test_zero_step_is_exact(dtype, retraction, k):
 def test_unitary_after_a_step_of_any_size(dtype, retraction, k, scale):
     weight, left, right = draw((3, 20, 20), k, dtype, norm=scale)
     assert defect(retract(weight, left, right, retraction)) < DEFECT[real_bytes(dtype)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1e-30, 1e5, 1e10, 1e18, 1e30, 1e100])
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_unitary_after_a_huge_step_of_fewer_directions_than_columns(dtype, retraction, n, size):
+    """Such as one example in a batch, or all of them equal, with a loss that has exploded."""
+    if size > torch.finfo(dtype).max:
+        pytest.skip("no number of this dtype")
+    for k in range(1, min(n, 3) + 1):
+        weight = init.haar_(torch.empty(2, n, n, dtype=dtype))
+        one_hot = torch.zeros(2, n, k, dtype=dtype), torch.zeros(2, n, k, dtype=dtype)
+        one_hot[0][:, 0, 0], one_hot[1][:, n - 1, 0] = size, 1
+        equal = torch.randn(2, n, 1, dtype=dtype) * size, torch.randn(2, n, 1, dtype=dtype)
+        any_step = torch.randn(2, n, k, dtype=dtype) * size, torch.randn(2, n, k, dtype=dtype)
+        for left, right in (one_hot, [f.expand(2, n, k) for f in equal], any_step):
+            result = retract(weight, left, right, retraction)
+            assert defect(result) < 1e3 * DEFECT[real_bytes(dtype)]
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -1,4 +1,4 @@
-"""Operations on batches of matrices, real and complex: what `projunn` is made of.
+"""Operations on batches of matrices, real and complex, that the layers and optimizers of projunn use.
 
 Each operation is a folder: its declaration, the PyTorch operations that CPUs run (``eager``), the Triton
 kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the plain formula
@@ -34,15 +34,8 @@ from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
 from projunn_kernels.rank_update import rank_update_
 from projunn_kernels.retraction import RETRACTIONS, retract_, retract_pulled_, rotation, step_basis
-from projunn_kernels.sketching import sketch, tangent_sketch
-from projunn_kernels.step import (
-    FactoredStep,
-    FactoredTangentStep,
-    FusedStep,
-    factored_step_,
-    factored_tangent_step_,
-    fused_step_,
-)
+from projunn_kernels.sketching import sketch
+from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
 from projunn_kernels.time_loop import (
     NONLINEARITIES,
     RecurrenceBackward,
@@ -50,21 +43,21 @@ from projunn_kernels.time_loop import (
     recurrence,
     recurrence_backward,
 )
+from projunn_kernels.undifferentiated import constant
 from projunn_kernels.warm_basis import refresh_basis_
 
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
     "FactoredStep",
-    "FactoredTangentStep",
     "Frequencies",
     "FusedStep",
     "RecurrenceBackward",
     "adjoint_product",
     "apply_nonlinearity",
+    "constant",
     "factor",
     "factored_step_",
-    "factored_tangent_step_",
     "fourier_convolution",
     "fourier_convolution_sketch",
     "frequencies",
@@ -86,5 +79,4 @@ __all__ = [
     "spectral_product",
     "step_basis",
     "tangent_factors",
-    "tangent_sketch",
 ]

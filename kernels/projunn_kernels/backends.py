@@ -38,7 +38,10 @@ class backend:
             elsewhere; it is the default.  ``"torch"`` takes PyTorch everywhere.  ``"triton"`` takes
             Triton kernels, and raises for a tensor that is not on a GPU.  ``"interpret"`` runs them on
             CPU tensors in Triton's interpreter, which must be asked for before anything imports triton,
-            or by ``TRITON_INTERPRET=1`` when the process starts.
+            or by ``TRITON_INTERPRET=1`` when the process starts.  float64 and complex128 run in PyTorch
+            whatever the choice.
+
+    A process starts with the choice of the variable ``PROJUNN_BACKEND``, or with ``"auto"``.
 
     Raises:
         ValueError: ``name`` is none of these.
@@ -94,16 +97,17 @@ def uses_triton(tensor: Tensor) -> bool:
 
 
 def on_device(tensor: Tensor) -> bool:
-    """Whether work on this tensor must neither wait for numbers nor loop over matrices on the host.
+    """True if work on this tensor must neither wait for numbers nor loop over matrices on the host.
 
-    So it is on a GPU, and on a CPU in the interpreter, which takes the paths that a GPU takes.  The
-    decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both there.
+    That holds on a GPU, and on a CPU under the backend ``interpret``, which takes the paths that a GPU
+    takes.  The decompositions of ``torch.linalg`` (``qr``, ``svd``, ``eigh``, LU) do both on a GPU.
     """
     return tensor.device.type != "cpu" or chosen_backend()[0] == "interpret"
 
 
 @cache
 def triton_installed() -> bool:
+    """True if triton can be imported."""
     return importlib.util.find_spec("triton") is not None
 
 

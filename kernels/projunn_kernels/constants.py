@@ -3,7 +3,7 @@
 # The largest rank of the kernels that orthonormalize in registers.  Wider factors take library
 # functions.
 MAX_RANK = 8
-# The share of a fixed random direction, the probe, that is added to a warm basis.  Without it a gradient
+# The share of a fixed random matrix, the probe, that is added to a warm basis.  Without it a gradient
 # that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01
 # The widest matrices whose step is one launch, and the most floats of their n x k factors.  More do not

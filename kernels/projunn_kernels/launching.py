@@ -1,4 +1,4 @@
-"""What every launch of a Triton kernel goes through, and what it passes.
+"""The functions that every launch of a Triton kernel uses, and the layouts of what it passes.
 
 Tensors arrive as the operations have them: matrices (B, m, n), contiguous, and factors (B, n, k), real
 or complex.  ``active`` (A,) lists the matrices that take part; factors then have A in place of B.  The

@@ -4,11 +4,15 @@ A call of an operation takes one of two ways, and both end in `Operation.run`::
 
     under torch.compile, on fake tensors, or where       torch.ops.projunn.<name>, then `run`
     autograd must see it
-    everywhere else                                      `run`, without the dispatcher's overhead
+    everywhere else, so in other operations too          `run`, without the dispatcher's overhead
 
 `Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`),
 the arguments fit them and they have passed their check (`projunn_kernels.selfcheck`), and calls the
 PyTorch path elsewhere.
+
+What must see through an operator meets its ``plain`` formula: the transforms of ``torch.func``, forward
+mode, a second derivative where there is no `Derivative`, and the export to ONNX.  An operator without
+one refuses them by its name.
 """
 
 import importlib
@@ -58,7 +62,9 @@ class Operation:
             none.  It takes what ``eager`` takes.
         fits: whether the Triton path takes these arguments.
         mutates: the names of the arguments that are changed in place.
-        derivative: how autograd differentiates it; None if it is not differentiable.
+        derivative: how autograd differentiates it, or None.
+        plain: the formula in PyTorch operations that change nothing in place, or None.  It takes what
+            ``eager`` takes, and is differentiated and batched as PyTorch does it.
         autocast: whether it computes in float32 under ``torch.autocast``.
         bundle: for operations of many arguments, the dataclass whose fields they are.  Then ``eager``,
             ``fake``, ``fits`` and the Triton path take one instance of it.
@@ -74,6 +80,7 @@ class Operation:
     fits: Callable[..., bool] = anything
     mutates: tuple[str, ...] = ()
     derivative: Derivative | None = None
+    plain: Callable[..., Any] | None = None
     autocast: bool = False
     bundle: type[Any] | None = None
     kernels: tuple[Kernel, ...] = ()
@@ -98,13 +105,31 @@ class Operation:
         if self.autocast:
             for device in ("cpu", "cuda"):
                 self.registered.register_autocast(device, torch.float32)
+        private.watch(self.registered, self._watched, differentiable=self.derivative is not None)
+        if self.plain is not None:
+            private.batch(self.registered, self._plainly)
 
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
         values = arguments if bundle is None else vars(bundle)
         tensor = self._tensor(values)
-        if self.derivative is not None or torch.compiler.is_compiling() or private.is_fake(tensor):
+        if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
+            if (
+                self.autocast
+                and private.in_transform()
+                and torch.is_autocast_enabled(tensor.device.type)
+            ):
+                return self._in_float32(tensor.device.type, values)
+            # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
+            names = self._signature.parameters
+            return self.registered(**{n: values[n] for n in names if n in values})
+        inside = private.is_below_autograd()  # of the body of another operation
+        by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
+        if by_autograd and not inside:
             return self.registered(**values)
-        return self._run(tensor, bundle, arguments)
+        if inside or torch.is_grad_enabled():
+            return self._run(tensor, bundle, arguments)
+        with private.below_autograd():
+            return self._run(tensor, bundle, arguments)
 
     def _tensor(self, values: dict[str, Any]) -> Tensor:
         """The tensor that decides the backend."""
@@ -141,7 +166,38 @@ class Operation:
     def _registered_run(self, **arguments: Any) -> Any:
         """What the registered operator runs; its results must not share memory with its arguments."""
         with private.lazy_views():
-            return _contiguous(self.run(**arguments))
+            return _contiguous(self._run(self._tensor(arguments), None, arguments))
+
+    def _watched(self, usual: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """What the registered operator does where autograd sees it: ``usual``, or the plain formula."""
+        in_transform = private.in_transform()
+        by_formula = in_transform or (self.derivative is None and torch.is_grad_enabled())
+        if by_formula and private.derivative_is_wanted(arguments):
+            if self.plain is not None:
+                return self._plainly(*arguments)
+            if in_transform:
+                raise NotImplementedError(
+                    f"torch.ops.projunn.{self.name} has no derivative under torch.func and in forward"
+                    " mode; its arguments must not depend on what is differentiated (detach them)"
+                )
+        if self.plain is not None and private.in_onnx_export():
+            return self._plainly(*arguments)
+        return usual(*arguments)
+
+    def _plainly(self, *arguments: Any) -> Any:
+        plain, bundle = self.plain, self.bundle
+        assert plain is not None
+        call = plain if bundle is None else lambda **values: plain(bundle(**values))
+        return self._on_values(call)(*arguments)
+
+    def _in_float32(self, kind: str, values: dict[str, Any]) -> Any:
+        """A call without autocast, which transforms would leave to the operations of the formula."""
+        halves = (torch.float16, torch.bfloat16)
+        single = {
+            n: v.float() if isinstance(v, Tensor) and v.dtype in halves else v for n, v in values.items()
+        }
+        with torch.autocast(kind, enabled=False):
+            return self.registered(**single)
 
     def _fake(self, **arguments: Any) -> Any:
         return self.fake(**arguments) if self.bundle is None else self.fake(self.bundle(**arguments))
@@ -151,7 +207,8 @@ class Operation:
         names = tuple(self._signature.parameters)
 
         def call(*values: Any, **named: Any) -> Any:
-            return function(**dict(zip(names, values, strict=False)), **named)
+            named.update(zip(names, values, strict=False))
+            return function(**named)
 
         call.__signature__ = self._signature  # type: ignore[attr-defined]
         return call
@@ -172,5 +229,5 @@ def _contiguous(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.contiguous()
     if isinstance(result, list | tuple):
-        return type(result)(_contiguous(r) for r in result)
+        return type(result)([tensor.contiguous() for tensor in result])
     return result

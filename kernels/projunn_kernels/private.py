@@ -1,40 +1,189 @@
 """Every call into PyTorch that its documentation does not promise, with the version it was read in.
 
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
-``is_fake``      torch 2.11 to 2.13: the class of the tensors that tracing works with.
+``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
+``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
+``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
+``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
+``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
+``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
+``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
+                 `torch.compiler.is_exporting` and its kin return, for a third of the time.
+``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
+``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
+``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import make_autograd_impl
+from torch.autograd import forward_ad
 
 _LAZY_VIEWS = (
     torch._C.DispatchKey.Conjugate,
     torch._C.DispatchKey.Negative,
     torch._C.DispatchKey.ZeroTensor,
 )
+_TRACED = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor)
+_NOTHING = nullcontext()
 
 
-@contextmanager
-def lazy_views() -> Iterator[None]:
+def lazy_views() -> AbstractContextManager[None]:
     """Makes sure that lazy conjugation and negation are applied inside this context.
 
     A graph compiled by Inductor calls operators with these keys switched off in the dispatcher (torch
     2.11 to 2.13).  Without this context ``a.mH @ b`` of complex tensors is silently ``a.mT @ b`` there.
     """
     if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
-        yield
-        return
+        return _NOTHING
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in _LAZY_VIEWS:
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, excluded):
-        yield
+    guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(included, excluded)
+    return guard
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Spares operations the dispatcher's stop at autograd, a sixth of the time of a small one.
+
+    For computations without gradients: inside, nothing is recorded, as under `torch.no_grad`, which
+    makes that stop all the same.  Changes in place are still counted.
+    """
+    guard: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def is_below_autograd() -> bool:
+    """True inside of `below_autograd`, and of what a registered operator runs."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded: bool = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    return excluded
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """True if a tensor holds no numbers: it is on the meta device, or one of tracing's fake tensors."""
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+    """True if a tensor holds no numbers: it is on the meta device, or one that tracing works with.
+
+    Backward passes are traced with functional tensors, and only since torch 2.13 does
+    `torch.compiler.is_compiling` say so then: with 2.11 the loop over time was traced step by step.
+    """
+    return tensor.is_meta or isinstance(tensor, _TRACED)
+
+
+def in_transform() -> bool:
+    """True inside of a transform of ``torch.func``, and of a level of forward-mode differentiation."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def is_batched(tensor: Tensor | None) -> bool:
+    """True if ``torch.autograd.grad(is_grads_batched=True)`` and its kin made the tensor."""
+    if tensor is None or torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def derivative_is_wanted(arguments: Iterable[Any]) -> bool:
+    """True if one of the tensors requires a gradient or carries a tangent.  Lists are looked into."""
+    for value in arguments:
+        if isinstance(value, list | tuple):
+            if derivative_is_wanted(value):
+                return True
+        elif isinstance(value, Tensor) and (value.requires_grad or _has_tangent(value)):
+            return True
+    return False
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def in_transform_or_export() -> bool:
+    """True in a transform, and while ``torch.export`` or ``torch.jit`` traces a program."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.compiler._is_exporting_flag
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def in_onnx_export() -> bool:
+    """True while ``torch.onnx`` exports, for operators: the module is not imported for the question."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def traced_for_onnx() -> bool:
+    """True while ``torch.onnx`` traces a module, for layers: one flag, which compiled code guards on.
+
+    (`torch.compiler._is_compiling_flag` would not do: it differs when the guards are looked at.)
+    """
+    return torch.compiler._is_exporting_flag and in_onnx_export()
+
+
+def watch(
+    operator: Any,
+    instead: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
+    *,
+    differentiable: bool,
+) -> None:
+    """Hands calls of a custom operator that reach autograd to ``instead(usual, arguments)``.
+
+    ``usual(*arguments)`` goes on as without it.  What `torch.library.custom_op` registers for the key of
+    autograd knows no forward mode and no `torch.func`: it drops tangents without a word.  Calls of a
+    ``differentiable`` operator are handed on only inside of a transform or while something traces, so
+    that others pay for three questions, and those of others also where gradients are enabled.
+    """
+    kernel = make_autograd_impl(operator._opoverload, operator)
+    transforms, modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
+
+    def watching(keyset: Any, *arguments: Any) -> Any:
+        if (
+            forward_ad._current_level < 0
+            and not transforms()
+            and not modes()
+            and (differentiable or not torch.is_grad_enabled())
+        ):
+            return kernel(keyset, *arguments)
+        return instead(lambda *values: kernel(keyset, *values), arguments)
+
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradMeta"):
+        operator._lib.impl(operator._name, watching, key, with_keyset=True)
+
+
+def batch(operator: Any, rule: Callable[..., Any]) -> None:
+    """Runs ``rule`` in place of a custom operator where ``torch.vmap`` batches one of the arguments.
+
+    The rule gets them still batched.  Those of `CustomOpDef.register_vmap` get them without their level,
+    and cannot call `torch.vmap` again.
+    """
+    operator._lib.impl(operator._name, rule, "FuncTorchBatched")
+
+
+def hide_from_ddp(module: torch.nn.Module, names: list[str]) -> None:
+    """Adds to the parameters of ``module`` whose gradients ``DistributedDataParallel`` leaves alone.
+
+    It knows those of the wrapped module itself by names that begin with a point, and those of one that
+    was compiled before by the prefix of the class that ``torch.compile`` returns.
+    """
+    known = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    spellings = [f"{prefix}{name}" for prefix in ("", ".", "_orig_mod.") for name in names]
+    every = [*known, *(name for name in spellings if name not in known)]
+    ddp = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(module, every)
+
+
+def beneath(tensor: Tensor) -> Tensor:
+    """The tensor that holds the memory of one that is wrapped by transforms such as ``vmap``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def flattened_modules(parameter: Tensor) -> list[torch.nn.Module]:
+    """The modules whose parameters FSDP1 has flattened into this one."""
+    return [info.module for info in getattr(parameter, "_param_infos", ())]

@@ -20,10 +20,13 @@ def _fake(like: Tensor, shape: list[int], seed: int) -> Tensor:
     return like.new_empty(shape)
 
 
-_seeded_normal = Operation(name="seeded_normal", eager=_draw, fake=_fake, on="like")
+_seeded_normal = Operation(name="seeded_normal", eager=_draw, fake=_fake, on="like", plain=_draw)
 
 
 def seeded_normal(like: Tensor, shape: Sequence[int], seed: int) -> Tensor:
-    """Standard normal numbers of the dtype and on the device of ``like``."""
+    """Standard normal numbers of a ``shape``, in the dtype and on the device of ``like``.
+
+    The same ``seed``, which counts modulo 2^32, gives the same numbers on the same kind of device.
+    """
     result: Tensor = _seeded_normal(like=like, shape=list(shape), seed=seed)
     return result

@@ -7,10 +7,10 @@ from torch.nn import functional
 
 
 class CayleyConv2d(nn.Module):
-    """An orthogonal circular convolution by a Cayley transform at every frequency, from a k x k filter.
+    """An orthogonal circular convolution by a Cayley transform at every frequency, from a small filter.
 
-    At each frequency of the image's half grid the filter's transform, scaled to norm g, is W = [U; V]
-    with U square, and
+    The filter is scaled to norm g.  Its discrete Fourier transform at each frequency of the half grid of
+    real images is a matrix W = [U; V] with U square, and the layer multiplies by Q:
 
         A = U - U^H + V^H V        Q = [(I - A) (I + A)^-1; -2 V (I + A)^-1]
 
@@ -20,8 +20,15 @@ class CayleyConv2d(nn.Module):
     2021, sections 3 and 4.
 
     Args:
-        in_channels, out_channels, spatial_size, stride, bias: as in `projunn.nn.UnitaryConv2d`.
-        kernel_size: taps of the filter along each axis.
+        in_channels, out_channels, spatial_size, bias: as in `projunn.nn.UnitaryConv2d`.
+        stride: downsampling along both axes, one integer that divides them.
+        kernel_size: taps of the filter along each axis, at most as many as there are pixels.
+
+    Shape:
+        input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size), real.
+
+    Raises:
+        ValueError: a stride that does not divide ``spatial_size``.
     """
 
     def __init__(
@@ -48,13 +55,16 @@ class CayleyConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the filter anew as ``nn.Conv2d`` does; g is its norm."""
+        """Draws the filter anew as ``nn.Conv2d`` does, and sets g to its norm."""
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         with torch.no_grad():
             self.gain.copy_(self.weight.norm())
 
     def frequency_response(self) -> Tensor:
-        """Q at the half grid's frequencies, (height, width // 2 + 1, out, in)."""
+        """Q at the frequencies of the half grid: (h, w // 2 + 1, out_channels, in_channels stride^2).
+
+        h and w are those of the output.
+        """
         weight = self.weight * (self.gain / self.weight.norm())
         height, width = self.output_size
         pad = (0, width - self.kernel_size[1], 0, height - self.kernel_size[0])

@@ -15,10 +15,14 @@ class DeepConvNet(nn.Module):
     average over pixels would lose most of the norm that the convolutions have kept.
 
     Args:
-        in_channels, num_classes, image_size, conv: as in `ResNet9`; images from 2 x 2.
-        width: channels of all convolutions; an even number.
-        depth: the number of convolutions.
-        activation: the class of the activations; default `projunn.nn.MaxMin`.
+        in_channels, num_classes, image_size, conv: as in `projunn.models.ResNet9`; images of at least 2
+            x 2.
+        width: channels of all convolutions; an even number for `projunn.nn.MaxMin`.
+        depth: the number of convolutions, at least 1.
+        activation: the class of the activations, made without arguments.
+
+    Shape:
+        input (batch, in_channels, *image_size), output (batch, num_classes).
 
     Raises:
         ValueError: an unknown ``conv``, images that are too small, or no convolution.

@@ -11,7 +11,7 @@ CONVOLUTIONS = ("unitary", "plain", "cayley")
 def convolution(
     kind: str, in_channels: int, out_channels: int, size: tuple[int, int], stride: int = 1, *, bias: bool
 ) -> nn.Module:
-    """A convolution of images of ``size``.  Plain ones are 3 x 3 with zero padding."""
+    """A convolution of a kind, for images of ``size``.  Plain ones are 3 x 3 with zero padding."""
     if kind == "unitary":
         return UnitaryConv2d(in_channels, out_channels, size, stride, bias)
     if kind == "cayley":

@@ -7,15 +7,19 @@ from projunn.nn import MaxMin, UnitaryLinear
 
 
 class LipschitzConvNet(nn.Sequential):
-    """Unitary convolutions, some with strides, with `MaxMin` between them, and a `UnitaryLinear`.
+    """Five unitary convolutions, each with `projunn.nn.MaxMin` after it, and a unitary linear layer.
 
-    Each of these is 1-Lipschitz in 2-norm, and so is the whole: `projunn.certified_accuracy` tells how
-    far its answers hold.
+    Two of the convolutions have stride 2.  Each layer is 1-Lipschitz in 2-norm, and so is the whole:
+    `projunn.certified_accuracy` tells how far its answers hold.
 
     Args:
-        in_channels, num_classes, image_size: as in `ResNet9`; height and width divisible by 4.
-        conv: ``"unitary"`` or ``"cayley"`` (``"plain"`` is not 1-Lipschitz).
-        width: channels of the first convolution; even.
+        in_channels, num_classes, image_size: as in `projunn.models.ResNet9`; height and width divisible
+            by 4.
+        conv: ``"unitary"`` or ``"cayley"``.  ``"plain"``, to compare with, is not 1-Lipschitz.
+        width: channels of the first convolution, an even number; the widest have four times as many.
+
+    Shape:
+        input (batch, in_channels, *image_size), output (batch, num_classes).
 
     Raises:
         ValueError: images that are not divisible by 4, an unknown ``conv``.

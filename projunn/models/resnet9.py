@@ -8,12 +8,12 @@ from projunn.models.layers import convolution, image_size
 class ResNet9(nn.Module):
     """Eight convolutions with batch normalisation and ReLU, two pairs of them residual, and a readout.
 
-    This is the network of the image experiments of arXiv 2203.05483.  It takes images from 4 x 4 on.
+    This is the network of the image experiments of arXiv 2203.05483.
 
     Args:
         in_channels: channels of the images.
         num_classes: the number of outputs.
-        image_size: height and width, or one integer for both.
+        image_size: height and width of at least 4, or one integer for both.
         conv: ``"unitary"`` (`projunn.nn.UnitaryConv2d`), ``"plain"`` (3 x 3 ``nn.Conv2d``) or
             ``"cayley"`` (`projunn.models.CayleyConv2d`).
         width: channels of the first convolution; the widest have four times as many.

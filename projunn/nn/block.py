@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from projunn.init import haar_
 from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
+from projunn_kernels import pairs, private
 
 
 class BlockUnitaryLinear(UnitaryModule):
     """``y = x (B_f P ... B_2 P B_1)^T + b``: block-diagonal unitary factors B with shuffles P.
 
     Each factor B has ``num_blocks`` unitary matrices of size ``block_size`` on its diagonal, and costs a
-    ``num_blocks``-th of a dense layer.  P is the perfect shuffle, (block, position) to (position,
-    block): it sends features of each block to the others.  With ``num_factors=1`` there is none, and the
-    features of different blocks never mix.  Every factor and the whole map preserve the norm.
+    ``num_blocks``-th of a dense layer.  P is the perfect shuffle, from the order (block, position) to
+    the order (position, block): it sends the features of each block to the others.  With
+    ``num_factors=1`` there is none, and the features of different blocks never mix.  Without the bias
+    the layer preserves the norm of its input.
 
     Args:
         num_blocks: the number of blocks of a factor.
@@ -25,16 +27,17 @@ class BlockUnitaryLinear(UnitaryModule):
         device, dtype, sketch_rank: as in `projunn.nn.UnitaryLinear`.
 
     Shape:
-        input and output (*, num_blocks block_size).
+        input and output (*, num_blocks block_size).  A complex layer takes real input too.
 
     Attributes:
         weight: the `projunn.UnitaryParameter`, (num_factors, num_blocks, block_size, block_size), with
             a trailing axis (re, im) if complex.  It starts Haar-distributed.
-        bias: the bias, which starts uniform in +-1/sqrt(block_size), or None.
+        bias: the bias, (num_blocks block_size), with a trailing axis (re, im) if complex, or None.  It
+            starts uniform in +-1/sqrt(block_size).
 
     Raises:
         ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.
-        TypeError: another dtype.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
     """
 
     bias: nn.Parameter | None
@@ -61,7 +64,7 @@ class BlockUnitaryLinear(UnitaryModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew."""
+        """Draws the parameters anew."""
         haar_(self.weight)
         start_sketch(self.weight)
         if self.bias is not None:
@@ -72,6 +75,8 @@ class BlockUnitaryLinear(UnitaryModule):
         features = self.num_blocks * self.block_size
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
+        if self.is_complex and private.traced_for_onnx():
+            return self._forward_of_parts(input)
         start = sketch_of(self.weight)
         matrices = self._numbers(self.weight)
         factors = (matrices if start is None else self.weight).unbind(0)
@@ -82,7 +87,7 @@ class BlockUnitaryLinear(UnitaryModule):
         x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
         for i, factor in enumerate(factors):
             if i:
-                # The features in the order of the shuffle, cut into blocks again.
+                # The shuffle puts the features in another order, which is cut into blocks again.
                 x = rearrange(x, "block row i -> row (i block)")
                 x = rearrange(x, "row (block i) -> block row i", block=self.num_blocks)
             x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)
@@ -90,6 +95,20 @@ class BlockUnitaryLinear(UnitaryModule):
         if self.bias is not None:
             output = output + self._numbers(self.bias)
         return output if input.ndim == 2 else output.reshape(input.shape)
+
+    def _forward_of_parts(self, input: Tensor) -> Tensor:
+        """`forward` of a complex layer in real arithmetic, for exporters without complex numbers."""
+        x = rearrange(
+            pairs.parts(input.reshape(-1, input.shape[-1])), "row (x part) -> row x part", part=2
+        )
+        for i, factor in enumerate(self.weight.unbind(0)):
+            if i:
+                x = rearrange(x, "row (block i) part -> row (i block) part", block=self.num_blocks)
+            x = rearrange(x, "row (block i) part -> block row (i part)", block=self.num_blocks)
+            x = torch.bmm(x, pairs.real_matrix(factor).mT)
+            x = rearrange(x, "block row (i part) -> row (block i) part", part=2)
+        x = x if self.bias is None else x + self.bias
+        return torch.view_as_complex(x.reshape(*input.shape, 2).contiguous())
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex else ""

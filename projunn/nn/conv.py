@@ -1,6 +1,6 @@
 """Norm-preserving convolutions: circular filters of full size, with a unitary matrix per frequency."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
@@ -32,6 +32,7 @@ _TAPS_TO_FILTER = {
 class _UnitaryConv(UnitaryModule):
     """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
 
+    _reals_only = True
     axes: int
     bias: nn.Parameter | None
 
@@ -72,7 +73,7 @@ class _UnitaryConv(UnitaryModule):
         self.reset_parameters()
 
     def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
-        values = (value,) * self.axes if isinstance(value, int) else tuple(value)
+        values = tuple(value) if isinstance(value, Iterable) else (value,) * self.axes
         if len(values) != self.axes:
             raise ValueError(f"{name}: got {value!r}, wanted an integer or {self.axes} of them")
         return tuple(positive(name, v) for v in values)
@@ -110,7 +111,8 @@ class _UnitaryConv(UnitaryModule):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
         if self.is_complex:
-            x = torch.view_as_real(x if x.is_complex() else x.to(self.weight.dtype.to_complex()))
+            numbers = torch.promote_types(self.weight.dtype, torch.complex32)
+            x = torch.view_as_real(x if x.is_complex() else x.to(numbers))
         elif x.is_complex():
             raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)
@@ -147,25 +149,25 @@ class _UnitaryConv(UnitaryModule):
         return message
 
     def _matrix_pair(self) -> tuple[Tensor, Tensor | None]:
-        return matrix_view(self.weight), self.own_weight
+        return torch.view_as_complex(self.weight), self.own_weight
 
     def frequency_response(self) -> Tensor:
-        """W_k at every frequency: (*output_size, out_channels, in_channels prod(stride)), complex.
+        """W_k at every frequency k: (*output_size, out_channels, in_channels prod(stride)), complex.
 
         Each W_k is unitary or, if rectangular, semi-unitary; for real layers W_-k is conj(W_k).  With a
-        stride, the columns are ordered (in_channels, *position in the cell).  Autograd goes through it.
+        stride, the columns are ordered (in_channels, *position in the cell).  It is differentiable.
         """
         return full_response(*self._matrix_pair(), self._grid)
 
     def spatial_filter(self) -> Tensor:
-        """The filter K as a plain convolution has it: (out_channels, in_channels, *spatial_size).
+        """The filter K in the layout of ``nn.Conv2d``: (out_channels, in_channels, *spatial_size).
 
             y[o, p] = b[o] + sum over c, q of K[o, c, q] x[c, (stride p + q) mod spatial_size]
 
-        K is real for a real layer, and autograd goes through it.  This layer computes the same as
-        ``torch.nn.functional.conv2d(padded, K, bias, stride)``, with x padded circularly by ``size - 1``
-        at the far end of every axis.  For a picture of K, ``K.roll((h // 2, w // 2), (-2, -1))`` moves
-        the origin to the middle.
+        K is real for a real layer, and differentiable.  This layer computes the same as
+        ``torch.nn.functional.conv2d(padded, K, bias, stride)``, where ``padded`` is x, repeated
+        circularly by ``size - 1`` pixels at the far end of every axis.  For a picture of K,
+        ``K.roll((h // 2, w // 2), (-2, -1))`` moves the origin to the middle.
         """
         taps = filter_taps(*self._matrix_pair(), self._grid)
         spatial = tuple(range(self.axes))
@@ -177,10 +179,13 @@ class _UnitaryConv(UnitaryModule):
 
         The Fourier transform of the centred filter is evaluated at the new frequencies, and each matrix
         is replaced by the nearest unitary one.  A local filter keeps its taps as far as unitarity
-        allows.  Frequencies that both sizes have keep their matrices.  The new layer's parameters need a
-        new optimizer.
+        allows.  Frequencies that both sizes have keep their matrices.  The new layer has new parameters,
+        and so needs a new optimizer.
+
+        Raises:
+            ValueError: ``spatial_size`` is not positive, or the stride does not divide it.
         """
-        dtype = self._stored.to_complex() if self.is_complex else self._stored
+        dtype = self.weight.dtype.to_complex() if self.is_complex else self.weight.dtype
         layer = type(self)(
             self.in_channels,
             self.out_channels,
@@ -204,13 +209,15 @@ class _UnitaryConv(UnitaryModule):
     def energy_outside(self, window: Size) -> Tensor:
         """The energy of the filter outside a window around its centre: a scalar, differentiable.
 
-            sum over q outside of ‖K[q]‖_F^2
+            sum over the taps q outside the window of ‖K[q]‖_F^2
 
         It lies between 0 and min(m, n), for matrices W_k of size m x n.  A multiple of it added to the
-        loss keeps filters local (the regularizer of arXiv 2203.05483).
+        loss keeps filters local.  The published regularizer (code of arXiv 2203.05483) is, but for a
+        constant, ``prod(output_size)`` times as large: multiply its coefficient by that to take it over.
 
         Args:
-            window: taps along each axis, offsets -(w - 1) // 2 to w // 2 (in steps of ``stride``).
+            window: w, the taps to keep along each axis, or one integer for all: those at the offsets
+                -((w - 1) // 2) to w // 2, in steps of ``stride``.
 
         Raises:
             ValueError: a window larger than the filter.
@@ -225,11 +232,14 @@ class _UnitaryConv(UnitaryModule):
 
     @torch.no_grad()
     def project_gradient_(self, window: Size) -> None:
-        """Replaces the gradients by their part inside a window, so that filters grow only there.
+        """Replaces the weights' gradients by their part in a window, so that filters grow only there.
 
-        Call it between ``backward`` and the optimizer's step.  `energy_outside` says what a window is.
-        The retraction leaves the window again to second order; add `energy_outside` to the loss against
-        that.
+        Call it between ``backward`` and the optimizer's step.  Nothing happens if a weight has no
+        gradient.  The retraction leaves the window again to second order in the step; `energy_outside`
+        in the loss counters that.
+
+        Args:
+            window: as in `energy_outside`.
 
         Raises:
             ValueError: a window larger than the filter.
@@ -245,7 +255,7 @@ class _UnitaryConv(UnitaryModule):
             return
         grad, own = grads[0], grads[1] if len(grads) > 1 else None
         assert grad is not None
-        # The gradient of a paired matrix counts -k too, that of an own one does not.
+        # The gradient of a paired bin's matrix counts -k too, that of an own bin's does not.
         share = 1.0 if own is None else 0.5
         inside = windowed(grad * share, own, self._grid, self._window(window))
         grad.copy_(inside[: len(grad)] / share)
@@ -271,7 +281,7 @@ class _UnitaryConv(UnitaryModule):
 class UnitaryConv1d(_UnitaryConv):
     """A norm-preserving circular convolution of sequences (batch, channels, length).
 
-    Arguments, attributes and methods are those of `UnitaryConv2d`, with sizes of one integer.
+    Arguments, attributes, methods and errors are those of `UnitaryConv2d`, with sizes of one integer.
     """
 
     axes = 1
@@ -280,12 +290,11 @@ class UnitaryConv1d(_UnitaryConv):
 class UnitaryConv2d(_UnitaryConv):
     """``y = K * x + b``, a norm-preserving circular convolution with a filter as large as the image.
 
-    The discrete Fourier transform makes it one product with an out_channels x in_channels matrix W_k at
-    each frequency k, and K * x preserves the norm exactly if all W_k are unitary (arXiv 2203.05483,
-    section 3.4).  The layer stores these matrices.  On real images W_-k = conj(W_k), so only half of
-    them are free, and those with k = -k are real.  Only free matrices are parameters, so that the layer
-    stays orthogonal through any number of steps of `projunn.optim`, for every size, even or odd, square
-    or not.
+    The discrete Fourier transform makes it one product with a matrix W_k at each frequency k, and K * x
+    preserves the norm exactly if all W_k are unitary (arXiv 2203.05483, section 3.4).  The layer stores
+    these matrices.  For real images W_-k = conj(W_k), so only half of them are free, and those with k =
+    -k are real.  Only free matrices are parameters, so that the layer stays orthogonal through any
+    number of steps of `projunn.optim`, for every size, even or odd, square or not.
 
     With ``out_channels >= in_channels prod(stride)`` the W_k have orthonormal columns, and the norm is
     preserved (an isometry).  With fewer output channels they have orthonormal rows, and the layer
@@ -308,9 +317,10 @@ class UnitaryConv2d(_UnitaryConv):
     Attributes:
         weight: the free complex matrices, a `projunn.UnitaryParameter` (P, out_channels, in_channels
             prod(stride), 2), with real and imaginary parts on the last axis.
-        own_weight: the real matrices of the self-conjugate frequencies, zero first, (R, out_channels,
-            in_channels prod(stride)).  None for a complex layer, all of whose frequencies are free.
-        bias: (out_channels), or None; it starts at zero.
+        own_weight: the real matrices of the self-conjugate frequencies k = -k, the zero frequency first,
+            a `projunn.UnitaryParameter` (R, out_channels, in_channels prod(stride)).  None for a complex
+            layer, all of whose frequencies have a free complex matrix.
+        bias: (out_channels), with a trailing axis (re, im) if complex, or None.  It starts at zero.
         output_size: spatial_size / stride.
 
     Raises:
@@ -325,7 +335,7 @@ class UnitaryConv2d(_UnitaryConv):
 class UnitaryConv3d(_UnitaryConv):
     """A norm-preserving circular convolution of volumes (batch, channels, depth, height, width).
 
-    Arguments, attributes and methods are those of `UnitaryConv2d`, with sizes of three integers.
+    Arguments, attributes, methods and errors are those of `UnitaryConv2d`, with sizes of three integers.
     """
 
     axes = 3

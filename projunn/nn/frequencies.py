@@ -67,7 +67,7 @@ def windowed(stored: Tensor, own: Tensor | None, grid: Frequencies, window: tupl
     Args:
         stored: paired matrices as real pairs, (P, m, n, 2).
         own: (R, m, n), or None.
-        window: taps kept along each axis: offsets -(w - 1) // 2 to w // 2.
+        window: w, the taps kept along each axis: offsets -((w - 1) // 2) to w // 2.
 
     Returns:
         (P + R, m, n, 2), real pairs.  Real arithmetic only: it compiles without complex numbers.

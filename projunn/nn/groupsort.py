@@ -9,19 +9,19 @@ from projunn.nn.module import positive
 class GroupSort(nn.Module):
     """Sorts the features of each group of ``group_size`` neighbours in ascending order.
 
-    The output is a permutation of the input, so the norm is preserved and the gradient has the norm of
-    the output's gradient, where a ReLU loses half of both.  It is 1-Lipschitz.  Source: Anil, Lucas,
-    Grosse, ICML 2019.
+    The output is a permutation of the input.  So the norm is preserved, and the input's gradient has the
+    norm of the output's gradient, where a ReLU loses about half the energy of both.  GroupSort is
+    1-Lipschitz.  Source: Anil, Lucas, Grosse, ICML 2019.
 
     Args:
         group_size: the number of features in a group; it must divide the features of the input.
         dim: the axis of the features; default 1, the channels of an image.
 
     Shape:
-        input and output (*), real.
+        input and output of any shape, the same, real.
 
     Raises:
-        ValueError: ``group_size`` is not positive, or does not divide the features.
+        ValueError: ``group_size`` is not positive, or does not divide the features of an input.
     """
 
     def __init__(self, group_size: int, dim: int = 1) -> None:
@@ -49,7 +49,11 @@ class GroupSort(nn.Module):
 
 
 class MaxMin(GroupSort):
-    """`GroupSort` of pairs of features: (a, b) becomes (min(a, b), max(a, b))."""
+    """`GroupSort` of two neighbouring features (a, b), which become (min(a, b), max(a, b)).
+
+    Args:
+        dim: the axis of the features; default 1, the channels of an image.
+    """
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__(2, dim)

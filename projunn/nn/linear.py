@@ -7,14 +7,15 @@ from torch.nn import functional
 from projunn.init import haar_
 from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
+from projunn_kernels import pairs, private
 
 
 class UnitaryLinear(UnitaryModule):
-    """``y = x W^T + b`` with ``W^H W = I``: `torch.nn.Linear` with a unitary weight.
+    """``y = x W^T + b`` with a unitary W: used like `torch.nn.Linear`.
 
-    A layer with ``out_features >= in_features`` preserves the norm of its input (an isometry).  One with
-    ``out_features < in_features`` has orthonormal rows: it projects, and loses what is orthogonal to
-    them.
+    With ``out_features >= in_features``, W^H W = I: without the bias the layer preserves the norm of its
+    input (an isometry).  With ``out_features < in_features``, W W^H = I: the rows of W are orthonormal,
+    and the layer loses the part of x that is orthogonal to all of them.
 
     Args:
         in_features: size of the last axis of the input.
@@ -22,11 +23,13 @@ class UnitaryLinear(UnitaryModule):
         bias: whether to learn an additive bias.
         device: as in ``torch.nn.Linear``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
-        sketch_rank: rank of sketched gradients, or None for dense ones.  With it the backward computes
-            only low-rank factors of the weight's gradient (`projunn_kernels.sketch`), ``weight.grad`` is
-            a `projunn.FactoredTensor`, and a training step can cost less than that of ``nn.Linear``.
-            The optimizer's ``rank`` should not be larger.  `RMSprop` and `AdamW` take their second
-            moments from the sketch and want some columns to spare: ``sketch_rank=4`` for ``rank=1``.
+        sketch_rank: rank of sketched gradients (at most min(in_features, out_features) is used), or None
+            for dense ones.  With it the backward computes only low-rank factors of the weight's gradient
+            (`projunn_kernels.sketch`), ``weight.grad`` is a `projunn.FactoredTensor`, and a training
+            step can cost less than that of ``nn.Linear``.  The optimizer's ``rank`` should not be
+            larger.  `projunn.optim.RMSprop` and `projunn.optim.AdamW` estimate their second moments from
+            the sketch, and train better with more columns than the step has: ``sketch_rank=4`` for
+            ``rank=1``.
 
     Shape:
         input (*, in_features), output (*, out_features).  A complex layer takes real input too.
@@ -34,12 +37,13 @@ class UnitaryLinear(UnitaryModule):
     Attributes:
         weight: the `projunn.UnitaryParameter`, (out_features, in_features), with a trailing axis (re,
             im) if complex.  It starts Haar-distributed.
-        bias: the bias, stored likewise, which starts uniform in +-1/sqrt(in_features), or None.
+        bias: the bias, (out_features), with a trailing axis (re, im) if complex, or None.  It starts
+            uniform in +-1/sqrt(in_features).
         matrix: the weight as real or complex numbers, (out_features, in_features).
 
     Raises:
         ValueError: sizes or a ``sketch_rank`` that are not positive.
-        TypeError: another dtype.
+        TypeError: ``dtype`` is none of those four.
     """
 
     bias: nn.Parameter | None
@@ -63,7 +67,7 @@ class UnitaryLinear(UnitaryModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew."""
+        """Draws the parameters anew."""
         haar_(self.weight)
         start_sketch(self.weight)
         if self.bias is not None:
@@ -72,9 +76,14 @@ class UnitaryLinear(UnitaryModule):
 
     @property
     def matrix(self) -> Tensor:
+        """The weight as real or complex numbers, (out_features, in_features); a view of it."""
         return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.is_complex and private.traced_for_onnx():
+            offset = None if self.bias is None else self.bias.flatten()
+            real = functional.linear(pairs.parts(input), pairs.real_matrix(self.weight), offset)
+            return pairs.complex_numbers(real)
         if self.is_complex and not input.is_complex():
             input = input.to(self.matrix.dtype)
         bias = None if self.bias is None else self._numbers(self.bias)

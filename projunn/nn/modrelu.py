@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from projunn.nn.module import positive
-from projunn_kernels import apply_nonlinearity
+from projunn_kernels import apply_nonlinearity, pairs, private
+from projunn_kernels.time_loop import nonlinearity_of_parts
 
 
 class ModReLU(nn.Module):
     """``modReLU(z) = z/|z| max(|z| + b, 0)``, with one learned real b per feature.
 
-    It changes the size of a number and keeps its phase (of a real number, its sign); at z = 0 it is 0.
+    It changes the modulus of a number and keeps its phase (the sign of a real number); at z = 0 it is 0.
     Source: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 
     Args:
@@ -20,6 +21,12 @@ class ModReLU(nn.Module):
 
     Shape:
         input and output (*, num_features), real or complex.
+
+    Attributes:
+        bias: b, (num_features,), which starts uniform in +-0.01.
+
+    Raises:
+        ValueError: ``num_features`` is not positive.
     """
 
     def __init__(
@@ -34,10 +41,13 @@ class ModReLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw b anew, uniform in +-0.01."""
+        """Draws b anew, uniform in +-0.01."""
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.is_complex() and private.traced_for_onnx():
+            found = nonlinearity_of_parts(pairs.parts(input), self.bias, "modrelu")
+            return pairs.complex_numbers(found)
         return apply_nonlinearity(input, self.bias, "modrelu")
 
     def extra_repr(self) -> str:

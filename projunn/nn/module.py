@@ -1,30 +1,37 @@
 """The base of the unitary layers: how they store their parameters and keep them recognised."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from functools import partial
+from numbers import Integral
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from projunn.factored import FactoredTensor
-from projunn.manifold import (
-    MATRIX_DTYPES,
-    UnitaryParameter,
-    dtype_names,
-    marks,
-    matrix_view,
-    restore_marks,
-)
-from projunn_kernels import orthonormalize, seeded_normal
+from projunn.factored import FactoredTensor, TraceableFactors
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
+from projunn.parameter import declaration, notice
+from projunn.sketches import start
+from projunn_kernels import private
 
 
 class UnitaryModule(nn.Module):
     """Base of the unitary layers.
 
-    Complex parameters are stored as real pairs.  ``Module.to_empty``, conversions and
-    ``load_state_dict(assign=True)`` may replace parameters by new, plain ones; those that replace
-    unitary parameters are made unitary parameters again.
+    Complex parameters are stored as pairs of reals.  The layer knows which of its parameters they are,
+    and reads whatever tensor sits in the place of one in that layout (`projunn.parameter`).
+
+    Args:
+        dtype: float32, float64, complex64 or complex128; None for PyTorch's default dtype.
+
+    Attributes:
+        is_complex: True if the numbers are complex.
+
+    Raises:
+        TypeError: another dtype.
     """
+
+    _reals_only: ClassVar[bool] = False  # whether one built for reals cannot be converted to complex
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -49,7 +56,7 @@ class UnitaryModule(nn.Module):
             left, right = (
                 self._empty(*shape[:-2], n, rank, device=device, pairs=pairs) for n in shape[-2:]
             )
-            weight.sketch = FactoredTensor(left, right, pairs)
+            weight.sketch = TraceableFactors(left, right, pairs)
         return weight
 
     def _plain(self, *shape: int, device: torch.device | str | None) -> nn.Parameter:
@@ -64,40 +71,75 @@ class UnitaryModule(nn.Module):
         return torch.view_as_complex(stored) if self.is_complex else stored
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        known = marks(self)
-        super()._apply(fn, recurse)
-        restore_marks(self, known)
-        for parameter in self._parameters.values():
-            if isinstance(parameter, UnitaryParameter) and parameter.sketch is not None:
-                sketch = parameter.sketch
-                moved = fn(sketch.stored_left), fn(sketch.stored_right)
-                parameter.sketch = sketch.with_factors(*moved)
+        super()._apply(partial(self._converted, fn), recurse)
+        found = declaration(self)
+        if found is not None:
+            found.restore()
+            for _, slot, parameter in found.held():
+                if slot.sketch is not None and parameter.is_shared():
+                    slot.sketch.stored_left.share_memory_()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        known = marks(self)
-        super()._load_from_state_dict(*args, **kwargs)
-        restore_marks(self, known)
+    def _converted(self, fn: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
+        """A stored tensor as ``Module.to`` and others convert it, in the layout that the layer reads.
+
+        Complex numbers stay pairs of reals and contiguous: ``to(torch.complex128)`` means float64 for
+        them, and ``to(memory_format=torch.channels_last)`` nothing.
+        """
+        if isinstance(stored, FactoredTensor):
+            return fn(stored)
+        # Tensors of three axes take no memory format.
+        new = fn(stored) if stored.ndim < 4 else fn(stored.data.flatten(0, -3)).view(stored.shape)
+        if new.is_complex() and not stored.is_complex():
+            if self._reals_only and not self.is_complex:
+                raise TypeError(
+                    f"dtype: {type(self).__name__} is real, got {new.dtype}; build a complex layer"
+                )
+            new = new.real if self.is_complex else new
+        if self.is_complex and new.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"dtype: {type(self).__name__} is complex, got {new.dtype}; wanted float32 or float64"
+                " (or complex64, complex128)"
+            )
+        # Where nothing changed PyTorch returns the parameter itself, of a class that it cannot wrap.
+        return (new.data if new is stored else new).contiguous()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, stored in self._parameters.items():
+            given = state_dict.get(prefix + name)
+            if stored is None or not isinstance(given, Tensor) or not given.is_complex():
+                continue
+            if stored.shape == (*given.shape, 2):  # true complex numbers for pairs
+                state_dict[prefix + name] = torch.view_as_real(given.resolve_conj())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in ``nn.Module``.  Weights that no optimizer of ours steps are checked before eval()."""
+        found = None if torch.compiler.is_compiling() else declaration(self)
+        if found is not None and self.training and not mode:
+            held = [p for _, slot, p in found.held() if not slot.kept]
+            notice(held, "Before evaluation")
+        return super().train(mode)
 
 
 def positive(name: str, value: int) -> int:
-    """``value``, checked to be a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    """``value``, checked to be a positive integer; one of Python's, if it is another kind."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
-    return value
+    return int(value)
 
 
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
-    """Where the sketch of a weight's gradient starts, or None if its gradients are dense.
+    """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 
-    ``torch.export`` puts tensors without marks in the place of parameters: they have dense gradients.
+    They are dense under the transforms of ``torch.func`` and in forward mode, which know no factors, and
+    in exported and traced programs, which compute no gradients of weights.
     """
-    return getattr(weight, "sketch", None)
+    sketch: FactoredTensor | None = getattr(weight, "sketch", None)
+    return None if sketch is None or private.in_transform_or_export() else sketch
 
 
-@torch.no_grad()
 def start_sketch(weight: UnitaryParameter) -> None:
     """Gives the first sketch of a weight's gradient a random basis to start from, one for each shape."""
     if weight.sketch is not None:
-        for factor in (weight.sketch.left, weight.sketch.right):
-            factor.copy_(orthonormalize(seeded_normal(matrix_view(weight), factor.shape, 0)))
+        start(weight.sketch)

@@ -16,6 +16,8 @@ from projunn_kernels import NONLINEARITIES, recurrence
 class _Recurrent(UnitaryModule):
     """Parameters of layers ``h' = f(W_ih x + b_ih + W_hh h)``, named as in ``torch.nn``."""
 
+    _reals_only = True
+
     def __init__(
         self,
         input_size: int,
@@ -56,8 +58,8 @@ class _Recurrent(UnitaryModule):
     def reset_parameters(self) -> None:
         """Draws the parameters anew: W_hh by `projunn.init.henaff_`, W_ih Xavier uniform, b_ih zero.
 
-        The bias starts at zero because a unitary recurrence forgets nothing, so that a bias adds up over
-        all time steps.
+        The b of modReLU is uniform in +-0.01.  b_ih starts at zero because a unitary recurrence forgets
+        nothing, so that a bias adds up over all time steps.
         """
         for name, parameter in self.named_parameters():
             if isinstance(parameter, UnitaryParameter):
@@ -78,12 +80,14 @@ class _Recurrent(UnitaryModule):
         u, input_weight, input_bias = self._entry(input, suffix)
         if initial is None:
             initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
+        elif initial.is_complex() and not self.is_complex:
+            raise TypeError(f"hx: got {initial.dtype}, wanted real numbers for a real layer")
         elif self.is_complex:
             initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
-            initial.to(self._stored),
+            initial.to(weight.dtype),
             weight,
             offset,
             self.nonlinearity,
@@ -102,8 +106,9 @@ class _Recurrent(UnitaryModule):
         time steps is best left to PyTorch.
         """
         weight: Tensor = getattr(self, f"weight_ih{suffix}")
+        stored = weight.dtype
         bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
-        if self.is_complex:  # real and imaginary parts are so many real columns
+        if self.is_complex:  # real and imaginary parts become separate real columns
             times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
             columns = torch.stack([weight, times_i], 2) if input.is_complex() else weight.unsqueeze(2)
             weight = rearrange(columns, "unit feature of part -> (unit part) (feature of)")
@@ -114,7 +119,7 @@ class _Recurrent(UnitaryModule):
         kind = input.device.type
         if kind == "cpu" and input.dtype == weight.dtype and not torch.is_autocast_enabled(kind):
             return input, weight, bias
-        projected = functional.linear(input, weight, bias).to(self._stored)
+        projected = functional.linear(input, weight, bias).to(stored)
         if self.is_complex:
             projected = rearrange(projected, "time batch (unit part) -> time batch unit part", part=2)
         return projected, None, None
@@ -129,18 +134,19 @@ class _Recurrent(UnitaryModule):
 
 
 class UnitaryRNN(_Recurrent):
-    """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called and returning as `nn.RNN`.
+    """``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1})`` with W_hh unitary: called like `torch.nn.RNN`.
 
     The loop over time is a single operator (`projunn_kernels.recurrence`).  A loss that needs only the
-    last state should take it from ``h_n``.  With ``output[-1]`` autograd makes a gradient of all states
+    last state should take it from ``h_n``: for ``output[-1]`` autograd makes a gradient of all states
     and fills it with zeros.
 
     Args:
         input_size: the number of features of the input.
         hidden_size: n, the number of features of the hidden state.
         num_layers: the number of recurrent layers, each fed by the one before.
-        nonlinearity: f: ``"modrelu"``, ``"relu"`` (real only), ``"tanh"`` or ``"identity"``.
-        bias: whether to learn b_ih.  modReLU has a bias of its own in any case.
+        nonlinearity: f: ``"modrelu"`` (`projunn.nn.ModReLU`, with a learned b), ``"relu"`` (real only),
+            ``"tanh"`` or ``"identity"``.
+        bias: whether to learn b_ih.  The b of modReLU is learned in any case.
         batch_first: whether input and output are (batch, T, features).
         dropout: probability of dropout on the output of each layer but the last.
         device: as in ``torch.nn.RNN``.
@@ -156,14 +162,16 @@ class UnitaryRNN(_Recurrent):
         batch, n).  Both are complex for a complex layer.
 
     Attributes:
-        weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter`, which `projunn.init.henaff_`
-            initialises.
-        weight_ih_l[k], bias_ih_l[k], modrelu_bias_l[k]: the other parameters of layer k.  In complex
-            layers they have a trailing axis (re, im), except the last, which is real.
+        weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter` (n, n), which
+            `projunn.init.henaff_` initialises.
+        weight_ih_l[k], bias_ih_l[k], modrelu_bias_l[k]: W_ih (n, input_size, or n for k > 0), b_ih (n,)
+            and the b of modReLU (n,) of layer k.  In complex layers all but the last, which is real,
+            have a trailing axis (re, im), and so has W_hh.
 
     Raises:
         ValueError: a size, shape or option that does not fit.
-        TypeError: another dtype, or a ``PackedSequence``; pad the sequences and mask the loss instead.
+        TypeError: ``dtype`` is none of those four, or the input is a ``PackedSequence``; pad the
+            sequences and mask the loss instead.
     """
 
     def __init__(
@@ -235,10 +243,12 @@ class UnitaryRNN(_Recurrent):
 
 
 class UnitaryRNNCell(_Recurrent):
-    """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called and returning as `nn.RNNCell`.
+    """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called like `torch.nn.RNNCell`.
 
     It is for programs that write the loop over time themselves; over a whole sequence `UnitaryRNN` is
-    faster.  Arguments are those of `UnitaryRNN`.  So are attributes, whose names end without ``_l[k]``.
+    faster.  Its arguments are those of `UnitaryRNN` without ``num_layers``, ``batch_first`` and
+    ``dropout``.  So are its attributes, whose names lack ``_l[k]``: ``weight_hh``, ``weight_ih``,
+    ``bias_ih``, ``modrelu_bias``.
 
     Shape:
         ``input`` is (batch, input_size) or (input_size,), and ``hx`` (batch, n) or (n,), zeros if not
@@ -246,7 +256,7 @@ class UnitaryRNNCell(_Recurrent):
 
     Raises:
         ValueError: a size, shape or option that does not fit.
-        TypeError: another dtype.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Taking a few matrices out of a large bank, with a gradient for those alone."""
+"""Selecting a few matrices of a large bank, with a gradient for those alone."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import UnitaryParameter, view_like
+from projunn_kernels import private
 
 
 class _Select(torch.autograd.Function):
@@ -27,13 +28,14 @@ class _Select(torch.autograd.Function):
 def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
     """The matrices ``bank[indices]``, with a sparse gradient of the bank, like a sparse embedding's.
 
-    An optimizer of `projunn.optim` then reads and writes only those matrices: of a bank of 10,000 of
-    which 32 were selected it pays for 32.  The momentum and second moments of the others do not move
-    either.
+    An optimizer of `projunn.optim` then reads and writes only those matrices: of a bank of 10,000
+    matrices of which 32 were selected, a step pays for 32.  The momentum and the second moments of the
+    others do not change either.  Such a step can neither be traced by ``torch.compile`` nor captured in
+    a CUDA graph.
 
     Args:
-        bank: (B, m, n), or (B, m, n, 2) stored as real pairs.
-        indices: (A,), int64.
+        bank: (B, m, n), or (B, m, n, 2) stored as pairs of reals.
+        indices: (A,), int64, from 0 to B - 1; an index may be listed more than once.
 
     Returns:
         (A, m, n), complex where the bank is.
@@ -47,4 +49,6 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
         raise ValueError(
             f"indices: got shape {tuple(indices.shape)} and {indices.dtype}, wanted (A,) and int64"
         )
+    if private.in_transform():  # which know no sparse gradients
+        return view_like(bank, bank.index_select(0, indices))
     return view_like(bank, _Select.apply(bank, indices))  # type: ignore[no-untyped-call]

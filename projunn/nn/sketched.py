@@ -1,4 +1,9 @@
-"""Layers' operations whose backward gives low-rank factors of the weight's gradient, and no matrix."""
+"""The operations of layers with ``sketch_rank``: their backward makes low-rank factors of the weight's
+gradient, and never the gradient itself.
+
+Under ``create_graph=True`` and under `torch.func` the gradients are dense, because the factors of a
+sketch cannot be differentiated again: they are what the sketch approximates, and exact.
+"""
 
 from typing import Any
 
@@ -6,16 +11,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.factored import FactoredTensor
+from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import UnitaryParameter
 from projunn_kernels import (
     RecurrenceBackward,
     fourier_convolution,
     fourier_convolution_sketch,
+    private,
     recurrence,
     recurrence_backward,
-    tangent_sketch,
+    sketch,
 )
+from projunn_kernels.convolution import fourier_convolution_backward, transform_adjoint
+
+
+def _wants_dense(*grads: Tensor | None) -> bool:
+    """True if the backward is to be differentiated again, or runs for many cotangents at once."""
+    if torch.is_grad_enabled() or private.in_transform():
+        return True
+    return any(private.is_batched(g) for g in grads)
+
+
+def _gradient(left: Tensor, right: Tensor, pairs: bool) -> FactoredTensor:
+    kind = TraceableFactors if torch.compiler.is_compiling() else FactoredTensor
+    return kind(left, right, pairs)
 
 
 class _SketchedLinear(torch.autograd.Function):
@@ -28,8 +47,8 @@ class _SketchedLinear(torch.autograd.Function):
         start: FactoredTensor,
         factor: int | None,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight, start)
-        ctx.factor = factor
+        ctx.save_for_backward(input, weight, start.stored_left)
+        ctx.factor, ctx.pairs, ctx.group = factor, start.pairs, start.group
         matrix = torch.view_as_complex(weight) if start.pairs else weight
         if factor is None:
             return functional.linear(input, matrix, bias)
@@ -37,16 +56,19 @@ class _SketchedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        input, weight, start = ctx.saved_tensors
-        matrix = torch.view_as_complex(weight) if start.pairs else weight
-        basis = start.longer if ctx.factor is None else start.longer[ctx.factor]
+        input, weight, basis = ctx.saved_tensors
+        matrix = torch.view_as_complex(weight) if ctx.pairs else weight
         wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
-        factors = None
-        if wants_weight:
-            found = tangent_sketch([input], [grad], weight, basis, start.pairs)
-            factors = FactoredTensor(*found, start.pairs)
-        return grad_input, factors, grad.sum(0) if wants_bias else None, None, None
+        by_weight: Tensor | None = None
+        if wants_weight and _wants_dense(grad):
+            dense = (grad.mT @ input.conj().to(grad.dtype)).to(matrix.dtype)
+            by_weight = torch.view_as_real(dense) if ctx.pairs else dense
+        elif wants_weight:
+            chosen = basis if ctx.factor is None else basis[ctx.factor]
+            found = sketch([input], [grad], chosen, ctx.pairs, ctx.group)
+            by_weight = _gradient(*found, ctx.pairs)
+        return grad_input, by_weight, grad.sum(0) if wants_bias else None, None, None
 
 
 def sketched_linear(
@@ -56,21 +78,18 @@ def sketched_linear(
     start: FactoredTensor,
     factor: int | None = None,
 ) -> Tensor:
-    """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`.
-
-    The gradient's factors are those of `projunn_kernels.tangent_sketch`.
+    """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
 
     Args:
-        input: x, (rows, n), or (blocks, rows, n) of a ``factor``.
-        weight: W, (m, n), or (blocks, m, n) of a ``factor``.  Real and imaginary part are the last axis
-            if ``start`` is complex.
-        bias: b, (m,), or None.  Blocks take none.
-        start: its factor of the larger side is the basis of the sketch, (max(m, n), k), or
-            (factors, blocks, max(m, n), k).
-        factor: which of several block-diagonal factors is multiplied by.
+        input: x, (rows, n), or (blocks, rows, n) with ``factor``.
+        weight: W, (m, n), or (blocks, m, n) with ``factor``.  With ``start.pairs``, the last axis has
+            real and imaginary parts.
+        bias: b, (m,), or None; always None with ``factor``.
+        start: its left factor is the basis of the sketch, (m, k), or (factors, blocks, m, k).
+        factor: the number of the block-diagonal factor that ``weight`` is, or None for a dense weight.
 
     Returns:
-        (rows, m), or (blocks, rows, m) of a ``factor``.
+        (rows, m), or (blocks, rows, m) with ``factor``.
     """
     return _SketchedLinear.apply(input, weight, bias, start, factor)  # type: ignore[no-untyped-call]
 
@@ -91,14 +110,15 @@ class _SketchedRecurrence(torch.autograd.Function):
         arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
         states, last = recurrence(*arguments)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs, states, initial, weight, bias, input_weight, start)
-        ctx.nonlinearity = nonlinearity
+        ctx.save_for_backward(inputs, states, initial, weight, bias, input_weight, start.stored_left)
+        ctx.nonlinearity, ctx.pairs, ctx.group = nonlinearity, start.pairs, start.group
         return states, last
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Any:  # type: ignore[override]
-        u, states, initial_state, weight, offset, input_weight, start = ctx.saved_tensors
+        u, states, initial_state, weight, offset, input_weight, basis = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        sketched = not _wants_dense(grad, grad_last)
         inputs, initial, bias, projection, shift, *found = recurrence_backward(
             RecurrenceBackward(
                 grad=grad,
@@ -113,11 +133,14 @@ class _SketchedRecurrence(torch.autograd.Function):
                 wants_inputs=needs[0],
                 wants_input_bias=needs[6],
                 wants_weight=needs[2],
-                basis=start.longer,
+                basis=basis if sketched else None,
+                group=ctx.group,
             )
         )
-        factors = FactoredTensor(found[0], found[1], start.pairs) if found else None
-        grads = inputs, initial, factors, bias, None, projection, shift, None
+        by_weight: Tensor | None = None
+        if found:
+            by_weight = _gradient(found[0], found[1], ctx.pairs) if sketched else found[0]
+        grads = inputs, initial, by_weight, bias, None, projection, shift, None
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
@@ -149,32 +172,52 @@ class _SketchedConvolution(torch.autograd.Function):
         start: FactoredTensor,
         own_start: FactoredTensor | None,
         size: list[int],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         output, spectrum = fourier_convolution(input, weight, own_weight, bias, size)
-        ctx.save_for_backward(spectrum, weight, own_weight, start, own_start)
-        ctx.size = size
-        return output
+        ctx.set_materialize_grads(False)
+        own_basis = None if own_start is None else own_start.stored_left
+        ctx.save_for_backward(spectrum, weight, own_weight, start.stored_left, own_basis)
+        ctx.size, ctx.group = size, start.group
+        return output, spectrum  # a second backward comes back through the spectrum
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        spectrum, weight, own_weight, start, own_start = ctx.saved_tensors
-        wants_input, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
-        grad_input, left, right, own_left, own_right, grad_bias = fourier_convolution_sketch(
-            grad.contiguous(),
-            spectrum,
-            weight,
-            own_weight,
-            start.longer,
-            None if own_start is None else own_start.longer,
-            ctx.size,
-            [wants_input, wants_weight, wants_bias],
+    def backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> Any:  # type: ignore[override]
+        spectrum, weight, own_weight, basis, own_basis = ctx.saved_tensors
+        wants_input, wants_weight, wants_own, wants_bias, *_ = ctx.needs_input_grad
+        wanted = [wants_input, wants_weight or wants_own, wants_bias]
+        by_input, by_weight, by_own, by_bias = None, None, None, None
+        if grad is not None and _wants_dense(grad):
+            by_input, by_weight, by_own, by_bias = fourier_convolution_backward(
+                grad, spectrum, weight, own_weight, ctx.size, wanted
+            )
+        elif grad is not None:
+            by_input, left, right, own_left, own_right, by_bias = fourier_convolution_sketch(
+                grad.contiguous(),
+                spectrum,
+                weight,
+                own_weight,
+                basis,
+                own_basis,
+                ctx.size,
+                wanted,
+                group=ctx.group,
+            )
+            if wants_weight:
+                by_weight = _gradient(left, right, True)
+            if wants_own:
+                by_own = _gradient(own_left, own_right, False)
+        if grad_spectrum is not None and wants_input:
+            through = transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
+            by_input = through if by_input is None else by_input + through
+        return (
+            by_input if wants_input else None,
+            by_weight if wants_weight else None,
+            by_own if wants_own else None,
+            by_bias if wants_bias else None,
+            None,
+            None,
+            None,
         )
-        factors = FactoredTensor(left, right, True) if wants_weight else None
-        own = None
-        if wants_weight and own_start is not None:
-            own = FactoredTensor(own_left, own_right)
-        by_input, by_bias = grad_input if wants_input else None, grad_bias if wants_bias else None
-        return by_input, factors, own, by_bias, None, None, None
 
 
 def sketched_convolution(
@@ -190,4 +233,6 @@ def sketched_convolution(
     """
     own_start = None if own_weight is None else own_weight.sketch
     arguments = input, weight, own_weight, bias, weight.sketch, own_start, size
-    return _SketchedConvolution.apply(*arguments)  # type: ignore[no-untyped-call]
+    output: Tensor
+    output, _ = _SketchedConvolution.apply(*arguments)  # type: ignore[no-untyped-call]
+    return output

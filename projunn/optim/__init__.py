@@ -1,8 +1,8 @@
 """Optimizers for models with unitary parameters.
 
-They take all of ``model.parameters()``.  Unitary parameters get a low-rank step that keeps them unitary,
-all others the step of the rule in `torch.optim`.  ``base.py`` has what the rules share; each rule has a
-file.
+They take all of ``model.parameters()``.  A `projunn.UnitaryParameter` gets a low-rank step that keeps it
+unitary, and every other parameter the plain step of the rule: that of `torch.optim`, or the published
+one for `Lion`, which `torch.optim` lacks.  ``base.py`` has what the rules share; each rule has a file.
 """
 
 from projunn.optim.adamw import AdamW

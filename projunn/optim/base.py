@@ -5,33 +5,40 @@
              -> retraction of W + X Y^H, in place                  parameters of one shape together
              -> once in a while a polish against drift             projunn_kernels.polish_
 
-Every other parameter is handed to `torch.optim`'s own optimizer, unchanged.
+Every other parameter is handed to the rule's plain optimizer, that of `torch.optim` if it has one.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from projunn.manifold import UnitaryParameter, view_like
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.drift import polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
 from projunn.optim.gradient.dense import stored_like
-from projunn.optim.gradient.factored import Factors, keep_start
+from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import Member
-from projunn.optim.options import WARM, check_options, check_parameter
+from projunn.optim.options import WARM, check_options, check_rates, whole
+from projunn.optim.recognition import check_parameter, recognise_parameters
+from projunn.optim.sharded import is_sharded, local_member, local_part
+from projunn.optim.stored import fit_state
+from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
 
 
 class UnitaryOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers: subclasses name torch's rule and give the direction it takes."""
+    """Base of the optimizers: a subclass names the plain rule and gives the direction that it takes."""
 
-    plain_rule: ClassVar[Any]  # the class in torch.optim
+    plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
+    keeps_unitary: ClassVar[bool] = True
+    _unitary_count: int = 0  # unitary parameters at the last step
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
-    _plans: tuple[Any, ...] = ()  # of its traced steps
+    _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         **more_options: Any,
     ) -> None:
         self._plain = self.plain_rule([torch.zeros(0)], **rule_options)
+        rank, polish_every = whole(rank), whole(polish_every)
         defaults = {
             **self._plain.defaults,
             **more_options,
@@ -58,7 +66,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
-        """The rule's averages of one unitary parameter, by name; whether it is one of squares."""
+        """The names of the rule's averages of one unitary parameter; True for those of squares."""
         raise NotImplementedError
 
     def _direction(
@@ -72,23 +80,41 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = {**self.defaults, **param_group}
-        check_options(group)
+        for name in ("rank", "polish_every"):
+            if name in param_group:
+                param_group[name] = whole(param_group[name])
+        check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         # Schedulers change lr; an explicit unitary_lr moves in proportion to it.
         lr = added["lr"]
         added.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         try:
-            for p in added["params"]:
-                check_parameter(p)
-        except TypeError:
+            recognise_parameters(added["params"])
+            if any(isinstance(p, UnitaryParameter) for p in added["params"]):
+                check_rates(added)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; ``closure`` as in `torch.optim`."""
+        """Takes one step of every parameter that has a gradient.
+
+        Args:
+            closure: as in `torch.optim`: evaluates the model again and returns the loss.
+
+        Returns:
+            What ``closure`` returns, or None.
+
+        Raises:
+            TypeError: a unitary parameter is in half precision, or has a sparse gradient of another kind
+                than `projunn.nn.select_blocks` makes or, under ``torch.compile``, one that is not dense.
+            ValueError: the rule cannot take a sketched gradient with these options, or the factorization
+                draws numbers on the host, which a captured or traced step cannot.
+            RuntimeError: a CUDA graph is being captured, and the step would have to wait for the device.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,20 +122,38 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             traced_step(self)
         else:
+            members = self._members()
             self._plain_step()
-            self._unitary_step(self._members())
+            self._unitary_step(members)
         return loss
 
     def _members(self) -> list[Member]:
         """The unitary parameters that have a gradient."""
-        every = enumerate((p, group) for group in self.param_groups for p in group["params"])
-        return [
-            Member(index, p, p.grad, self.state[p], group)
-            for index, (p, group) in every
-            if isinstance(p, UnitaryParameter) and p.grad is not None
-        ]
+        members, count, index = [], 0, -1
+        for group in self.param_groups:
+            for p in group["params"]:
+                index += 1
+                if not is_unitary(p):
+                    continue
+                count += 1
+                if p.dtype not in MATRIX_DTYPES:  # the module was converted since
+                    check_parameter(p)
+                if (grad := p.grad) is None:
+                    continue
+                if is_sharded(p):
+                    members.append(local_member(index, p, self.state[p], group))
+                else:
+                    members.append(Member(index, p, grad, self.state[p], group))
+        known, self._unitary_count = self._unitary_count, count
+        if count < known:  # a conversion of the module has changed their class
+            recognise()
+            return self._members()
+        return members
 
     def _unitary_step(self, members: list[Member]) -> None:
+        arrived = [member.parameter for member in members if "step" not in member.state]
+        if arrived:
+            notice(arrived, f"At the first step of {type(self).__name__}", kept=True)
         gradients = []
         for member in members:
             gradient = gradient_of(member)
@@ -133,14 +177,16 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _plain_step(self) -> None:
         groups = []
         for group in self.param_groups:
-            plain = [p for p in group["params"] if not isinstance(p, UnitaryParameter)]
+            plain = [p for p in group["params"] if not is_unitary(p)]
             groups.append({**group, "params": plain})
         if not any(group["params"] for group in groups):
             return
         if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
             self._plain = self.plain_rule([torch.zeros(0)])
         self._plain.param_groups, self._plain.state = groups, self.state
-        self._plain.step()
+        # Below its decorators: hooks on the steps of all optimizers run for this optimizer's own.
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            inspect.unwrap(self.plain_rule.step)(self._plain)
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None:
         """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
@@ -154,17 +200,27 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             average = torch.zeros(view.shape, dtype=dtype, device=p.device)
             state[name] = average if squares else stored_like(p, average)
             self._fresh = (*self._fresh, member.index)
-        if group["factorization"] in WARM:
+        if names := WARM.get(group["factorization"]):
+            basis_name, probe_name = names
             *batch, m, n = view.shape
-            rows = max(m, n) if group["factorization"] == "tangent" else m
+            rows = m if group["factorization"] == "subspace" else max(m, n)
             shape = (*batch, rows, min(group["rank"], m, n))
-            if "probe" not in state or state["probe"].shape[: len(shape)] != shape:
+            if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
                 probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
-                state["probe"], state["basis"] = probe, probe.clone()
+                state[probe_name], state[basis_name] = probe, probe.clone()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""
         super().__setstate__(state)
+        # Older versions lacked some options.
+        if "defaults" in state:
+            fresh: Any = type(self)
+            self.defaults = {**fresh([torch.zeros(0)]).defaults, **self.defaults}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
+        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
         # Older versions left bases as QR returns them, column by column.
         for p, own in self.state.items():
             if isinstance(p, UnitaryParameter):
@@ -173,14 +229,33 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                         own[name] = value.contiguous()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
+
+        Options that it lacks keep their values.  State of another rank, of dense gradients where those
+        are now sketched, or the other way round, is converted.
+
+        Raises:
+            ValueError: state of matrices of another shape.
+        """
+        groups = state_dict["param_groups"]
+        if len(groups) == len(self.param_groups):
+            kept = [{n: v for n, v in g.items() if n != "params"} for g in self.param_groups]
+            filled = [{**own, **loaded} for own, loaded in zip(kept, groups, strict=True)]
+            state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
-        for p, state in self.state.items():
-            if isinstance(p, UnitaryParameter) and p.sketch is not None and "basis" in state:
-                keep_start(p, state["basis"])
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not isinstance(p, UnitaryParameter) or not self.state.get(p):
+                    continue
+                part, state = local_part(p, self.state[p]) if is_sharded(p) else (p, self.state[p])
+                fit_state(part, state, self._averages(group))
 
     def skipped_steps(self) -> int:
-        """Steps of single matrices not taken so far: not finite, or ("polar") W + D singular.
+        """The number of steps of single matrices that were not taken so far.
 
-        The counters live on the devices of the parameters; this call reads them and so waits.
+        A step is not taken if its gradient is not finite or its result is not determined to working
+        precision: W + D is singular ("polar"), or an angle is above eps^-1/2 ("exp").  The counters live
+        on the devices of the parameters; this call reads them, and so waits for the devices.  Of sharded
+        parameters they count the matrices of this process.
         """
         return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))

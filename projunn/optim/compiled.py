@@ -27,6 +27,8 @@ from torch import Tensor
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
+from projunn.optim.recognition import check_parameter
+from projunn.parameter import notice
 from projunn_kernels.operation import Operation, nothing
 
 
@@ -46,7 +48,7 @@ class Traceable(Protocol):
 
 
 _RATES = ("lr", "base_lr", "unitary_lr")
-_numbers = itertools.count()  # not ids: a graph in Inductor's cache fits the next process too
+_numbers = itertools.count()  # not ids, so that a graph in Inductor's cache fits the next process
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary(
 
 
 def traced_step(optimizer: Traceable) -> None:
-    """A step, to be traced."""
+    """The step of an optimizer in the form that Dynamo traces: see the top of this file."""
     calls = []
     for group in optimizer.param_groups:
         for kind in ("real", "complex"):
@@ -87,7 +89,7 @@ def traced_step(optimizer: Traceable) -> None:
             rates = [group[name] for name in _RATES if isinstance(group[name], Tensor)]
             if weights:
                 calls.append((kind, plan, weights, gradients, states, rates))
-    # Below its decorators, which break the graph.  It calls optimizer._init_group.
+    # The step without its decorators, which would break the graph.  It calls optimizer._init_group.
     inspect.unwrap(optimizer.plain_rule.step)(optimizer)
     for kind, plan, weights, gradients, states, rates in calls:
         if kind == "real":
@@ -147,10 +149,12 @@ def _complete_states(optimizer: Traceable) -> None:
     It looks once; when the trace then changes an entry, as torch's SGD does, Dynamo writes back what it
     saw, and what was created meanwhile is gone.
     """
+    arrived = []
     for index, (group, p) in enumerate((g, p) for g in optimizer.param_groups for p in g["params"]):
         if not isinstance(p, UnitaryParameter) or p.grad is None:
             continue
-        if isinstance(p.grad, FactoredTensor):
+        check_parameter(p)
+        if p.sketch is not None or isinstance(p.grad, FactoredTensor):
             raise TypeError(
                 f"params: a unitary parameter of shape {tuple(p.shape)} has a sketched gradient, whose"
                 " step is not traced: call optimizer.step() outside of torch.compile"
@@ -161,9 +165,12 @@ def _complete_states(optimizer: Traceable) -> None:
                 " wanted a dense one under torch.compile"
             )
         member = Member(index, p, p.grad, optimizer.state[p], group)
+        if "step" not in member.state:
+            arrived.append(p)
         optimizer._complete_state(member, on_device=True)
+    notice(arrived, f"At the first step of {type(optimizer).__name__}", kept=True)
     rule = optimizer.plain_rule._init_group
-    lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # but self and group
+    lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # without self and group
     for group in optimizer.param_groups:
         fill_plain(optimizer, group, *([] for _ in range(lists)))
 

@@ -6,8 +6,10 @@ one Newton-Schulz step, and the optimizers take one every `polish_period` steps.
 
 from torch import Tensor
 
-from projunn.manifold import view_like
+from projunn.manifold import nearest, view_like
+from projunn.noticing import off_manifold
 from projunn.optim.member import Member, capturing
+from projunn.parameter import notice
 from projunn_kernels import polish_, polish_when_due_
 
 _PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/measured.md)
@@ -38,4 +40,8 @@ def polish(member: Member) -> None:
             " with counters on the CPU the graph would polish at every replay, or at none"
         )
     elif count.item() % period == 0:
+        if not weight.is_cuda and off_manifold(weight) is not None:
+            notice([p], f"After {int(count.item())} steps")
+            sound = weight.isfinite().flatten(-2).all(-1)
+            weight[sound] = nearest(weight[sound])
         polish_(weight)

@@ -1,4 +1,4 @@
-"""Lion, the sign of a momentum, with unitary parameters."""
+"""Lion, whose step is the sign of a momentum, with unitary parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from projunn.optim.gradient.factored import FactoredGradient, Factors
 
 
 class _PlainLion(torch.optim.Optimizer):
-    """The rule for parameters that are not unitary; `torch.optim` has none."""
+    """Lion for parameters that are not unitary, since `torch.optim` has no Lion."""
 
     def __init__(
         self,
@@ -89,19 +89,22 @@ class Lion(UnitaryOptimizer):
         direction  sgn(beta1 M + (1 - beta1) G)        M <- beta2 M + (1 - beta2) G
         W <- retraction of W - unitary_lr (direction at rank k)
 
-    Other parameters w take w <- w - lr (direction + weight_decay w).  Steps have the size of the rate
-    whatever the gradient's: rates are a third to a tenth of AdamW's.
+    All other parameters w take the step w <- w - lr (direction + weight_decay w).  The entries of a
+    direction have size 1 whatever the size of the gradient, so learning rates are a third to a tenth of
+    AdamW's.
 
     Args:
-        params, lr, betas, weight_decay: as published.
-        maximize, capturable: as in ``torch.optim.AdamW``; weight decay acts on the other parameters
-        only. rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
+        params, lr, betas, weight_decay: as in the paper.  ``weight_decay`` acts on the other parameters
+            only.
+        maximize: as in ``torch.optim.AdamW``.
+        rank, retraction, factorization, unitary_lr, polish_every, capturable: as in `projunn.optim.SGD`.
 
     Raises:
-        ValueError: an option out of its range, or a gradient in factors (``sketch_rank``): the signs of
-            the entries of a low-rank matrix cannot be had without forming it.
+        ValueError: an option is out of its range, or, in `step`, a parameter belongs to a layer with
+            ``sketch_rank``: the signs of the entries of a low-rank matrix need the whole matrix.
+        TypeError: a unitary parameter in half precision.
 
-    Bad steps: as `projunn.optim.SGD`.
+    Steps that cannot be taken and parameter groups are as in `projunn.optim.SGD`.
 
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms, NeurIPS 2023, arXiv 2302.06675.
     """
@@ -119,7 +122,7 @@ class Lion(UnitaryOptimizer):
         capturable: bool = False,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "tangent",
+        factorization: str = "subspace",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:

@@ -10,8 +10,14 @@ from projunn.manifold import UnitaryParameter
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, which can hold nothing that the host waits for."""
+    """True if a CUDA graph is being captured: then the host must not wait for the device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def counter(device: torch.device | str) -> Tensor:
+    """A number of steps, 0, of a dtype that counts far whatever the default dtype is."""
+    is_double = torch.get_default_dtype() == torch.float64
+    return torch.zeros((), dtype=torch.float64 if is_double else torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Member:
 
     Attributes:
         index: its number among all parameters of the optimizer.
-        parameter, grad: itself and its gradient, of whatever kind.
+        parameter, grad: the parameter and its gradient: dense, sparse or a `projunn.FactoredTensor`.
         state: its state in the optimizer.
         group: the options of its parameter group.
     """
@@ -33,8 +39,9 @@ class Member:
 
     def start_counting(self, on_device: bool = False) -> None:
         """Create the counters where they are missing: steps, and steps of matrices not taken."""
+        p = self.parameter
         if "step" not in self.state:
-            p = self.parameter
             capturable = on_device or self.group.get("capturable", False)
-            self.state["step"] = torch.zeros((), device=p.device if capturable else "cpu")
+            self.state["step"] = counter(p.device if capturable else "cpu")
+        if "skipped" not in self.state:
             self.state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)

@@ -1,18 +1,19 @@
-"""The options of unitary parameters in a parameter group: checked, and the learning rate they give."""
+"""The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
+from numbers import Integral
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
-from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn_kernels import RETRACTIONS
+from projunn_kernels.private import is_fake
 
-# Where the factors of a step come from: "tangent" takes the weight too, the others the direction alone.
-FACTORIZATIONS = ("tangent", *OF_A_MATRIX)
-# Those that keep a basis from step to step, and draw nothing on the host.
-WARM = ("tangent", "subspace")
+# Where the factors of a step come from: "tangent" needs the weight too, the others the direction alone.
+FACTORIZATIONS = (*OF_A_MATRIX, "tangent")
+# Those that keep a basis from step to step, the names of it and of its probe in the state: one of the
+# rows of W, the other of its larger side.
+WARM = {"subspace": ("basis", "probe"), "tangent": ("tangent_basis", "tangent_probe")}
 
 # The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
@@ -23,12 +24,26 @@ def unitary_learning_rate(group: dict[str, Any]) -> Any:
     lr, unitary_lr, base_lr = group["lr"], group["unitary_lr"], group["base_lr"]
     if unitary_lr is None:
         return lr / _LR_DIVIDER
-    if isinstance(base_lr, Tensor):  # without waiting for its device
-        return unitary_lr * torch.where(base_lr != 0, lr / base_lr, 1.0)
-    return unitary_lr * (lr / base_lr) if base_lr else unitary_lr
+    if not isinstance(base_lr, Tensor) and base_lr == 0:  # loaded from an older version
+        _refuse_zero(unitary_lr)
+    return unitary_lr * (lr / base_lr)
+
+
+def _refuse_zero(unitary_lr: Any) -> None:
+    raise ValueError(
+        f"unitary_lr: got {unitary_lr} where lr starts at 0, but it moves in proportion to lr when a"
+        " schedule changes that; wanted lr > 0, the schedule's peak, which a scheduler may start below"
+        " (to train the unitary parameters alone, put them into a param group of their own)"
+    )
+
+
+def whole(value: Any) -> Any:
+    """An integer of whatever kind, such as NumPy's, as Python's; anything else as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def check_options(group: dict[str, Any]) -> None:
+    """Raise ValueError if an option of a parameter group is out of its range."""
     rank, every, unitary_lr = group["rank"], group["polish_every"], group["unitary_lr"]
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"rank: got {rank!r}, wanted a positive integer")
@@ -43,9 +58,10 @@ def check_options(group: dict[str, Any]) -> None:
         )
 
 
-def check_parameter(p: Tensor) -> None:
-    if isinstance(p, UnitaryParameter) and p.dtype not in MATRIX_DTYPES:
-        raise TypeError(
-            f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
-            f" {dtype_names()} (use autocast for layers in lower precision)"
-        )
+def check_rates(group: dict[str, Any]) -> None:
+    """Check that an explicit ``unitary_lr`` of a new group can follow its ``lr``."""
+    lr, unitary_lr = group["lr"], group["unitary_lr"]
+    if unitary_lr is None or (isinstance(lr, Tensor) and is_fake(lr)):
+        return
+    if float(lr) == 0 and (isinstance(unitary_lr, Tensor) or unitary_lr != 0):
+        _refuse_zero(unitary_lr)

@@ -21,19 +21,21 @@ class RMSprop(UnitaryOptimizer):
         momentum: B <- mu B + direction, and B is the direction
         W <- retraction of W - unitary_lr (direction at rank k)
 
+    All other parameters take the step of `torch.optim.RMSprop`.
+
     For the weight of a layer with ``sketch_rank``, V is the product of row and column means of the
-    second moments, as in Adafactor (arXiv 1804.04235), B is stored at low rank, and ``centered`` is
-    refused.  The means are those of the sketch, which therefore wants columns to spare:
-    ``sketch_rank=4`` for ``rank=1``.
+    second moments over their mean, as in Adafactor (arXiv 1804.04235).  B is stored at low rank, and
+    ``centered`` raises.  The means are estimated from the sketch, which should therefore have more
+    columns than the step: ``sketch_rank=4`` for ``rank=1``.
 
     Args:
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
             differentiable: as in ``torch.optim.RMSprop``.  ``foreach``, ``differentiable`` and
-            ``weight_decay`` act on the plain parameters only; ``capturable`` is as in
+            ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
         rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
 
-    Gradients that are not finite, errors and source: as in `projunn.optim.SGD`.
+    Steps that cannot be taken, parameter groups, errors and the source are as in `projunn.optim.SGD`.
     """
 
     plain_rule = torch.optim.RMSprop
@@ -54,7 +56,7 @@ class RMSprop(UnitaryOptimizer):
         *,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "tangent",
+        factorization: str = "subspace",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:

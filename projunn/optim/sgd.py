@@ -19,28 +19,34 @@ class SGD(UnitaryOptimizer):
         B <- mu B + (1 - d) G  (first step: B = G)      direction B, or G + mu B with Nesterov
         W <- retraction of W - unitary_lr (direction at rank k)
 
+    All other parameters take the step of `torch.optim.SGD`.
+
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable,
             fused: as in ``torch.optim.SGD``.  ``foreach``, ``differentiable`` and ``fused`` act on the
-            plain parameters only, and so does ``weight_decay``, which has no meaning on the manifold.
-        rank: k, the rank of the step of each unitary matrix.
+            other parameters only, and so does ``weight_decay``, which has no meaning on the manifold.
+        rank: k, the rank of the step of each unitary matrix, at least 1; at most min(m, n) is used.
         retraction: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``, as in
             `projunn.retract`.
-        factorization: ``"tangent"`` sketches the tangent part of the direction, (W^H D - D^H W)/2, which
-            is what moves a unitary W.  ``"subspace"``, ``"lsi"``, ``"column"`` and ``"svd"`` sketch the
-            direction itself, as in `projunn.factorize`; ``"subspace"`` can stop short of an optimum.
-        unitary_lr: learning rate of the unitary parameters; default lr / 32.  A scheduler that changes
-            ``lr`` changes it in proportion.
-        polish_every: steps between two corrections of rounding drift; 0 for none.  The default keeps
-            float32 weights within about 1e-6 of unitary, and costs a few percent of the step.
+        factorization: ``"subspace"``, ``"lsi"``, ``"column"`` and ``"svd"`` sketch the direction, as in
+            `projunn.factorize`.  ``"tangent"`` sketches its tangent part, (W^H D - D^H W)/2, which is
+            what moves a unitary W: it does not stop where the leading part of the gradient is normal to
+            the manifold, as ``"subspace"`` can, and reads W more often.
+        unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
+            experiments.  A scheduler that changes ``lr`` changes it in proportion.
+        polish_every: steps between two corrections of rounding drift; 0 for none.  The default, max(192,
+            2 m, 2 n), keeps float32 weights within about 1e-6 of unitary, and costs a few percent of the
+            time of the steps.
         capturable: allow the step to be captured in a CUDA graph.  The steps of unitary parameters are
             then counted on the GPU, where it is also decided when to correct drift.
 
     The weight of a layer with ``sketch_rank`` has its gradient in factors and steps along those.  Then
-    ``factorization`` has no effect, and B is stored at low rank, truncated to its largest parts.
+    ``factorization`` has no effect, except that `step` refuses ``"tangent"`` with a ValueError, and B is
+    stored at low rank, truncated to its largest parts.
 
-    All arguments but ``params`` can be given in parameter groups.  If a gradient is not finite, its
-    matrix and the state of that stay as they were, and `skipped_steps` counts it.
+    All arguments but ``params`` can be given in parameter groups.  If the gradient of a matrix is not
+    finite, or the result of its step is not determined to working precision, the matrix and its state
+    stay as they were, and `skipped_steps` counts it.
 
     Raises:
         ValueError: an option is out of its range.
@@ -66,7 +72,7 @@ class SGD(UnitaryOptimizer):
         fused: bool | None = None,
         rank: int = 1,
         retraction: str = "exp",
-        factorization: str = "tangent",
+        factorization: str = "subspace",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
         capturable: bool = False,

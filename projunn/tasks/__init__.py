@@ -1,8 +1,8 @@
 """The tasks that ``projunn train`` knows, one a file.
 
-To add a task, write a subclass of `Task` in a file of its own, add it to the list below, and test it
-in ``tests/tasks/``.  Nothing outside this folder names a task: the command line, the checks, the
-training loop and the pictures all walk over what the classes in `TASKS` declare.
+To add a task, write a subclass of `Task` in a file of its own, add it to `TASKS` below, and test it in
+``tests/tasks/``.  Nothing outside this folder names a task: the command line, the checks, the training
+loop and the pictures all read what the classes in `TASKS` declare.
 """
 
 from projunn.tasks.adding import Adding

@@ -12,11 +12,11 @@ from projunn.tasks.task import Batch
 
 
 class Adding(GeneratedTask):
-    """Each of T steps shows a number, uniform in [0, 1), and a mark; sum the two marked numbers.
+    """The adding problem: of T numbers, uniform in [0, 1), two are marked; the target is their sum.
 
-    One mark lies in each half of the sequence.  Guessing the mean, 1, scores the variance of the sum
-    of two uniform numbers, 1/6.  Hochreiter, Schmidhuber, Neural Computation 9, 1997; this form:
-    Arjovsky, Shah, Bengio, ICML 2016, section 4.2.
+    One mark lies in each half of the sequence.  A guess of the mean, 1, scores the variance of the sum
+    of two uniform numbers, 1/6.  Source: Hochreiter, Schmidhuber, Neural Computation 9, 1997; in this
+    form Arjovsky, Shah, Bengio, ICML 2016, section 4.2.
     """
 
     name = "adding"

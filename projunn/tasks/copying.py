@@ -17,12 +17,13 @@ _BLANK, _GO = _SYMBOLS, _SYMBOLS + 1
 
 
 class Copying(GeneratedTask):
-    """Ten symbols out of eight, T - 1 blanks, a "go" sign, ten blanks; repeat the ten at the end.
+    """The copying problem: repeat ten symbols after a delay of T steps.
 
-    The target is blank for the first T + 10 steps and the ten symbols then.  Knowing when to answer
-    but not what scores 10 ln 8 / (T + 20), the cross-entropy averaged over all T + 20 steps.
-    Accuracy is over the ten symbols.  Hochreiter, Schmidhuber, Neural Computation 9, 1997; this form:
-    Arjovsky, Shah, Bengio, ICML 2016, section 4.1.
+    The input is ten symbols of an alphabet of eight, T - 1 blanks, a "go" sign, and ten blanks.  The
+    target is T + 10 blanks, and then the ten symbols.  Knowing when to answer but not what scores 10 ln
+    8 / (T + 20), the cross-entropy averaged over all T + 20 steps.  The accuracy is that of the ten
+    symbols.  Source: Hochreiter, Schmidhuber, Neural Computation 9, 1997; in this form Arjovsky, Shah,
+    Bengio, ICML 2016, section 4.1.
     """
 
     name = "copying"

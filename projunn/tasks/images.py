@@ -1,4 +1,4 @@
-"""Images, classified as pictures."""
+"""Image classification by convolutional networks."""
 
 from collections.abc import Callable, Mapping
 from math import log
@@ -27,7 +27,7 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deep": DeepConvNet,
     "lipschitz": LipschitzConvNet,
 }
-# Small turns add up over a hundred layers.  36/255 is the usual radius of certified accuracy.
+# Small rotations add up over a hundred layers.  36/255 is the usual radius of certified accuracy.
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "deep": {"unitary_lr": 1e-4},
     "lipschitz": {"certify": 36 / 255},
@@ -49,7 +49,8 @@ class Images(Task):
     ``digits``: 1,797 images of 8 x 8 that come with scikit-learn, a fifth of them held out.  ``mnist``,
     ``cifar10``, ``cifar100``: through torchvision, downloaded to ``data/`` where they are not there yet.
     With ``augment`` each training image is shifted at random, by up to an eighth of its size, and
-    mirrored at random where mirrored objects exist (CIFAR).  Guessing scores the log of the classes.
+    mirrored at random where mirrored objects exist (CIFAR).  A uniform guess scores the logarithm of the
+    number of classes.
     """
 
     name = "images"
@@ -57,7 +58,7 @@ class Images(Task):
     loss_name = "cross-entropy"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=DATASETS),
-        Option("augment", bool, False, "shift (and mirror) the images"),
+        Option("augment", bool, False, "shift (and, of CIFAR, mirror) the images"),
         Option("model", str, "resnet9", "the network", group="model", choices=tuple(_NETWORKS)),
         Option("width", int, 16, "channels of the first convolution", group="model", limit=at_least_one),
         Option("depth", int, 100, "convolutions of the deep model", group="model", limit=at_least_one),
@@ -85,7 +86,7 @@ class Images(Task):
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
         self._train = (train[0] - mean) / deviation, train[1]
         self._test = (test[0] - mean) / deviation, test[1]
-        self.stretch = float(1 / deviation.min())  # of distances, by bringing pixels to deviation 1
+        self.stretch = float(1 / deviation.min())  # of distances, by the division
         self._black = -(mean / deviation).squeeze(0)
         self.channels = train[0].shape[1]
         self.image_size = (train[0].shape[2], train[0].shape[3])
@@ -159,10 +160,10 @@ class Images(Task):
         draw_images(figure, models, axis, self.output_size, self.options.certify)
 
     def certified(self, model: nn.Module, device: torch.device, radius: float) -> float:
-        """The share of held-out images that are answered rightly, whatever of norm ``radius`` is added.
+        """The share of held-out images whose right answer no change of 2-norm ``radius`` can make wrong.
 
-        The radius is a 2-norm in units of the pixels' range, 0 to 1: the images a model gets are larger
-        by 1 / (deviation of the channel), and so are their distances.  The model's Lipschitz constant is
+        The radius is in units of the pixels' range, 0 to 1.  The images that a model gets are divided by
+        the deviation of each channel, and so are their distances.  The model's Lipschitz constant is
         measured on its weights (`projunn.certified_accuracy`).
         """
         images, labels = self._test
@@ -176,7 +177,7 @@ class Images(Task):
 
     @torch.no_grad()
     def score(self, model: nn.Module, device: torch.device) -> Score:
-        """The model in evaluation mode on the held-out data."""
+        """The loss and the accuracy of the model, in evaluation mode, on the held-out images."""
         images, labels = self._test
         training = model.training
         model.eval()
@@ -192,7 +193,7 @@ class Images(Task):
 
 @torch.no_grad()
 def norm_gains(model: nn.Module, images: Tensor) -> list[float]:
-    """How much each convolution of the model grows the norm of what it gets, its bias left out."""
+    """The norm of each convolution's output, without its bias, over the norm of its input."""
     gains: list[float] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

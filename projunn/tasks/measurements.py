@@ -1,4 +1,4 @@
-"""What is measured of a model on a task, and how it is shown."""
+"""Measurements of a model on a task, and how they are shown."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -28,8 +28,8 @@ class LogPoint:
         train_loss: the mean loss of the steps since the last point.
         test_loss, test_accuracy: the `Score`.
         defect: the largest unitarity defect of its matrices.
-        energy: the share of the last gradient's energy that steps of the rank in use can take.
-        skipped: how many steps of a matrix were not taken, because they were not finite.
+        energy: the share of the last gradient's energy that a step of the rank in use can follow.
+        skipped: the steps of single matrices that were not taken (`UnitaryOptimizer.skipped_steps`).
         measured: the values of the metrics that tasks declare.
     """
 
@@ -45,13 +45,13 @@ class LogPoint:
     measured: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The fields, and in the place of ``measured`` its entries."""
+        """The fields by name, with the entries of ``measured`` in its place."""
         values = dict(vars(self))
         return values | values.pop("measured")
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> "LogPoint":
-        """The point that `flat` made ``values`` of."""
+        """The inverse of `flat`."""
         own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         return cls(**own, measured={k: v for k, v in values.items() if k not in own})
 

@@ -1,4 +1,4 @@
-"""The options of ``projunn train`` that tasks declare for themselves, and what a task is made from."""
+"""The options of ``projunn train`` that tasks declare, and all options that a task is made from."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ SKETCH_RANK = Option(
 
 
 class TaskOptions(SimpleNamespace):
-    """What a task is made from: its own options, and those of every run that tasks may depend on.
+    """The options that a task is made from: its own, and those of every run that tasks may depend on.
 
     ``TaskOptions(length=100, batch_size=32).length`` is 100.
 

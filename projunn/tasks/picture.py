@@ -12,7 +12,7 @@ _AXIS = {"step": "step", "seconds": "seconds of training"}
 
 
 class Scored(Protocol):
-    """What the picture says of a task."""
+    """The attributes of a task that the picture shows."""
 
     loss_name: ClassVar[str]
     scores_training_loss: ClassVar[bool]

@@ -21,7 +21,7 @@ class Pixels(SequenceTask):
 
     ``digits``: 1,797 images of 8 x 8 that come with scikit-learn, a fifth of them held out.
     ``mnist``: 28 x 28, through torchvision, downloaded to ``data/`` where it is not there yet.
-    Guessing scores ln 10.  Le, Jaitly, Hinton, arXiv 1504.00941.
+    A uniform guess scores ln 10.  Source: Le, Jaitly, Hinton, arXiv 1504.00941.
     """
 
     name = "pixels"
@@ -29,7 +29,7 @@ class Pixels(SequenceTask):
     loss_name = "cross-entropy"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=("digits", "mnist")),
-        Option("permuted", bool, False, "shuffle the pixels"),
+        Option("permuted", bool, False, "shuffle the pixels, all images alike"),
         *RECURRENT,
     )
     defaults: ClassVar[dict[str, Any]] = {"steps": 3000}

@@ -15,7 +15,7 @@ from projunn.tasks.options import SKETCH_RANK, Option, at_least_one
 from projunn.tasks.task import Batch, Task
 from projunn_kernels import NONLINEARITIES
 
-_TEST_SEED = 20220310  # of the held-out data; the training seeds are the user's
+_TEST_SEED = 20220310  # of the held-out data; the user chooses the seeds of training
 _TEST_CHUNK = 250
 _PEERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 _INITS: dict[str, Callable[[Any], Tensor]] = {
@@ -27,14 +27,21 @@ _INITS: dict[str, Callable[[Any], Tensor]] = {
 
 RECURRENT: tuple[Option, ...] = (
     Option("hidden", int, 128, "hidden units", group="model", limit=at_least_one),
-    Option("nonlinearity", str, "modrelu", "of the unitary RNN", group="model", choices=NONLINEARITIES),
-    Option("init", str, "henaff", "of the recurrent weight", group="model", choices=tuple(_INITS)),
+    Option(
+        "nonlinearity",
+        str,
+        "modrelu",
+        "activation of the unitary RNN",
+        group="model",
+        choices=NONLINEARITIES,
+    ),
+    Option("init", str, "henaff", "initial recurrent weight", group="model", choices=tuple(_INITS)),
     SKETCH_RANK,
 )
 
 
 class SequenceTask(Task):
-    """A task on sequences (T, batch, input_size).
+    """Base of the tasks on sequences (T, batch, input_size).
 
     Class attributes:
         every_step: True if the model answers at every time step, False if only at the last.
@@ -71,7 +78,7 @@ class SequenceTask(Task):
         return SequenceModel(recurrent, features, self.output_size, self.every_step)
 
     def test_data(self) -> Batch:
-        """Held-out data, the same in every run."""
+        """Held-out inputs and targets, the same in every run."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -90,7 +97,7 @@ class SequenceTask(Task):
 
 
 class GeneratedTask(SequenceTask):
-    """A task whose sequences are drawn at random, as many as are needed, of a length that is an option.
+    """Base of the tasks that draw as many random sequences as are needed, of length ``--length``.
 
     Class attributes:
         test_size: the number of held-out sequences.
@@ -104,7 +111,7 @@ class GeneratedTask(SequenceTask):
         return f"{self.name}, length {length}: {hidden} hidden units"
 
     def draw_sequences(self, count: int, generator: torch.Generator) -> Batch:
-        """``count`` sequences and their targets."""
+        """Draws ``count`` sequences and their targets."""
         raise NotImplementedError
 
     def batch(self, generator: torch.Generator) -> Batch:
@@ -119,9 +126,15 @@ class GeneratedTask(SequenceTask):
 
 
 class SequenceModel(nn.Module):
-    """A body that is called like ``nn.RNN``, and a linear readout of its last state or of every state.
+    """A recurrent layer, called like ``nn.RNN``, and a linear readout of its last or of every state.
 
     Complex states are read out as their real and imaginary parts.
+
+    Args:
+        body: the recurrent layer.
+        features: the real numbers in one of its states.
+        outputs: the numbers in an answer.
+        every_step: True for an answer at every time step, False for one at the last.
     """
 
     def __init__(self, body: nn.Module, features: int, outputs: int, every_step: bool) -> None:
@@ -133,7 +146,7 @@ class SequenceModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         states, last = self.body(x)
         if not self.every_step:
-            h_n = last[0] if isinstance(last, tuple) else last  # an LSTM has cells beside it
+            h_n = last[0] if isinstance(last, tuple) else last  # an LSTM returns its cells too
             states = h_n[-1]
         if states.is_complex():
             states = rearrange(torch.view_as_real(states), "... unit part -> ... (unit part)")

@@ -1,4 +1,4 @@
-"""What every task offers to the command line, to the training loop and to the picture of a run."""
+"""The interface of a task to the command line, to the training loop and to the picture of a run."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,10 +16,14 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Task:
-    """Data, a loss, and the models that may learn it.  A subclass declares all that is special to it.
+    """Base of the tasks: data, a loss, and the models that may learn it.
 
-    A task draws its batches from a generator that it is given, so that a run can be repeated and
-    resumed: the same state of the generator gives the same batch.
+    A subclass declares all that is special to it.  A task draws its batches from a generator that it is
+    given, so that a run can be repeated and resumed: the same state of the generator gives the same
+    batch.
+
+    Args:
+        options: a `TaskOptions`; missing options get the defaults that the class declares.
 
     Class attributes:
         name: the word after ``projunn train``.
@@ -60,7 +64,7 @@ class Task:
 
     @classmethod
     def check(cls, options: TaskOptions) -> None:
-        """Raise ValueError if the options do not go together."""
+        """Raise ValueError if the options do not go together; by default all do."""
 
     @classmethod
     def color(cls, body: str) -> str:
@@ -92,7 +96,7 @@ class Task:
         return None
 
     def score(self, model: nn.Module, device: torch.device) -> Score:
-        """The model on held-out data, which are the same in every run."""
+        """The loss and the accuracy of the model on held-out data, which are the same in every run."""
         raise NotImplementedError
 
     def measure(self, model: nn.Module, device: torch.device) -> dict[str, Any]:

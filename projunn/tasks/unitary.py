@@ -11,16 +11,17 @@ from projunn.tasks.measurements import ORANGE, Score
 from projunn.tasks.options import SKETCH_RANK, Option, TaskOptions, at_least_one
 from projunn.tasks.task import Batch, Task
 
-_TARGET_SEED = 1_000_003  # away from the seeds of weights and data, or W would start at U
+_TARGET_SEED = 1_000_003  # differs from the seeds of weights and data; else W would start at U
 
 
 class Unitary(Task):
     """Learn a Haar-random unitary (or orthogonal) matrix U from pairs (x, U x), x of norm 1.
 
-    The model is one linear layer W, the loss is ‖W x - U x‖^2 summed over the batch, so that a step
-    of learning rate 1/2 along one example maps that example to its target.  The score is the relative
-    error ‖W - U‖_F / ‖U‖_F, which a random guess puts at sqrt(2).  A real U has determinant 1, and so
-    should W at the start: rotations do not lead from one sign to the other.  arXiv 2203.05483, 4.1.
+    The model is one linear layer W.  The loss is ‖W x - U x‖^2 summed over the batch, so that a plain
+    gradient step of learning rate 1/2 along one example maps that example to its target.  The score is
+    the relative error ‖W - U‖_F / ‖U‖_F, which is about sqrt(2) for a random W.  A real U has
+    determinant 1, and so has W at the start, because rotations do not lead from one sign to the other.
+    Source: arXiv 2203.05483, section 4.1.
     """
 
     name = "unitary"

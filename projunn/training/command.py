@@ -1,18 +1,20 @@
 """The command ``projunn train``: its options, its help, and the run that they ask for."""
 
 import argparse
+import itertools
 import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from projunn.exit_status import FAILED, INTERRUPTED
 from projunn.tasks import TASKS, Option, declarations
 from projunn.training.config import CHOICES, TrainConfig
 
-_INTERRUPTED = 130
 _METAVARS = {int: "N", float: "X"}
-# What the help tells of each task, after the options that it declares, and of all tasks together.
+# The help lists the defaults of these options for each task, after those that the task declares, and
+# the defaults of the second list once for all tasks.
 _DEFAULTS = ("dtype", "optimizer", "lr", "unitary_lr", "schedule", "clip", "batch_size", "steps")
 _COMMON = ("rank", "retraction", "factorization", "momentum", "log_every", "seed", "device")
 
@@ -33,13 +35,13 @@ def add_command(commands: Any) -> None:
     _add_declared(train.add_argument_group("task"), "task")
     model = train.add_argument_group("model")
     _add_declared(model, "model")
-    _add_option(model, "dtype", str, "orthogonal or unitary weights")
+    _add_option(model, "dtype", str, "dtype of the weights: orthogonal or unitary")
     compared = _by_task({name: ", ".join(task.compared) for name, task in TASKS.items()})
     model.add_argument(
         "--compare",
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
-        help=f"train these beside it: {compared}",
+        help=f"train these models beside the unitary one: {compared}",
     )
     rule = train.add_argument_group("optimizer")
     _add_rule(rule)
@@ -48,27 +50,29 @@ def add_command(commands: Any) -> None:
 
 
 def _add_rule(group: Any) -> None:
-    _add_option(group, "optimizer", str, "the rule")
+    _add_option(group, "optimizer", str, "the optimizer's rule")
     _add_option(group, "lr", float, "learning rate")
-    _add_option(group, "unitary_lr", float, "that of the unitary weights; default: lr / 32")
-    text = "of both rates over the budget; cooldown: to 0 in the last third"
+    _add_option(group, "unitary_lr", float, "learning rate of the unitary weights; default: lr / 32")
+    text = "how both rates change over the budget; cooldown goes to 0 in the last third"
     _add_option(group, "schedule", str, text)
-    _add_option(group, "clip", float, "largest norm of the whole gradient; default: none")
-    _add_option(group, "momentum", float, "of sgd and rmsprop")
-    _add_option(group, "rank", int, "rank of the steps")
-    _add_option(group, "retraction", str, "back to the unitary matrices")
-    _add_option(group, "factorization", str, "of the step")
-    _add_option(group, "batch_size", int, "sequences or vectors a step")
+    _add_option(group, "clip", float, "clip the norm of the whole gradient to this; default: none")
+    _add_option(group, "momentum", float, "momentum of sgd and rmsprop")
+    _add_option(group, "rank", int, "rank k of the steps of unitary weights")
+    _add_option(group, "retraction", str, "how a step comes back to the unitary matrices")
+    _add_option(group, "factorization", str, "how the rank-k factors of a step are found")
+    _add_option(group, "batch_size", int, "training examples in a step")
 
 
 def _add_run(group: Any) -> None:
-    _add_option(group, "steps", int, "budget in steps, each model")
-    _add_option(group, "seconds", float, "budget in seconds of training, each model")
+    _add_option(group, "steps", int, "budget of each model in steps")
+    _add_option(group, "seconds", float, "budget of each model in seconds of training")
     _add_option(group, "log_every", int, "steps between two log points")
-    _add_option(group, "seed", int, "of weights and data")
-    _add_option(group, "device", str, "auto, cpu, cuda, cuda:1, ...")
+    _add_option(group, "seed", int, "seed of weights and data")
+    _add_option(
+        group, "device", str, "where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+    )
     group.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the results; default: runs/..."
+        "--out", type=Path, metavar="DIR", help="folder of the results; default: runs/TASK-TIME"
     )
     group.add_argument(
         "--resume",
@@ -128,7 +132,7 @@ def _column() -> int:
 
 
 def _defaults() -> str:
-    """The end of the help: the defaults of every task."""
+    """The last part of the help: the defaults of every task."""
     column, lines = _column(), ["defaults:"]
     for name, task in TASKS.items():
         config = TrainConfig.for_task(name)
@@ -167,10 +171,25 @@ def run(arguments: argparse.Namespace) -> int:
         if task is None:
             raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
         config = TrainConfig.for_task(task, **options)
-        folder = out or Path("runs") / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out: {folder} is a file, wanted a folder")
-        if (folder / "checkpoint.pt").exists():
-            raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
-        started = Run(config, folder)
-    return 0 if train(started) else _INTERRUPTED
+        if out is not None and out.exists() and not out.is_dir():
+            raise ValueError(f"out: {out} is a file, wanted a folder")
+        if out is not None and (out / "checkpoint.pt").exists():
+            raise ValueError(f"out: {out} holds a run already; --resume {out} goes on with it")
+        started = Run(config, out or Path("runs"))
+        started.folder = out or _new_folder(task)
+    if not train(started):
+        return INTERRUPTED
+    return FAILED if started.learners[0].diverged else 0
+
+
+def _new_folder(task: str) -> Path:
+    """A folder that no other run has: of two runs that start in one second, the second gets a number."""
+    name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("there are always more numbers")

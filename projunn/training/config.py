@@ -1,7 +1,8 @@
-"""What to train: the options of a run, checked, and kept in its folder as JSON."""
+"""The options of a training run, checked, and kept in its folder as JSON."""
 
 import json
-from dataclasses import asdict, dataclass, fields, make_dataclass, replace
+import typing
+from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,16 @@ from projunn import optim
 from projunn.optim.options import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions, declarations
 from projunn.tasks.options import above_zero, at_least_one, one_of
-from projunn.training.atomic import replacing
 from projunn_kernels import RETRACTIONS
+from projunn_kernels.files import replacing
 
 BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in task.compared)]))
 OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
 DTYPES = ("float32", "complex64")
+_FOLLOWED = ("steps", "seconds", "device", "log_every")
 SCHEDULES = ("constant", "cooldown", "cosine", "step")
 
-# The values of the general options that are words.
+# The values that general options may have, where those are words.
 CHOICES = {
     "task": tuple(TASKS),
     "retraction": tuple(RETRACTIONS),
@@ -68,7 +70,7 @@ class TrainConfig(_TaskFields):
     momentum: float = 0.0
     rank: int = 1
     retraction: str = "exp"
-    factorization: str = "tangent"
+    factorization: str = "subspace"
     batch_size: int = 50
     steps: int | None = None
     seconds: float | None = None
@@ -125,7 +127,7 @@ class TrainConfig(_TaskFields):
 
     @property
     def task_options(self) -> TaskOptions:
-        """What the task is made from."""
+        """The options that the task is made from."""
         declared = [option.name for option in TASKS[self.task].declares]
         return TaskOptions(
             batch_size=self.batch_size,
@@ -137,6 +139,7 @@ class TrainConfig(_TaskFields):
 
     @property
     def torch_device(self) -> torch.device:
+        """The device; ``"auto"`` is the current GPU, or the CPU where PyTorch sees no GPU."""
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,24 +152,56 @@ class TrainConfig(_TaskFields):
             raise ValueError(f"device: {self.device!r} is not available here") from error
 
     def save(self, path: Path) -> None:
+        """Write the options to a JSON file."""
         with replacing(path) as file:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
-        """Read what `save` wrote; ValueError tells what is wrong with the file."""
+        """Read what `save` wrote; raise ValueError if the file holds no configuration of a run."""
         try:
             values = json.loads(path.read_text())
             known = {field.name for field in fields(cls)}
             if not isinstance(values, dict) or not known >= set(values):
                 raise ValueError("it has options that this version does not know")
-            values["compare"] = tuple(values.get("compare", ()))
+            values["compare"] = _words(values.get("compare", []))
+            for field in fields(cls):
+                if field.name in values:
+                    _check_type(field, values[field.name])
             return cls(**values)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no configuration of a run: {error}") from error
+
+    def check_made_by(self, made: dict[str, Any]) -> None:
+        """Raise ValueError if a checkpoint was made with other options than these.
+
+        Options that a run may be resumed with are followed: its budget, its device, and how often it
+        logs.
+        """
+        for name, own in asdict(self).items():
+            before = made.get(name, own)
+            before = tuple(before) if isinstance(before, list) else before
+            if name not in _FOLLOWED and before != own:
+                raise ValueError(f"{name} is {own!r} there, and was {before!r}")
 
     def extended(self, steps: int | None, seconds: float | None) -> "TrainConfig":
         """The same run with another budget, where one is given."""
         if steps is None and seconds is None:
             return self
         return replace(self, steps=steps, seconds=seconds)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"compare: got {value!r:.40}, wanted a list of words")
+    return tuple(value)
+
+
+def _check_type(field: Field[Any], value: Any) -> None:
+    """Raise ValueError if a JSON value is of another type than an option."""
+    kinds = typing.get_args(field.type) or (field.type,)
+    if field.name == "compare" or (value is None and field.default is None):
+        return
+    wanted = (int, float) if float in kinds else kinds
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{field.name}: got {value!r:.40}, wanted {kinds[0].__name__}")

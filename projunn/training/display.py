@@ -1,4 +1,4 @@
-"""What a run shows while it goes and when it is over: progress bars, log lines, a closing table."""
+"""The output of a run: progress bars or log lines while it goes, and a table at the end."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from projunn.training.learner import Learner
 
 
 class Display:
-    """One bar a model on a terminal; one line a log point where the output is no terminal."""
+    """Shows a bar for each model on a terminal, and a line for each log point elsewhere."""
 
     def __init__(self, task: Task, learners: Iterable[Learner]) -> None:
         self.task = task
@@ -47,7 +47,7 @@ class Display:
         self._progress.stop()
 
     def advance(self, learner: Learner) -> None:
-        """Move a learner's bar to where it is."""
+        """Move a learner's bar to the share of the budget that is spent."""
         config, shares = learner.config, [0.0]
         if config.steps:
             shares.append(learner.step / config.steps)
@@ -62,13 +62,13 @@ class Display:
         self._progress.update(bar, numbers=numbers)
 
     def log(self, point: LogPoint) -> None:
-        """Say a new log point where there are no bars."""
+        """Print a new log point where there are no bars."""
         if not self._live:
             numbers = _numbers(self.task, point)
             self.console.print(f"{point.model:<8} step {point.step:>6}  {numbers}", soft_wrap=True)
 
     def close(self, learners: Iterable[Learner], folder: Path, interrupted: bool) -> None:
-        """The table of results and where everything lies."""
+        """Print the table of results and where the files are."""
         title = f"{self.task.loss_name} on held-out data; a naive guess scores {self.task.naive:.4g}"
         table = Table(title=title, title_style="")
         table.add_column("model", style="bold")
@@ -93,6 +93,12 @@ class Display:
         for last in lasts:
             if last.skipped:
                 self.console.print(f"{last.model}: {last.skipped} steps of a matrix were not taken")
+        for learner in learners:
+            if learner.diverged:
+                self.console.print(
+                    f"{learner.body}: given up at step {learner.step}, its loss was not finite any more"
+                    " (try a smaller --lr)"
+                )
         if interrupted:
             self.console.print(
                 f"Interrupted. Go on with: projunn train --resume {folder}", soft_wrap=True

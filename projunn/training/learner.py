@@ -13,11 +13,19 @@ from projunn import diagnostics
 from projunn.tasks import METRICS, LogPoint, Task
 from projunn.training.config import OPTIMIZERS, TrainConfig
 
-_COOLDOWN = 3  # the last third of the budget: its inverse
+_HOPELESS = 100  # steps in a row without a finite loss, after which a model is given up
+_FAR = 1e-3  # a unitarity defect that no training leaves behind
+_COOLDOWN = 3  # 1 over the share of the budget, at its end, in which the rates go to 0
 
 
 class Learner:
-    """A model, built and seeded by the configuration, that takes steps and logs itself."""
+    """A model of a task in training: it takes steps and logs its measurements.
+
+    Args:
+        body: ``"unitary"`` or one of the models that the task compares.
+        task: gives the model, the batches and the loss.
+        config: the optimizer, the budget, the seed and the device.
+    """
 
     def __init__(self, body: str, task: Task, config: TrainConfig) -> None:
         self.body, self.task, self.config = body, task, config
@@ -33,14 +41,17 @@ class Learner:
         self.points: list[LogPoint] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
+        self._not_finite = torch.zeros((), dtype=torch.int64, device=self.device)  # steps in a row
+        self.diverged = False
 
     @property
     def finished(self) -> bool:
-        return self.progress >= 1
+        """True if the budget is spent, or the model has `diverged`."""
+        return self.diverged or self.progress >= 1
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, of the scarcer one if there are two."""
+        """The share of the budget that is spent; the larger one if there are two budgets."""
         steps, seconds = self.config.steps, self.config.seconds
         return max(
             0.0 if steps is None else self.step / steps,
@@ -48,7 +59,7 @@ class Learner:
         )
 
     def take_step(self) -> None:
-        """One batch: forward, backward, optimizer; logs itself when a log point is reached."""
+        """Train on one batch, and log if a log point is reached."""
         started = time.perf_counter()
         x, y = (t.to(self.device) for t in self.task.batch(self.generator))
         self.optimizer.zero_grad()
@@ -61,10 +72,13 @@ class Learner:
         self.optimizer.step()
         self._loss_sum += loss.detach()
         self._loss_count += 1
+        self._not_finite = torch.where(loss.detach().isfinite(), 0, self._not_finite + 1)
         self.step += 1
         due = self._is_due(self.step)
         if due and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        if due or self.step % _HOPELESS == 0:
+            self.diverged = self._not_finite.item() >= _HOPELESS
         self.seconds += time.perf_counter() - started
         if due or self.finished:
             self.log()
@@ -113,25 +127,50 @@ class Learner:
             "seconds": self.seconds,
             "loss_sum": self._loss_sum.item(),
             "loss_count": self._loss_count,
+            "not_finite": int(self._not_finite.item()),
+            "diverged": self.diverged,
             "points": [point.flat() for point in self.points],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state_dict` returned.
+
+        Points between two regular ones are dropped, but for that of the last step of the budget.
+
+        Raises:
+            ValueError: a weight is not finite (unless the model had diverged), or is to be unitary and
+                is far from it.
+        """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.fill_(state["loss_sum"])
         self._loss_count = state["loss_count"]
+        self._not_finite.fill_(state.get("not_finite", 0))
+        self.diverged = state.get("diverged", False)
         points = [LogPoint.from_flat(point) for point in state["points"]]
-        self.points = [point for point in points if self._is_due(point.step)]
+        last = self.step if self.finished else None
+        self.points = [point for point in points if self._is_due(point.step) or point.step == last]
+        if not self.diverged:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        unitary = {id(weight) for weight in projunn.unitary_parameters(self.model)}
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise ValueError(f"{self.body}: {name} has entries that are not finite")
+            if id(weight) in unitary and weight.numel():
+                defect = projunn.unitarity_defect(weight).max().item()
+                if defect > _FAR:
+                    raise ValueError(f"{self.body}: {name} is not unitary, its defect is {defect:.2g}")
 
     def _is_due(self, step: int) -> bool:
         return step % self.config.log_every == 0
 
 
 def rate_factor(schedule: str, progress: float) -> float:
-    """What the learning rates are multiplied with when this share of the budget is spent."""
+    """The factor of the learning rates when the share ``progress`` of the budget is spent."""
     done = min(1.0, progress)
     if schedule == "constant":
         return 1.0
@@ -160,7 +199,7 @@ def _energy(weights: list[projunn.UnitaryParameter], rank: int) -> float | None:
     shares: list[Tensor] = []
     for weight in weights:
         if weight.grad is None or isinstance(weight.grad, projunn.FactoredTensor):
-            continue  # of a sketched gradient nobody knows what was left out
+            continue  # its energy is not known: the sketch left some out
         if weight.grad.isfinite().all():
             gradient = diagnostics.captured_energy(projunn.view_like(weight, weight.grad), rank)
             shares.append(gradient.mean())

@@ -1,4 +1,4 @@
-"""The picture of a run, as a PNG file: a title, under which the task draws."""
+"""The picture of a run, as a PNG file: a title, and what the task draws under it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size"
 def plot_run(path: Path, task: Task, config: TrainConfig, learners: list[Learner]) -> None:
     """Draw the learners of a run into a PNG file."""
     models = [Trained(x.body, task.color(x.body), x.model, x.points) for x in learners]
-    # Where the budget is in seconds, they are the axis: the curves of all models are equally long then.
+    # With a budget in seconds the axis is time, along which the curves of all models are equally long.
     axis = "step" if config.seconds is None else "seconds"
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(12, 4), layout="constrained")

@@ -6,50 +6,78 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
 
 from projunn.tasks import TASKS, LogPoint
-from projunn.training.atomic import replacing
-from projunn.training.checkpoint import load_checkpoint, save_checkpoint
+from projunn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from projunn.training.config import TrainConfig
 from projunn.training.learner import Learner
+from projunn_kernels.files import PARTIAL, replacing
+
+if TYPE_CHECKING:
+    from projunn.training.display import Display
 
 _CHECKPOINT_EVERY = 30.0  # seconds
-_SLICE = 10  # steps of one learner before it is the next one's turn
+_SLICE = 10  # steps of one learner before the next one takes its steps
 
 
 class Run:
     """The learners of a configuration and their folder.
 
     The folder holds ``config.json``, ``metrics.jsonl``, ``plot.png`` and ``checkpoint.pt``.
+
+    Args:
+        config: the options of the run.
+        folder: where the results go; `train` makes it.
+
+    Raises:
+        ValueError: the device of ``config`` is not one of this machine.
+        RuntimeError: a data set cannot be read.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         config.check_device()
         self.config, self.folder = config, folder
+        self.threads = torch.get_num_threads()
+        self._resumed = False
         self.task = TASKS[config.task](config.task_options)
         bodies = ("unitary", *config.compare)
         self.learners = [Learner(body, self.task, config) for body in bodies]
 
     @classmethod
     def resume(cls, folder: Path, steps: int | None = None, seconds: float | None = None) -> "Run":
-        """The run of a folder, where its checkpoint left it; with another budget if one is given.
+        """The run of a folder in the state of its checkpoint, with another budget if one is given.
+
+        Nothing in the folder changes.  `train` then goes on with as many threads as before, without
+        which sums would be rounded in another order.
 
         Raises:
-            ValueError: the folder holds no configuration and checkpoint that fit each other.
+            ValueError: the folder holds no configuration and checkpoint that fit each other, or the
+                checkpoint is broken, or holds weights that no training leaves behind.
         """
         config = TrainConfig.load(folder / "config.json").extended(steps, seconds)
         run = cls(config, folder)
-        states = load_checkpoint(folder / "checkpoint.pt", config.torch_device)
+        checkpoint = load_checkpoint(folder / "checkpoint.pt", config.torch_device)
+        try:
+            config.check_made_by(checkpoint.config or {})
+        except ValueError as error:
+            raise ValueError(f"{folder}: checkpoint.pt does not fit config.json: {error}") from error
+        run.threads, run._resumed = checkpoint.threads or run.threads, True
+        states = checkpoint.learners
         if set(states) != {learner.body for learner in run.learners}:
             raise ValueError(f"{folder}: the checkpoint holds other models than config.json names")
         for learner in run.learners:
             try:
                 learner.load_state_dict(states[learner.body])
-            except Exception as error:  # a state that was tampered with fails in any way
-                message = f"{folder}: checkpoint.pt does not fit config.json"
+            except Exception as error:  # a state that does not fit can fail in any way
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                message = f"{folder}: checkpoint.pt does not fit config.json: {reason}"
                 raise ValueError(message) from error
         return run
 
@@ -61,7 +89,8 @@ class Run:
             for point in self.points:
                 file.write((json.dumps(_finite(point), allow_nan=False) + "\n").encode())
         states = {learner.body: learner.state_dict() for learner in self.learners}
-        save_checkpoint(self.folder / "checkpoint.pt", states)
+        checkpoint = Checkpoint(states, asdict(self.config), self.threads)
+        save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
 
     @property
     def points(self) -> list[LogPoint]:
@@ -81,40 +110,83 @@ def _number(value: Any) -> Any:
 
 
 def train(run: Run) -> bool:
-    """Train until the budget is spent or the process is told to stop; False if it was told to.
+    """Train until the budgets are spent or the process is told to stop; False if it was told to.
 
-    Either way the folder holds a valid checkpoint, the metrics and the plot when it returns.
+    Either way the folder holds a valid checkpoint, the metrics and the plot when it returns.  A model
+    whose loss is not finite for 100 steps is given up.
+
+    Raises:
+        ValueError: another process trains in the folder, or has since `Run` was made.
     """
     from projunn.training.display import Display
     from projunn.training.plots import plot_run
 
-    run.save()
-    saved = time.monotonic()
-    with _stop_requests() as stopped, Display(run.task, run.learners) as display:
-        while not stopped and not all(learner.finished for learner in run.learners):
+    with _alone_in(run), _threads(run.threads):
+        run.save()
+        with _stop_requests() as stopped, Display(run.task, run.learners) as display:
+            _take_steps(run, stopped, display)
+            run.save()  # first, because the measurements take a while
             for learner in run.learners:
                 logged = len(learner.points)
-                for _ in range(_SLICE):
-                    if stopped or learner.finished:
-                        break
-                    learner.take_step()
+                learner.log()
                 display.advance(learner)
                 for point in learner.points[logged:]:
                     display.log(point)
-            if time.monotonic() - saved > _CHECKPOINT_EVERY:
-                run.save()
-                saved = time.monotonic()
-        run.save()  # before the measurements, which take a moment
+            run.save()
+            plot_run(run.folder / "plot.png", run.task, run.config, run.learners)
+    display.close(run.learners, run.folder, interrupted=bool(stopped))
+    return not stopped
+
+
+def _take_steps(run: Run, stopped: list[int], display: "Display") -> None:
+    saved = time.monotonic()
+    while not stopped and not all(learner.finished for learner in run.learners):
         for learner in run.learners:
             logged = len(learner.points)
-            learner.log()
+            for _ in range(_SLICE):
+                if stopped or learner.finished:
+                    break
+                learner.take_step()
             display.advance(learner)
             for point in learner.points[logged:]:
                 display.log(point)
-        run.save()
-        plot_run(run.folder / "plot.png", run.task, run.config, run.learners)
-    display.close(run.learners, run.folder, interrupted=bool(stopped))
-    return not stopped
+        if time.monotonic() - saved > _CHECKPOINT_EVERY:
+            run.save()
+            saved = time.monotonic()
+
+
+@contextmanager
+def _alone_in(run: Run) -> Iterator[None]:
+    """Locks the folder of a run, and clears it of what killed processes left half written.
+
+    The operating system releases the lock when a process ends, however it ends.
+    """
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"out: another process trains in {folder}") from error
+    try:
+        if not run._resumed and (folder / "checkpoint.pt").exists():
+            raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
+        run._resumed = True
+        for left in folder.glob(f"*{PARTIAL}"):
+            left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -124,7 +196,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 2:  # insisting means it
+        if len(received) > 2:  # the third request ends the process at once
             raise KeyboardInterrupt
 
     previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -13,10 +13,29 @@ import pytest
 pytestmark = pytest.mark.requires("triton")
 
 
-def run(*arguments, **environment):
+# Prints the spilled bytes of a step of rank 1 of real n x n matrices, for each "n,architecture".
+SPILLED = """
+import sys
+from projunn_kernels.configs.problem import Problem
+from projunn_kernels.tuning.aot import binaries
+from projunn_kernels.tuning.binaries import compiled
+
+for size, architecture in (argument.split(",") for argument in sys.argv[1:]):
+    problem = Problem("fused_step", False, 1, int(size), int(size), 64)
+    launched = [(problem, {"retraction": "exp", "scaled": False, "active": False, "gradient": None})]
+    for binary in binaries((architecture,), launched):
+        print(compiled(binary)["spilled"])
+"""
+
+
+def python(*arguments, **environment):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "projunn_kernels.tuning.aot", *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
+
+
+def run(*arguments, **environment):
+    return python("-m", "projunn_kernels.tuning.aot", *arguments, **environment)
 
 
 def test_a_few_kernels_compile_without_a_spill(tmp_path):
@@ -49,6 +68,13 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
     names = [{(r["kernel"], r["architecture"], r["problem"]) for r in some} for some in (again, rows)]
     assert names[0] == names[1]
     assert f"{len(rows)} binaries, 0 failed" in table.read_text()
+
+
+def test_rows_that_are_not_aligned_spill_nothing_in_the_fused_step():
+    """Such rows take an address for each number; with two panels of rows these are carried by loops."""
+    result = python("-c", SPILLED, "33,sm_90", "100,sm_120")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["0", "0"]
 
 
 def test_the_interpreter_is_refused():

@@ -9,9 +9,9 @@ from tests.dense import precise
 
 def check(y, z):
     q, e = step_basis(y, z)
-    k = y.shape[-1]
-    assert q.shape == (*y.shape[:-1], 2 * k)
-    assert e.shape == (*y.shape[:-2], 2 * k, 2 * k)
+    columns = min(2 * y.shape[-1], y.shape[-2])
+    assert q.shape == (*y.shape[:-1], columns)
+    assert e.shape == (*y.shape[:-2], columns, columns)
     assert q.dtype == e.dtype == precise(y).dtype
     scale = torch.linalg.matrix_norm(precise(y)) * torch.linalg.matrix_norm(precise(z))
     error = torch.linalg.matrix_norm(q @ e @ q.mH - precise(z) @ precise(y).mH)

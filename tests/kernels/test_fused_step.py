@@ -90,7 +90,9 @@ def test_warm_basis_is_that_of_the_torch_path(kernels, step, kind, k):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize(("m", "n", "k"), [(12, 12, 1), (12, 12, 2), (140, 140, 1), (20, 12, 1)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(12, 12, 1), (100, 128, 1), (12, 12, 2), (140, 140, 1), (20, 12, 1)]
+)
 def test_what_is_not_finite_is_left_alone_and_counted(kernels, step, kind, m, n, k):
     tensors = draw(kind, m, n, k, 3, kernels.device)
     tensors[1][1, 2, 3] = torch.nan

@@ -12,16 +12,20 @@ from projunn_kernels.polish.launch import polish
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize(("m", "n"), [(40, 40), (20, 50), (50, 20)])
 def test_polish_kernels(kernels, kind, m, n):
-    weight = init.haar_(torch.empty(3, m, n, dtype=kind))
+    weight = init.haar_(torch.empty(4, m, n, dtype=kind))
     weight[:2] += 1e-4 * torch.randn(2, m, n, dtype=kind)
-    weight[2] *= 2  # too far away: left alone
+    weight[2] *= 1.5  # far away: part of the step
+    weight[3, 1, 1] = torch.nan  # left alone
     wanted, weight = polish_(weight.clone()), weight.to(kernels.device)
     waits = weight.clone()
     polish(waits, torch.tensor(7.0, device=kernels.device), 3)
-    assert torch.equal(waits, weight)
+    assert torch.equal(waits.nan_to_num(7), weight.nan_to_num(7))
     polish(weight, torch.tensor(6.0, device=kernels.device), 3)
-    torch.testing.assert_close(weight.cpu(), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(weight.cpu(), wanted, atol=2e-6, rtol=0, equal_nan=True)
     assert projunn.unitarity_defect(weight)[:2].max() < 2e-6
+    far = torch.linalg.svdvals(weight[2].cpu())
+    assert (far > 1).all()
+    assert (far < 1.5 - 0.01).all()
 
 
 def test_when_due_on_the_host():

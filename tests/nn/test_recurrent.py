@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from projunn import init
 from projunn.nn import UnitaryRNN, UnitaryRNNCell
@@ -176,17 +178,19 @@ def test_a_thousand_steps_compile_as_few_do():
     rnn = UnitaryRNN(2, 6, nonlinearity="relu")
     graphs = []
 
-    def backend(graph, _):
+    def note(graph, _):
         graphs.append(graph)
-        return graph
+        return make_boxed_func(graph.forward)
 
     x = torch.randn(1000, 2, 2)
-    torch.compile(rnn, fullgraph=True, backend=backend)(x)
-    (graph,) = graphs
-    loops = [n for n in graph.graph.nodes if n.op == "call_function" and "recurrence" in str(n.target)]
-    assert len(loops) == 1
-    assert len(graph.graph.nodes) < 30
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note)
+    torch.compile(rnn, fullgraph=True, backend=backend)(x[:50])[0].sum().backward()
+    for graph, name in zip(graphs, ("recurrence", "recurrence_backward"), strict=True):
+        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        assert targets.count(getattr(torch.ops.projunn, name).default) == 1
+        assert len(graph.graph.nodes) < 40
 
+    rnn.zero_grad()
     compiled = torch.compile(rnn, fullgraph=True)
     output, last = compiled(x)
     output.square().mean().backward()

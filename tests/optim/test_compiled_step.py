@@ -158,7 +158,7 @@ def test_mixes_with_eager_steps_and_loaded_state(rule):
     assert kept_alive["state"]
 
 
-@pytest.mark.parametrize("factorization", ["lsi", "column", "svd"])
+@pytest.mark.parametrize("factorization", ["lsi", "column", "svd", "tangent"])
 def test_every_factorization(rule, factorization):
     mine, reference = twins(rule, factorization=factorization)
     run(mine, reference, compiled(mine[1]), 4)

@@ -45,20 +45,18 @@ def feed(*parameters):
 def budget(k, m, n):
     """Kernels of a step of one bank."""
     if m <= n <= 128 and k <= 8:
-        return ["plane_tangent" if k == 1 else "wide_tangent"]
-    few, many = -(-k // 8), -(-2 * k // 8)
-    into, back = ["product"] * 2 * few, ["adjoint_product"] * 2 * few
-    if m > n:
-        into, back = back, into
-    applied = into + back
-    start = [] if k == min(m, n) else applied + (["orthonormal"] if 1 < k <= 8 else [])
+        return ["plane_step" if k == 1 else "wide_step"]
     if k > 8:  # products by eight columns; what lies between them is library calls
-        pushed = "adjoint_product" if m > n else "product"
-        return start + applied + [pushed] * many + ["rank_update"]
+        pulled, pushed = ("product", "adjoint_product") if m > n else ("adjoint_product", "product")
+        few, many = -(-k // 8), -(-min(2 * k, max(m, n)) // 8)
+        factors = ["adjoint_product"] * few + ["product"] * few
+        return factors + [pulled] * few + [pushed] * many + ["rank_update"]
+    factors = ["adjoint_product", "orthonormal", "product"]
     basis, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
     if m > n:  # the columns of Q are padded to a power of two
-        return start + applied + [basis, *["adjoint_product"] * many, "rank_update", warm]
-    return start + applied + [basis, "rotate_rows", warm]
+        pushed = ["adjoint_product"] * -(-2 * k // 8)
+        return [*factors, "product", basis, *pushed, "rank_update", warm]
+    return [*factors, "adjoint_product", basis, "rotate_rows", warm]
 
 
 @EVERY_RULE
@@ -114,7 +112,7 @@ def test_parameters_of_one_shape_are_one_launch(kernels, rule, kind):
             optimizer.step()
             seen.clear()
             optimizer.step()
-        assert seen.launches == [("wide_tangent", count)]
+        assert seen.launches == [("wide_step", count)]
 
 
 @pytest.mark.parametrize("k", [2, 8, 16])
@@ -176,7 +174,7 @@ def test_state_is_contiguous_however_it_came(kernels, kind):
         feed(p)
         with watched(kernels, run=False) as seen:
             own.step()
-        assert seen.kernels == ["wide_tangent"]
+        assert seen.kernels == ["wide_step"]
 
 
 @REAL_AND_COMPLEX

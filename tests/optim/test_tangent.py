@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import projunn
-from projunn import init
+from projunn import UnitaryParameter, init
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
 from projunn_kernels import FusedStep, fused_step_
 from tests.dense import RETRACTIONS, defect, precise, unitary_factor
 
 KINDS = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+KINDS_OF_LISTS = pytest.mark.parametrize("kind", KINDS[::2], ids=str)
 
 
 def expected(weight, direction, basis, rate, retraction):
@@ -58,42 +59,118 @@ def trace_problem(seed, dtype):
     return matrix, start
 
 
+def distance(weight, loss_of, steps, factorization):
+    """The loss after full-batch steps, and the weight's distance from unitary."""
+    parameter = UnitaryParameter(weight)
+    optimizer = SGD([parameter], lr=1.0, unitary_lr=0.1, factorization=factorization)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(parameter).backward()
+        optimizer.step()
+    return loss_of(parameter).item(), defect(parameter.detach())
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize("sketch_rank", [None, 1, 4])
-def test_never_stops_short_of_the_optimum(seed, dtype, sketch_rank):
-    """`subspace` ends between 1 and 6 here."""
+@pytest.mark.parametrize("bank", [False, True])
+def test_never_stops_short_of_the_optimum(seed, dtype, bank):
+    """`subspace` ends between 1 and 6 of 32 here."""
     matrix, start = trace_problem(seed, dtype)
-    layer = UnitaryLinear(16, 16, bias=False, dtype=dtype, sketch_rank=sketch_rank)
-    layer.matrix.data.copy_(start)
-    optimizer = SGD(layer.parameters(), lr=1.0, unitary_lr=0.1)
-    every = torch.eye(16, dtype=dtype)
-    for _ in range(300):
-        optimizer.zero_grad()
-        value = (matrix.conj() * layer(every).mT).sum().real
-        (-value).backward()
-        optimizer.step()
-    assert value > 31
-    assert defect(layer.matrix.detach()) < 2e-6
+    start = torch.stack([start, start]) if bank else start
+    count = 2 if bank else 1
+    found = {
+        name: distance(start.clone(), lambda w: -(matrix.conj() * w).sum().real, 300, name)
+        for name in ("tangent", "subspace")
+    }
+    assert -found["tangent"][0] > 31 * count
+    assert -found["subspace"][0] < 31 * count
+    assert found["tangent"][1] < 2e-6
 
 
-@pytest.mark.parametrize("sketch_rank", [None, 2])
-def test_an_old_state_goes_on_as_subspace(sketch_rank):
-    layer = UnitaryLinear(5, 7, bias=False, sketch_rank=sketch_rank)
-    old = SGD(layer.parameters(), lr=1.0, rank=2, factorization="subspace")
-    x = torch.randn(9, 5)
-    layer(x).square().mul(torch.arange(7.0)).sum().backward()
-    old.step()
+@pytest.mark.parametrize("seed", range(3))
+def test_finds_principal_components(seed):
+    source = torch.Generator().manual_seed(seed)
+    vectors = init.haar_(torch.empty(40, 40), source)
+    values, weights = torch.linspace(4, 0, 40), torch.linspace(1, 0.25, 4)
+    covariance = (vectors * values) @ vectors.T
+    best = (values[:4] * weights).sum().item() / 2
+    start = init.haar_(torch.empty(40, 4), source)
+    loss, off = distance(
+        start, lambda w: -((covariance @ w) * w).sum(0).dot(weights) / 2, 400, "tangent"
+    )
+    assert -loss > 0.9 * best
+    assert off < 2e-6
+
+
+@KINDS_OF_LISTS
+@pytest.mark.parametrize("size", [(5, 7), (7, 5), (6, 6)], ids=str)
+def test_listed_matrices_step_as_they_do_alone(kind, size):
+    bank = init.haar_(torch.empty(4, *size, dtype=kind))
+    direction = torch.randn(2, *size, dtype=kind)
+    basis = torch.randn(4, max(size), 2, dtype=kind)
+    probe = basis.clone()
+    listed = torch.tensor([2, 0])
+    wanted, new_basis = bank.clone(), basis.clone()
+    for d, i in zip(direction, listed.tolist(), strict=True):
+        alone = ([wanted[i]], [d], [new_basis[i]], [probe[i]], [torch.zeros(())])
+        fused_step_(FusedStep(*alone, 0.1, factorization="tangent"))
+    arguments = ([bank], [direction], [basis], [probe], [torch.zeros(())])
+    fused_step_(FusedStep(*arguments, 0.1, active=listed, factorization="tangent"))
+    torch.testing.assert_close(bank, wanted, atol=5e-6, rtol=0)
+    torch.testing.assert_close(basis[[1, 3]], new_basis[[1, 3]], atol=0, rtol=0)
+    gram = basis @ basis.mH  # signs of single columns are free
+    torch.testing.assert_close(gram, new_basis @ new_basis.mH, atol=1e-1, rtol=0)
+
+
+def take_step(layer, optimizer):
+    optimizer.zero_grad()
+    layer(torch.arange(15.0).view(3, 5).cos()).square().mul(torch.arange(5.0)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("saved", ["subspace", "tangent"])
+def test_a_checkpoint_goes_on_with_the_factorization_it_was_saved_with(saved):
+    other = {"subspace": "tangent", "tangent": "subspace"}[saved]
+    layer = UnitaryLinear(5, 5, bias=False)
+    old = SGD(layer.parameters(), lr=1.0, rank=2, factorization=saved)
+    take_step(layer, old)
     twin = copy.deepcopy(layer)
-    loaded = SGD(twin.parameters(), lr=1.0, rank=2)
-    assert loaded.param_groups[0]["factorization"] == "tangent"
+    loaded = SGD(twin.parameters(), lr=1.0, rank=2, factorization=other)
     loaded.load_state_dict(copy.deepcopy(old.state_dict()))
-    assert loaded.param_groups[0]["factorization"] == "subspace"
+    assert loaded.param_groups[0]["factorization"] == saved
     for own, optimizer in ((layer, old), (twin, loaded)):
-        optimizer.zero_grad()
-        own(x).square().mul(torch.arange(7.0)).sum().backward()
-        optimizer.step()
+        take_step(own, optimizer)
     assert torch.equal(layer.weight, twin.weight)
+
+
+@pytest.mark.parametrize("before", ["subspace", "tangent"])
+def test_a_changed_factorization_starts_from_a_basis_of_its_own(before):
+    """A left basis is none of the right, though of a square weight it has the same shape."""
+    after = {"subspace": "tangent", "tangent": "subspace"}[before]
+    layer = UnitaryLinear(5, 5, bias=False)
+    optimizer = SGD(layer.parameters(), lr=1.0, factorization=before)
+    take_step(layer, optimizer)
+    twin = copy.deepcopy(layer)
+    optimizer.param_groups[0]["factorization"] = after
+    fresh = SGD(twin.parameters(), lr=1.0, factorization=after)
+    take_step(layer, optimizer)
+    take_step(twin, fresh)
+    assert torch.equal(layer.weight, twin.weight)
+
+
+@pytest.mark.parametrize("gradient", ["in factors", "dense"])
+def test_a_layer_with_sketch_rank_is_refused_and_left_as_it_is(gradient):
+    layer = UnitaryLinear(5, 5, bias=False, sketch_rank=2)
+    optimizer = SGD(layer.parameters(), lr=1.0, factorization="tangent")
+    before = layer.weight.detach().clone()
+    if gradient == "dense":
+        layer.weight.grad = torch.randn_like(before)
+    else:
+        layer(torch.randn(3, 5)).square().sum().backward()
+    refusal = r'factorization: got "tangent".*sketch_rank, wanted "subspace"'
+    with pytest.raises(ValueError, match=refusal):
+        optimizer.step()
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)

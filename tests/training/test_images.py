@@ -49,7 +49,8 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
             # a step of 0.02 in pixels, in the units that the model gets
             reach = 0.02 * result.task.stretch
             sure = (best.indices[:, 0] == labels) & (margin > 2**0.5 * lipschitz_bound(model) * reach)
-        assert certified == pytest.approx(sure.double().mean().item(), abs=1e-3)
+        exact = sure.double().mean().item()  # without the rounding of the logits
+        assert exact - 0.01 < certified <= exact
         noise = torch.randn_like(x)
         noise *= reach / noise.flatten(1).norm(dim=1)[:, None, None, None]
         with torch.no_grad():

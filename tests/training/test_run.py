@@ -13,9 +13,9 @@ import torch
 from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
-from projunn.training.atomic import replacing
 from projunn.training.checkpoint import load_checkpoint
 from projunn.training.learner import Learner
+from projunn_kernels.files import replacing
 
 pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
 SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5, "device": "cpu"}
@@ -38,6 +38,7 @@ def test_leaves_config_metrics_plot_and_checkpoint(tmp_path):
         "metrics.jsonl",
         "plot.png",
         "checkpoint.pt",
+        ".lock",
     }
     assert TrainConfig.load(tmp_path / "r" / "config.json") == result.config
     lines = [json.loads(s) for s in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
@@ -149,7 +150,7 @@ def test_interruption_leaves_a_valid_checkpoint(tmp_path, number):
         process.kill()
     assert process.returncode == 130
     assert "--resume" in output
-    state = load_checkpoint(folder / "checkpoint.pt", torch.device("cpu"))["unitary"]
+    state = load_checkpoint(folder / "checkpoint.pt", torch.device("cpu")).learners["unitary"]
     assert state["step"] > 0
     assert (folder / "plot.png").exists()
     resumed = Run.resume(folder, steps=state["step"] + 3)

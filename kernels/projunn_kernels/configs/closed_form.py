@@ -1,8 +1,8 @@
 """Tile sizes and warps from the sizes of a problem: those that always work, and those to try.
 
 Each kernel declares its own formula; `closed_form` and `candidates` look it up, and the rest of this
-page is what such formulas have in common.  Closed forms spill registers on no architecture that
-``make aot`` compiles for.
+file is what such formulas have in common.  With the newest Triton, closed forms spill registers on no
+architecture that ``make aot`` compiles for; docs/measured.md has the exceptions with the oldest.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What a launch is configured for, and what is tuned: problems, devices, configurations.
+"""The problems that launches are configured and tuned for, devices, and configurations.
 
 A `Problem` is an operation, its sizes and whether its numbers are complex; a `Config` is what a launch
 takes; a `Device` is what a configuration depends on.
@@ -51,17 +51,17 @@ class Problem:
 
     @property
     def width(self) -> int:
-        """Floats of a number."""
+        """How many floats a number has."""
         return 2 if self.pairs else 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its numbers."""
+        """The dtype of the numbers."""
         return torch.complex64 if self.pairs else torch.float32
 
     @property
     def bucket(self) -> str:
-        """The key of a table."""
+        """The key of the problem in a table."""
         kind = "complex" if self.pairs else "real"
         matrices = min(power_of_two(self.matrices), 1024)
         size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
@@ -72,7 +72,7 @@ class Problem:
         """The largest problem of a bucket.
 
         Raises:
-            ValueError: it is no key of a table.
+            ValueError: ``bucket`` is no such key.
         """
         match = _BUCKET.fullmatch(bucket)
         if match is None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from projunn_kernels.configs.problem import Config, Device
+from projunn_kernels.files import replacing
 
 FORMAT = 2
 SUFFIX = ".json"
@@ -194,12 +195,8 @@ def write_table(device: Device, entries: Mapping[str, Entry]) -> Path:
         "entries": {bucket: _written(entry) for bucket, entry in sorted((kept | dict(entries)).items())},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as opened:
+        opened.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return file
 
 

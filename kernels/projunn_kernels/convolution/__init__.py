@@ -10,6 +10,7 @@ from projunn_kernels.convolution.fourier import (
     fourier_convolution,
     fourier_convolution_backward,
     fourier_convolution_sketch,
+    transform_adjoint,
 )
 from projunn_kernels.convolution.grid import Frequencies, frequencies
 from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product
@@ -22,4 +23,5 @@ __all__ = [
     "frequencies",
     "spectral_gradient",
     "spectral_product",
+    "transform_adjoint",
 ]

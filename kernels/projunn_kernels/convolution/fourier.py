@@ -22,13 +22,24 @@ from projunn_kernels.convolution.eager import counts
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product, spectral_sketch
 from projunn_kernels.operation import Derivative, Operation
-from projunn_kernels.sketching import fake_sketch
 
 
 def fourier_convolution(
     input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """The convolution y, and the spectrum of ``input``, which the backward needs."""
+    """``y = F^-1 (W F x) + b``, and the spectrum F x, which the backward needs.
+
+    Args:
+        input: x, (batch, n, *size), real, or (batch, n, *size, 2) for complex signals.
+        weight: the complex matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
+        own_weight: the real matrices of the self-conjugate bins, (own, m, n); None for complex signals.
+        bias: b, (m,), or (m, 2) for complex signals, or None.
+        size: the points along each spatial axis.
+
+    Returns:
+        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum (batch, n, *grid, 2) in the layout
+        of ``torch.fft.rfftn`` or, for complex signals, ``fftn``.
+    """
     output, spectrum = _convolution(
         input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
     )
@@ -45,7 +56,8 @@ def fourier_convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of input, weight, own_weight and bias.  Those that are not ``wanted`` are empty.
 
-    ``wanted`` has three entries: for the input, for both weights, and for the bias.
+    ``grad`` is the gradient of y, and ``spectrum`` what `fourier_convolution` returned.  ``wanted`` has
+    three entries: for the input, for both weights, and for the bias.
     """
     by_input, by_weight, by_own, by_bias = _convolution_backward(
         grad=grad, spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, wanted=wanted
@@ -62,13 +74,16 @@ def fourier_convolution_sketch(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`fourier_convolution_backward` with low-rank factors X Y^H in place of the weights' gradients.
 
-    The factors start from ``basis`` and ``own_basis``: `projunn_kernels.convolution.spectral_sketch`.
-    Returns the gradient of the input; X (paired, m, 2k, 2) and Y (paired, n, 2k, 2) for ``weight``;
-    X (own, m, 2k) and Y (own, n, 2k) for ``own_weight``; and the gradient of the bias.  What is
-    not wanted, or does not exist, is an empty tensor.
+    The factors start from ``basis`` and ``own_basis``, and are averaged over the processes of ``group``:
+    `projunn_kernels.convolution.spectral_sketch`.
+    Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) for ``weight``; X
+    (own, m, k) and Y (own, n, k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
+    or does not exist, is an empty tensor.
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
         grad=grad,
@@ -79,6 +94,7 @@ def fourier_convolution_sketch(
         own_basis=own_basis,
         size=size,
         wanted=wanted,
+        group=group,
     )
     return by_input, left, right, own_left, own_right, by_bias
 
@@ -92,6 +108,18 @@ def _convolve(
         points = frequencies(tuple(size), own_weight is not None).points
         _zero_bin(product, own_weight is not None).add_(bias, alpha=points)
     return _inverse(product, size, own_weight is not None), spectrum
+
+
+def _plainly(
+    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`_convolve` without a change in place."""
+    real = own_weight is not None
+    spectrum = _transform(input, size, real)
+    output = _inverse(spectral_product(spectrum, weight, own_weight, size, False), size, real)
+    if bias is not None:
+        output = output + bias.view(-1, *(1 for _ in size), *bias.shape[1:])
+    return output, spectrum
 
 
 def _fake_convolve(
@@ -156,6 +184,8 @@ def _sketched_gradients(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     g = _transform(grad, size, real)
@@ -164,8 +194,7 @@ def _sketched_gradients(
         results[0] = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
     if wanted[1]:
         scale = 1 / frequencies(tuple(size), real).points
-        weights, bases = (weight, own_weight), (basis, own_basis)
-        found = spectral_sketch(g, spectrum, weights, bases, size, scale)
+        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale, group)
         results[1 : 1 + len(found)] = found
     if wanted[2]:
         results[5] = _zero_bin(g, real).sum(0)
@@ -182,15 +211,17 @@ def _fake_sketched_gradients(
     own_basis: Tensor | None,
     size: list[int],
     wanted: list[bool],
+    *,
+    group: str = "",
 ) -> tuple[Tensor, ...]:
     (batch, n), m, real = spectrum.shape[:2], weight.shape[1], own_weight is not None
     shapes: list[tuple[int, ...]] = [(0,)] * 6
     if wanted[0]:
         shapes[0] = (batch, n, *grad.shape[2:])
     if wanted[1]:
-        shapes[1:3] = [tuple(f.shape) for f in fake_sketch(weight, basis, True)]
-        if own_basis is not None and own_weight is not None:
-            shapes[3:5] = [tuple(f.shape) for f in fake_sketch(own_weight, own_basis, False)]
+        shapes[1], shapes[2] = basis.shape, (basis.shape[0], n, *basis.shape[2:])
+        if own_basis is not None:
+            shapes[3], shapes[4] = own_basis.shape, (own_basis.shape[0], n, own_basis.shape[2])
     if wanted[2]:
         shapes[5] = (m,) if real else (m, 2)
     return tuple(grad.new_empty(shape) for shape in shapes)
@@ -238,7 +269,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> tu
         grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
         kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
     if grad_spectrum is not None and needs[0]:
-        through = _transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
+        through = transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
         kept[0] = through if kept[0] is None else kept[0] + through
     return *kept, None
 
@@ -288,8 +319,8 @@ def _second_backward(
     return by_grad, by_spectrum, by_weight, by_own, None, None
 
 
-def _transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
-    """The adjoint of `_transform`: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
+def transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
+    """The adjoint of F: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
     numbers = torch.view_as_complex(spectrum.contiguous())
     dims = tuple(range(2, 2 + len(size)))
     if real:  # the stored half of the grid, zeros for the other
@@ -308,6 +339,7 @@ _convolution = Operation(
     fake=_fake_convolve,
     on="input",
     derivative=Derivative(_setup_context, _backward),
+    plain=_plainly,
     autocast=True,
 )
 _convolution_backward = Operation(
@@ -316,6 +348,7 @@ _convolution_backward = Operation(
     fake=_fake_gradients,
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
+    plain=_gradients,
 )
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",

@@ -4,9 +4,10 @@ A circular convolution on a grid of ``size`` points has one matrix W_k for each 
 signals all of them are free.  For real signals W_{-k} = conj(W_k), and ``torch.fft.rfftn`` keeps only
 the half grid ``(*size[:-1], size[-1] // 2 + 1)``.  That still holds three kinds of bins:
 
-    paired     k != -k: a free complex matrix.  Those off the planes k_d = 0 and k_d = size_d / 2 of the
-               last axis come first, row by row, and then half of those on the planes;
-    mirrored   the other half on the planes: -k of a paired bin, whose matrix is the conjugate of that;
+    paired     k != -k: a free complex matrix.  The inner ones, with 0 < k_d < size_d / 2 along the last
+               axis d, come first, row by row; then the boundary ones, one of each pair k, -k with
+               k_d = 0 or k_d = size_d / 2;
+    mirrored   the other of each such pair: -k of a boundary bin, with the conjugate of its matrix;
     own        k = -k, zero or Nyquist along every axis: a free real matrix.
 
 Bins are numbered in the (half) grid row by row, as in the flattened spectrum.
@@ -28,10 +29,10 @@ class Frequencies:
     Attributes:
         size: points along each axis of the signal.
         shape: the spectrum's axes: ``size``, or the half grid of real signals.
-        first, last: the slice of the last axis that is off the planes; all of it for complex signals.
-        boundary: flat numbers of the paired bins on the planes.
-        mirrored: flat numbers of their partners, in the same order.
-        own: flat numbers of the self-conjugate bins; the zero frequency is the first.
+        first, last: the slice of the last axis that the inner bins take; all of it for complex signals.
+        boundary: numbers of the boundary bins in the flattened spectrum.
+        mirrored: those of their partners, in the same order.
+        own: those of the self-conjugate bins; the zero frequency is the first.
     """
 
     size: tuple[int, ...]

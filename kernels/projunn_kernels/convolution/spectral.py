@@ -17,18 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.convolution import eager
+from projunn_kernels.convolution import eager, plain
 from projunn_kernels.convolution.eager import counts, gather_bins, index
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import SPECTRAL_GRADIENT, SPECTRAL_PRODUCT
 from projunn_kernels.operation import Derivative, Operation
-from projunn_kernels.sketching import tangent_sketch
+from projunn_kernels.sketching import sketch
 
 
 def spectral_product(
     spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
 ) -> Tensor:
-    """W x, or W^H x if ``adjoint``, at every frequency; the top of this page has the shapes."""
+    """``W_k x_k``, or ``W_k^H x_k`` if ``adjoint``, at every frequency k.
+
+    Args:
+        spectrum: x, (batch, n, *grid, 2), complex numbers as pairs of reals in the layout of
+            ``torch.fft``; (batch, m, *grid, 2) if ``adjoint``.
+        weight: the matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
+        own_weight: those of the self-conjugate bins, (own, m, n), or None for complex signals.
+        size: the points along each axis of the signal.
+
+    Returns:
+        (batch, m, *grid, 2), or (batch, n, *grid, 2) if ``adjoint``.
+    """
     result: Tensor = _spectral_product(
         spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, adjoint=adjoint
     )
@@ -38,9 +49,11 @@ def spectral_product(
 def spectral_gradient(
     grad: Tensor, spectrum: Tensor, size: list[int], real: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``scale`` times sum_b grad_k conj(x_k)^T, and twice that at the paired bins of ``real`` signals.
+    """``scale`` times sum_b g_k conj(x_k)^T, and twice that at the paired bins of ``real`` signals.
 
-    Returns the gradients of ``weight``, (paired, m, n, 2), and of ``own_weight``, (own, m, n).
+    The spectra are g = ``grad`` (batch, m, *grid, 2) and x = ``spectrum`` (batch, n, *grid, 2), of
+    signals with ``size`` points.  Returns the gradients of ``weight``, (paired, m, n, 2), and of
+    ``own_weight``, (own, m, n).
     """
     paired, own = _spectral_gradient(grad=grad, spectrum=spectrum, size=size, real=real, scale=scale)
     return paired, own
@@ -49,31 +62,31 @@ def spectral_gradient(
 def spectral_sketch(
     grad: Tensor,
     spectrum: Tensor,
-    weights: tuple[Tensor, Tensor | None],
-    bases: tuple[Tensor, Tensor | None],
+    basis: Tensor,
+    own_basis: Tensor | None,
     size: list[int],
     scale: float,
+    group: str = "",
 ) -> list[Tensor]:
-    """`spectral_gradient` as factors of rank 2k at every bin, by `projunn_kernels.tangent_sketch`.
+    """`spectral_gradient` as factors X Y^H of rank k at every bin, by `projunn_kernels.sketch`.
 
     Args:
         grad, spectrum, size, scale: as in `spectral_gradient`.
-        weights: of the paired bins, (paired, m, n, 2), and of the own bins, (own, m, n), or None for
-            spectra of complex signals.
-        bases: what their sketches start from, (paired, max(m, n), k, 2) and (own, max(m, n), k).
+        basis: what the sketches of the paired bins start from, (paired, m, k, 2).
+        own_basis: the same for the own bins, (own, m, k), or None for spectra of complex signals.
+        group: as in `projunn_kernels.sketch`.
 
     Returns:
         X and Y of the paired bins, as real pairs, and then of the own bins, if there are any.
     """
-    own_weight, own_basis = weights[1], bases[1]
-    real = own_weight is not None
+    real = own_basis is not None
     grid = frequencies(tuple(size), real)
     g_paired, g_own = gather_bins(torch.view_as_complex(grad.contiguous()), grid)
     x_paired, x_own = gather_bins(torch.view_as_complex(spectrum.contiguous()), grid)
-    left, right = tangent_sketch([x_paired], [g_paired], weights[0], bases[0], pairs=True)
+    left, right = sketch([x_paired], [g_paired], basis, True, group)
     factors = [left.mul_(2 * scale if real else scale), right]
-    if own_weight is not None and own_basis is not None:
-        left, right = tangent_sketch([x_own], [g_own], own_weight, own_basis)
+    if own_basis is not None:
+        left, right = sketch([x_own], [g_own], own_basis, False, group)
         factors += [left.mul_(scale), right]
     return factors
 
@@ -146,6 +159,7 @@ _spectral_product = Operation(
     on="spectrum",
     kernels=(SPECTRAL_PRODUCT,),
     derivative=Derivative(_setup_product, _product_backward),
+    plain=plain.spectral_product,
 )
 _spectral_gradient = Operation(
     name="spectral_gradient",
@@ -155,4 +169,5 @@ _spectral_gradient = Operation(
     on="grad",
     kernels=(SPECTRAL_GRADIENT,),
     derivative=Derivative(_setup_gradient, _gradient_backward),
+    plain=plain.spectral_gradient,
 )

@@ -38,7 +38,17 @@ class TangentFactors(NamedTuple):
 
 
 def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """X and Y of the formula above, in the dtype of ``basis``."""
+    """Low-rank factors ``X = M Y`` and ``Y = orth(M^H R)``, so that M ~ X Y^H.
+
+    Args:
+        matrix: M, (*batch, m, n), real or complex; also float16 or bfloat16 with a float32 ``basis``.
+        basis: R, (*batch, m, k).
+        active: (A,), the indices of the matrices of M (B, m, n) to factorize, or None for all.  R is
+            then (A, m, k).
+
+    Returns:
+        X, shaped like R, and Y, (*batch, n, k) or (A, n, k), in the dtype of ``basis``.
+    """
     left, right = _factor(matrix=matrix, basis=basis, active=active)
     return left, right
 
@@ -54,10 +64,10 @@ def tangent_factors(
 
 
 def orthonormalize(columns: Tensor) -> Tensor:
-    """Orthonormal basis (*batch, n, min(n, k)) of a few columns.
+    """An orthonormal basis of a few columns: (*batch, n, k) gives (*batch, n, min(n, k)), same dtype.
 
     Columns that depend on the others, or are zero, give something finite.  On a CPU, for k > 1, that is
-    a direction that completes the basis; on a GPU it may be almost zero.
+    a unit vector orthogonal to the others; for k = 1 and on a GPU it may be zero or almost zero.
     """
     basis: Tensor = _orthonormalize(columns=columns)
     return basis
@@ -92,6 +102,7 @@ _factor = Operation(
     fake=_fake,
     on="matrix",
     kernels=(ADJOINT_PRODUCT, PRODUCT),
+    plain=eager.plain_factor,
 )
 _tangent = Operation(
     name="tangent_factors",
@@ -108,4 +119,5 @@ _orthonormalize = Operation(
     fake=_fake_basis,
     on="columns",
     kernels=(ORTHONORMAL,),
+    plain=eager.plain_orthonormalize,
 )

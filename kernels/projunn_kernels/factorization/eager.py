@@ -67,6 +67,20 @@ def orthonormalize(columns: Tensor) -> Tensor:
     return iterations.orthonormal(precise).to(columns.dtype).contiguous()
 
 
+def plain_factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
+    """`factor` in operations that PyTorch differentiates, on every device."""
+    if active is not None:
+        matrix = matrix[active.clamp_min(0).long()]
+    matrix = matrix.to(basis.dtype)
+    right = plain_orthonormalize(matrix.mH @ basis)
+    return [matrix @ right, right]
+
+
+def plain_orthonormalize(columns: Tensor) -> Tensor:
+    """`orthonormalize` in operations that PyTorch differentiates, on every device."""
+    return orthonormalize(columns) if columns.shape[-1] == 1 else torch.linalg.qr(columns)[0]
+
+
 def vector_norms(vectors: Tensor) -> Tensor:
     """2-norms along the last axis, which is kept, in float64.
 

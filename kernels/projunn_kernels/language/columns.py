@@ -7,27 +7,21 @@ from projunn_kernels.language.small import SMALL, column, row
 
 
 @triton.jit
-def inner(pr, pi, zr, zi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """The S x S matrix of the products p_i^H z_j of the rows of two float64 tiles (S, BN)."""
+def gram(pr, pi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """The S x S matrix of the products p_i^H p_j of the rows of a float64 tile (S, BN)."""
     index = tl.arange(0, S)
     gr = tl.zeros((S, S), tl.float64)
     gi = tl.zeros((S, S), tl.float64)
     for j in range(S):
         here = (index == j)[None, :]
-        ar = row(zr, j, S)[None, :]
+        ar = row(pr, j, S)[None, :]
         if PAIRS:
-            ai = row(zi, j, S)[None, :]
+            ai = row(pi, j, S)[None, :]
             gr = tl.where(here, tl.sum(pr * ar + pi * ai, axis=1)[:, None], gr)
             gi = tl.where(here, tl.sum(pr * ai - pi * ar, axis=1)[:, None], gi)
         else:
             gr = tl.where(here, tl.sum(pr * ar, axis=1)[:, None], gr)
     return gr, gi
-
-
-@triton.jit
-def gram(pr, pi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """The S x S matrix of the products p_i^H p_j of the rows of a float64 tile (S, BN)."""
-    return inner(pr, pi, pr, pi, S, PAIRS)
 
 
 @triton.jit

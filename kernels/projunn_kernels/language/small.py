@@ -16,7 +16,7 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 
 _SHIFT = tl.constexpr(1e-15)
-SMALL = tl.constexpr(4)  # Triton unrolls loops of so many turns
+SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
 
 
 @triton.jit

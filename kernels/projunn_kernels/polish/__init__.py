@@ -1,9 +1,11 @@
-"""Drift control: one Newton-Schulz step towards the polar factor, ``W <- W + W (I - W^H W)/2``.
+"""Drift control: one Newton-Schulz step towards the polar factor, ``W <- W + c W (I - W^H W)``.
 
-It turns a small defect E = W^H W - I into one of norm at most 3/4 |E|^2 + 1/4 |E|^3, which is rounding.
-It costs 4 n^3 operations, so the optimizers take one every few hundred steps.  W is (*batch, m, n); wide
-matrices use W W^H.  A matrix that is further than 0.5 from unitary (Frobenius norm of E), where the
-iteration could diverge, or that is not finite, stays as it is.
+With E = W^H W - I the length c is 1/2 where ‖E‖_F < 1, and 1 / (1 + ‖E‖_F) elsewhere.  A small defect E
+becomes one of norm at most 3/4 |E|^2 + 1/4 |E|^3, which is rounding.  From further off every singular
+value s comes nearer to 1, since s (1 - c (s^2 - 1)) is positive and |s^2 - 1| does not grow; a few
+polishes then do what one does near by, or many, if W is large and badly conditioned.  It costs 4 n^3
+operations, so the optimizers take one every few hundred steps.  W is (*batch, m, n); wide matrices use
+W W^H.  A matrix that is not finite stays as it is.
 """
 
 from typing import Any
@@ -36,11 +38,16 @@ _polish_when_due = Operation(
 
 
 def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = False) -> None:
-    """`polish_` if ``step`` is a multiple of ``period``, in place.
+    """`polish_` of ``weight``, in place, if ``step`` is a multiple of ``period``.
 
-    If the 0-d tensor ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured
-    graph, and costs three launches that return at once when nothing is due.  Where there are no kernels
-    (float64, backend ``torch``), the polish is computed at every call and used only when it is due.
-    ``weight`` holds real pairs if ``pairs``.
+    If ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured graph, and
+    costs three launches that return at once when nothing is due.  Where there are no kernels (float64,
+    backend ``torch``), the polish is computed at every call and used only when it is due.
+
+    Args:
+        weight: W, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
+        step: the number of steps so far, a 0-d tensor.
+        period: the number of steps between two polishes.
+        pairs: True if ``weight`` holds complex numbers as pairs of reals.
     """
     _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)

@@ -5,23 +5,30 @@ from torch import Tensor
 
 from projunn_kernels.backends import on_device
 
-NEAR = 0.5  # a Frobenius norm of E from which on the iteration could diverge
+NEAR = 1.0  # a Frobenius norm of E below which the whole step converges
 
 
 def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
-    """One Newton-Schulz step on each matrix, in place; returns ``weight``.  It waits for no device.
+    """One Newton-Schulz step ``W <- W + c W (I - W^H W)`` on each matrix, in place; returns ``weight``.
 
-    Nothing changes if the 0-d mask ``due`` is given and False.
+    c is 1/2 where the Frobenius norm of E = W^H W - I is below 1, and 1 / (1 + that) elsewhere.  The
+    host waits for no device.  A matrix that is not finite stays as it is.
+
+    Args:
+        weight: W, (*batch, m, n), real or complex; wide matrices use W W^H.
+        due: a 0-d mask; nothing changes where it is False.
     """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
         gram = weight @ weight.mH if wide else weight.mH @ weight
         error = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - gram
-        near = torch.linalg.matrix_norm(error, keepdim=True) < NEAR
+        size = torch.linalg.matrix_norm(error, keepdim=True)
+        sound = size.isfinite()
         if due is not None:
-            near = near & due
+            sound = sound & due
+        length = torch.where(size < NEAR, 0.5, 1 / (1 + size))
         correction = error @ weight if wide else weight @ error
-        return weight.add_(torch.where(near, correction, 0.0), alpha=0.5)
+        return weight.add_(torch.where(sound, correction * length, 0.0))
 
 
 def polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:

@@ -4,7 +4,7 @@
 
     residual   E = I - W W^H (or W^H W), and the sum of |E|^2      one tile of E a program
     correct    V = W + E W / 2 (or W E / 2)                        one tile of V a program
-    settle     W = V, where the sum is small enough
+    settle     W = V, or part of the way there where the sum is large
 
 Every program first reads the counter, and returns if nothing is due.
 """
@@ -102,10 +102,15 @@ def settle_kernel(weight, moved, sums, step, period, near, m, n, PAIRS: tl.const
     if not _due(step, period):
         return
     slot = tl.program_id(2).to(tl.int64)
-    if not tl.load(sums + slot) < near * near:
+    size = tl.sqrt(tl.load(sums + slot))
+    if not size < float("inf"):
         return
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     at = slot * m * n * WIDTH
     rows, j = tl.program_id(0) * B + tl.arange(0, B), tl.program_id(1) * B
     re, im = load_tile(moved + at, rows, j, m, n, B, PAIRS)
+    if size >= near:
+        wr, wi = load_tile(weight + at, rows, j, m, n, B, PAIRS)
+        share = 2.0 / (1.0 + size)
+        re, im = wr + share * (re - wr), wi + share * (im - wi)
     store_tile(weight + at, rows, j, m, n, re, im, B, PAIRS)

@@ -1,10 +1,10 @@
 """Products of a matrix with a skinny factor: ``W^H X`` and ``W X``, each one read of W.
 
-The matrix is (*batch, m, n) and row-major; factors have k << n columns.  On a CPU the
-orientation decides the speed: BLAS streams a row-major W at full bandwidth for ``X^H W`` and
-for ``W X`` with a column-major X, and up to ten times slower for the other spellings of the
-same product; one column of one matrix goes to the matrix-vector routine (docs/measured.md).
-All other code leaves the choice to these two functions.
+W is (*batch, m, n) and row-major; factors X have k << n columns.  On a CPU the orientation decides the
+speed.  BLAS streams a row-major W at full bandwidth for ``X^H W``, and for ``W X`` with a column-major
+X, and up to ten times more slowly for the other spellings of the same products.  One column of one
+matrix goes to the matrix-vector routine (docs/measured.md).  All other code leaves the choice to the
+two functions `adjoint_product` and `product`.
 """
 
 import torch
@@ -37,7 +37,7 @@ def _in_parts(weight: Tensor) -> bool:
 
 
 def _is_bank(weight: Tensor) -> bool:
-    contiguous = weight.is_contiguous() and not weight.is_conj()
+    contiguous = weight.is_contiguous() and not weight.is_conj() and weight.numel() > 0
     return weight.ndim > 2 and weight.is_complex() and contiguous and weight.device.type == "cpu"
 
 

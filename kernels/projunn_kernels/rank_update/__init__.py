@@ -24,6 +24,13 @@ _rank_update = Operation(
 
 
 def rank_update_(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> Tensor:
-    """``W += L R^H`` in place; returns ``weight``."""
+    """``W += L R^H`` in place; returns ``weight``.
+
+    Args:
+        weight: W, (*batch, m, n), real or complex.
+        left, right: L (*batch, m, r) and R (*batch, n, r), of the same dtype.
+        active: (A,), the indices of the matrices of W (B, m, n) to update, each at most once, or None
+            for all.  L is then (A, m, r) and R (A, n, r); entries of negative index are left out.
+    """
     _rank_update(weight=weight, left=left, right=right, active=active)
     return weight

@@ -12,7 +12,7 @@ from projunn_kernels.products.eager import bank_product, product
 
 # Real updates of up to this many columns are faster as passes than as a GEMM (docs/measured.md).
 _MAX_PASSES = 4
-# A W of more numbers than the first is rotated in blocks of rows of the second, which stay in cache.
+# A W of more numbers than the first is updated in panels of rows of the second, which stay in cache.
 _LARGE, _BLOCK = 1 << 23, 1 << 20
 
 
@@ -53,6 +53,8 @@ def _passes(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return weight
     if weight.ndim == 2:
         return weight.addmm_(left, right.mH)
+    if weight.ndim == 3 and weight.numel() > 0:
+        return weight.baddbmm_(left, right.mH)
     if weight.numel() > 0:
         with flattened(weight) as matrices:
             matrices.baddbmm_(as_matrices(left), as_matrices(right).mH)

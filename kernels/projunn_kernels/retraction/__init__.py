@@ -27,7 +27,23 @@ __all__ = ["RETRACTIONS", "retract_", "retract_pulled_", "rotation", "step_basis
 def retract_(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:
-    """Take the step in place; returns the mask (*batch), or (A,), of the matrices that took it."""
+    """Replace W by the unitary matrix that the step X Y^H leads to, in place.
+
+    `projunn.retract` has the formulas of the retractions and their accuracy.
+
+    Args:
+        weight: W, (*batch, m, n), unitary, real or complex.
+        left, right: X (*batch, m, k) and Y (*batch, n, k), of the same dtype.
+        retraction: one of `RETRACTIONS`.
+        active: (A,), the indices of the matrices of W (B, m, n) to step, each at most once, or None for
+            all.  X is then (A, m, k) and Y (A, n, k); entries of negative index are left out.
+
+    Returns:
+        The mask of the matrices whose step was taken, (*batch), or (A,) with ``active``.
+
+    Raises:
+        ValueError: an unknown ``retraction``.
+    """
     taken: Tensor = _retract(weight=weight, left=left, right=right, retraction=retraction, active=active)
     return taken
 

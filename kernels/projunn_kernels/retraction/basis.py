@@ -1,15 +1,16 @@
 """The step in an orthonormal basis: ``W^H D = Z Y^H = Q E Q^H`` in float64, without Householder QR.
 
 Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that span both, E is
-(*batch, 2k, 2k).  A retraction built on Q is a *small* unitary matrix acting in the span of the
-step, so it stays unitary whatever the size or the conditioning of the step.
+(*batch, 2k, 2k).  Where 2k is n or more, Q is the identity and E is Z Y^H, both n x n.  A retraction
+built on Q is a *small* unitary matrix that acts in the span of the step, so it stays unitary whatever
+the size or the conditioning of the step.
 
-On a GPU the inverse square root is a Cholesky factor (`projunn_kernels.iterations`).
-
-k = 1 is Gram-Schmidt done twice ("twice is enough").  k > 1 is the Gram matrix' inverse square
-root, three times, the smallest eigenvalues floored (shifted CholeskyQR3; Fukaya, Kannan,
-Nakatsukasa, Yamamoto, Yanagisawa, SIAM J. Sci. Comput. 42, 2020).  Dependent, zero, or more than
-n columns are no special case: directions the step does not have get entries of rounding size.
+For k = 1 the columns are orthonormalized by Gram-Schmidt, done twice ("twice is enough").  For k > 1
+they are multiplied three times by the inverse square root of their Gram matrix, whose smallest
+eigenvalues are raised to a floor (shifted CholeskyQR3; Fukaya, Kannan, Nakatsukasa, Yamamoto,
+Yanagisawa, SIAM J. Sci. Comput. 42, 2020).  On a GPU a Cholesky factor stands in for the square root
+(`projunn_kernels.iterations`).  Dependent, zero, or more than n columns are no special case: directions
+that the step does not have get entries of rounding size.
 """
 
 import torch
@@ -24,15 +25,24 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and E with ``pulled @ right^H = Q E Q^H``, in float64 or complex128.
+    """Q and E with ``Z Y^H = Q E Q^H``, in float64 or complex128.
 
-    Q is stored column-major.  Columns with a non-finite entry give a non-finite E, never an exception.
+    Args:
+        right: Y, (*batch, n, k), real or complex.
+        pulled: Z = W^H X, (*batch, n, k).
+
+    Returns:
+        Q (*batch, n, 2k), stored column-major, with orthonormal columns, and E (*batch, 2k, 2k).
+        Columns that are not finite give an E that is not, never an exception.
     """
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
-    if right.shape[-1] == 1:
+    n, k = right.shape[-2:]
+    if 2 * k >= n:  # the whole space, of which the identity is a basis without rounding
+        return torch.eye(n, dtype=precise, device=y.device).expand(*y.shape[:-2], n, n), z @ y.mH
+    if k == 1:
         return _plane(y.mT, z.mT)
-    return _gram_basis(torch.cat([y, z], dim=-1), right.shape[-1])
+    return _gram_basis(torch.cat([y, z], dim=-1), k)
 
 
 def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A retraction of large matrices, after the pass over W that made Z = W^H X.
 
     plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
-    rotate_rows            W += (W Q) T^H                                 one read and one write of W
+    rotate_rows          W += (W Q) T^H                                 one read and one write of W
 
 Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
 and go through registers in chunks of BN.  Sums are float64.  A program of `rotate_rows` keeps whole rows

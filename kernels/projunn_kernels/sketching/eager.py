@@ -1,60 +1,22 @@
 """Factors of a gradient that is never formed, in PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.products.eager import adjoint_product, product
+from projunn_kernels.sketching import ranks
 
 
 def sketch(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> tuple[Tensor, Tensor]:
     """X and Y: see `projunn_kernels.sketch`."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    right = orthonormalize(through(inputs, grads, basis))
-    return stored(through(grads, inputs, right), right, pairs)
-
-
-def tangent_sketch(
-    inputs: list[Tensor], grads: list[Tensor], weight: Tensor, basis: Tensor, pairs: bool
-) -> tuple[Tensor, Tensor]:
-    """The factors: see `projunn_kernels.tangent_sketch`."""
-    inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    weight = torch.view_as_complex(weight) if pairs else weight
-    left, right = two_sided(
-        lambda y: through(grads, inputs, y), lambda v: through(inputs, grads, v), weight, basis
-    )
-    return stored(left, right, pairs)
-
-
-Columns = Callable[[Tensor], Tensor]
-
-
-def two_sided(into: Columns, back: Columns, weight: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors that `projunn_kernels.tangent_sketch` returns, of a G that is known by its products.
-
-    ``into`` makes G Y of Y, and ``back`` G^H V of V.
-    """
-    move, pull = product, adjoint_product
-    tall = weight.shape[-2] > weight.shape[-1]
-    if tall:
-        into, back, move, pull = back, into, pull, move
-    weight = weight.to(basis.dtype)
-    right = orthonormalize(pull(weight, into(basis)) - back(move(weight, basis)))
-    moved = move(weight, right)
-    if weight.shape[-2] != weight.shape[-1]:
-        moved = orthonormalize(moved)
-    factors = both_sides(into(right), back(moved), right, moved)
-    return factors[::-1] if tall else factors
-
-
-def both_sides(pushed: Tensor, pulled: Tensor, right: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors from G Y, G^H V, Y and V."""
-    left = pushed - moved @ (moved.mH @ pushed)
-    return torch.cat([left, moved], dim=-1), torch.cat([right, pulled], dim=-1)
+    right = orthonormalize(ranks.total(through(inputs, grads, basis), group))
+    return stored(ranks.mean(through(grads, inputs, right), group), right, pairs)
 
 
 def numbers(

@@ -9,41 +9,18 @@ from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.factorization.launch import orthonormal
 from projunn_kernels.launching import as_columns
 from projunn_kernels.products.launch import adjoint_partials, product_columns
-from projunn_kernels.sketching.eager import numbers, stored, two_sided
+from projunn_kernels.sketching.eager import numbers, stored
 
 
 def factors(
-    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """`projunn_kernels.sketch` of tensors as users have them."""
+    """`projunn_kernels.sketch`, without a ``group``, of tensors as users have them."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
     xs, gs = ([contiguous_matrices(t) for t in tensors] for tensors in (inputs, grads))
     left, right = sketch(xs, gs, as_matrices(basis))
     batch = basis.shape[:-2]
     left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))
-    return stored(left, right, pairs)
-
-
-def tangents(
-    inputs: list[Tensor], grads: list[Tensor], weight: Tensor, basis: Tensor, pairs: bool
-) -> tuple[Tensor, Tensor]:
-    """`projunn_kernels.tangent_sketch` of tensors as users have them, k <= MAX_RANK."""
-    inputs, grads, basis = numbers(inputs, grads, basis, pairs)
-    xs, gs = ([contiguous_matrices(t) for t in tensors] for tensors in (inputs, grads))
-    matrices = contiguous_matrices(torch.view_as_complex(weight) if pairs else weight)
-
-    def through(outer: list[Tensor], inner: list[Tensor], columns: Tensor) -> Tensor:
-        conjugated = as_columns(columns.conj())
-        sums = [
-            adjoint_partials(a, product_columns(b, conjugated, None), None)
-            for a, b in zip(outer, inner, strict=True)
-        ]
-        return torch.cat(sums, 1).sum(1).conj().mT.resolve_conj()
-
-    factors = two_sided(
-        lambda y: through(gs, xs, y), lambda v: through(xs, gs, v), matrices, as_matrices(basis)
-    )
-    left, right = (t.reshape(*basis.shape[:-2], *t.shape[-2:]) for t in factors)
     return stored(left, right, pairs)
 
 

@@ -16,33 +16,29 @@ from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FactoredStep, FactoredTangentStep, FusedStep
+from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.step.tiles import FUSED_STEP
-from projunn_kernels.tangent_step.factored import factored_tangent_step
 
-__all__ = [
-    "FactoredStep",
-    "FactoredTangentStep",
-    "FusedStep",
-    "factored_step_",
-    "factored_tangent_step_",
-    "fused_step_",
-]
+__all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
 
 
 def fused_step_(step: FusedStep) -> None:
-    """Take the steps of parameters of one shape, in place."""
+    """Take the steps of parameters of one shape, in place: W, R and the counters change.
+
+    Y = orth(D^H R)    X = D Y    W <- retraction of W - rate X Y^H    R <- orth(X) + 0.01 probe
+
+    With ``factorization="tangent"`` W^H X Y^H is Z Y^H, the factors of the tangent part of D
+    (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.
+    """
     _fused_step(step)
 
 
 def factored_step_(step: FactoredStep) -> None:
-    """Take the step of one parameter along given factors, in place."""
+    """Take the step of one parameter along given factors, in place: W, R and the counter change.
+
+    W <- retraction of W - rate X Y^H        R <- orth(S) + 0.01 probe
+    """
     _factored_step(step)
-
-
-def factored_tangent_step_(step: FactoredTangentStep) -> None:
-    """Take the step of one parameter along the tangent part of given factors, in place."""
-    _factored_tangent_step(step)
 
 
 def _fits_one_launch(step: FusedStep) -> bool:
@@ -50,6 +46,7 @@ def _fits_one_launch(step: FusedStep) -> bool:
     (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
     width = 2 if step.pairs or step.weights[0].is_complex() else 1
     few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
+    few = few and step.factorization == "subspace"
     return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
 
 
@@ -71,12 +68,4 @@ _factored_step = Operation(
     on="weight",
     mutates=("weight", "basis", "skipped"),
     bundle=FactoredStep,
-)
-_factored_tangent_step = Operation(
-    name="factored_tangent_step_",
-    eager=factored_tangent_step,
-    fake=nothing,
-    on="weight",
-    mutates=("weight", "basis", "skipped"),
-    bundle=FactoredTangentStep,
 )

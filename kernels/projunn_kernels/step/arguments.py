@@ -1,4 +1,4 @@
-"""What the steps of the optimizers take."""
+"""The arguments of the optimizers' steps."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class FusedStep:
     Attributes:
         weights, directions: W and D, (*batch, m, n).
         bases, probes: R and its probe, (*batch, m, k); with ``"tangent"``, (*batch, max(m, n), k).
-        skipped: counters () of the matrices whose step could not be taken.
-        rate, scale: the learning rate is ``rate``, times the 0-d ``scale`` if given.
+        skipped: 0-d counters of the matrices whose step could not be taken.
+        rate, scale: the learning rate is ``rate``, times the 0-d tensor ``scale`` if given.
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
-        pairs: the tensors are stored as real pairs, with a trailing axis of size 2.
+        pairs: True if the tensors hold complex numbers as pairs of reals, on a trailing axis.
         active: (A,) lists the matrices of one parameter's batch that take part, each once; the direction
             then is (A, m, n) and stands for those.  Negative entries stand for nothing.
         factorization: ``"subspace"`` steps along factors of D, ``"tangent"`` along those of its tangent
@@ -44,9 +44,9 @@ class FactoredStep:
         left, right: X (*batch, m, k) and Y (*batch, n, k) of the direction.
         sketched: S, the left factor of the gradient, (*batch, m, r).
         basis, probe: R and its probe, (*batch, m, r).
-        skipped: the counter () of the matrices whose step could not be taken.
+        skipped: the 0-d counter of the matrices whose step could not be taken.
         rate, scale, retraction: as in `FusedStep`.
-        pairs: W, R and the probe are stored as real pairs; the factors are complex.
+        pairs: True if W, R and the probe hold complex numbers as pairs; the factors are complex.
     """
 
     weight: Tensor
@@ -56,33 +56,6 @@ class FactoredStep:
     basis: Tensor
     probe: Tensor
     skipped: Tensor
-    rate: float
-    scale: Tensor | None = None
-    retraction: str = "exp"
-    pairs: bool = False
-
-
-@dataclass(frozen=True)
-class FactoredTangentStep:
-    """The arguments of `projunn_kernels.factored_tangent_step_`, of one parameter.
-
-    Attributes:
-        weight: W, (*batch, m, n).
-        left, right: of the direction D = left right^H, (*batch, m, q) and (*batch, n, q).
-        basis, probe: R and its probe, (*batch, max(m, n), r), r <= q.
-        skipped: the counter () of the matrices whose step could not be taken.
-        rank: k of the step.
-        rate, scale, retraction: as in `FusedStep`.
-        pairs: W, R and the probe are stored as real pairs; the factors are complex.
-    """
-
-    weight: Tensor
-    left: Tensor
-    right: Tensor
-    basis: Tensor
-    probe: Tensor
-    skipped: Tensor
-    rank: int
     rate: float
     scale: Tensor | None = None
     retraction: str = "exp"

@@ -10,9 +10,11 @@ from projunn_kernels.batches import as_matrices, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.retraction import retract_, retract_pulled_
+from projunn_kernels.step import plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
-from projunn_kernels.tangent_step import plane
 from projunn_kernels.warm_basis import refresh_basis_
+
+_EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
 
 
 def fused_step(step: FusedStep) -> None:
@@ -109,6 +111,8 @@ def _step_of_listed(
 
 def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
     """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
-    if not surely_all(taken):
+    if surely_all(taken):
+        taken = _EVERY
+    else:
         skipped.add_(taken.logical_not().sum())
     refresh_basis_(left, basis, probe, taken)

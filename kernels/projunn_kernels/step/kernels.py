@@ -30,7 +30,7 @@ from projunn_kernels.language.tiles import (
 
 
 @triton.jit
-def matrix_of(active, matrices, ACTIVE: tl.constexpr):
+def _matrix(active, matrices, ACTIVE: tl.constexpr):
     """Parameter, matrix in it, and whether there is one: negative entries of ``active`` are none.
 
     An active list belongs to one parameter, and the directions to its entries.
@@ -70,6 +70,39 @@ def _places(
 
 
 @triton.jit
+def _floats(rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Where the floats of whole rows are in a matrix, and which of them there are.
+
+    32-bit offsets reach all of a small matrix.  Rows that are not aligned take an address for each
+    number, and with 64 bits each these alone fill a third of the registers.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    columns = tl.arange(0, BN * WIDTH)
+    at = rows[:, None] * (n * WIDTH) + columns[None, :]
+    return at, (rows < m)[:, None] & (columns < n * WIDTH)[None, :]
+
+
+@triton.jit
+def _load_rows(base, rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """`load_tile` of whole rows of a small matrix."""
+    at, inside = _floats(rows, m, n, BN, PAIRS)
+    re = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+    im = re
+    if PAIRS:
+        re, im = tl.split(tl.reshape(re, (rows.shape[0], BN, 2)))
+    return re, im
+
+
+@triton.jit
+def _store_rows(base, rows, m, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """The inverse of `_load_rows`."""
+    at, inside = _floats(rows, m, n, BN, PAIRS)
+    if PAIRS:
+        re = tl.reshape(tl.join(re, im), (rows.shape[0], 2 * BN))
+    tl.store(base + at, re, mask=inside)
+
+
+@triton.jit
 def plane_step_kernel(
     weights,
     directions,
@@ -94,7 +127,7 @@ def plane_step_kernel(
     PANELS: tl.constexpr,
 ):
     """k = 1."""
-    entry, matrix, present = matrix_of(active, matrices, ACTIVE)
+    entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         return
     w, d, r, g, x = _places(
@@ -108,11 +141,11 @@ def plane_step_kernel(
     yr = tl.zeros((BN,), tl.float32)
     yi = tl.zeros((BN,), tl.float32)
     whole = m if PANELS == 1 else 0  # with several panels nothing is loaded ahead of the loops
-    dr, di = load_tile(d, lane, 0, whole, n, BN, PAIRS)
+    dr, di = _load_rows(d, lane, whole, n, BN, PAIRS)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
+            dr, di = _load_rows(d, rows, m, n, BN, PAIRS)
         br, bi = load_column(r, rows, rows < m, PAIRS)
         pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
         yr += pr
@@ -128,13 +161,13 @@ def plane_step_kernel(
     zr = tl.zeros((BN,), tl.float32)
     zi = tl.zeros((BN,), tl.float32)
     squares = tl.zeros((), tl.float64)
-    wr, wi = load_tile(w, lane, 0, tl.where(moves, whole, 0), n, BN, PAIRS)
+    wr, wi = _load_rows(w, lane, tl.where(moves, whole, 0), n, BN, PAIRS)
     xr, xi = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            dr, di = load_tile(d, rows, 0, tl.where(moves, m, 0), n, BN, PAIRS)
-            wr, wi = load_tile(w, rows, 0, tl.where(moves, m, 0), n, BN, PAIRS)
+            dr, di = _load_rows(d, rows, tl.where(moves, m, 0), n, BN, PAIRS)
+            wr, wi = _load_rows(w, rows, tl.where(moves, m, 0), n, BN, PAIRS)
         xr, xi = times(dr, di, yr, yi, PAIRS)
         squares += square_sum(xr, xi, PAIRS)
         if PANELS > 1:
@@ -161,17 +194,18 @@ def plane_step_kernel(
     if not taken:
         tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
 
-    # W += (W Q) (Q F^H)^H
+    # W += (W Q) (Q F^H)^H.  The rows of a step that is not taken are sent beyond the last one: so the
+    # addresses depend on what is known only here, and are not those of the load, kept in registers.
     kept = tl.where(taken & moves, m, 0)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
+            wr, wi = _load_rows(w, rows, kept, n, BN, PAIRS)
         l1r, l1i = times(wr, wi, q1r, q1i, PAIRS)
         l2r, l2i = times(wr, wi, q2r, q2i, PAIRS)
         ur, ui = add_outer(wr, wi, l1r, l1i, t1r, t1i, PAIRS)
         ur, ui = add_outer(ur, ui, l2r, l2i, t2r, t2i, PAIRS)
-        store_tile(w, rows, 0, kept, n, ur, ui, BN, PAIRS)
+        _store_rows(w, m - kept + rows, m, n, ur, ui, BN, PAIRS)
 
     inverse = reciprocal(tl.maximum(square_root(squares), TINY))
     if PANELS > 1:
@@ -255,7 +289,7 @@ def wide_step_kernel(
     K: tl.constexpr,
 ):
     """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
-    entry, matrix, present = matrix_of(active, matrices, ACTIVE)
+    entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         return
     S: tl.constexpr = 2 * K

@@ -21,7 +21,6 @@ from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
-from projunn_kernels.tangent_step.kernels import plane_tangent_kernel, wide_tangent_kernel
 
 
 def fused(step: FusedStep) -> None:
@@ -41,7 +40,7 @@ def fused(step: FusedStep) -> None:
 
 
 def fused_step(step: FusedStep) -> None:
-    """One launch for parameters of one shape: weights (B, m, n), bases (B, m or n, k), counters ().
+    """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
 
     With ``active`` (A,) one parameter, and its direction is (A, m, n).  All tensors are contiguous.
     """
@@ -51,16 +50,13 @@ def fused_step(step: FusedStep) -> None:
     if count == 0 or weight.numel() == 0:
         return
     scaled, listed = step.scale is not None, step.active is not None
-    options_of_the_step = {
-        "retraction": step.retraction,
-        "factorization": step.factorization,
-        "scaled": scaled,
-        "active": listed,
-    }
+    options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
     gradient = half_precision(step.directions[0])
     config = configured("fused_step", weight, k, count, **options_of_the_step, gradient=gradient)
     panels = -(-m // config.rows)
-    pairs, tangent = weight.is_complex(), step.factorization == "tangent"
+    pairs = weight.is_complex()
+    floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
+    scratch = torch.empty(floats_of_x, dtype=torch.float32, device=weight.device)
     weights = address_table(step.weights)
     arguments = {
         "weights": weights,
@@ -69,7 +65,8 @@ def fused_step(step: FusedStep) -> None:
         "probes": address_table(step.probes),
         "skipped": address_table(step.skipped),
         "active": active_list(weights, step.active),
-        "rate_tensor": weights if step.scale is None else step.scale,
+        "scratch": scratch,
+        "rate_tensor": scratch if step.scale is None else step.scale,
         "rate": step.rate,
         "precision": PRECISION,
         "matrices": matrices,
@@ -84,11 +81,7 @@ def fused_step(step: FusedStep) -> None:
         "BN": power_of_two(n),
         "PANELS": panels,
     } | options(config.warps)
-    if not tangent:
-        floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
-        arguments["scratch"] = torch.empty(floats_of_x, dtype=torch.float32, device=weight.device)
     if k == 1:
-        launch(plane_tangent_kernel if tangent else plane_step_kernel, (count,), **arguments)
+        launch(plane_step_kernel, (count,), **arguments)
     else:
-        kernel = wide_tangent_kernel if tangent else wide_step_kernel
-        launch(kernel, (count,), k=k, K=power_of_two(k), **arguments)
+        launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import matrix_problem, neighbours, squares, warps_for
+from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, squares, warps_for
 from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, PROBE
@@ -20,7 +20,7 @@ _RATE = 0.25
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
     if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
-        floats, each = (1024, 4) if n == 64 else (512, 2 if n > 64 else 4)
+        floats, each = (1024, 4) if n <= 64 else (512, 2)
         rows = max(1, min(m, floats // n))
         return Config(rows, n, warps_for(rows * n, each))
     budget = 8192 if p.k == 1 else 2048
@@ -55,7 +55,6 @@ def _case(
     scaled: bool,
     active: bool,
     gradient: torch.dtype | None,
-    factorization: str,
 ) -> Case:
     p, listed = problem, inputs.indices(problem.matrices, active)
     count = p.matrices if listed is None else len(listed)
@@ -71,7 +70,6 @@ def _case(
             scale=tensors["scale"],
             retraction=retraction,
             active=tensors["active"],
-            factorization=factorization,
         )
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
@@ -92,12 +90,12 @@ def _case(
         return results(tensors)
 
     direction_dtype = p.dtype if gradient is None else gradient
-    rows = p.n if factorization == "tangent" else p.m
+    basis = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype)
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
         "direction": inputs.normal(count, p.m, p.n, dtype=direction_dtype, scale=p.n**-0.5),
-        "basis": inputs.normal(p.matrices, rows, p.k, dtype=p.dtype),
-        "probe": inputs.normal(p.matrices, rows, p.k, dtype=p.dtype),
+        "basis": basis,
+        "probe": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype),
         "skipped": inputs.full(0.0),
         "scale": inputs.full(_RATE) if scaled else None,
         "active": listed,
@@ -117,26 +115,19 @@ def _standard() -> list[Problem]:
 
 FUSED_STEP = Kernel(
     name="fused_step",
-    functions=(
-        "plane_step_kernel",
-        "wide_step_kernel",
-        "plane_tangent_kernel",
-        "wide_tangent_kernel",
-    ),
+    functions=("plane_step_kernel", "wide_step_kernel"),
     closed_form=_tiles,
     candidates=_candidates,
     case=_case,
     small=_small,
-    variants={
-        "retraction": WITH_KERNELS,
-        "factorization": ("tangent", "subspace"),
-        "scaled": (False, True),
-        **GRADIENTS,
-    },
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True), **GRADIENTS},
     allowed=_allowed,
     passed=rotations_of,
     problem=matrix_problem("fused_step", MAX_FUSED),
     standard=_standard(),
-    compiled=squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
+    compiled=[
+        *squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
+        *sizes("fused_step", [(64, 100, 100)], (1,)),  # panels of rows that are not aligned
+    ],
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,
 )

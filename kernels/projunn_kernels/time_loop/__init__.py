@@ -7,9 +7,9 @@ u (T, batch, m), U (n, m), c (n,), W (n, n), and f one of ``NONLINEARITIES``:
     identity   z                            relu   max(z, 0)
     tanh       tanh z                       modrelu   z / |z| max(|z| + b, 0)   (0 at z = 0)
 
-Without U, the input is (T, batch, n) and is taken as U u_t + c.  Complex numbers are stored as real
-pairs, with a trailing axis of size 2.  But u, U and c are always real: for complex states U has 2 n
-rows, which give the real and the imaginary part of each unit in turn.
+Without U, the input is (T, batch, n) and stands for U u_t + c.  Complex numbers are stored as pairs of
+reals, with a trailing axis of size 2.  But u, U and c are real where U is given: for complex states U
+then has 2 n rows, which alternately give the real and the imaginary part of a unit.
 
 The last state is a separate output, for losses that need no other.  Only the states are kept for the
 backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
@@ -23,10 +23,11 @@ from typing import Any
 
 from torch import Tensor
 
+from projunn_kernels import private
 from projunn_kernels.operation import Derivative, Operation
-from projunn_kernels.sketching import fake_sketch
-from projunn_kernels.time_loop import eager
+from projunn_kernels.time_loop import eager, plain
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
+from projunn_kernels.time_loop.plain import nonlinearity_of_parts
 from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity
 from projunn_kernels.time_loop.tiles import RECURRENCE, RECURRENCE_BACKWARD
 
@@ -34,6 +35,7 @@ __all__ = [
     "NONLINEARITIES",
     "RecurrenceBackward",
     "apply_nonlinearity",
+    "nonlinearity_of_parts",
     "recurrence",
     "recurrence_backward",
 ]
@@ -48,13 +50,16 @@ def recurrence(
     input_weight: Tensor | None = None,
     input_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Runs the loop; returns all states (T, batch, n) and a copy of the last (batch, n).
+    """``h_t = f(U u_t + c + h_{t-1} W^T)`` for t = 1..T; differentiable.
+
+    Returns all states (T, batch, n) and a copy of the last (batch, n).
 
     Args:
         inputs: u, (T, batch, m), or (T, batch, n) without ``input_weight``.
         initial: h_0, (batch, n).
-        weight: W, (n, n).  If it is (n, n, 2), all states are complex numbers stored as pairs.
-        bias: b of modReLU, (n,), or None.
+        weight: W, (n, n).  If it is (n, n, 2), the states, h_0, and u without ``input_weight``, are
+            complex numbers stored as pairs of reals, with a trailing axis of size 2.
+        bias: b of modReLU, (n,), real; None for any other f.
         nonlinearity: f, one of `NONLINEARITIES`.
         input_weight, input_bias: U (n, m) and c (n,), or None; 2 n rows for complex states.
 
@@ -77,12 +82,14 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """The gradients of `recurrence`, from those of its two outputs.  Either of those may be None.
+    """The gradients of `recurrence`, from the gradients of its two outputs, either of which may be None.
 
     Returns a list: the gradients of u, h_0, b, U and c, each an empty tensor if there is none; then the
-    gradient of W or, if a basis R is given, its factors as `projunn_kernels.tangent_sketch` makes them.
-    If the gradient of W is not wanted the list ends with c's.
+    gradient of W or, if a basis R is given, its factors X and Y as `projunn_kernels.sketch` makes them.
+    If the gradient of W is not wanted, the list ends with that of c.
     """
+    if private.is_batched(call.grad) or private.is_batched(call.grad_last):
+        return plain.recurrence_backward(call)
     gradients: list[Tensor] = _recurrence_backward(call)
     return gradients
 
@@ -102,9 +109,7 @@ def _fake_gradients(call: RecurrenceBackward) -> list[Tensor]:
     rows = call.input_weight.shape[0] if call.input_weight is not None else 0
     factors = []
     if call.wants_weight:
-        factors = [like(call.weight)]
-        if call.basis is not None:
-            factors = list(fake_sketch(call.weight, call.basis, call.weight.ndim == 3))
+        factors = [like(call.weight)] if call.basis is None else [like(call.basis), like(call.basis)]
     return [
         like(call.inputs, call.wants_inputs or not projects),
         like(call.initial),
@@ -153,6 +158,7 @@ _recurrence = Operation(
     on="inputs",
     kernels=(RECURRENCE,),
     derivative=Derivative(_setup_context, _backward),
+    plain=plain.recurrence,
     autocast=True,
 )
 _recurrence_backward = Operation(
@@ -163,4 +169,5 @@ _recurrence_backward = Operation(
     on="states",
     kernels=(RECURRENCE_BACKWARD,),
     bundle=RecurrenceBackward,
+    plain=plain.recurrence_backward,
 )

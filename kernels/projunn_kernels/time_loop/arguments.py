@@ -17,6 +17,7 @@ class RecurrenceBackward:
         states: what it returned.
         wants_inputs, wants_input_bias, wants_weight: whether the gradients of u, c and W are wanted.
         basis: R (n, k), if the gradient of W is wanted as low-rank factors, else None.
+        group: the processes over which those are averaged, as in `projunn_kernels.sketch`.
     """
 
     grad: Tensor | None
@@ -32,6 +33,7 @@ class RecurrenceBackward:
     wants_input_bias: bool = True
     wants_weight: bool = True
     basis: Tensor | None = None
+    group: str = ""
 
 
 def states_shape(inputs: Tensor, weight: Tensor) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from projunn_kernels.launching import (
     options,
     product_setting,
 )
-from projunn_kernels.sketching import tangent_sketch
+from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
 from projunn_kernels.time_loop.kernels import (
     IDENTITY,
@@ -71,7 +71,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         after = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
         if len(h) == 1:
             before, after = before[:1], after[:1]
-        results += tangent_sketch(before, after, call.weight, call.basis, call.weight.ndim == 3)
+        results += sketch(before, after, call.basis, call.weight.ndim == 3, call.group)
     return results
 
 

@@ -1,4 +1,4 @@
-"""The time loop as one would write it on a blackboard, with autograd's own gradient."""
+"""The time loop as its formula says, with autograd's own gradient."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,12 @@ def recurrence(
 
 
 def apply_nonlinearity(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:
-    """f(z), real or complex; one of `NONLINEARITIES`.
+    """f(z), elementwise, of real or complex z.
+
+        identity   z                            relu   max(z, 0), real only
+        tanh       tanh z                       modrelu   z / |z| max(|z| + b, 0)   (0 at z = 0)
+
+    ``bias`` is b of modReLU, real, and broadcast against z; None for any other f.
 
     Raises:
         ValueError: another ``nonlinearity``.

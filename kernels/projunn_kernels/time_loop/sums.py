@@ -2,7 +2,7 @@
 
 Of z_t = U u_t + c + h_{t-1} W^T and h_t = f(z_t), with dz_t the gradient of z_t:
 
-    dW = sum dz_t^T conj(h_{t-1}), or its factors by `projunn_kernels.tangent_sketch`
+    dW = sum dz_t^T conj(h_{t-1}), or its factors by `projunn_kernels.sketch`
     dU = sum dz_t^T u_t      dc = sum dz_t      du_t = dz_t U      db = sum Re(conj(sgn h_t) dz_t)
 
 U and c are real.  For them the real and imaginary parts of dz_t count as separate real columns.
@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
-from projunn_kernels.products.eager import adjoint_product, product
-from projunn_kernels.sketching.eager import both_sides, through
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
+from projunn_kernels.sketching import ranks
+from projunn_kernels.sketching.eager import through
+from projunn_kernels.time_loop.arguments import RecurrenceBackward
 
 
 class TimeSums:
@@ -41,10 +41,8 @@ class TimeSums:
         self._states, self._initial = states, initial
         self._inputs, self._input_weight = call.inputs, call.input_weight
         self._basis = basis if call.wants_weight else None
-        if self._basis is not None:
-            self._weights = numbers(call.weight, call.weight)[0].to(self._basis.dtype)
-            self._moved = product(self._weights, self._basis)
-        self._twice: Tensor | None = None  # 2 A R in two parts: dW R and dW^H W R
+        self._group = call.group
+        self._pulled: Tensor | None = None
         self._bias = torch.zeros_like(call.bias) if sums_bias and call.bias is not None else None
         # Transposed, the narrow side of a product first: the BLAS is up to five times faster.
         self._weight = states.new_zeros(n, n) if call.wants_weight and call.basis is None else None
@@ -76,11 +74,8 @@ class TimeSums:
         if self._weight is not None:
             self._weight.addmm_(self._before(begin, end).mH, rows)
         if self._basis is not None:
-            before = [self._before(begin, end)]
-            share = torch.stack(
-                [through([rows], before, self._basis), through(before, [rows], self._moved)]
-            )
-            self._twice = share if self._twice is None else self._twice.add_(share)
+            share = through([self._before(begin, end)], [rows], self._basis)
+            self._pulled = share if self._pulled is None else self._pulled + share
         if self._projection is None or self._input_weight is None:
             return
         columns = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
@@ -109,17 +104,13 @@ class TimeSums:
         ]
         if self._weight is not None:
             results.append(self._weight.mT)
-        elif self._twice is not None:
+        elif self._pulled is not None:
             assert grads is not None
-            pushed, pulled = self._twice
-            right = orthonormalize(adjoint_product(self._weights, pushed) - pulled)
-            moved = product(self._weights, right)
+            right = orthonormalize(ranks.total(self._pulled, self._group))
             outer = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
             before = rearrange(self._states[:-1], "time batch unit -> (time batch) unit")
             inner = [self._initial, before]
-            results += both_sides(
-                through(outer, inner, right), through(inner, outer, moved), right, moved
-            )
+            results += [ranks.mean(through(outer, inner, right), self._group), right]
         return [_stored(self._inputs.new_empty(0) if t is None else t) for t in results]
 
     def _before(self, begin: int, end: int) -> Tensor:

@@ -5,8 +5,8 @@ the argument types, constants, options and divisibilities of that launch.  `aot_
 launched, `binaries` compiles it and reads the binary.  Launches that agree in all this are one binary.
 
 A spill, shared memory beyond what the architecture has, or a loop that forgets (`carried`) is a failure.
-Rows of an earlier run in ``--out`` are taken over where neither kernel, launch nor Triton has changed
-since: one that was cut off goes on.
+Rows of an earlier run in ``--out`` are kept where neither kernel, launch nor Triton has changed since,
+so that a run that was cut off can go on.
 """
 
 import argparse

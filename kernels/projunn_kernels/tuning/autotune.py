@@ -1,10 +1,10 @@
 """Times the candidates of each problem on the GPU and keeps the winners: ``projunn autotune``.
 
-The tensors are its own, and what a kernel changes is restored before each candidate; one whose binary
-spills registers is not timed.  Candidates are compiled ahead, by `projunn_kernels.tuning.compilers`,
-for a few problems at a time; then they are timed, one at a time and with nothing beside them.  The
-table of the GPU is written after every problem, so an interrupted run keeps what it has; `forget` at
-the end makes it take effect in the running process too.
+The autotuner makes the tensors itself, and restores what a kernel changes before each candidate.  A
+candidate whose binary spills registers is not timed.  Candidates are compiled ahead, by
+`projunn_kernels.tuning.compilers`, for a few problems at a time; then they are timed, one at a time and
+with nothing beside them.  The table of the GPU is written after every problem, so an interrupted run
+keeps what it has; `forget` at the end makes it take effect in the running process too.
 
 A candidate wins if it is faster than the closed form by 2 %, twice: the fastest of thirty has been lucky
 once.  Where none wins, the closed form stays, and the table says that it was compared.

@@ -1,4 +1,4 @@
-"""What a run of the autotuner has before it, and about how long that takes.
+"""The work that a run of the autotuner has left, and about how long it takes.
 
     seconds = seconds of compiling / processes + seconds of timing
 

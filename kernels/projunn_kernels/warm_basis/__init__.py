@@ -1,9 +1,8 @@
 """The basis that the factorization of the next step starts from: ``R <- orth(S) + 0.01 probe``.
 
 R, its probe and S, the left factor of the gradient, are (*batch, m, k).  Only the bases of matrices
-whose step was taken change; ``taken`` is their mask (*batch).
-The probe is a fixed random direction, without which a gradient orthogonal to the basis would be
-invisible for ever.
+whose step was taken change.  The probe is a fixed random matrix, without which a gradient orthogonal to
+the basis would be invisible for ever.
 """
 
 from typing import Any
@@ -19,7 +18,13 @@ from projunn_kernels.warm_basis.tiles import WARM_BASIS
 
 
 def refresh_basis_(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
-    """Refresh R in place, from S as ``left``."""
+    """``R <- orth(S) + 0.01 probe`` in place, for the matrices whose step was taken.
+
+    Args:
+        left: S, the left factor of the gradient, (*batch, m, k).
+        basis, probe: R and its probe, (*batch, m, k).
+        taken: the mask of the steps that were taken, (*batch).
+    """
     _refresh(left=left, basis=basis, probe=probe, taken=taken)
 
 

@@ -1,4 +1,4 @@
-"""The gradient of a unitary parameter in a step, of whatever kind, behind one interface.
+"""The gradients of unitary parameters, dense, sparse or in factors, behind one interface.
 
     gradient.follow(rule)    the direction of the rule, whose averages move
     take_steps(gradients)    the steps along their directions
@@ -21,13 +21,15 @@ Gradient = DenseGradient | FactoredGradient
 
 
 def gradient_of(member: Member) -> Gradient:
-    """The gradient of a parameter.
+    """The gradient of a parameter; one in factors if that belongs to a layer with ``sketch_rank``.
 
     Raises:
-        TypeError: it is sparse in another way than over the matrices of a bank, or in factors where the
-            parameter belongs to no layer with ``sketch_rank``.
+        TypeError: it is sparse in another way than over the matrices of a bank, or sparse though the
+            parameter belongs to a layer with ``sketch_rank``, or in factors though it does not.
     """
-    return (FactoredGradient if isinstance(member.grad, FactoredTensor) else DenseGradient)(member)
+    sketch = getattr(member.parameter, "sketch", None)  # tracing puts tensors without marks there
+    in_factors = sketch is not None or isinstance(member.grad, FactoredTensor)
+    return (FactoredGradient if in_factors else DenseGradient)(member)
 
 
 def take_steps(gradients: Iterable[Gradient]) -> None:

@@ -17,7 +17,7 @@ from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
 from projunn_kernels.batches import flattened, surely_all
 
-_NOT_OF_THE_RULE = ("step", "skipped", "basis", "probe")
+_NOT_OF_THE_RULE = ("step", "skipped", *(name for names in WARM.values() for name in names))
 
 
 def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +103,7 @@ class DenseGradient:
         if group["factorization"] == "svd":
             if capturing(self.parameter):
                 raise RuntimeError(
-                    'factorization: "svd" waits for the device; wanted "tangent" or "subspace" for the'
+                    'factorization: "svd" waits for the device; wanted "subspace" or "tangent" for the'
                     " capture of a CUDA graph"
                 )
             left, right = factorize(self.clean(direction), rank, "svd")
@@ -126,7 +126,7 @@ class DenseGradient:
         if self.state["step"].device.type != "cpu" or capturing(self.parameter):
             raise ValueError(
                 f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
-                ' wanted "tangent" or "subspace" with capturable=True, torch.compile or a CUDA graph'
+                ' wanted "subspace" or "tangent" with capturable=True, torch.compile or a CUDA graph'
             )
         seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
         return torch.Generator(device).manual_seed(seed)
@@ -157,9 +157,14 @@ class DenseGradient:
             return tensor
         return torch.where(self._finite, tensor, torch.nan)
 
-    def decay(self, factor: float) -> Tensor:
-        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1)."""
-        return torch.where(self.finite, factor, 1.0).to(self.grad.dtype.to_real())
+    def decay(self, factor: Any) -> Any:
+        """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1), or a number for all."""
+        if surely_all(self.finite):
+            return factor
+        dtype = self.grad.dtype.to_real()
+        if not isinstance(factor, Tensor):  # not as `torch.where` makes it: of the default dtype
+            factor = self.grad.new_full((), factor, dtype=dtype)
+        return torch.where(self.finite, factor, 1.0).to(dtype)
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
@@ -209,14 +214,15 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
     """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
     first = alike[0]
     rate = unitary_learning_rate(first.group)
+    basis, probe = WARM[first.group["factorization"]]
     scale = rate if isinstance(rate, Tensor) else None
     sign = -1.0 if first.group["maximize"] else 1.0
     fused_step_(
         FusedStep(
             weights=[one.stored_weight for one in alike],
             directions=[one.store(one.direction) for one in alike],
-            bases=[one.state["basis"] for one in alike],
-            probes=[one.state["probe"] for one in alike],
+            bases=[one.state[basis] for one in alike],
+            probes=[one.state[probe] for one in alike],
             skipped=[one.state["skipped"] for one in alike],
             rate=sign if scale is not None else sign * rate,
             scale=scale,

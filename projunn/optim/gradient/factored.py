@@ -3,7 +3,7 @@
     gradient X Y^H, at the rank of the sketch where micro-batches added theirs up
         -> average B <- decay B + weight X Y^H, truncated to its largest parts
         -> over the root of its second moments, held as row and column means
-        -> tangent part of the direction, at rank 2k; or, of other factorizations, direction at rank k
+        -> direction at rank k
 
 Factors are pairs (L, R) with L (*batch, m, r) and R (*batch, n, r), for L R^H.
 """
@@ -16,21 +16,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.manifold import UnitaryParameter, view_like
-from projunn.optim.gradient.dense import stored_like
+from projunn.optim.gradient.dense import active_matrices, stored_like
 from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
-from projunn_kernels import (
-    FactoredStep,
-    FactoredTangentStep,
-    adjoint_product,
-    factored_step_,
-    factored_tangent_step_,
-    orthonormalize,
-)
+from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
-from projunn_kernels.sketching.eager import two_sided
 
 Factors = tuple[Tensor, Tensor]
 
@@ -51,63 +42,68 @@ class FactoredGradient:
     """
 
     direction: Factors
-    likeness = None  # each steps alone
+    likeness = None  # parameters with sketched gradients step one by one
 
     def __init__(self, member: Member) -> None:
         p, grad, state = member.parameter, member.grad, member.state
-        assert isinstance(grad, FactoredTensor)
         if p.sketch is None:
             raise TypeError(
                 f"params: a parameter of shape {tuple(p.shape)} has a gradient in factors, but belongs"
                 " to no layer with sketch_rank"
             )
+        if member.group["factorization"] == "tangent":
+            raise ValueError(
+                f'factorization: got "tangent" for a parameter of shape {tuple(p.shape)} of a layer with'
+                ' sketch_rank, wanted "subspace": a sketch of the gradient lacks its tangent part'
+            )
         member.start_counting()
         self.parameter, self.state, self.group = p, state, member.group
-        self.tangent = member.group["factorization"] == "tangent"
-        if "probe" not in state:
-            start = p.sketch.longer if self.tangent else p.sketch.stored_left
-            kept = torch.contiguous_format
+        start, kept = p.sketch.stored_left, torch.contiguous_format
+        if "probe" not in state or state["probe"].shape != start.shape:
             state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
         basis = self.view(state["basis"])
-        left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
-        if self.tangent:
-            self.factors = compressed_tangent(left, right, view_like(p, p.detach()), basis)
-        else:
+        if isinstance(grad, FactoredTensor):
+            left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
             self.factors = compressed(left, right, basis)
+        else:
+            matrices, active = active_matrices(p, grad)
+            if active is not None:
+                raise TypeError(
+                    f"params: a parameter of shape {tuple(p.shape)} of a layer with sketch_rank has a"
+                    f" {grad.layout} gradient, wanted one in factors or a dense one"
+                )
+            self.factors = factor(matrices, basis)
         self._finite: Tensor | None = None
 
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self.state["step"] += 1
         left, right = rule._factored_direction(self, self.group)
-        if not self.tangent:
-            left, right = truncated(left, right, self.group["rank"])
-        self.direction = self.gate((left, right))
+        self.direction = self.gate(truncated(left, right, self.group["rank"]))
 
     def take(self) -> None:
-        """Take the step: `projunn_kernels.factored_tangent_step_`, or `factored_step_`."""
+        """Take the step: `projunn_kernels.factored_step_`."""
         p, state, group = self.parameter, self.state, self.group
         left, right = self.direction
         rate = unitary_learning_rate(group)
         sign = -1.0 if group["maximize"] else 1.0
-        of_every_kind = {
-            "weight": p.detach(),
-            "left": left,
-            "right": right,
-            "basis": state["basis"],
-            "probe": state["probe"],
-            "skipped": state["skipped"],
-            "rate": sign if isinstance(rate, Tensor) else sign * rate,
-            "scale": rate if isinstance(rate, Tensor) else None,
-            "retraction": group["retraction"],
-            "pairs": p.pairs,
-        }
-        if self.tangent:
-            rank = min(group["rank"], *(f.shape[-2] for f in self.direction))
-            factored_tangent_step_(FactoredTangentStep(rank=rank, **of_every_kind))
-        else:
-            factored_step_(FactoredStep(sketched=self.factors[0], **of_every_kind))
-        keep_start(p, state["basis"])
+        factored_step_(
+            FactoredStep(
+                weight=p.detach(),
+                left=left,
+                right=right,
+                sketched=self.factors[0],
+                basis=state["basis"],
+                probe=state["probe"],
+                skipped=state["skipped"],
+                rate=sign if isinstance(rate, Tensor) else sign * rate,
+                scale=rate if isinstance(rate, Tensor) else None,
+                retraction=group["retraction"],
+                pairs=p.pairs,
+            )
+        )
+        assert p.sketch is not None
+        p.sketch.stored_left.copy_(state["basis"])
 
     @property
     def finite(self) -> Tensor:
@@ -143,7 +139,8 @@ class FactoredGradient:
         left, right = factors
         if keys[0] not in self.state:
             weight = weight if first is None else first
-            columns = self._average_columns()
+            rank, (m, n) = self.factors[0].shape[-1], (f.shape[-2] for f in self.factors)
+            columns = average_columns(rank, m, n)
             for key, factor in zip(keys, (left, right), strict=True):
                 empty = factor.new_zeros((*factor.shape[:-1], columns))
                 self.state[key] = self.store(empty)
@@ -199,39 +196,10 @@ class FactoredGradient:
     def _keep(self, old: Tensor, fresh: Tensor) -> None:
         old.copy_(fresh if self._sound else torch.where(self.finite, fresh, old))
 
-    def _average_columns(self) -> int:
-        left, right = self.factors
-        rank = self.view(self.state["basis"]).shape[-1]
-        columns = max(_AVERAGE * rank, _LEAST_AVERAGE)
-        return min(columns, left.shape[-2], right.shape[-2])
 
-
-def keep_start(p: UnitaryParameter, basis: Tensor) -> None:
-    """Let the next sketch of a gradient start from the basis of the optimizer.
-
-    That of `projunn_kernels.tangent_sketch` belongs to the larger side of W, and that of other
-    factorizations to the left, whence W^H takes it to the right of a wide W.
-    """
-    assert p.sketch is not None
-    start = p.sketch.longer
-    if start.shape == basis.shape:
-        start.copy_(basis)
-        return
-    p.sketch.stored_left.copy_(basis)
-    p.sketch.right.copy_(adjoint_product(view_like(p, p.detach()), p.sketch.left))
-
-
-def compressed_tangent(left: Tensor, right: Tensor, weight: Tensor, basis: Tensor) -> Factors:
-    """L R^H at twice the rank of the basis, with the same tangent part where the step will look for it.
-
-    As `projunn_kernels.tangent_sketch` of the product; factors of at most that rank stay as they are.
-    """
-    missing = basis.shape[-1] - left.shape[-1]
-    if missing > 0:
-        return pad(left, (0, missing)), pad(right, (0, missing))
-    if left.shape[-1] <= 2 * basis.shape[-1]:
-        return left, right
-    return two_sided(lambda y: left @ (right.mH @ y), lambda v: right @ (left.mH @ v), weight, basis)
+def average_columns(rank: int, m: int, n: int) -> int:
+    """The rank at which an average of m x n gradients is held that are sketched at this rank."""
+    return min(max(_AVERAGE * rank, _LEAST_AVERAGE), m, n)
 
 
 def compressed(left: Tensor, right: Tensor, basis: Tensor) -> Factors:

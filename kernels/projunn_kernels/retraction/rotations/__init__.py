@@ -31,9 +31,16 @@ def named(retraction: str) -> Retraction:
 
 
 def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:
-    """F (*batch, 2k, 2k) and a mask (*batch) of the steps that can be taken.
+    """F, with I + F unitary, from the small matrix E of a step, and where the step can be taken.
 
-    The mask is False, and F zero, where E is not finite or F is not determined to working ``precision``.
+    Args:
+        e: E, (*batch, 2k, 2k), float64 or complex128.
+        retraction: one of `RETRACTIONS`.
+        precision: the machine epsilon of the weight's dtype.
+
+    Returns:
+        F, shaped like E, and a mask (*batch).  The mask is False, and F zero, where E is not finite or F
+        is not determined to working precision.
 
     Raises:
         ValueError: there is no such retraction, or it is no rotation of the step's span.

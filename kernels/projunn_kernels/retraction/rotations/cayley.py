@@ -18,11 +18,33 @@ from projunn_kernels.retraction.rotations.declaration import (
     turned_by,
 )
 
+_ROUNDING = 1e-14  # of the products in float64, for each column
+_LOOSE = 1e-12
+
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """By elimination and, where that is not unitary (A huge, its columns dependent), by eigenvalues.
+
+    A step that neither makes unitary is not taken.
+    """
     a = skew(e)
-    f = torch.linalg.solve(identity_like(e) - a / 2, a)
-    return f, f.isfinite().all(dim=(-2, -1))
+    f = torch.linalg.solve_ex(identity_like(e) - a / 2, a).result
+    unitary = _defect(f) < _ROUNDING * e.shape[-1]
+    if not unitary.all():
+        f = torch.where(unitary[..., None, None], f, _of_eigenvalues(a))
+        unitary = _defect(f) < _LOOSE
+    return f, unitary
+
+
+def _defect(f: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(f + f.mH + f.mH @ f)
+
+
+def _of_eigenvalues(a: Tensor) -> Tensor:
+    """F of a decomposition: an eigenvalue i t of A becomes i t / (1 - i t/2)."""
+    angles, vectors = torch.linalg.eigh(-1j * a)
+    f = (vectors * (1j * angles / (1 - 0.5j * angles)).unsqueeze(-2)) @ vectors.mH
+    return f if a.is_complex() else f.real
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a retraction has to say of itself."""
+"""The declaration of a retraction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Retraction:
         name: what users call it.
         dense: F by a decomposition, on a CPU; for any size of E, finite.
         two_by_two: F in closed form, for rank 1.
-        plane: the same of one real matrix in Python's floats, which costs a fifth of so many operators.
+        plane: the same of one real 2 x 2 matrix in Python's floats, at a fifth of the tensors' time.
         iterated: F without what waits for a GPU or loops over matrices there: see
             `projunn_kernels.iterations`.
         kernels: the module of Triton functions ``plane`` and ``small`` that compute F; without one,
@@ -64,5 +64,5 @@ def entries(e: Tensor) -> tuple[Tensor, ...]:
 
 
 def turned_by(angle_cosine: float, sine: float) -> list[list[float]]:
-    """The rotation of a plane, minus the identity."""
+    """The 2 x 2 rotation matrix of an angle, minus the identity."""
     return [[angle_cosine - 1, -sine], [sine, angle_cosine - 1]]

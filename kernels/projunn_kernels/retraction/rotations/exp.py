@@ -2,8 +2,8 @@
 
     W exp(A), A = (W^H D - D^H W)/2        F = e^A - I
 
-It follows the geodesic.  A step that would turn a plane by more than ``precision**-0.5`` radians is not
-taken: its angle is not determined.
+It follows the geodesic.  A step that would rotate by an angle above ``precision**-0.5`` radians is not
+taken, because rounding decides that angle.
 """
 
 from math import cos, sin, sqrt
@@ -19,6 +19,8 @@ from projunn_kernels.retraction.rotations.declaration import (
     skew,
     turned_by,
 )
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -45,12 +47,9 @@ def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), with eigenvalues i (mean +- w)
     t, u = e11.imag, e22.imag
     mean, tilt = (t + u) / 2, (t - u) / 2
-    w = (tilt.square() + s.abs().square()).sqrt()
+    w = (tilt.square() + s.abs().square()).sqrt().clamp_min(_TINY)
     phase = torch.polar(torch.ones_like(mean), mean)
-    # torch.sinc(w / pi) takes the sine of pi (w / pi), which differs from w by roundings of w: for w in
-    # the thousands, cos^2 + sin^2 would differ from 1 by thousands of roundings.
-    cosine = w.cos()
-    sinc = torch.where(w > torch.pi, w.sin() / w, torch.sinc(w / torch.pi))
+    cosine, sinc = w.cos(), w.sin() / w  # of the same number w, so that cos^2 + sin^2 = 1
     corner, slope = phase * sinc * s, 1j * tilt * sinc
     f = matrix(
         phase * (cosine + slope) - 1,

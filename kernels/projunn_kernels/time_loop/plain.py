@@ -1,0 +1,123 @@
+"""The time loop in operations that change nothing in place, on real numbers.
+
+Transforms, derivatives and exporters run it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from projunn_kernels import private
+from projunn_kernels.pairs import real_matrix
+from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.reference import apply_nonlinearity
+
+
+def recurrence(
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    input_weight: Tensor | None = None,
+    input_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All states, and the last: see `projunn_kernels.recurrence`."""
+    u = inputs if input_weight is None else functional.linear(inputs, input_weight, input_bias)
+    h, w, apply = initial, weight, apply_nonlinearity
+    if weight.ndim == 3:
+        u, h, w, apply = u.flatten(2), initial.flatten(1), real_matrix(weight), nonlinearity_of_parts
+    if isinstance(u.shape[0], torch.SymInt) and private.in_onnx_export():
+        raise ValueError(
+            "input: got a dynamic number of time steps, wanted a fixed one for ONNX, which gets the loop"
+            " over time unrolled; torch.export takes any"
+        )
+    states = []
+    for x in u.unbind():
+        h = apply(x + h @ w.mT, bias, nonlinearity)
+        states.append(h)
+    found = torch.stack(states).reshape(states_shape(inputs, weight))
+    return found, found[-1].clone()
+
+
+def nonlinearity_of_parts(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:
+    """f(z) of complex numbers in real arithmetic, on parts as `projunn_kernels.pairs` has them."""
+    if nonlinearity == "identity":
+        return z
+    parts = z.unflatten(-1, (-1, 2))
+    if nonlinearity == "modrelu":
+        assert bias is not None
+        size = torch.linalg.vector_norm(parts, dim=-1)
+        some = size > 0
+        scale = torch.where(some, (size + bias).relu() / torch.where(some, size, 1.0), 0.0)
+        return (parts * scale.unsqueeze(-1)).flatten(-2)
+    if nonlinearity != "tanh":
+        raise ValueError(
+            f"nonlinearity: got {nonlinearity!r}, wanted modrelu, tanh or identity for complex numbers"
+        )
+    # tanh(a + ib) = (t + i s c (1 - t^2)) / (c^2 + t^2 s^2), with t = tanh a, s = sin b, c = cos b
+    a, b = parts.unbind(-1)
+    t, s, c = a.tanh(), b.sin(), b.cos()
+    below = c.square() + (t * s).square()
+    return torch.stack([t / below, s * c * (1 - t.square()) / below], -1).flatten(-2)
+
+
+def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
+    """The gradients as functions of the states too: see `projunn_kernels.recurrence_backward`."""
+    if call.basis is not None:
+        raise NotImplementedError(
+            "basis: got a tensor, wanted None: the factors of a sketch have no derivative"
+        )
+    h, h0, w = numbers(call.weight, call.states, call.initial, call.weight)
+    grad, carry = (
+        None if t is None else numbers(call.weight, t)[0] for t in (call.grad, call.grad_last)
+    )
+    carry = torch.zeros_like(h0) if carry is None else carry
+    every = [None] * len(h) if grad is None else list(grad.unbind())
+    reversed_steps = []
+    for state, g in zip(reversed(h.unbind()), reversed(every), strict=True):
+        carry = carry if g is None else carry + g
+        reversed_steps.append(_activation_gradient(carry, state, call.bias, call.nonlinearity))
+        carry = reversed_steps[-1] @ w.conj()
+    dz = torch.stack(reversed_steps[::-1])
+    rows = dz.reshape(-1, dz.shape[-1])
+    by_inputs, by_projection, by_shift, by_bias = dz, None, None, None
+    if call.input_weight is not None:
+        columns = torch.view_as_real(rows).reshape(len(rows), -1) if dz.is_complex() else rows
+        by_inputs = (columns @ call.input_weight).reshape(call.inputs.shape)
+        by_projection = columns.mT @ call.inputs.flatten(0, 1)
+        by_shift = columns.sum(0)
+    if call.bias is not None:
+        by_bias = (h.sgn().conj() * dz).real.sum((0, 1))
+    found = [
+        by_inputs if call.wants_inputs or call.input_weight is None else None,
+        carry,
+        by_bias,
+        by_projection,
+        by_shift if call.wants_input_bias else None,
+    ]
+    if call.wants_weight:
+        before = torch.cat([h0[None], h[:-1]]).flatten(0, 1)
+        found.append(rows.mT @ before.conj())
+    return [_stored(call.states.new_empty(0) if t is None else t) for t in found]
+
+
+def _activation_gradient(carry: Tensor, h: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:
+    """The gradient at z, from ``carry`` = the gradient at h = f(z)."""
+    if nonlinearity == "identity":
+        return carry
+    if nonlinearity == "tanh":
+        return carry * (1 - h.square()).conj()
+    if not h.is_complex():
+        return torch.where(h > 0 if nonlinearity == "relu" else h != 0, carry, 0.0)
+    # dh = dz + (b/|z|) (dz - u Re(conj(u) dz)) with u = h/|h|, where |h| = |z| + b > 0
+    assert bias is not None
+    size = h.abs()
+    active = size > 0
+    ratio = torch.where(active, bias / torch.where(active, size - bias, 1.0), 0.0)
+    radial = (carry * h.conj()).real * ratio / torch.where(active, size, 1.0).square()
+    return torch.where(active, carry * (1 + ratio) - h * radial, 0.0)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

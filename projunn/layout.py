@@ -1,0 +1,117 @@
+"""How matrices lie in a tensor, and which memory holds those whose shape alone does not tell.
+
+* real, or natively complex: (*batch, m, n);
+* ``pairs``: complex numbers as pairs of reals, (*batch, m, n, 2), as the layers of `projunn.nn` store
+  them;
+* ``blocks > 1``: that many matrices stacked along the rows, (*batch, blocks m, n), as the gates of
+  ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n".
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import private
+
+
+def as_matrices(tensor: Tensor, pairs: bool, blocks: int) -> Tensor:
+    """The matrices (*batch, m, n) of a tensor in a layout; a view of it."""
+    if pairs:
+        tensor = torch.view_as_complex(tensor)
+    if blocks > 1:
+        # "... (gate m) n -> ... gate m n"; not by `einops.rearrange`, which promises no view.
+        tensor = tensor.unflatten(-2, (blocks, -1))
+    return tensor
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Where in a storage a parameter lies, and in which layout."""
+
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    pairs: bool
+    blocks: int
+
+    def layout(self, tensor: Tensor, wrapped: bool = False) -> tuple[bool, int] | None:
+        """The layout of a tensor that shares the storage; None if it lies elsewhere in it.
+
+        A tensor that a transform has ``wrapped`` shows its shape, and not where it lies.
+
+        Raises:
+            ValueError: it holds the same numbers in another order, so that what its matrices are is
+                not to be seen.
+        """
+        axis = -3 if self.pairs else -2
+        start = 0 if wrapped else tensor.storage_offset() - self.offset
+        size = torch.Size(self.shape).numel()
+        if not 0 <= start < max(1, size) or (self.pairs and tensor.is_complex()):
+            return None
+        rows = self.shape[axis] // self.blocks
+        alike = tensor.ndim >= -axis and tensor.shape[axis + 1 :] == self.shape[axis + 1 :]
+        alike = alike and (wrapped or tensor.stride()[axis:] == self.strides[axis:]) and rows > 0
+        if alike and tensor.shape[axis] % rows == 0 and start % (rows * self.strides[axis]) == 0:
+            return self.pairs, max(1, tensor.shape[axis] // rows)
+        ends_in_pairs = self.pairs and self.blocks == 1 and tensor.shape[-1:] == (2,)
+        if ends_in_pairs and (wrapped or (tensor.stride(-1) == self.strides[-1] and start % 2 == 0)):
+            return True, 1  # some other view of it
+        if tensor.numel() == size and not wrapped:
+            kind = "real pairs" if self.pairs else f"{self.blocks} blocks"
+            raise ValueError(
+                f"tensor: has shape {tuple(tensor.shape)} and shares memory with a unitary parameter of"
+                f" shape {self.shape} ({kind}); wanted projunn.matrix_view of that"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """A storage, held weakly, and the parameters in it by their offset."""
+
+    storage: weakref.ref[Any]
+    regions: dict[int, _Region]
+
+
+# By the address of the storage: of tensors that have pairs or blocks.  Addresses are used again, so an
+# entry counts only while its own storage lives.
+_memory: dict[int, _Memory] = {}
+
+
+def remember(tensor: Tensor, pairs: bool, blocks: int) -> None:
+    """Notes that the memory of a tensor holds pairs or blocks, as long as that memory lives."""
+    storage = tensor.untyped_storage()
+    address, known = storage.data_ptr(), _memory.get(storage.data_ptr())
+    if known is None or known.storage() is not storage:
+        for key, memory in list(_memory.items()):  # a copy, because other threads may add to it
+            if memory.storage() is None:
+                _memory.pop(key, None)
+        known = _memory[address] = _Memory(weakref.ref(storage), {})
+    offset = int(tensor.storage_offset())
+    known.regions[offset] = _Region(offset, tuple(tensor.shape), tensor.stride(), pairs, blocks)
+
+
+def forget_memory(tensor: Tensor) -> None:
+    """The inverse of `remember`."""
+    known = _memory.get(tensor.untyped_storage().data_ptr())
+    if known is not None:
+        known.regions.pop(int(tensor.storage_offset()), None)
+
+
+def remembered(tensor: Tensor) -> tuple[bool, int] | None:
+    """(pairs, blocks) of a tensor by what is known of its memory; None if nothing is."""
+    wrapped = False
+    try:
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+    except (NotImplementedError, RuntimeError):  # a transform has wrapped it
+        wrapped, storage = True, private.beneath(tensor).untyped_storage()
+        address = storage.data_ptr()
+    known = _memory.get(address)
+    if known is None or known.storage() is not storage:
+        return None
+    found = (region.layout(tensor, wrapped) for region in known.regions.values())
+    return next((layout for layout in found if layout is not None), None)

@@ -1,0 +1,72 @@
+"""Which of the parameters that an optimizer is given are unitary, and which of those it cannot step."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
+from projunn.optim.sharded import has_whole_matrices, is_sharded
+from projunn.parameter import declarations, name_of, recognise
+from projunn_kernels import private
+
+
+def recognise_parameters(parameters: Sequence[Tensor]) -> None:
+    """Marks the unitary ones among the parameters, by what their modules know of them.
+
+    Raises:
+        TypeError: a unitary parameter that cannot be stepped: see `check_parameter`.
+        ValueError: a module has no parameter any more in the place of a unitary one.
+    """
+    recognise()
+    for p in parameters:
+        check_parameter(p)
+    given = {id(p) for p in parameters}
+    flattened = {id(module) for p in parameters for module in private.flattened_modules(p)}
+    for known in declarations():
+        module = known.module
+        gone = [] if module is None else [name for name in known.slots if not _there(module, name)]
+        if module is None or not gone:
+            continue
+        if id(module) in flattened or any(id(p) in given for p in module.parameters()):
+            raise ValueError(
+                f"params: {', '.join(gone)} of {type(module).__name__} should be unitary, and is no"
+                " parameter any more (weight_norm, FSDP1 and others put parameters of their own in its"
+                " place); wanted it as it was, or projunn.unconstrain(module) if this is meant"
+            )
+
+
+def check_parameter(p: Tensor) -> None:
+    """Refuses unitary parameters that cannot be stepped, in words.
+
+    Raises:
+        TypeError: a dtype that is not one of `MATRIX_DTYPES`, or a sharded tensor.
+    """
+    if not isinstance(p, UnitaryParameter):
+        return
+    if p.dtype not in MATRIX_DTYPES:
+        raise TypeError(
+            f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
+            f" {dtype_names()} (use autocast for layers in lower precision)"
+        )
+    if is_sharded(p) and p.sketch is not None:
+        raise TypeError(
+            f"params: {name_of(p)}, of shape {tuple(p.shape)}, is sharded and belongs to a layer with"
+            " sketch_rank, whose gradient is never formed; wanted sketch_rank=None, or a parameter that"
+            " every process holds: projunn.distributed.replicate(model)"
+        )
+    flattened = p.ndim < (3 if p.pairs else 2)
+    if flattened or (is_sharded(p) and not has_whole_matrices(p)):
+        how = "flattened" if flattened else f"sharded as {getattr(p, 'placements', None)}"
+        raise TypeError(
+            f"params: {name_of(p)}, of shape {tuple(p.shape)}, is {how}; a step needs whole matrices,"
+            " wanted a parameter that every process holds: projunn.distributed.replicate(model), and"
+            " then fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))"
+        )
+
+
+def _there(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is there under its own name, or where PyTorch's reparametrisations keep it."""
+    if {name, f"{name}_orig", name.removesuffix("_orig")} & module._parameters.keys():
+        return True
+    beneath = getattr(module, "parametrizations", {})
+    return name in beneath and hasattr(beneath[name], "original")

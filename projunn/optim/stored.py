@@ -1,0 +1,141 @@
+"""The state of a unitary parameter as a checkpoint has it, made into the one that its steps keep.
+
+torch.optim's average of a complex parameter's squares       the sum of those of both parts
+average B of dense gradients, where they are now sketched    its largest parts, as factors
+average V of squares, likewise                               its row and column means
+factors and means, where gradients are now dense             L R^H, and R_i C_j / mean(R)
+another rank                                                 columns are cut off, or added
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from projunn.manifold import UnitaryParameter, view_like
+from projunn.optim.gradient.dense import stored_like
+from projunn.optim.gradient.factored import average_columns, truncated
+from projunn.optim.member import counter
+from projunn_kernels import adjoint_product, orthonormalize, seeded_normal
+
+
+@torch.no_grad()
+def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool]) -> None:
+    """Make loaded state that of ``p``, in place.
+
+    Args:
+        p: the parameter, whose ``sketch`` says whether gradients are in factors, and at which rank.
+        state: its state.
+        averages: the rule's averages, and whether one is of squares.
+
+    Raises:
+        ValueError: state of another shape.
+    """
+    for name in [name for name, value in state.items() if value is None]:
+        del state[name]  # torch.optim.SGD's buffer, without momentum
+    if "step" in state and not isinstance(state["step"], Tensor):
+        state["step"] = counter("cpu").add_(state["step"])
+    for name, squares in averages.items():
+        if name in state:
+            state[name] = _in_our_layout(p, name, state[name], squares)
+        if p.sketch is None:
+            _expand(p, state, name)
+        elif name in state:
+            _compress(p, state, name, squares)
+    if p.sketch is None:
+        return
+    for name, squares in averages.items():
+        if f"{name}_left" in state and not squares:
+            _resize_average(p, state, name)
+    if "basis" in state and "probe" in state:
+        _resize_bases(p, state)
+        p.sketch.stored_left.copy_(state["basis"])
+
+
+def _in_our_layout(p: UnitaryParameter, name: str, value: Tensor, squares: bool) -> Tensor:
+    """A dense average; torch.optim stores it as the parameter is stored."""
+    matrices = view_like(p, p.detach())
+    wanted = matrices.shape if squares else stored_like(p, matrices).shape
+    if squares and value.is_complex():
+        value = value.real + value.imag
+    if value.shape == p.shape and not squares:
+        value = stored_like(p, view_like(p, value))
+    elif value.shape == p.shape:
+        value = value.sum(-1) if p.pairs else value
+        value = value.unflatten(-2, (p.blocks, -1)) if p.blocks > 1 else value
+    _check(p, name, value, wanted)
+    return value.contiguous()
+
+
+def _compress(p: UnitaryParameter, state: dict[str, Any], name: str, squares: bool) -> None:
+    """A dense average as the one of sketched gradients."""
+    value = state.pop(name)
+    if squares:
+        state[f"{name}_row"] = value.mean(-1, keepdim=True)
+        state[f"{name}_column"] = value.mean(-2, keepdim=True).mT.contiguous()
+        return
+    matrices = _numbers(p, value)
+    assert p.sketch is not None
+    columns = average_columns(p.sketch.rank, *matrices.shape[-2:])
+    y = seeded_normal(matrices, (*matrices.shape[:-2], matrices.shape[-1], columns), 0)
+    for _ in range(3):  # block power iteration
+        y = orthonormalize(adjoint_product(matrices, matrices @ y))
+    state[f"{name}_left"], state[f"{name}_right"] = stored_like(p, matrices @ y), stored_like(p, y)
+
+
+def _expand(p: UnitaryParameter, state: dict[str, Any], name: str) -> None:
+    """An average of sketched gradients as a dense one."""
+    if f"{name}_left" in state:
+        left, right = (_numbers(p, state.pop(f"{name}_{side}")) for side in ("left", "right"))
+        _check_rows(p, name, left, right)
+        state[name] = stored_like(p, left @ right.mH)
+    if f"{name}_row" in state:
+        row, column = (state.pop(f"{name}_{side}") for side in ("row", "column"))
+        _check_rows(p, name, row, column)
+        mean = row.mean(-2, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
+        state[name] = (row / mean) * column.mT
+
+
+def _resize_average(p: UnitaryParameter, state: dict[str, Any], name: str) -> None:
+    assert p.sketch is not None
+    left, right = (_numbers(p, state[f"{name}_{side}"]) for side in ("left", "right"))
+    _check_rows(p, name, left, right)
+    columns = average_columns(p.sketch.rank, left.shape[-2], right.shape[-2])
+    missing = columns - left.shape[-1]
+    if missing < 0:
+        left, right = truncated(left, right, columns)
+    elif missing:
+        left, right = pad(left, (0, missing)), pad(right, (0, missing))
+    state[f"{name}_left"], state[f"{name}_right"] = stored_like(p, left), stored_like(p, right)
+
+
+def _resize_bases(p: UnitaryParameter, state: dict[str, Any]) -> None:
+    """Cut off the last columns of the bases, or add those that a sketch of this layer starts from."""
+    assert p.sketch is not None
+    start = p.sketch.left
+    for name in ("basis", "probe"):
+        basis = _numbers(p, state[name])
+        columns = min(basis.shape[-1], start.shape[-1])
+        _check(p, name, basis[..., :columns], start[..., :columns].shape)
+        if columns < start.shape[-1]:
+            basis = orthonormalize(torch.cat([basis, start[..., columns:].to(basis.dtype)], -1))
+        state[name] = stored_like(p, basis[..., : start.shape[-1]])
+
+
+def _numbers(p: UnitaryParameter, stored: Tensor) -> Tensor:
+    return torch.view_as_complex(stored.contiguous()) if p.pairs else stored
+
+
+def _check_rows(p: UnitaryParameter, name: str, left: Tensor, right: Tensor) -> None:
+    *batch, m, n = view_like(p, p.detach()).shape
+    for rows, factor in ((m, left), (n, right)):
+        _check(p, name, factor[..., :0], torch.Size((*batch, rows, 0)))
+
+
+def _check(p: UnitaryParameter, name: str, value: Tensor, wanted: torch.Size) -> None:
+    if value.shape != wanted:
+        raise ValueError(
+            f"state_dict: {name!r} has shape {tuple(value.shape)}, wanted {tuple(wanted)} for a unitary"
+            f" parameter of shape {tuple(p.shape)}"
+        )

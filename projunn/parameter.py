@@ -1,0 +1,381 @@
+"""Unitary parameters, and the modules that know of them.
+
+The tensor in a module's slot does not last: conversions, loading, sharding and offloading put other ones
+in its place.  So a module is told which of its parameters are unitary, and in which layout, when it gets
+one (`Declaration`), and whoever needs to know asks `recognise`, which marks what sits in the slots now.
+
+    module.weight = UnitaryParameter(...)     declares the slot "weight" of the module
+    module.weight = nn.Parameter(...)         is marked as the slot was declared
+    recognise()                               marks what came into slots in other ways: optimizers and
+                                              diagnostics call it before they read a mark
+
+Tensors that share memory with a unitary parameter (``.data``, ``.detach()``, the entries of
+``state_dict()``) are read in the layout of that memory: `layout_of`.
+"""
+
+import copy
+import weakref
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any, TypeGuard, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from projunn.factored import FactoredTensor
+from projunn.layout import as_matrices, forget_memory, remember, remembered
+from projunn.noticing import off_manifold, say
+from projunn.sketches import following
+
+
+class _Marked(type(nn.Parameter)):  # type: ignore[misc]
+    """Parameters of classes that cannot be changed (DTensor, fake tensors) are marked by attributes."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return type(instance) is cls or (
+            isinstance(instance, Tensor) and getattr(instance, "blocks", None) is not None
+        )
+
+
+class UnitaryParameter(nn.Parameter, metaclass=_Marked):
+    """A parameter whose matrices the optimizers of `projunn.optim` keep unitary.
+
+    Real matrices are kept orthogonal, rectangular ones semi-orthogonal: their rows or columns,
+    whichever are fewer, stay orthonormal.  A module that gets one as an attribute remembers it: whatever
+    tensor a conversion, ``load_state_dict``, sharding or an assignment puts in its place is a unitary
+    parameter again, until `projunn.unconstrain`.  ``torch.load`` reads a saved ``state_dict`` by
+    default; a whole saved module or parameter needs ``weights_only=False``.
+
+    Args:
+        data: the matrices, (*batch, m, n), real or complex.  They are taken as they are: initialise them
+            with `projunn.init`, or project an existing parameter with `projunn.constrain`.
+        requires_grad: as in ``nn.Parameter``.
+        pairs: ``data`` is (*batch, m, n, 2) and real, with real and imaginary parts on the last axis.
+        blocks: ``data`` is (*batch, blocks m, n), with so many matrices stacked along the rows.  Where
+            neither is given, data that is or shares memory with a unitary parameter has its layout.
+        sketch: see below.
+
+    Attributes:
+        pairs, blocks: as given.
+        sketch: the factors that the next sketch of a gradient starts from, if the parameter belongs to a
+            layer with ``sketch_rank``; its gradients are then of the class `projunn.FactoredTensor`.
+            Otherwise None.
+    """
+
+    pairs: bool
+    blocks: int
+    sketch: FactoredTensor | None
+
+    def __new__(
+        cls,
+        data: Tensor,
+        requires_grad: bool = True,
+        *,
+        pairs: bool | None = None,
+        blocks: int | None = None,
+        sketch: FactoredTensor | None = None,
+    ) -> "UnitaryParameter":
+        if pairs is None and blocks is None:
+            pairs, blocks = layout_of(data)
+        plain = data.data if type(data) is cls else data  # nn.Parameter takes its own class only
+        self = super().__new__(cls, plain, requires_grad)
+        return mark(self, pairs or False, blocks or 1, sketch)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UnitaryParameter":
+        if id(self) not in memo:
+            data = self.data.clone(memory_format=torch.preserve_format)
+            sketch = copy.deepcopy(self.sketch, memo)
+            result = rebuild(data, self.requires_grad, self.pairs, self.blocks, sketch)
+            result.grad = copy.deepcopy(self.grad, memo)
+            memo[id(self)] = result
+        return cast(UnitaryParameter, memo[id(self)])
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return rebuild, (self.data, self.requires_grad, self.pairs, self.blocks, self.sketch)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Unitary parameter containing:\n{self.data!r}"
+
+
+def _converter(name: str) -> Any:
+    """A conversion such as ``Tensor.to``, whose result ``nn.Parameter`` can wrap.
+
+    Under ``set_swap_module_params_on_conversion`` a module wraps what a conversion returns.  Where there
+    is nothing to convert that is the parameter itself, and ``nn.Parameter`` takes none of a class that
+    is not its own.
+    """
+    plain = getattr(Tensor, name)
+
+    @wraps(plain)
+    def convert(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        new: Tensor = plain(self, *arguments, **options)
+        swapped = torch.__future__.get_swap_module_params_on_conversion()
+        return new.data if new is self and swapped and not torch.is_grad_enabled() else new
+
+    return convert
+
+
+for _name in ("to", "type", "cpu", "cuda", "float", "double", "half", "bfloat16", "share_memory_"):
+    setattr(UnitaryParameter, _name, _converter(_name))
+
+
+def is_unitary(parameter: Tensor) -> TypeGuard[UnitaryParameter]:
+    """``isinstance(parameter, UnitaryParameter)``, in a third of the time for plain parameters."""
+    kind = type(parameter)
+    return kind is UnitaryParameter or (
+        kind is not nn.Parameter and isinstance(parameter, UnitaryParameter)
+    )
+
+
+def rebuild(
+    data: Tensor, requires_grad: bool, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
+) -> UnitaryParameter:
+    return UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks, sketch=sketch)
+
+
+def mark(
+    parameter: Tensor, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
+) -> UnitaryParameter:
+    """Makes a unitary parameter of an ``nn.Parameter``, in place."""
+    if type(parameter) is nn.Parameter:
+        parameter.__class__ = UnitaryParameter
+    marked = cast(UnitaryParameter, parameter)
+    marked.pairs, marked.blocks, marked.sketch = pairs, blocks, sketch
+    _remember(marked)
+    _watch()
+    return marked
+
+
+def unmark(parameter: UnitaryParameter) -> None:
+    """The inverse of `mark`."""
+    if type(parameter) is UnitaryParameter:
+        forget_memory(parameter)
+    for name in ("pairs", "blocks", "sketch"):
+        delattr(parameter, name)
+    if type(parameter) is UnitaryParameter:
+        parameter.__class__ = nn.Parameter  # type: ignore[assignment]
+
+
+@dataclass
+class Slot:
+    """What a module knows of one of its unitary parameters.
+
+    ``said`` is set once the user has been told that the weight is off the manifold, and ``kept`` once an
+    optimizer of ours steps it.
+    """
+
+    pairs: bool
+    blocks: int
+    sketch: FactoredTensor | None
+    said: bool = False
+    kept: bool = False
+
+
+class Declaration:
+    """The unitary parameters of one module, by name; it goes where the module's attributes go.
+
+    The module is held weakly, so that it is freed without the help of the garbage collector.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self.slots: dict[str, Slot] = {}
+        _declarations.add(self)
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self._module()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "slots": self.slots}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._module = weakref.ref(state["module"])
+        self.slots = state["slots"]
+        for slot in self.slots.values():
+            slot.kept = False  # no optimizer knows the copy yet
+        _declarations.add(self)
+        _watch()
+
+    def restore(self) -> None:
+        """Marks what sits in the slots now."""
+        module = self.module
+        for name, slot in self.slots.items():
+            parameter = None if module is None else module._parameters.get(name)
+            if isinstance(parameter, nn.Parameter):
+                mark_as(parameter, slot)
+
+    def held(self) -> list[tuple[str, Slot, UnitaryParameter]]:
+        """The slots that hold a unitary parameter, with their names."""
+        module = self.module
+        every = () if module is None else self.slots.items()
+        pairs = ((name, slot, module._parameters.get(name)) for name, slot in every)  # type: ignore[union-attr]
+        return [(name, slot, p) for name, slot, p in pairs if isinstance(p, UnitaryParameter)]
+
+
+_ATTRIBUTE, _STEPS = "_unitary_slots", "_steps_beside_unitary"
+_declarations: "weakref.WeakSet[Declaration]" = weakref.WeakSet()
+_unclear: set[torch.Size] = set()  # of parameters whose shape alone does not tell their matrices
+
+
+def declaration(module: nn.Module) -> Declaration | None:
+    """What a module knows of its unitary parameters; None if it has none."""
+    found: Declaration | None = module.__dict__.get(_ATTRIBUTE)
+    return found
+
+
+def declare(module: nn.Module, name: str, parameter: UnitaryParameter) -> None:
+    """Tells a module that its parameter ``name`` is unitary."""
+    found = declaration(module)
+    if found is None:
+        found = module.__dict__[_ATTRIBUTE] = Declaration(module)
+        module.register_load_state_dict_post_hook(_after_load)
+    found.slots[name] = Slot(parameter.pairs, parameter.blocks, parameter.sketch)
+    if parameter.pairs or parameter.blocks > 1:
+        _unclear.add(parameter.shape)
+
+
+def forget(module: nn.Module) -> None:
+    """The inverse of `declare`, for all parameters of a module."""
+    found = module.__dict__.pop(_ATTRIBUTE, None)
+    if found is not None:
+        found.slots.clear()
+
+
+def declarations() -> list[Declaration]:
+    """Those of all modules that live."""
+    return list(_declarations)
+
+
+def recognise() -> None:
+    """Marks whatever sits in the slots of all modules now."""
+    for found in declarations():
+        found.restore()
+
+
+def known_parameters() -> dict[int, tuple[str, Slot]]:
+    """What to call the unitary parameters of all modules, and their slots, by ``id``."""
+    return {
+        id(parameter): (f"{name} of {type(found.module).__name__}", slot)
+        for found in declarations()
+        for name, slot, parameter in found.held()
+    }
+
+
+def name_of(parameter: Tensor) -> str:
+    """What to call a parameter in a message."""
+    known = known_parameters().get(id(parameter))
+    return known[0] if known is not None else f"a parameter of shape {tuple(parameter.shape)}"
+
+
+def notice(parameters: list[UnitaryParameter], event: str, *, kept: bool = False) -> None:
+    """Warns of those parameters that are off the manifold, once each until they are back.
+
+    Args:
+        event: what has just happened to them, the start of a sentence: "After load_state_dict".
+        kept: whether an optimizer of ours steps them from now on.
+    """
+    known, found = known_parameters() if parameters else {}, []
+    for parameter in parameters:
+        if type(parameter) is not UnitaryParameter:  # sharded, or without numbers
+            continue
+        unknown = f"a parameter of shape {tuple(parameter.shape)}", Slot(False, 1, None)
+        name, slot = known.get(id(parameter), unknown)
+        defect = off_manifold(view_like(parameter, parameter.detach()))
+        if defect is not None and not slot.said:
+            found.append((name, defect))
+        slot.said, slot.kept = defect is not None, slot.kept or kept
+    say(found, event)
+
+
+def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
+
+    ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
+    numbers, and stacked blocks become an axis of the batch.  If ``parameter`` is no `UnitaryParameter`,
+    ``tensor`` is returned.
+    """
+    blocks: int | None = getattr(parameter, "blocks", None)
+    if blocks is None:
+        return tensor
+    return as_matrices(tensor, parameter.pairs, blocks)  # type: ignore[attr-defined]
+
+
+def _remember(p: UnitaryParameter) -> None:
+    if (p.pairs or p.blocks > 1) and type(p) is UnitaryParameter and not p.is_meta:
+        remember(p, p.pairs, p.blocks)
+
+
+def layout_of(tensor: Tensor) -> tuple[bool, int]:
+    """(pairs, blocks) of a tensor: of a unitary parameter, or of one that it shares memory with.
+
+    Other tensors are real or complex matrices, (False, 1).  So are all plain tensors in a program that
+    is traced, where there is no memory to compare.
+    """
+    if getattr(tensor, "blocks", None) is not None:  # `isinstance` is not always right in a trace
+        known = cast(UnitaryParameter, tensor)
+        if not known.pairs and known.blocks == 1 and not torch.compiler.is_compiling():
+            recognise()  # one that was rebuilt by its class is marked by the module it is in
+        return known.pairs, known.blocks
+    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, nn.Parameter):
+        return False, 1
+    if tensor.layout != torch.strided:
+        return False, 1
+    found = remembered(tensor)
+    if found is None and tensor.shape in _unclear:  # a conversion may have moved the memory
+        recognise()
+        found = remembered(tensor)
+    return (False, 1) if found is None else found
+
+
+def mark_as(parameter: nn.Parameter, slot: Slot) -> None:
+    """Marks a parameter as its slot says; the sketch follows its device and dtype."""
+    sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
+    sketch = slot.sketch if sketch is None else sketch
+    slot.sketch = None if sketch is None else following(sketch, parameter)
+    mark(parameter, slot.pairs, slot.blocks, slot.sketch)
+
+
+def _registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """PyTorch calls this where a module gets a parameter."""
+    found = declaration(module)
+    slot = None if found is None else found.slots.get(name)
+    if isinstance(parameter, UnitaryParameter):
+        plain = not parameter.pairs and parameter.blocks == 1
+        if slot is None or not plain:
+            declare(module, name, parameter)
+            return
+    if slot is not None:
+        mark_as(parameter, slot)
+
+
+def _stepped(optimizer: Any, *_: Any) -> None:
+    """PyTorch calls this after a step of any optimizer.
+
+    After steps 1, 2, 4, 8 and so on it looks at the unitary parameters of those that are not ours.  They
+    may be kept well all the same, by an optimizer of ours inside.
+    """
+    if torch.compiler.is_compiling():
+        return
+    own = optimizer.__dict__
+    steps = own[_STEPS] = own.get(_STEPS, 0) + 1
+    if steps & (steps - 1) == 0 and not getattr(optimizer, "keeps_unitary", False):
+        every = (p for group in optimizer.param_groups for p in group["params"])
+        moved = [p for p in every if isinstance(p, UnitaryParameter) and p.grad is not None]
+        notice(moved, f"After a step of {type(optimizer).__name__}, which does not keep them unitary,")
+
+
+@cache
+def _watch() -> None:
+    """From the first unitary parameter on, PyTorch tells of new parameters of modules, and of steps."""
+    register_module_parameter_registration_hook(_registered)
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _after_load(module: nn.Module, _: object) -> None:
+    found = declaration(module)
+    if found is not None:
+        found.restore()
+        notice([p for _, _, p in found.held()], "After load_state_dict")

@@ -1,0 +1,83 @@
+"""FSDP2 over blocks and frequencies, and distributed checkpoints, in two and in four processes."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.dense import defect
+from tests.distributed import scenarios
+from tests.distributed.job import run
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed over gloo"
+)
+CLOSE = {"rtol": 0, "atol": 1e-7}
+KINDS = ["conv", "complex conv", "blocks", "bank"]
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return run(4, tmp_path_factory.getbasetemp() / _made(tmp_path_factory, "four"), "sharded", "save")
+
+
+@pytest.fixture(scope="module")
+def two(four, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / _made(tmp_path_factory, "two")
+    return run(2, folder, "sharded", "refused", "replicated", "load")
+
+
+def _made(factory, name):
+    return factory.mktemp(name, numbered=False)
+
+
+def assert_close(results, expected):
+    for p, q in zip(results, expected, strict=True):
+        torch.testing.assert_close(p, q, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_banks_and_convolutions_step_where_they_are_sharded(kind, world, request):
+    results = request.getfixturevalue({2: "two", 4: "four"}[world])["sharded"]
+    expected = scenarios.sharded_alone(kind, world)
+    for by_kind in results:
+        weights, skipped = by_kind[kind]
+        assert_close(weights, expected)
+        assert skipped == 0
+        for p in weights:
+            matrices = (
+                torch.view_as_complex(p) if kind != "bank" and p.ndim > 3 and p.shape[-1] == 2 else p
+            )
+            if p.ndim > 2 and kind != "blocks":
+                assert defect(matrices) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["rows", "tensor parallel"])
+def test_a_matrix_that_is_cut_is_refused_and_it_is_said_what_to_do(name, two):
+    for messages in two["refused"]:
+        assert "projunn.distributed.replicate(model)" in messages[name]
+        assert "ignored_params" in messages[name]
+
+
+def test_sketches_of_sharded_weights_are_refused(two):
+    for messages in two["refused"]:
+        assert "sketch_rank=None" in messages["sketched"]
+
+
+def test_dense_weights_are_held_by_every_rank_while_the_rest_is_sharded(two):
+    results = two["replicated"]
+    for p, q in zip(*results, strict=True):
+        assert torch.equal(p, q)
+    assert_close(results[0], scenarios.alone("linear", 2, "SGD, svd"))
+
+
+def test_a_checkpoint_of_four_ranks_goes_on_in_two(two, four):
+    for results in two["load"]:
+        assert_close(results, four["save"][0])

@@ -1,0 +1,124 @@
+"""Forward mode through whole networks, and derivatives of what is no layer: right, or refused."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad, functional
+
+import projunn
+from projunn.diagnostics import captured_energy, eigenphases
+from projunn.manifold import UnitaryParameter
+from projunn.models import ResNet9
+from projunn.nn import UnitaryRNN, select_blocks
+
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def slope(function, x, direction, step=1e-6):
+    return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+
+
+def tangents(function, x, direction, randomness="error"):
+    """The derivative along a direction, in each way that forward mode is asked for."""
+    yield torch.func.jvp(function, (x,), (direction,))[1]
+    yield torch.tensordot(torch.func.jacfwd(function, randomness=randomness)(x), direction, x.ndim)
+    with forward_ad.dual_level():
+        yield forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction))).tangent
+
+
+def test_tangents_through_an_rnn_are_not_zero():
+    rnn, x = UnitaryRNN(3, 8, dtype=torch.float64), draw(20, 2, 3)
+    direction = torch.randn_like(x)
+    expected = slope(lambda x: rnn(x)[0], x, direction)
+    assert expected.norm() > 1
+    for found in tangents(lambda x: rnn(x)[0], x, direction):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_tangents_through_resnet9_are_not_zero():
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = ResNet9(1, 3, 4, width=2).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x, direction = draw(2, 1, 4, 4), draw(2, 1, 4, 4)
+    for found in tangents(net, x, direction):
+        torch.testing.assert_close(found, slope(net, x, direction), **CLOSE)
+    torch.testing.assert_close(torch.func.jacfwd(net)(x), functional.jacobian(net, x))
+
+
+def test_a_backward_may_carry_tangents_that_the_forward_did_not():
+    rnn, x = UnitaryRNN(3, 4, dtype=torch.float64), draw(5, 2, 3).requires_grad_()
+    y, _ = rnn(x)
+    cotangent, direction = torch.randn_like(y), torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, direction, retain_graph=True)  # it is linear
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(y, x, forward_ad.make_dual(cotangent, direction))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("method", ["lsi", "column", "subspace", "svd"])
+def test_factors_of_a_matrix_have_derivatives(method, rank):
+    basis = draw(5, rank) if method == "subspace" else None
+
+    def product(matrix):
+        generator = torch.Generator().manual_seed(3)
+        left, right = projunn.factorize(matrix, rank, method, basis=basis, generator=generator)
+        return left @ right.mH
+
+    x, direction = draw(5, 4), draw(5, 4)
+    expected = slope(product, x, direction)
+    for found in tangents(product, x, direction, randomness="same"):
+        torch.testing.assert_close(found, expected, **CLOSE)
+    x.requires_grad_()
+    cotangent = draw(5, 4)
+    (gradient,) = torch.autograd.grad(product(x), x, cotangent)
+    torch.testing.assert_close((gradient * direction).sum(), (cotangent * expected).sum(), **CLOSE)
+
+
+def test_selected_matrices_take_part_in_a_transform():
+    bank, chosen = UnitaryParameter(draw(5, 3, 3)), torch.tensor([3, 1])
+
+    def function(x):
+        return select_blocks(bank, chosen) @ x
+
+    x, direction = draw(3), draw(3)
+    _, found = torch.func.jvp(function, (x,), (direction,))
+    torch.testing.assert_close(found, bank[chosen] @ direction)
+    torch.testing.assert_close(torch.func.jacrev(function)(x), bank[chosen].detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("projunn.retract", lambda w: projunn.retract(w, draw(4, 1), draw(4, 1))),
+        ("this diagnostic", projunn.unitarity_defect),
+        ("this diagnostic", eigenphases),
+        ("this diagnostic", lambda w: captured_energy(w, 1)),
+    ],
+    ids=["retract", "unitarity_defect", "eigenphases", "captured_energy"],
+)
+def test_what_comes_without_gradient_says_so_under_transforms(name, function):
+    weight = projunn.init.haar_(torch.empty(4, 4, dtype=torch.float64))
+    words = pytest.raises(NotImplementedError, match=f"{name} has no derivative")
+    with words:
+        torch.func.jvp(function, (weight,), (weight,))
+    with words:
+        torch.func.jacrev(function)(weight)
+    with forward_ad.dual_level(), words:
+        function(forward_ad.make_dual(weight, weight.clone()))
+    # Autograd says itself that there is no gradient.
+    assert not function(weight.clone().requires_grad_()).requires_grad
+    # Of a constant no derivative is wanted.
+    gradient = torch.func.grad(lambda x: (function(weight) * x).sum())(draw())
+    assert gradient.isfinite()
+
+
+def test_diagnostics_of_many_weights_under_vmap():
+    weights = draw(3, 4, 4)
+    found = torch.vmap(projunn.unitarity_defect)(weights)
+    torch.testing.assert_close(found, projunn.unitarity_defect(weights))
