@@ -48,8 +48,8 @@ def eigenphases(weight: Tensor) -> Tensor:
             complex.
 
     Returns:
-        (*batch, n), angles from -pi to pi, computed and returned in float64.  Rounding decides at which
-        end an eigenvalue -1 comes out.
+        (*batch, n), angles from -pi to pi, computed and returned in float64; NaN for a matrix with an
+        entry that is not finite.  Rounding decides at which end an eigenvalue -1 comes out.
 
     Raises:
         ValueError: ``weight`` does not hold real or complex square matrices.
@@ -57,7 +57,10 @@ def eigenphases(weight: Tensor) -> Tensor:
     matrix = _matrix("weight", weight)
     if matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"weight: got shape {tuple(matrix.shape)}, wanted square matrices")
-    return torch.linalg.eigvals(matrix.to(torch.complex128)).angle().sort(dim=-1).values
+    matrix = matrix.to(torch.complex128)
+    finite = matrix.isfinite().flatten(-2).all(-1)[..., None, None]  # LAPACK can crash on others
+    angles = torch.linalg.eigvals(torch.where(finite, matrix, 0.0)).angle().sort(dim=-1).values
+    return torch.where(finite[..., 0], angles, torch.nan)
 
 
 def captured_energy(matrix: Tensor, rank: int) -> Tensor:

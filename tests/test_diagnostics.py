@@ -67,3 +67,12 @@ def test_defect_is_relative_to_the_size():
     for weight in (small, large):
         weight += noise * torch.randn_like(weight) / sqrt(weight.shape[0])
     assert unitarity_defect(large) == pytest.approx(unitarity_defect(small).item(), rel=0.4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_eigenphases_of_what_is_not_finite_are_nan(bad):
+    weight = torch.eye(5).repeat(2, 1, 1)
+    weight[0, 1, 2] = bad
+    phases = diagnostics.eigenphases(weight)
+    assert phases[0].isnan().all()
+    assert torch.equal(phases[1], torch.zeros(5, dtype=torch.float64))

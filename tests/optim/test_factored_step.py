@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import projunn
 from projunn import FactoredTensor
 from projunn.nn import BlockUnitaryLinear, UnitaryLinear
 from projunn.optim import SGD, AdamW, RMSprop
@@ -176,6 +177,23 @@ def test_truncation_is_about_the_best(dtype, batch):
     zero = truncated(left * 0, right, 2)
     assert zero[0].count_nonzero() == 0
     assert zero[1].isfinite().all()
+
+
+@pytest.mark.parametrize("path", ["torch", "interpret"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 1e-2, 1e-4), (1e-4, 1e-2, 1), (1, 1, 1e-3)], ids=str)
+def test_parts_of_any_size_are_kept_in_their_order(path, kind, sizes):
+    """Orthogonal columns, the largest last, and parts thousands of times smaller than the largest."""
+    u, v = (torch.linalg.qr(torch.randn(12, 5, dtype=kind))[0] for _ in range(2))
+    every = torch.tensor([*sizes, 1e-6, 1e-7]).to(kind)
+    with projunn.backend(path):
+        left, right = truncated(u * every, v, 3)
+    missing = torch.linalg.matrix_norm(left @ right.mH - (u * every) @ v.mH, 2)
+    assert missing < 2e-6
+    found = torch.linalg.vector_norm(left, dim=-2)
+    torch.testing.assert_close(
+        found, torch.tensor(sorted(sizes, reverse=True)).to(found), rtol=1e-2, atol=0
+    )
 
 
 def test_compression_keeps_the_range_of_the_basis(dtype):
