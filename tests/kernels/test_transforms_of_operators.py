@@ -106,10 +106,12 @@ ARGUMENTS = {
     "recurrence_backward": loop_backward,
     "refresh_basis_": lambda: [draw(4, 1), draw(4, 1), draw(4, 1), torch.ones((), dtype=torch.bool)],
     "retract_": lambda: [unitary(), draw(4, 1), draw(4, 1), "exp", None],
+    "retract_pulled_": lambda: [unitary(), draw(4, 1), draw(4, 1), draw(4, 1), "exp", None],
     "seeded_normal": lambda: [draw(3), [2, 4], 7],
     "sketch": lambda: [[draw(6, 4)], [draw(6, 5)], draw(5, 2), False],
     "spectral_gradient": lambda: [spectrum(3), spectrum(2), SIZE, True, 0.5],
     "spectral_product": lambda: [spectrum(2), *matrices(), SIZE, False],
+    "tangent_factors": lambda: [draw(4, 4), unitary(), draw(4, 1), None],
 }
 OURS = [n for n, o in OPERATIONS.items() if o.eager.__module__.startswith("projunn_kernels")]
 PLAIN = [name for name in OURS if OPERATIONS[name].plain is not None]

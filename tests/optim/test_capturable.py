@@ -92,6 +92,18 @@ def test_dense_gradients(captured, rule, kind, k, size):
         assert {value.device.type for value in state.values()} == {"meta"}
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("size", [(12, 12), (3, 12, 12), (16, 130), (12, 9)], ids=str)
+def test_steps_along_the_tangent_part(captured, kind, k, size):
+    weight = UnitaryParameter(torch.empty(size, dtype=kind, device="meta"))
+    retraction = ["exp", "polar", "cayley"][k % 3]
+    options = {"rank": k, "retraction": retraction, "factorization": "tangent"}
+    optimizer = optimizer_of("SGD", [weight], **options)
+    weight.grad = torch.empty_like(weight)
+    captured(optimizer.step)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("unitary_lr", [None, 0.02])
 def test_a_rate_on_the_device(captured, rule, unitary_lr):

@@ -82,7 +82,7 @@ def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, kind, k, size
 
 @REAL_AND_COMPLEX
 @pytest.mark.parametrize("retraction", RETRACTIONS)
-@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column"])
+@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column", "tangent"])
 @pytest.mark.parametrize("k", [2, 33])
 def test_every_retraction_and_factorization(kernels, kind, retraction, factorization, k):
     asked = []
@@ -96,6 +96,27 @@ def test_every_retraction_and_factorization(kernels, kind, retraction, factoriza
                 optimizer.step()
         asked.append((seen.kernels, list(seen.calls)))
     assert asked[0] == asked[1]
+
+
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("size", [(16, 16), (16, 130), (130, 16)], ids=str)
+def test_a_tangent_step_is_a_launch_for_each_pass(kernels, kind, k, size):
+    for batch in [(), (5,)]:
+        weight = unitary(kernels, *batch, *size, kind=kind)
+        optimizer = optimizer_of("SGD", [weight], rank=k, factorization="tangent")
+        with watched(kernels, run=False) as seen:
+            feed(weight)
+            optimizer.step()
+            seen.clear()
+            optimizer.step()
+        into, back = ["product"] * 2, ["adjoint_product"] * 2
+        tall = size[0] > size[1]
+        applied = back + into if tall else into + back
+        start = applied + (["orthonormal"] if k > 1 else [])
+        basis, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
+        last = ["adjoint_product"] * -(-2 * k // 8) + ["rank_update"] if tall else ["rotate_rows"]
+        assert seen.kernels == [*start, *applied, basis, *last, warm]
 
 
 @EVERY_RULE
