@@ -181,6 +181,15 @@ def test_compiling_stops_when_time_is_up(outcomes):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+@pytest.fixture
+def heard():
+    """SIGINT as a terminal's programs have it: a shell's background ignores it, and children inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_the_compilers_without_a_word(tmp_path):
     text = """
     if __name__ == "__main__":
