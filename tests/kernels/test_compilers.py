@@ -180,7 +180,6 @@ def test_compiling_stops_when_time_is_up(outcomes):
     assert outcomes["spent"] < 5.0
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
 @pytest.fixture
 def heard():
     """SIGINT as a terminal's programs have it: a shell's background ignores it, and children inherit."""
@@ -189,6 +188,7 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
 @pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_the_compilers_without_a_word(tmp_path):
     text = """
