@@ -94,6 +94,7 @@ class Operation:
         if self.bundle is not None:
             returned = self._signature.return_annotation
             self._signature = inspect.signature(self.bundle).replace(return_annotation=returned)
+        self._names = tuple(self._signature.parameters)
         body = self._on_values(self._registered_run)
         self.registered = torch.library.custom_op(
             f"projunn::{self.name}", body, mutates_args=self.mutates
@@ -120,8 +121,7 @@ class Operation:
             ):
                 return self._in_float32(tensor.device.type, values)
             # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
-            names = self._signature.parameters
-            return self.registered(**{n: values[n] for n in names if n in values})
+            return self.registered(**{n: values[n] for n in self._names if n in values})
         inside = private.is_below_autograd()  # of the body of another operation
         by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
         if by_autograd and not inside:
