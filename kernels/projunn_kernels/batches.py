@@ -15,16 +15,22 @@ def as_matrices(tensor: Tensor) -> Tensor:
 
 def contiguous_matrices(tensor: Tensor) -> Tensor:
     """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
-    return as_matrices(tensor.resolve_conj().contiguous())
+    tensor = tensor.resolve_conj().contiguous()
+    return as_matrices(tensor if _is_aligned(tensor) else tensor.clone())
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Whether it starts where an allocation could: kernels that get addresses load 16 bytes at once."""
+    return not on_device(tensor) or tensor.data_ptr() % 16 == 0
 
 
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
     """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
-    if matrices.is_contiguous() and not matrices.is_conj():
+    if matrices.is_contiguous() and not matrices.is_conj() and _is_aligned(matrices):
         yield as_matrices(matrices)
         return
-    copy = matrices.resolve_conj().contiguous()
+    copy = contiguous_matrices(matrices).view(matrices.shape)
     yield as_matrices(copy)
     matrices.copy_(copy)
 

@@ -11,6 +11,7 @@ import pkgutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -42,6 +43,88 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> Any:
     """
     runner = kernel if _stand_in is None else _stand_in(kernel)
     return runner[grid](**arguments)
+
+
+class Launch:
+    """A launch that can be made again: its grid, sizes and constants stay, tensors may be others.
+
+    The second time Triton is not asked again which binary the arguments want, which takes as long as
+    ten launches.  So sizes must not change, and tensors not their dtype.
+
+    Args:
+        kernel, grid, arguments: as in `launch`.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
+        self.kernel, self.grid, self.arguments = kernel, grid, arguments
+        self._binary: Any = None
+
+    def __call__(self, **changed: Any) -> None:
+        """Launch, with these arguments in place of those given at first."""
+        self.arguments |= changed
+        if self._binary is not None and _stand_in is None:
+            self._binary(*[self.arguments[name] for name in self._names])
+            return
+        made = launch(self.kernel, self.grid, **self.arguments)
+        if hasattr(made, "packed_metadata"):  # a binary, not what the interpreter or a stand-in returns
+            self._names = self.kernel.arg_names
+            self._binary = made[(*self.grid, 1, 1)[:3]]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices (m, n) that a launch is for.
+
+    Attributes:
+        sample: a tensor of such matrices, (B, m, n), contiguous.
+        count: how many there are.
+        arguments: those of the kernel that tell where they are
+            (`projunn_kernels.language.tiles.matrix_place`).
+    """
+
+    sample: Tensor
+    count: int
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, tensor: Tensor, active: Tensor | None = None) -> "Matrices":
+        """All matrices of a tensor (B, m, n), or those of an active list."""
+        kind = "all" if active is None else "active"
+        arguments = {
+            "listed": floats(tensor) if active is None else active,
+            "matrices": 1,
+            "LISTED": kind,
+            "TYPE": TRITON_DTYPES[tensor.dtype],
+        }
+        return cls(tensor, tensor.shape[0] if active is None else active.shape[0], arguments)
+
+    @classmethod
+    def of_all(cls, tensors: Sequence[Tensor]) -> "Matrices":
+        """All matrices of several tensors of one shape (B, m, n)."""
+        sample = tensors[0]
+        arguments = {
+            "listed": address_table(tensors),
+            "matrices": sample.shape[0],
+            "LISTED": "table",
+            "TYPE": TRITON_DTYPES[sample.dtype],
+        }
+        return cls(sample, sample.shape[0] * len(tensors), arguments)
+
+    @property
+    def base(self) -> Tensor:
+        """What is passed as the first matrix: the tensor, or the table, which is not read as such."""
+        table: Tensor = self.arguments["listed"]
+        return table if self.listed == "table" else floats(self.sample)
+
+    @property
+    def listed(self) -> str:
+        """The variant ``listed`` of a kernel."""
+        kind: str = self.arguments["LISTED"]
+        return kind
+
+    def config(self, operation: str, k: int, **variant: Any) -> Config:
+        """The configuration in force for a launch on these matrices, at rank k."""
+        return configured(operation, self.sample, k, self.count, **variant)
 
 
 @contextmanager
@@ -79,7 +162,7 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     device = tensors[0].device
     key = (device, *(t.data_ptr() for t in tensors))
     table = _tables.get(key)
-    if table is None and _capturing(device):
+    if table is None and capturing(device):
         table = torch.empty(len(tensors), dtype=torch.int64, device=device)
         for entry, tensor in zip(table.unbind(), tensors, strict=True):
             entry.fill_(tensor.data_ptr())
@@ -94,8 +177,9 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     return table
 
 
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def capturing(device: torch.device) -> bool:
+    """True if a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_streamcapturing()
 
 
 def options(warps: int) -> dict[str, int]:
@@ -154,13 +238,3 @@ def floats(tensor: Tensor) -> Tensor:
 def as_columns(factor: Tensor) -> Tensor:
     """(B, n, k) as contiguous (B, k, n)."""
     return factor.mT.contiguous().resolve_conj()
-
-
-def active_list(stand_in: Tensor, active: Tensor | None) -> Tensor:
-    """The active list, or a tensor that is passed in its place and not read."""
-    return floats(stand_in) if active is None else active
-
-
-def active_count(active: Tensor | None, matrix: Tensor) -> int:
-    """How many matrices take part."""
-    return matrix.shape[0] if active is None else active.shape[0]

@@ -88,7 +88,7 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
     Raises:
         Distrusted: it failed.
     """
-    if getattr(_state, "checking", False):
+    if is_checking():
         return
     question = (problem, config, tuple(variant.items()), device)
     if question not in _answers:
@@ -98,6 +98,11 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
     verdict = _answers[question]
     if verdict is not None and verdict.problem:
         raise Distrusted(f"{verdict.kernel}: {verdict.problem}")
+
+
+def is_checking() -> bool:
+    """True inside of a check, or where checks are suspended."""
+    return getattr(_state, "checking", False)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# k = 8 and 16 and blocks above 128 take the passes of `projunn_kernels.retraction.eager`.
+# Above 128 columns a step takes a launch for each pass (`projunn_kernels.step.passes`).
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ def expected(weight, direction, basis, retraction):
         (64, 64, 1),
         (33, 20, 1),
         (130, 130, 1),
+        (132, 144, 2),
+        (9, 129, 3),
         (16, 16, 2),
         (7, 12, 3),
     ],
@@ -76,8 +78,9 @@ def test_higher_ranks(kernels, step, k):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("k", [1, 2])
-def test_warm_basis_is_that_of_the_torch_path(kernels, step, kind, k):
-    tensors = draw(kind, 12, 20, k, device=kernels.device)
+@pytest.mark.parametrize("size", [(12, 20), (12, 130)], ids=str)
+def test_warm_basis_is_that_of_the_torch_path(kernels, step, kind, k, size):
+    tensors = draw(kind, *size, k, device=kernels.device)
     twins = [t.cpu().clone() for t in tensors]
     step(tensors)
     step_of_torch(twins)
@@ -107,8 +110,9 @@ def test_what_is_not_finite_is_left_alone_and_counted(kernels, step, kind, m, n,
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_zero_direction_moves_nothing(kernels, step, k):
-    tensors = draw(torch.float32, 12, 12, k, device=kernels.device)
+@pytest.mark.parametrize("n", [12, 132])
+def test_zero_direction_moves_nothing(kernels, step, k, n):
+    tensors = draw(torch.float32, 12, n, k, device=kernels.device)
     tensors[1].zero_()
     before = tensors[0].clone()
     step(tensors)
@@ -141,16 +145,56 @@ def check_active_list(step, n, k, device):
     assert not torch.equal(weight[3], before[3])
 
 
-def test_many_parameters_share_a_call(kernels, step):
-    alone = [draw(torch.float32, 9, 9, 1, device=kernels.device) for _ in range(3)]
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("n", "k"), [(9, 1), (9, 2), (129, 1), (132, 2)])
+def test_many_parameters_share_a_call(kernels, kind, n, k):
+    alone = [draw(kind, n, n, k, device=kernels.device) for _ in range(3)]
+    alone[1][1][1, 0, 0] = torch.inf  # a bad step of one matrix of one parameter
     together = [[t.clone() for t in tensors] for tensors in alone]
     for tensors in alone:
-        step(tensors)
+        step_of_torch(tensors)
     with kernels.backend():
         fused_step_(FusedStep(*(list(ts) for ts in zip(*together, strict=True)), RATE))
+    assert [tensors[4].item() for tensors in together] == [0, 1, 0]
     for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(one[0], other[0], atol=1e-6, rtol=1e-6)
+        spans = [(r - 0.01 * probe) for r, probe in (one[2:4], other[2:4])]
+        if k == 1:
+            torch.testing.assert_close(*spans, atol=1e-6, rtol=1e-6)
+        else:  # any basis of the same columns will do
+            a, b = (columns[0] @ columns[0].mH for columns in spans)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_launches_that_are_kept_follow_what_changes(kernels, scaled):
+    """The second step has other gradients, elsewhere in memory, and another rate."""
+    weight, *_, basis, probe, skipped = draw(torch.float32, 20, 130, 1, device=kernels.device)
+    with kernels.backend():
+        for rate in (0.05, 0.2, 0.01):
+            direction = torch.randn(2, 20, 130, device=kernels.device)
+            left, right = factorize(precise(direction), 1, "subspace", basis=precise(basis))
+            wanted = retract(precise(weight), -rate * left, right, "exp")
+            scale = torch.tensor(rate, device=kernels.device) if scaled else None
+            step = FusedStep(
+                [weight], [direction], [basis], [probe], [skipped], 1.0 if scaled else rate, scale
+            )
+            fused_step_(step)
+            assert (precise(weight) - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [12, 132])
+def test_tensors_that_start_anywhere(kernels, step, n):
+    """Parameters may be views into one flat buffer; kernels load 16 bytes at once."""
+    aligned = draw(torch.float32, n, n, 1, device=kernels.device)
+    moved = []
+    for tensor in aligned[:4]:
+        flat = torch.zeros(tensor.numel() + 1, device=kernels.device)[1:]
+        moved.append(flat.view(tensor.shape).copy_(tensor))
+    step((*moved, aligned[4].clone()))
+    step(aligned)
+    for one, other in zip(moved, aligned, strict=False):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_half_precision_gradients_are_read_directly(kernels, step):

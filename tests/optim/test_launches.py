@@ -56,7 +56,8 @@ def budget(k, m, n):
     if m > n:  # the columns of Q are padded to a power of two
         pushed = ["adjoint_product"] * -(-2 * k // 8)
         return [*factors, "product", basis, *pushed, "rank_update", warm]
-    return [*factors, "adjoint_product", basis, "rotate_rows", warm]
+    warm = ["orthonormal", "warm_basis"] if k > 1 else ["warm_basis"]
+    return [*factors, "adjoint_product", basis, "rotate_rows", *warm]
 
 
 @EVERY_RULE
@@ -134,6 +135,21 @@ def test_parameters_of_one_shape_are_one_launch(kernels, rule, kind):
             seen.clear()
             optimizer.step()
         assert seen.launches == [("wide_step", count)]
+
+
+@EVERY_RULE
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize("k", [1, 2])
+def test_large_parameters_of_one_shape_share_the_launches(kernels, rule, kind, k):
+    for count in (1, 4):
+        weights = [unitary(kernels, 130, 130, kind=kind) for _ in range(count)]
+        optimizer = optimizer_of(rule, weights, rank=k)
+        with watched(kernels, run=False) as seen:
+            feed(*weights)
+            optimizer.step()
+            seen.clear()
+            optimizer.step()
+        assert seen.kernels == budget(k, 130, 130)
 
 
 @pytest.mark.parametrize("k", [2, 8, 16])

@@ -191,6 +191,7 @@ def _tables_in_force(device: Device) -> tuple[FoundTable, ...]:
     return tuple(one for one in found if not one.reason)
 
 
+_generation = 0  # of the tables: one more each time that they are read anew
 _given: dict[str, Config] = {}
 _listeners: list[list[Problem]] = []
 
@@ -205,6 +206,16 @@ def using(configs: dict[str, Config]) -> Iterator[None]:
     finally:
         _given.clear()
         _given.update(before)
+
+
+def settled() -> bool:
+    """True if nobody listens or gives configurations, so that launches may keep theirs."""
+    return not _given and not _listeners
+
+
+def generation() -> int:
+    """A number that changes when configurations may have changed."""
+    return _generation
 
 
 @contextmanager
@@ -264,5 +275,7 @@ def in_force(device: Device) -> dict[str, str]:
 
 def forget() -> None:
     """Read the tables anew: after tuning."""
+    global _generation
+    _generation += 1
     _tables_in_force.cache_clear()
     _config_for.cache_clear()

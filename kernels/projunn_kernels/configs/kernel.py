@@ -59,6 +59,11 @@ class Inputs:
         listed = [*range(count - 1, 0, -1), -1] if count > 1 else [0, -1]
         return torch.tensor(listed, dtype=torch.int64, device=self.device)
 
+    def apart(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices of a tensor (B, m, n) as tensors (1, m, n) of their own."""
+        parts = tensor.split(1)
+        return list(parts) if self.hollow else [part.clone() for part in parts]
+
     def full(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor of one value, with memory of its own."""
         return torch.full(shape, value, dtype=dtype, device=self.device)
@@ -161,7 +166,11 @@ class Kernel:
 KERNELS: dict[str, Kernel] = {}
 
 # Kernels that read gradients take some of their matrices, and real ones in half precision too.
-GRADIENTS: Variant = {"active": (False, True), "gradient": (None, torch.bfloat16, torch.float16)}
+_HALVES = (None, torch.bfloat16, torch.float16)
+GRADIENTS: Variant = {"active": (False, True), "gradient": _HALVES}
+# Those of large matrices also take the matrices of several tensors.
+LISTED = ("all", "active", "table")
+LISTED_GRADIENTS: Variant = {"listed": LISTED, "gradient": _HALVES}
 
 
 def no_complex_half(problem: Problem, variant: Variant) -> bool:

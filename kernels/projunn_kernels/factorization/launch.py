@@ -8,7 +8,7 @@ from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
 from projunn_kernels.factorization.kernels import orthonormal_kernel
-from projunn_kernels.launching import as_columns, choose, floats, launch, options
+from projunn_kernels.launching import Launch, as_columns, choose, floats, options
 from projunn_kernels.products.launch import (
     adjoint_partials,
     adjoint_product,
@@ -71,11 +71,18 @@ def orthonormal_columns(columns: Tensor) -> Tensor:
 
 def orthonormal(partial: Tensor) -> Tensor:
     """The columns of what the partial sums (A, splits, k, n) of ``M^H X`` add up to, orthonormal."""
+    run, result = orthonormal_launch(partial)
+    run()
+    return result
+
+
+def orthonormal_launch(partial: Tensor) -> tuple[Launch, Tensor]:
+    """A launch of `orthonormal`, and its result (A, k, n)."""
     count, splits, k, n = partial.shape
     result = partial.new_empty(count, k, n)
     problem = Problem("orthonormal", partial.is_complex(), k, n, n, count)
     config = choose(problem, partial.device)
-    launch(
+    made = Launch(
         orthonormal_kernel,
         (count,),
         partial=floats(partial),
@@ -88,4 +95,4 @@ def orthonormal(partial: Tensor) -> Tensor:
         K=power_of_two(k),
         **options(config.warps),
     )
-    return result
+    return made, result

@@ -59,6 +59,22 @@ def load_column(base, at, inside, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def load_rows_as_columns(base, rows, columns, m, k, PAIRS: tl.constexpr):
+    """Entries (columns, rows) of an m x k matrix stored by rows, in float32; zero outside of it."""
+    at = rows.to(tl.int64)[None, :] * k + columns[:, None]
+    inside = (rows < m)[None, :] & (columns < k)[:, None]
+    return load_column(base, at, inside, PAIRS)
+
+
+@triton.jit
+def store_columns_as_rows(base, rows, columns, m, k, re, im, PAIRS: tl.constexpr):
+    """The inverse of `load_rows_as_columns`."""
+    at = rows.to(tl.int64)[None, :] * k + columns[:, None]
+    inside = (rows < m)[None, :] & (columns < k)[:, None]
+    store_column(base, at, inside, re, im, PAIRS)
+
+
+@triton.jit
 def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
     """Numbers [first, first + BN) of a column of n that lie side by side, in float32; zero beyond n."""
     if PAIRS:
@@ -136,9 +152,29 @@ def square_sum(re, im, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def matrix_index(active, axis: tl.constexpr, ACTIVE: tl.constexpr):
-    """The index of a program's matrix, and False if its entry of ``active`` stands for no matrix."""
-    index = tl.program_id(axis).to(tl.int64)
-    if ACTIVE:
-        index = tl.load(active + index).to(tl.int64)
-    return tl.maximum(index, 0), index >= 0
+def matrix_place(
+    matrix,
+    listed,
+    matrices,
+    size,
+    axis: tl.constexpr,
+    LISTED: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Where the matrix of a program begins, of ``size`` floats, and False if there is none.
+
+    LISTED is ``"all"`` (every matrix of ``matrix``), ``"active"`` (those whose indices ``listed`` has, a
+    negative one standing for none) or ``"table"`` (``listed`` has the addresses of tensors of TYPE, of
+    ``matrices`` matrices each).
+    """
+    slot = tl.program_id(axis).to(tl.int64)
+    present = slot >= 0
+    if LISTED == "table":
+        base = pointer(listed, slot // matrices, TYPE) + (slot % matrices) * size
+    elif LISTED == "active":
+        index = tl.load(listed + slot).to(tl.int64)
+        present = index >= 0
+        base = matrix + tl.maximum(index, 0) * size
+    else:
+        base = matrix + slot * size
+    return base, present

@@ -11,11 +11,7 @@ so that results do not change from run to run.  Factors and partial sums are sto
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import (
-    load_tile,
-    matrix_index,
-    store_tile,
-)
+from projunn_kernels.language.tiles import load_rows_as_columns, load_tile, matrix_place, store_tile
 
 
 @triton.jit
@@ -23,31 +19,37 @@ def adjoint_product_kernel(
     matrix,
     factor,
     partial,
-    active,
+    listed,
+    matrices,
     m,
     n,
     k,
     rows_each,
     splits,
     PAIRS: tl.constexpr,
-    ACTIVE: tl.constexpr,
+    LISTED: tl.constexpr,
+    TYPE: tl.constexpr,
+    BASES: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
     """``partial[b, split, j] = M[rows of the split]^H X[:, j]``, X (k, m), partial (splits, k, n).
 
-    Grid (column tiles, splits, matrices).  K is k rounded up to a power of two.
+    Grid (column tiles, splits, matrices).  K is k rounded up to a power of two.  BASES: ``factor`` is a
+    table of addresses as ``listed`` is, of X as (m, k) each.
     """
-    index, present = matrix_index(active, 2, ACTIVE)
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    base, present = matrix_place(matrix, listed, matrices, m * n * WIDTH, 2, LISTED, TYPE)
     if not present:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
     split = tl.program_id(1)
     first = tl.program_id(0) * BN
     slot = tl.program_id(2).to(tl.int64)
-    base = matrix + index * m * n * WIDTH
-    x = factor + slot * k * m * WIDTH
+    if BASES:
+        x = matrix_place(factor, factor, matrices, m * k * WIDTH, 2, "table", tl.float32)[0]
+    else:
+        x = factor + slot * k * m * WIDTH
     out = partial + (slot * splits + split) * k * n * WIDTH
     kr = tl.arange(0, K)
     sr = tl.zeros((K, BM, BN), tl.float32)
@@ -55,7 +57,10 @@ def adjoint_product_kernel(
     for start in range(split * rows_each, tl.minimum((split + 1) * rows_each, m), BM):
         rows = start + tl.arange(0, BM)
         re, im = load_tile(base, rows, first, m, n, BN, PAIRS)
-        xr, xi = load_tile(x, kr, start, k, m, BM, PAIRS)
+        if BASES:
+            xr, xi = load_rows_as_columns(x, rows, kr, m, k, PAIRS)
+        else:
+            xr, xi = load_tile(x, kr, start, k, m, BM, PAIRS)
         re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
         if PAIRS:
             sr += re * xr + im * xi
@@ -71,23 +76,24 @@ def product_kernel(
     matrix,
     factor,
     result,
-    active,
+    listed,
+    matrices,
     m,
     n,
     k,
     PAIRS: tl.constexpr,
-    ACTIVE: tl.constexpr,
+    LISTED: tl.constexpr,
+    TYPE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
     """``X[j] = M Y[j]``, Y (k, n), X (k, m).  Grid (row tiles, matrices)."""
-    index, present = matrix_index(active, 1, ACTIVE)
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    base, present = matrix_place(matrix, listed, matrices, m * n * WIDTH, 1, LISTED, TYPE)
     if not present:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(1).to(tl.int64)
-    base = matrix + index * m * n * WIDTH
     y = factor + slot * k * n * WIDTH
     out = result + slot * k * m * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)

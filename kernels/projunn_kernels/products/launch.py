@@ -6,77 +6,92 @@ from torch import Tensor
 from projunn_kernels.configs.problem import Problem, device_of, power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.launching import (
-    active_count,
-    active_list,
+    Launch,
+    Matrices,
     as_columns,
-    choose,
-    configured,
     floats,
     half_precision,
-    launch,
     options,
 )
 from projunn_kernels.products.kernels import adjoint_product_kernel, product_kernel
 from projunn_kernels.products.tiles import row_splits
 
 
-def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
-    """``M^H X`` as (A, splits, k, n) partial sums, from X as (A, k, m), k <= MAX_RANK."""
-    count, k = active_count(active, matrix), columns.shape[1]
+def adjoint_launch(
+    where: Matrices, k: int, columns: Tensor, bases: bool = False
+) -> tuple[Launch, Tensor]:
+    """A launch that makes ``M^H X``, and its partial sums (A, splits, k, n), k <= MAX_RANK.
+
+    ``columns`` is X as (A, k, m) or, for ``bases``, the table of addresses of X as (m, k).
+    """
+    matrix = where.sample
     _, m, n = matrix.shape
-    problem = Problem("adjoint_product", matrix.is_complex(), k, m, n, count)
-    listed = active is not None
-    config = choose(problem, matrix.device, active=listed, gradient=half_precision(matrix))
+    kind = "bases" if bases else where.listed
+    config = where.config("adjoint_product", k, listed=kind, gradient=half_precision(matrix))
+    problem = Problem("adjoint_product", matrix.is_complex(), k, m, n, where.count)
     splits = row_splits(problem, config, device_of(matrix.device))
     rows_each = -(-m // (splits * config.rows)) * config.rows
     splits = -(-m // rows_each)
-    partial = columns.new_empty(count, splits, k, n)
-    launch(
+    dtype = torch.complex64 if matrix.is_complex() else torch.float32
+    partial = torch.empty(where.count, splits, k, n, dtype=dtype, device=matrix.device)
+    made = Launch(
         adjoint_product_kernel,
-        (-(-n // config.columns), splits, count),
-        matrix=floats(matrix),
-        factor=floats(columns),
+        (-(-n // config.columns), splits, where.count),
+        matrix=where.base,
+        factor=columns if bases else floats(columns),
         partial=floats(partial),
-        active=active_list(partial, active),
+        **where.arguments,
         m=m,
         n=n,
         k=k,
         rows_each=rows_each,
         splits=splits,
         PAIRS=matrix.is_complex(),
-        ACTIVE=listed,
+        BASES=bases,
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),
         **options(config.warps),
     )
+    return made, partial
+
+
+def product_launch(where: Matrices, columns: Tensor) -> tuple[Launch, Tensor]:
+    """A launch that makes ``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK; and its result."""
+    matrix, (count, k, _) = where.sample, columns.shape
+    _, m, n = matrix.shape
+    config = where.config("product", k, listed=where.listed, gradient=half_precision(matrix))
+    result = columns.new_empty(count, k, m)
+    made = Launch(
+        product_kernel,
+        (-(-m // config.rows), count),
+        matrix=where.base,
+        factor=floats(columns),
+        result=floats(result),
+        **where.arguments,
+        m=m,
+        n=n,
+        k=k,
+        PAIRS=matrix.is_complex(),
+        BM=config.rows,
+        BN=config.columns,
+        K=power_of_two(k),
+        **options(config.warps),
+    )
+    return made, result
+
+
+def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
+    """``M^H X`` as (A, splits, k, n) partial sums, from X as (A, k, m), k <= MAX_RANK."""
+    run, partial = adjoint_launch(Matrices.of(matrix, active), columns.shape[1], columns)
+    run()
     return partial
 
 
 def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
     """``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK."""
-    count, k = active_count(active, matrix), columns.shape[1]
-    _, m, n = matrix.shape
-    listed = active is not None
-    config = configured("product", matrix, k, count, active=listed, gradient=half_precision(matrix))
-    result = columns.new_empty(count, k, m)
-    launch(
-        product_kernel,
-        (-(-m // config.rows), count),
-        matrix=floats(matrix),
-        factor=floats(columns),
-        result=floats(result),
-        active=active_list(result, active),
-        m=m,
-        n=n,
-        k=k,
-        PAIRS=matrix.is_complex(),
-        ACTIVE=listed,
-        BM=config.rows,
-        BN=config.columns,
-        K=power_of_two(k),
-        **options(config.warps),
-    )
+    run, result = product_launch(Matrices.of(matrix, active), columns)
+    run()
     return result
 
 

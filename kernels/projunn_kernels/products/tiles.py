@@ -1,5 +1,7 @@
 """How the products of matrices with a few columns are tiled."""
 
+from typing import Any
+
 from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
@@ -9,7 +11,14 @@ from projunn_kernels.configs.closed_form import (
     neighbours,
     squares,
 )
-from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
+from projunn_kernels.configs.kernel import (
+    LISTED,
+    LISTED_GRADIENTS,
+    Case,
+    Inputs,
+    Kernel,
+    no_complex_half,
+)
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.products import eager
 
@@ -58,15 +67,29 @@ def _matrix(problem: Problem, inputs: Inputs, dtype: object) -> Tensor:
     return inputs.normal(p.matrices, p.m, p.n, dtype=matrix_dtype, scale=p.n**-0.5)  # type: ignore[arg-type]
 
 
-def _adjoint_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
-    p = problem
-    listed = inputs.indices(p.matrices, active)
-    count = p.matrices if listed is None else len(listed)
+def _where(inputs: Inputs, matrix: Tensor, active: Tensor | None, listed: str) -> Any:
+    """The matrices as a launch gets them: those of a tensor, some of them, or tensors of their own."""
+    from projunn_kernels.launching import Matrices
+
+    return Matrices.of_all(inputs.apart(matrix)) if listed == "table" else Matrices.of(matrix, active)
+
+
+def _adjoint_case(problem: Problem, inputs: Inputs, *, listed: str, gradient: object) -> Case:
+    p, of_bases = problem, listed == "bases"
+    chosen = inputs.indices(p.matrices, listed == "active")
+    count = p.matrices if chosen is None else len(chosen)
 
     def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
-        from projunn_kernels.products.launch import adjoint_partials
+        from projunn_kernels.launching import address_table
+        from projunn_kernels.products.launch import adjoint_launch
 
-        return _named([adjoint_partials(matrix, columns, active).sum(1)], active)
+        where = _where(inputs, matrix, active, "table" if of_bases else listed)
+        bases = inputs.apart(columns.mT.contiguous()) if of_bases else []
+        run, partial = adjoint_launch(
+            where, p.k, address_table(bases) if of_bases else columns, of_bases
+        )
+        run()
+        return [] if inputs.hollow else _named([partial.sum(1)], active)
 
     def in_eager(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
         chosen = matrix if active is None else matrix[active.clamp_min(0)]
@@ -75,20 +98,22 @@ def _adjoint_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: o
     tensors = {
         "matrix": _matrix(p, inputs, gradient),
         "columns": inputs.normal(count, p.k, p.m, dtype=p.dtype),
-        "active": listed,
+        "active": chosen,
     }
     return Case(tensors, launch, in_eager)
 
 
-def _product_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: object) -> Case:
+def _product_case(problem: Problem, inputs: Inputs, *, listed: str, gradient: object) -> Case:
     p = problem
-    listed = inputs.indices(p.matrices, active)
-    count = p.matrices if listed is None else len(listed)
+    chosen = inputs.indices(p.matrices, listed == "active")
+    count = p.matrices if chosen is None else len(chosen)
 
     def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
-        from projunn_kernels.products.launch import product_columns
+        from projunn_kernels.products.launch import product_launch
 
-        return _named([product_columns(matrix, columns, active)], active)
+        run, result = product_launch(_where(inputs, matrix, active, listed), columns)
+        run()
+        return [] if inputs.hollow else _named([result], active)
 
     def in_eager(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
         chosen = matrix if active is None else matrix[active.clamp_min(0)]
@@ -97,7 +122,7 @@ def _product_case(problem: Problem, inputs: Inputs, *, active: bool, gradient: o
     tensors = {
         "matrix": _matrix(p, inputs, gradient),
         "columns": inputs.normal(count, p.k, p.n, dtype=p.dtype),
-        "active": listed,
+        "active": chosen,
     }
     return Case(tensors, launch, in_eager)
 
@@ -114,7 +139,7 @@ ADJOINT_PRODUCT = Kernel(
     candidates=lambda problem, device: _candidates(problem, _adjoint_tiles(problem, device)),
     case=_adjoint_case,
     small=_small,
-    variants=GRADIENTS,
+    variants={**LISTED_GRADIENTS, "listed": (*LISTED, "bases")},  # of directions, X being their bases
     allowed=no_complex_half,
     problem=matrix_problem("adjoint_product"),
     standard=large_matrices("adjoint_product"),
@@ -127,7 +152,7 @@ PRODUCT = Kernel(
     candidates=lambda problem, device: _candidates(problem, _product_tiles(problem, device)),
     case=_product_case,
     small=_small,
-    variants=GRADIENTS,
+    variants=LISTED_GRADIENTS,
     allowed=no_complex_half,
     problem=matrix_problem("product"),
     standard=large_matrices("product"),

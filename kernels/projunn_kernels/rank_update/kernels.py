@@ -12,7 +12,7 @@ from projunn_kernels.language.tiles import (
     load_column,
     load_range,
     load_tile,
-    matrix_index,
+    matrix_place,
     store_tile,
 )
 
@@ -22,23 +22,22 @@ def rank_update_kernel(
     weight,
     left,
     right,
-    active,
+    listed,
     m,
     n,
     k,
     PAIRS: tl.constexpr,
-    ACTIVE: tl.constexpr,
+    LISTED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
     """L is (k, m) and R (k, n) for each active matrix; K is k rounded up to a power of two."""
-    index, present = matrix_index(active, 2, ACTIVE)
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    w, present = matrix_place(weight, listed, 1, m * n * WIDTH, 2, LISTED, tl.float32)
     if not present:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(2).to(tl.int64)
-    w = weight + index * m * n * WIDTH
     l = left + slot * k * m * WIDTH
     r = right + slot * k * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)

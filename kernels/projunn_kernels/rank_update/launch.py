@@ -5,15 +5,7 @@ from torch import Tensor
 from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
-from projunn_kernels.launching import (
-    active_count,
-    active_list,
-    as_columns,
-    configured,
-    floats,
-    launch,
-    options,
-)
+from projunn_kernels.launching import Matrices, as_columns, floats, launch, options
 from projunn_kernels.rank_update.kernels import rank_update_kernel
 
 
@@ -25,27 +17,25 @@ def update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = 
 
 def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:
     """``W[i] += L[i] R[i]^H``, in place, for any k: one launch."""
-    count, k = active_count(active, weight), left.shape[-1]
+    where, k = Matrices.of(weight, active), left.shape[-1]
     _, m, n = weight.shape
-    if count == 0 or weight.numel() == 0 or k == 0:
+    if where.count == 0 or weight.numel() == 0 or k == 0:
         return
-    listed = active is not None
-    config = configured("rank_update", weight, min(k, MAX_RANK), count, active=listed)
-    columns = as_columns(left)
+    config = where.config("rank_update", min(k, MAX_RANK), listed=where.listed)
     launch(
         rank_update_kernel,
-        (-(-m // config.rows), -(-n // config.columns), count),
+        (-(-m // config.rows), -(-n // config.columns), where.count),
         weight=floats(weight),
-        left=floats(columns),
+        left=floats(as_columns(left)),
         right=floats(as_columns(right)),
-        active=active_list(columns, active),
         m=m,
         n=n,
         k=k,
         PAIRS=weight.is_complex(),
-        ACTIVE=listed,
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),
+        listed=where.arguments["listed"],
+        LISTED=where.listed,
         **options(config.warps),
     )

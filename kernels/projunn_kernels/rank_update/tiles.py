@@ -34,9 +34,9 @@ def _small(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
 
 
-def _case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
-    p, listed = problem, inputs.indices(problem.matrices, active)
-    count = p.matrices if listed is None else len(listed)
+def _case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
+    p, chosen = problem, inputs.indices(problem.matrices, listed == "active")
+    count = p.matrices if chosen is None else len(chosen)
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
         from projunn_kernels.rank_update.launch import rank_update
@@ -52,7 +52,7 @@ def _case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
         "weight": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "left": inputs.normal(count, p.m, p.k, dtype=p.dtype, scale=p.m**-0.5),
         "right": inputs.normal(count, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
-        "active": listed,
+        "active": chosen,
     }
     return Case(tensors, launch, in_eager, changed=("weight",))
 
@@ -64,7 +64,7 @@ RANK_UPDATE = Kernel(
     candidates=_candidates,
     case=_case,
     small=_small,
-    variants={"active": (False, True)},
+    variants={"listed": ("all", "active")},
     problem=matrix_problem("rank_update"),
     standard=large_matrices("rank_update"),
     # The step of a tall matrix updates it by twice its rank, and an update has any rank.

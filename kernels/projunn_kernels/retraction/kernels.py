@@ -22,7 +22,7 @@ from projunn_kernels.language.tiles import (
     add_outer,
     load_range,
     load_tile,
-    matrix_index,
+    matrix_place,
     store_tile,
     times,
 )
@@ -49,24 +49,29 @@ def plane_basis_kernel(
     basis,
     rotated_basis,
     taken_mask,
+    rate_tensor,
+    rate,
     n,
     splits,
     precision,
     ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
+    HAS_RATE: tl.constexpr,
     BN: tl.constexpr,
 ):
     """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``rotated_basis``.
 
-    One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums.
+    One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums times -rate.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    if HAS_RATE:
+        rate *= tl.load(rate_tensor).to(tl.float32)
     y, source, q, t = _places(right, partial, basis, rotated_basis, n, 1, splits, 2, PAIRS)
     yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
     for first in range(0, n, BN):
         yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
         zr, zi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
-        zr, zi = zr.to(tl.float32), zi.to(tl.float32)
+        zr, zi = (-rate * zr).to(tl.float32), (-rate * zi).to(tl.float32)
         store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
         yy += dot(yr, yi, yr, yi, PAIRS)[0]
         pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
@@ -123,24 +128,29 @@ def basis_kernel(
     basis,
     rotated_basis,
     taken_mask,
+    rate_tensor,
+    rate,
     n,
     k,
     splits,
     precision,
     ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
+    HAS_RATE: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    if HAS_RATE:
+        rate *= tl.load(rate_tensor).to(tl.float32)
     S: tl.constexpr = 2 * K
     y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, S, PAIRS)
     for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
         yr, yi = load_columns(y, first, n, k, BN, K, PAIRS)
         zr, zi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
         store_columns(q, first, n, K, yr, yi, BN, K, PAIRS)
-        store_columns(q + K * n * WIDTH, first, n, K, zr, zi, BN, K, PAIRS)
+        store_columns(q + K * n * WIDTH, first, n, K, -rate * zr, -rate * zi, BN, K, PAIRS)
     tl.debug_barrier()
     ur, ui = eye(S), tl.zeros((S, S), tl.float64)
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
@@ -179,11 +189,12 @@ def rotate_rows_kernel(
     basis,
     rotated_basis,
     taken_mask,
-    active,
+    listed,
+    matrices,
     m,
     n,
     PAIRS: tl.constexpr,
-    ACTIVE: tl.constexpr,
+    LISTED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     S: tl.constexpr,
@@ -193,14 +204,13 @@ def rotate_rows_kernel(
 
     HOLD: BN is at least n and the rows stay in registers.  A step that is not taken writes nothing.
     """
-    index, present = matrix_index(active, 1, ACTIVE)
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    w, present = matrix_place(weight, listed, matrices, m * n * WIDTH, 1, LISTED, tl.float32)
     slot = tl.program_id(1).to(tl.int64)
     if not present:
         return
     if tl.load(taken_mask + slot) == 0:
         return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    w = weight + index * m * n * WIDTH
     q = basis + slot * S * n * WIDTH
     t = rotated_basis + slot * S * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)

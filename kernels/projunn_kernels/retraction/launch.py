@@ -1,7 +1,7 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,10 @@ from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.launching import (
     PRECISION,
-    active_list,
+    Launch,
+    Matrices,
     as_columns,
-    configured,
     floats,
-    launch,
     options,
 )
 from projunn_kernels.products.launch import (
@@ -117,53 +116,83 @@ def _rotate_few(
     weight: Tensor, factor: Tensor, pulled: Tensor, retraction: str, active: Tensor | None
 ) -> Tensor:
     """The rest of `retract_few`, from Y as (A, k, n) and the partial sums (A, splits, k, n) of Z."""
-    tall = weight.shape[-2] > weight.shape[-1]
+    where = Matrices.of(weight, active)
+    run, rotation = rotation_launch(where, factor, pulled, retraction)
+    run()
+    if weight.shape[-2] > weight.shape[-1]:
+        pushed = adjoint_product(weight, rotation.basis.mT, active)
+        rank_update(weight, rotation.rotated.mT, pushed, active)
+    else:
+        rows_launch(where, rotation)()
+    return rotation.taken.bool()
+
+
+class Rotation(NamedTuple):
+    """Q and T = Q F^H as (A, S, n), and the mask (A,) of the steps that are taken, int8."""
+
+    basis: Tensor
+    rotated: Tensor
+    taken: Tensor
+
+
+def rotation_launch(
+    where: Matrices,
+    factor: Tensor,
+    pulled: Tensor,
+    retraction: str,
+    rate: float = -1.0,
+    scale: Tensor | None = None,
+) -> tuple[Launch, Rotation]:
+    """A launch that makes Q and T of the step ``-rate Z Y^H``, and where it makes them.
+
+    Y is ``factor``, (A, k, n), Z the sum of ``pulled``, (A, splits, k, n), and the rate is ``rate``,
+    times the 0-d tensor ``scale`` if given.
+    """
     count, splits, k, length = pulled.shape
-    rank = power_of_two(k)
+    rank, pairs = power_of_two(k), pulled.is_complex()
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
-    taken = torch.empty(count, dtype=torch.int8, device=weight.device)
-    config = configured("basis", weight, k, count, retraction=retraction)
+    taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
+    config = where.config("basis", k, retraction=retraction, scaled=scale is not None)
     arguments = {
         "right": floats(factor),
         "partial": floats(pulled),
         "basis": floats(q),
         "rotated_basis": floats(t),
         "taken_mask": taken,
+        "rate_tensor": floats(q) if scale is None else scale,
+        "rate": rate,
         "n": length,
         "splits": splits,
         "precision": PRECISION,
         "ROTATE": device_function(retraction, k),
-        "PAIRS": weight.is_complex(),
+        "PAIRS": pairs,
+        "HAS_RATE": scale is not None,
         "BN": config.columns,
     } | options(config.warps)
     if k == 1:
-        launch(plane_basis_kernel, (count,), **arguments)
+        made = Launch(plane_basis_kernel, (count,), **arguments)
     else:
-        launch(basis_kernel, (count,), k=k, K=rank, **arguments)
-    if tall:
-        rank_update(weight, t.mT, adjoint_product(weight, q.mT, active), active)
-    else:
-        rotate_rows(weight, q, t, taken, active)
-    return taken.bool()
+        made = Launch(basis_kernel, (count,), k=k, K=rank, **arguments)
+    return made, Rotation(q, t, taken)
 
 
-def rotate_rows(weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Tensor | None) -> None:
-    """``W += (W Q) T^H`` from Q and T as (A, S, n), in place where ``taken``."""
-    count, s, n = q.shape
-    m = weight.shape[-2]
-    config = configured("rotate_rows", weight, s // 2, count, active=active is not None)
-    launch(
+def rows_launch(where: Matrices, rotation: Rotation) -> Launch:
+    """A launch that makes ``W += (W Q) T^H`` in place, where the step is taken."""
+    weight, s = where.sample, rotation.basis.shape[1]
+    _, m, n = weight.shape
+    config = where.config("rotate_rows", s // 2, listed=where.listed)
+    arguments = {name: value for name, value in where.arguments.items() if name != "TYPE"}
+    return Launch(
         rotate_rows_kernel,
-        (-(-m // config.rows), count),
-        weight=floats(weight),
-        basis=floats(q),
-        rotated_basis=floats(t),
-        taken_mask=taken,
-        active=active_list(taken, active),
+        (-(-m // config.rows), where.count),
+        weight=where.base,
+        basis=floats(rotation.basis),
+        rotated_basis=floats(rotation.rotated),
+        taken_mask=rotation.taken,
+        **arguments,
         m=m,
         n=n,
         PAIRS=weight.is_complex(),
-        ACTIVE=active is not None,
         BM=config.rows,
         BN=config.columns,
         S=s,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
@@ -12,24 +13,30 @@ from projunn_kernels.configs.closed_form import (
     squares,
     warps_for,
 )
-from projunn_kernels.configs.kernel import Case, Inputs, Kernel
+from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.factorization.tiles import column_candidates, column_tiles, small_columns
 from projunn_kernels.retraction import eager
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 
 
-def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str) -> Case:
+def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str, scaled: bool) -> Case:
     """A whole retraction, whose result does not depend on the choice of the basis."""
-    p = problem
+    p, rate = problem, -1.0 if not scaled else 2.0
 
-    def launch(weight: Tensor, left: Tensor, right: Tensor) -> list[Tensor]:
-        from projunn_kernels.retraction.launch import retract_few
+    def launch(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
+        from projunn_kernels.launching import Matrices, as_columns
+        from projunn_kernels.products.launch import adjoint_partials
+        from projunn_kernels.retraction.launch import rotation_launch, rows_launch
 
-        taken = retract_few(weight, left, right, retraction)
-        return [weight, taken.to(weight.dtype)]
+        where, pulled = Matrices.of(weight), adjoint_partials(weight, as_columns(left), None)
+        run, found = rotation_launch(where, as_columns(right), pulled, retraction, rate, scale)
+        run()
+        rows_launch(where, found)()
+        return [weight, found.taken.to(weight.dtype)]
 
-    def in_eager(weight: Tensor, left: Tensor, right: Tensor) -> list[Tensor]:
+    def in_eager(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
+        left = left if scale is None else left * (-rate * scale)
         taken = eager.retract(weight, left, right, retraction)
         return [weight, taken.to(weight.dtype)]
 
@@ -37,6 +44,7 @@ def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str) -> Case:
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
         "left": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5),
         "right": inputs.normal(p.matrices, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
+        "scale": inputs.full(0.5) if scaled else None,
     }
     return Case(tensors, launch, in_eager, changed=("weight",))
 
@@ -68,18 +76,23 @@ def _small_rows(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, problem.k, config.rows + 1, n, 3)
 
 
-def _rows_case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
-    p, listed = problem, inputs.indices(problem.matrices, active)
-    count, s = p.matrices if listed is None else len(listed), 2 * p.columns
+def _rows_case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
+    p, chosen = problem, inputs.indices(problem.matrices, listed == "active")
+    count, s = p.matrices if chosen is None else len(chosen), 2 * p.columns
     taken = inputs.full(1.0, count)
     if count > 1 and not inputs.hollow:
         taken[0] = 0  # one step is not taken
 
-    def launch(*, taken: Tensor, **tensors: Any) -> list[Tensor]:
-        from projunn_kernels.retraction.launch import rotate_rows
+    def launch(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
+        from projunn_kernels.launching import Matrices
+        from projunn_kernels.retraction.launch import Rotation, rows_launch
 
-        rotate_rows(**tensors, taken=taken.char())
-        return [tensors["weight"]]
+        parts = inputs.apart(weight) if listed == "table" else []
+        where = Matrices.of_all(parts) if parts else Matrices.of(weight, active)
+        rows_launch(where, Rotation(q, t, taken.char()))()
+        if parts and not inputs.hollow:
+            weight.copy_(torch.cat(parts))
+        return [weight]
 
     def in_eager(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
         for slot in range(len(q)):
@@ -93,7 +106,7 @@ def _rows_case(problem: Problem, inputs: Inputs, *, active: bool) -> Case:
         "q": inputs.normal(count, s, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "t": inputs.normal(count, s, p.n, dtype=p.dtype, scale=p.n**-0.5),
         "taken": taken,
-        "active": listed,
+        "active": chosen,
     }
     return Case(tensors, launch, in_eager, changed=("weight",))
 
@@ -112,7 +125,7 @@ BASIS = Kernel(
     candidates=column_candidates,
     case=_basis_case,
     small=small_columns,
-    variants={"retraction": WITH_KERNELS},
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True)},
     passed=rotations_of,
     problem=matrix_problem("basis"),
     standard=large_matrices("basis"),
@@ -126,7 +139,7 @@ TURN_ROWS = Kernel(
     candidates=_row_candidates,
     case=_rows_case,
     small=_small_rows,
-    variants={"active": (False, True)},
+    variants={"listed": LISTED},
     problem=matrix_problem("rotate_rows"),
     standard=large_matrices("rotate_rows"),
     compiled=squares("rotate_rows", 1024, 9, 1000, 16384, 32768),

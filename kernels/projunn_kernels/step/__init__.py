@@ -8,7 +8,8 @@ parameter whose direction is already in factors, with the left factor S of its g
 step cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
 
 On a GPU, matrices of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
-launch for all parameters, each matrix read and written once; larger ones in a launch for each pass.
+launch for all parameters, each matrix read and written once; larger ones in a launch for each pass, for
+all parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
@@ -41,20 +42,22 @@ def factored_step_(step: FactoredStep) -> None:
     _factored_step(step)
 
 
-def _fits_one_launch(step: FusedStep) -> bool:
+def _fits_launches(step: FusedStep) -> bool:
+    """Whether the kernels take the step: all parameters of one shape in one launch, or one a pass."""
     shape = step.weights[0].shape[:-1] if step.pairs else step.weights[0].shape
     (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
     width = 2 if step.pairs or step.weights[0].is_complex() else 1
-    few = k <= MAX_RANK and n * k * width <= MAX_FACTOR_FLOATS
+    one_launch = n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
+    few = 0 < k <= MAX_RANK and (one_launch or step.active is None)
     few = few and step.factorization == "subspace"
-    return few and m <= n <= MAX_FUSED and named(step.retraction).kernels is not None
+    return few and m <= n and named(step.retraction).kernels is not None
 
 
 _fused_step = Operation(
     name="fused_step_",
     eager=eager.fused_step,
     launches="projunn_kernels.step.launch:fused",
-    fits=_fits_one_launch,
+    fits=_fits_launches,
     fake=nothing,
     on="weights",
     kernels=(FUSED_STEP,),

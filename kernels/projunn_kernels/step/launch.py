@@ -4,13 +4,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
+from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
-    active_list,
     address_table,
     configured,
     half_precision,
@@ -18,6 +19,7 @@ from projunn_kernels.launching import (
     options,
 )
 from projunn_kernels.retraction.launch import device_function
+from projunn_kernels.step import passes
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
@@ -28,15 +30,26 @@ def fused(step: FusedStep) -> None:
     if step.pairs:
         step = as_numbers(step)
     with ExitStack() as stack:
-        fused_step(
-            replace(
-                step,
-                weights=[stack.enter_context(flattened(t)) for t in step.weights],
-                directions=[contiguous_matrices(t) for t in step.directions],
-                bases=[stack.enter_context(flattened(t)) for t in step.bases],
-                probes=[contiguous_matrices(t) for t in step.probes],
-            )
+        flat = replace(
+            step,
+            weights=[stack.enter_context(flattened(t)) for t in step.weights],
+            directions=[contiguous_matrices(t) for t in step.directions],
+            bases=[stack.enter_context(flattened(t)) for t in step.bases],
+            probes=[contiguous_matrices(t) for t in step.probes],
         )
+        if flat.weights[0].numel() == 0:
+            return
+        if fits_a_program(step.weights[0], step.bases[0]):
+            fused_step(flat)
+        else:
+            passes.take(flat)
+
+
+def fits_a_program(weight: Tensor, basis: Tensor) -> bool:
+    """Whether a program can hold rows of W and the factors: then a step is one launch."""
+    width = 2 if weight.is_complex() else 1
+    n, k = weight.shape[-1], basis.shape[-1]
+    return n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
 
 
 def fused_step(step: FusedStep) -> None:
@@ -64,7 +77,7 @@ def fused_step(step: FusedStep) -> None:
         "bases": address_table(step.bases),
         "probes": address_table(step.probes),
         "skipped": address_table(step.skipped),
-        "active": active_list(weights, step.active),
+        "active": weights if step.active is None else step.active,
         "scratch": scratch,
         "rate_tensor": scratch if step.scale is None else step.scale,
         "rate": step.rate,

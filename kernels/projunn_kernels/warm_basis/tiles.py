@@ -5,37 +5,60 @@ from torch import Tensor
 
 from projunn_kernels.configs.closed_form import sizes
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
-from projunn_kernels.configs.problem import Config, Problem, power_of_two
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import PROBE
 
 
-def _case(problem: Problem, inputs: Inputs) -> Case:
+def _case(problem: Problem, inputs: Inputs, *, table: bool) -> Case:
     p = problem
     taken = inputs.full(1.0, p.matrices)
     if p.matrices > 1 and not inputs.hollow:
         taken[0] = 0
 
-    def launch(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> list[Tensor]:
-        from projunn_kernels.warm_basis.launch import warm_basis
+    def launch(
+        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor
+    ) -> list[Tensor]:
+        from projunn_kernels.launching import address_table
+        from projunn_kernels.warm_basis.launch import warm_bases_launch, warm_basis
 
-        warm_basis(left, basis, probe, taken.char())
-        return [basis]
+        if not table:
+            warm_basis(left.mT, basis, probe, taken.char())
+            return [basis, skipped]
+        bases, probes, counters = (inputs.apart(t) for t in (basis, probe, skipped))
+        warm_bases_launch(left, bases, probes, taken.char(), address_table(counters))()
+        return [] if inputs.hollow else [torch.cat(bases), torch.cat(counters)]
 
-    def in_eager(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> list[Tensor]:
-        warm = left / torch.linalg.vector_norm(left, dim=1, keepdim=True) + PROBE * probe
-        return [torch.where(taken[:, None, None] > 0, warm, basis)]
+    def in_eager(
+        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor
+    ) -> list[Tensor]:
+        left = left if p.k > 1 else left / torch.linalg.vector_norm(left, dim=-1, keepdim=True)
+        warm = left.mT + PROBE * probe
+        counted = skipped + (1 - taken) if table else skipped
+        return [torch.where(taken[:, None, None] > 0, warm, basis), counted]
 
-    names = ("left", "basis", "probe")
-    tensors = {name: inputs.normal(p.matrices, p.m, 1, dtype=p.dtype) for name in names}
-    return Case(tensors | {"taken": taken}, launch, in_eager, changed=("basis",))
+    tensors = {name: inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype) for name in ("basis", "probe")}
+    left = inputs.normal(p.matrices, p.k, p.m, dtype=p.dtype)
+    return Case(
+        tensors | {"left": left, "taken": taken, "skipped": inputs.full(0.0, p.matrices)},
+        launch,
+        in_eager,
+        changed=("basis", "skipped"),
+    )
+
+
+def _tiles(problem: Problem, device: Device) -> Config:
+    return Config(1, min(2048 // problem.columns, power_of_two(problem.m)), 4)
 
 
 WARM_BASIS = Kernel(
     name="warm_basis",
     functions=("warm_basis_kernel",),
-    closed_form=lambda problem, device: Config(1, min(2048, power_of_two(problem.m)), 4),
+    closed_form=_tiles,
     case=_case,
-    small=lambda problem, config: Problem("warm_basis", problem.pairs, 1, 2 * config.columns + 3, 1, 2),
-    variants={},
-    compiled=sizes("warm_basis", [(1, 1024, 1), (1, 9, 1)], (1,)),
+    small=lambda problem, config: Problem(
+        "warm_basis", problem.pairs, problem.k, 2 * config.columns + 3, problem.k, 2
+    ),
+    variants={"table": (False, True)},
+    allowed=lambda problem, variant: problem.k == 1 or variant["table"],
+    compiled=sizes("warm_basis", [(1, 1024, 8), (1, 9, 8)]),
 )
