@@ -36,20 +36,51 @@ _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 _stand_in: Callable[[Any], Any] | None = None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> Any:
+def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """``kernel[grid](**arguments)``: the one place where a kernel is launched.
 
     ``arguments`` are those of the kernel, its constants in capitals, and Triton's options.
     """
-    runner = kernel if _stand_in is None else _stand_in(kernel)
-    return runner[grid](**arguments)
+    if _stand_in is not None:
+        _stand_in(kernel)[grid](**arguments)
+        return
+    key = _binary_key(kernel, arguments)
+    binary = _binaries.get(key)
+    if binary is None:
+        _remember(key, kernel[grid](**arguments))
+        return
+    binary[_three(grid)](*[arguments[name] for name in kernel.arg_names])
+
+
+# Triton finds the binary of a launch from its arguments anew each time, which takes the host longer than
+# all else.  A binary is the same for the same constants and sizes, dtypes, and alignment of addresses.
+_binaries: dict[tuple[Any, ...], Any] = {}
+
+
+def _binary_key(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    parts = [id(kernel), torch.cuda.current_device() if torch.cuda.is_initialized() else -1]
+    for value in arguments.values():
+        if isinstance(value, Tensor):
+            parts += (value.dtype, value.data_ptr() % 16)
+        elif isinstance(value, float):
+            parts.append(float)
+        else:
+            parts.append(value if isinstance(value, int | str) else id(value))
+    return tuple(parts)
+
+
+def _remember(key: tuple[Any, ...], made: Any) -> None:
+    """Keep what a launch returned, if it is a binary: the interpreter and a warm-up return none."""
+    if hasattr(made, "packed_metadata") and not torch.version.hip:  # AMD: sizes of tensors matter too
+        _binaries[key] = made
+
+
+def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
+    return (*grid, 1, 1)[:3]
 
 
 class Launch:
     """A launch that can be made again: its grid, sizes and constants stay, tensors may be others.
-
-    The second time Triton is not asked again which binary the arguments want, which takes as long as
-    ten launches.  So sizes must not change, and tensors not their dtype.
 
     Args:
         kernel, grid, arguments: as in `launch`.
@@ -57,18 +88,20 @@ class Launch:
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
         self.kernel, self.grid, self.arguments = kernel, grid, arguments
-        self._binary: Any = None
+        self._again: Any = None
 
     def __call__(self, **changed: Any) -> None:
-        """Launch, with these arguments in place of those given at first."""
-        self.arguments |= changed
-        if self._binary is not None and _stand_in is None:
-            self._binary(*[self.arguments[name] for name in self._names])
+        """Launch, with these arguments, of the same dtypes, in place of those given at first."""
+        arguments = self.arguments
+        if changed:
+            arguments |= changed
+        if self._again is None or _stand_in is not None:
+            launch(self.kernel, self.grid, **arguments)
+            if _stand_in is None:
+                binary = _binaries.get(_binary_key(self.kernel, arguments))
+                self._again = None if binary is None else binary[_three(self.grid)]
             return
-        made = launch(self.kernel, self.grid, **self.arguments)
-        if hasattr(made, "packed_metadata"):  # a binary, not what the interpreter or a stand-in returns
-            self._names = self.kernel.arg_names
-            self._binary = made[(*self.grid, 1, 1)[:3]]
+        self._again(*[arguments[name] for name in self.kernel.arg_names])
 
 
 @dataclass(frozen=True)
