@@ -15,7 +15,15 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, stack, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
-from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation, row
+from projunn_kernels.language.small import (
+    LARGE,
+    eye,
+    matmul,
+    orthonormalizer,
+    rotation,
+    row,
+    turns_only,
+)
 from projunn_kernels.language.tiles import (
     add_outer,
     adjoint_times,
@@ -338,7 +346,7 @@ def wide_step_kernel(
 
     pr, pi = stack(yr, zr, K).to(tl.float64), stack(yi, zi, K).to(tl.float64)
     ar, ai = gram(pr, pi, S, PAIRS)
-    finite = tl.sum(tl.abs(ar)) < 1e300
+    finite, large = tl.sum(tl.abs(ar)) < 1e300, tl.sum(tl.abs(ar)) > LARGE * LARGE
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
     for _ in range(3):
         gr, gi = gram(pr, pi, S, PAIRS)
@@ -348,6 +356,9 @@ def wide_step_kernel(
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
+    if large & taken:
+        gr, gi = gram(pr, pi, S, PAIRS)
+        taken = turns_only(fr, fi, gr, gi, S, PAIRS)
     ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
     qr, qi, ur, ui = (
         pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
