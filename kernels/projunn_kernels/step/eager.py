@@ -17,28 +17,33 @@ from projunn_kernels.warm_basis import refresh_basis_
 _EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
 
 
-def fused_step(step: FusedStep) -> None:
+def fused_step(step: FusedStep) -> list[Tensor]:
     """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
+    taken = []
     if step.pairs:
         step = as_numbers(step)
     parameters = zip(step.weights, step.directions, step.bases, step.probes, step.skipped, strict=True)
     for weight, direction, basis, probe, skipped in parameters:
         if step.active is not None:
-            _step_of_listed(step, weight, direction, basis, probe, skipped)
+            mask = _step_of_listed(step, weight, direction, basis, probe, skipped)
         elif step.factorization == "tangent":
-            _tangent_step(step, weight, direction, basis, probe, skipped)
+            mask = _tangent_step(step, weight, direction, basis, probe, skipped)
         else:
             left, right = factor(direction, basis)
-            _take(step, weight, left, right, left, basis, probe, skipped)
+            mask = _take(step, weight, left, right, left, basis, probe, skipped)
+        taken.append(mask)
+    return taken
 
 
-def factored_step(step: FactoredStep) -> None:
+def factored_step(step: FactoredStep) -> Tensor:
     """The step of `projunn_kernels.factored_step_`."""
     if step.pairs:
         names = ("weight", "basis", "probe")
         stored = {name: torch.view_as_complex(getattr(step, name)) for name in names}
         step = replace(step, **stored, pairs=False)  # type: ignore[arg-type]
-    _take(step, step.weight, step.left, step.right, step.sketched, step.basis, step.probe, step.skipped)
+    return _take(
+        step, step.weight, step.left, step.right, step.sketched, step.basis, step.probe, step.skipped
+    )
 
 
 def as_numbers(step: FusedStep) -> FusedStep:
@@ -57,24 +62,26 @@ def _take(
     basis: Tensor,
     probe: Tensor,
     skipped: Tensor,
-) -> None:
-    """Take one parameter's step, with the rate and the retraction of ``step``."""
+) -> Tensor:
+    """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
     taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)
     _refresh(taken, sketched, basis, probe, skipped)
+    return taken
 
 
 def _tangent_step(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
-) -> None:
-    """Take one parameter's step along the tangent part of its direction."""
+) -> Tensor:
+    """Take one parameter's step along the tangent part of its direction; where it was taken."""
     if step.scale is None and plane.applies(weight, basis, step.retraction):
         whole = direction.to(weight.dtype)
         if plane.plane_step(weight, whole, basis, probe, step.rate, step.retraction):
-            return
+            return _EVERY
     pulled, right, moved = tangent_factors(direction, weight, basis)
     scaled = _scaled(pulled, step.rate, step.scale)
     taken = retract_pulled_(weight, scaled, right, moved, step.retraction)
     _refresh(taken, pulled, basis, probe, skipped)
+    return taken
 
 
 def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
@@ -83,7 +90,7 @@ def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
 
 def _step_of_listed(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
-) -> None:
+) -> Tensor:
     """The same for the matrices of a list: nothing else is read or written."""
     active = step.active
     assert active is not None
@@ -107,6 +114,7 @@ def _step_of_listed(
             bases[present(active)] = warm[named]
         else:  # without waiting for the mask: entries that name nothing add zero to matrix 0
             bases.index_add_(0, at, torch.where(named[:, None, None], warm - chosen, 0.0))
+    return taken
 
 
 def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:

@@ -117,6 +117,7 @@ def plane_step_kernel(
     bases,
     probes,
     skipped,
+    taken_mask,
     active,
     scratch,
     rate_tensor,
@@ -137,6 +138,7 @@ def plane_step_kernel(
     """k = 1."""
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
+        tl.store(taken_mask + tl.program_id(0), 0)
         return
     w, d, r, g, x = _places(
         weights, directions, bases, probes, scratch, entry, matrix, m, n, 1, D_TYPE, PAIRS, ACTIVE
@@ -199,6 +201,7 @@ def plane_step_kernel(
     t1r, t1i, t2r, t2i = (
         t1r.to(tl.float32), t1i.to(tl.float32), t2r.to(tl.float32), t2i.to(tl.float32)
     )  # fmt: skip
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
     if not taken:
         tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
 
@@ -277,6 +280,7 @@ def wide_step_kernel(
     bases,
     probes,
     skipped,
+    taken_mask,
     active,
     scratch,
     rate_tensor,
@@ -299,6 +303,7 @@ def wide_step_kernel(
     """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
+        tl.store(taken_mask + tl.program_id(0), 0)
         return
     S: tl.constexpr = 2 * K
     w, d, r, g, x = _places(
@@ -363,6 +368,7 @@ def wide_step_kernel(
     qr, qi, ur, ui = (
         pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
     )  # fmt: skip
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
     if not taken:
         tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
 

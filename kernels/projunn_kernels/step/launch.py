@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
@@ -23,12 +24,13 @@ from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 
 
-def fused(step: FusedStep) -> None:
+def fused(step: FusedStep) -> list[Tensor]:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     if step.pairs:
         step = as_numbers(step)
+    batch = step.weights[0].shape[:-2] if step.active is None else step.active.shape
     with ExitStack() as stack:
-        fused_step(
+        taken = fused_step(
             replace(
                 step,
                 weights=[stack.enter_context(flattened(t)) for t in step.weights],
@@ -37,18 +39,23 @@ def fused(step: FusedStep) -> None:
                 probes=[contiguous_matrices(t) for t in step.probes],
             )
         )
+    return [mask.view(batch) for mask in taken.view(len(step.weights), -1).bool().unbind()]
 
 
-def fused_step(step: FusedStep) -> None:
+def fused_step(step: FusedStep) -> Tensor:
     """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
 
     With ``active`` (A,) one parameter, and its direction is (A, m, n).  All tensors are contiguous.
+
+    Returns:
+        The mask of the steps taken, of all parameters in turn, as int8.
     """
     weight, k = step.weights[0], step.bases[0].shape[-1]
     matrices, m, n = weight.shape
     count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
     if count == 0 or weight.numel() == 0:
-        return
+        return torch.ones(count, dtype=torch.int8, device=weight.device)
+    taken = torch.empty(count, dtype=torch.int8, device=weight.device)
     scaled, listed = step.scale is not None, step.active is not None
     options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
     gradient = half_precision(step.directions[0])
@@ -64,6 +71,7 @@ def fused_step(step: FusedStep) -> None:
         "bases": address_table(step.bases),
         "probes": address_table(step.probes),
         "skipped": address_table(step.skipped),
+        "taken_mask": taken,
         "active": active_list(weights, step.active),
         "scratch": scratch,
         "rate_tensor": scratch if step.scale is None else step.scale,
@@ -85,3 +93,4 @@ def fused_step(step: FusedStep) -> None:
         launch(plane_step_kernel, (count,), **arguments)
     else:
         launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
+    return taken

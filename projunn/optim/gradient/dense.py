@@ -12,12 +12,12 @@ from torch import Tensor
 
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
-from projunn.optim.member import Member, capturing
+from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
 from projunn_kernels.batches import flattened, surely_all
 
-_NOT_OF_THE_RULE = ("step", "skipped", *(name for names in WARM.values() for name in names))
+_NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
 
 def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -67,9 +67,11 @@ class DenseGradient:
         grad: the gradient as matrices, those of the active ones where only some have one.
         active: which have one, as indices (A,); None for all.
         direction: the rule's, once `follow` has been called.
+        taken: which steps were, (*batch) or (A,), once they have been tried.
     """
 
     direction: Tensor
+    taken: Tensor
 
     def __init__(self, member: Member) -> None:
         self.parameter, self.state, self.group = member.parameter, member.state, member.group
@@ -120,6 +122,7 @@ class DenseGradient:
             with flattened(weight) as matrices:
                 taken = retract_(matrices, left, right, group["retraction"], self.active)
         self.state["skipped"].add_(taken.logical_not().sum())
+        self.taken = taken
 
     def _random_numbers(self, device: torch.device) -> torch.Generator:
         """Numbers of this step and this parameter only: the same on resume and on replicas."""
@@ -180,7 +183,8 @@ class DenseGradient:
             return self.state
         averages = {n: v for n, v in self.state.items() if n not in _NOT_OF_THE_RULE}
         return {n: self._rows(v)[self.active] for n, v in averages.items()} | {
-            "step": self.state["step"]
+            "step": self.state["step"],
+            "missed": self.state["missed"].flatten()[self.active],
         }
 
     def keep_rule_state(self, own: dict[str, Any]) -> None:
@@ -205,11 +209,6 @@ def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
     return average.add_(pairs.square().sum(-1), alpha=weight)
 
 
-def count_of(step: Tensor) -> Any:
-    """The number of steps so far: a float where the host may read it, else the tensor."""
-    return step if step.device.type != "cpu" else step.item()
-
-
 def take_together(alike: Sequence[DenseGradient]) -> None:
     """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
     first = alike[0]
@@ -217,7 +216,7 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
     basis, probe = WARM[first.group["factorization"]]
     scale = rate if isinstance(rate, Tensor) else None
     sign = -1.0 if first.group["maximize"] else 1.0
-    fused_step_(
+    taken = fused_step_(
         FusedStep(
             weights=[one.stored_weight for one in alike],
             directions=[one.store(one.direction) for one in alike],
@@ -232,3 +231,5 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
             factorization=first.group["factorization"],
         )
     )
+    for one, mask in zip(alike, taken, strict=True):
+        one.taken = mask

@@ -39,9 +39,12 @@ class FactoredGradient:
         parameter, state, group: as in `Member`.
         factors: of the gradient.
         direction: the rule's, in factors, once `follow` has been called.
+        taken: which steps were, (*batch), once they have been tried.
     """
 
     direction: Factors
+    taken: Tensor
+    active = None
     likeness = None  # parameters with sketched gradients step one by one
 
     def __init__(self, member: Member) -> None:
@@ -87,7 +90,7 @@ class FactoredGradient:
         left, right = self.direction
         rate = unitary_learning_rate(group)
         sign = -1.0 if group["maximize"] else 1.0
-        factored_step_(
+        self.taken = factored_step_(
             FactoredStep(
                 weight=p.detach(),
                 left=left,
