@@ -114,6 +114,9 @@ def _rotated_triangle(
     inverse = torch.diag_embed(2 * phases) - phases[..., :, None] * triangle * phases[..., None, :]
     known = moved.to(precise) @ inverse
     if not surely_all(taken):
+        if not r.isfinite().all() and right.isfinite().all() and pulled.isfinite().all():
+            # LAPACK's QR of complex columns that depend on each other
+            return *rotated_basis(right, pulled, retraction, dtype), moved[..., :0]
         q, known = (torch.where(taken[..., None, None], t, 0.0) for t in (q, known))
     rotated = (f.conj() @ q.mT).mT
     return rotated.to(dtype), q[..., k:].to(dtype), taken, known.to(dtype)

@@ -15,6 +15,7 @@ from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
+from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
 
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
@@ -59,7 +60,7 @@ def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
 class DenseGradient:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
-    A matrix is sound if its gradient is finite.  The state of the others must not move: averages are
+    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of the others must not move: averages are
     multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
 
     Attributes:
@@ -82,6 +83,7 @@ class DenseGradient:
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self.state["step"] += 1
+        self._rule = rule
         own = self.rule_state()
         self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
         self.keep_rule_state(own)
@@ -108,8 +110,7 @@ class DenseGradient:
                     'factorization: "svd" waits for the device; wanted "subspace" or "tangent" for the'
                     " capture of a CUDA graph"
                 )
-            left, right = factorize(self.clean(direction), rank, "svd")
-            left = self.gate(left)
+            left, right = factorize(direction, rank, "svd")
         else:
             source = self._random_numbers(direction.device)
             left, right = factorize(direction, rank, group["factorization"], generator=source)
@@ -144,8 +145,12 @@ class DenseGradient:
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
-            norm = torch.linalg.vector_norm(self.grad, dim=(-2, -1), keepdim=True)
-            self._finite = norm.isfinite()
+            limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
+            if not on_device(grad):  # no entry is larger than the 2-norm, which is faster and may overflow
+                self._finite = torch.linalg.vector_norm(grad, dim=(-2, -1), keepdim=True) < limit
+            if self._finite is None or not surely_all(self._finite):
+                size = torch.linalg.vector_norm(grad, torch.inf, dim=(-2, -1), keepdim=True)
+                self._finite = size < limit
         return self._finite
 
     def clean(self, tensor: Tensor) -> Tensor:
@@ -199,6 +204,15 @@ class DenseGradient:
         """A tensor of the state with the batch as one axis; shares memory."""
         batch = view_like(self.parameter, self.parameter.detach()).ndim - 2
         return stored.flatten(0, batch - 1)
+
+
+def largest(rule: Any, group: dict[str, Any], dtype: torch.dtype) -> float:
+    """The size of entries from which on the averages of a rule may overflow."""
+    most = torch.finfo(dtype).max
+    if any(rule._averages(group).values()):  # of squares
+        return most**0.5 / 2
+    # B <- mu B + G stays below |G| / (1 - mu)
+    return most / 4 * max(1 - group.get("momentum", 0), 2**-24)
 
 
 def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
