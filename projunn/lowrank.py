@@ -47,7 +47,8 @@ def factorize(
         (for "column", ``left``) has orthonormal columns, unless the matrix has a rank below k: columns
         may then be zero.  A zero matrix gives a zero ``left`` (for "column", ``right``).  "svd", "lsi"
         and "subspace" without ``basis`` reproduce a matrix of rank k or less to rounding.  A finite
-        matrix gives finite factors, unless sums over its rows or columns overflow.
+        matrix gives finite factors, unless sums over its rows or columns overflow; one that is not
+        finite gives factors of which one is not, and leaves the other matrices of the batch alone.
 
     Raises:
         ValueError: unknown ``method``, ``rank`` out of range, a ``basis`` of the wrong shape or for
@@ -58,8 +59,7 @@ def factorize(
     if matrix.dtype in (torch.float16, torch.bfloat16):
         matrix = matrix.float()
     if method == "svd":
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return u[..., :rank] * s[..., None, :rank].to(u.dtype), vh[..., :rank, :].mH
+        return _best(matrix, rank)
     if method == "column":
         left = orthonormalize(_sample_columns(matrix, rank, generator))
         return left, adjoint_product(matrix, left)
@@ -67,6 +67,26 @@ def factorize(
         shape = (*matrix.shape[:-1], rank)
         basis = torch.randn(shape, dtype=matrix.dtype, device=matrix.device, generator=generator)
     return factor(matrix, basis.to(matrix.dtype))
+
+
+def _best(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """X = U_k S_k and Y = V_k; X is NaN for matrices that are not finite."""
+    finite = matrix.isfinite().flatten(-2).all(-1)[..., None, None]
+    matrix = torch.where(finite, matrix, 0.0)
+    try:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        left, right = u[..., :rank] * s[..., None, :rank].to(u.dtype), vh[..., :rank, :].mH
+        found = bool((left.isfinite().all() & right.isfinite().all()).item())
+    except torch.linalg.LinAlgError:
+        found = False
+    if not found:  # LAPACK's, of complex matrices with dependent columns: by the eigenvectors of D^H D
+        precise = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+        size = precise.abs().amax((-2, -1), keepdim=True)
+        precise = precise / size.clamp_min(torch.finfo(precise.dtype).tiny)
+        vectors = torch.linalg.eigh(precise.mH @ precise).eigenvectors
+        right = vectors[..., -rank:].flip(-1)
+        left, right = (precise @ right * size).to(matrix.dtype), right.to(matrix.dtype)
+    return torch.where(finite, left, torch.nan), right
 
 
 def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -29,7 +29,7 @@ from projunn_kernels.convolution import (
     spectral_product,
 )
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
-from projunn_kernels.polish import polish_, polish_when_due_
+from projunn_kernels.polish import polish_, polish_near_, polish_when_due_
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
 from projunn_kernels.rank_update import rank_update_
@@ -64,6 +64,7 @@ __all__ = [
     "fused_step_",
     "orthonormalize",
     "polish_",
+    "polish_near_",
     "polish_when_due_",
     "product",
     "rank_update_",

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from projunn.optim.base import UnitaryOptimizer
-from projunn.optim.gradient.dense import DenseGradient, add_square_, count_of
+from projunn.optim.gradient.dense import DenseGradient, add_square_
 from projunn.optim.gradient.factored import FactoredGradient, Factors
+from projunn.optim.member import steps_taken
 
 
 class AdamW(UnitaryOptimizer):
@@ -99,8 +100,8 @@ class AdamW(UnitaryOptimizer):
         if group["amsgrad"]:
             largest = state["max_exp_avg_sq"]
             average = torch.maximum(largest, average, out=largest)
-        steps = count_of(state["step"])
-        correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps
+        steps, real = steps_taken(state), average.dtype
+        correction1, correction2 = bias(beta1, steps, real), bias(beta2, steps, real)
         spread = average.sqrt().mul_(correction2**-0.5).add_(group["eps"])
         return mean / spread.mul_(correction1)
 
@@ -108,9 +109,15 @@ class AdamW(UnitaryOptimizer):
         if group["amsgrad"]:
             raise ValueError("amsgrad: got True, wanted False for a parameter with sketched gradients")
         beta1, beta2 = group["betas"]
-        steps = count_of(gradient.state["step"])
+        steps, real = steps_taken(gradient.state), gradient.factors[0].dtype.to_real()
         mean = gradient.average("exp_avg", gradient.clean, beta1, 1 - beta1)
         left, right = gradient.over_root_of_squares(
-            "exp_avg_sq", mean, beta2, 1 - beta2**steps, group["eps"]
+            "exp_avg_sq", mean, beta2, bias(beta2, steps, real), group["eps"]
         )
-        return left / (1 - beta1**steps), right
+        return left / bias(beta1, steps, real), right
+
+
+def bias(beta: Any, steps: Any, dtype: torch.dtype) -> Any:
+    """1 - beta^t, the share of the weights of an average that its t steps have: like ``steps``."""
+    share = 1 - beta**steps
+    return share.to(dtype) if isinstance(share, Tensor) else share

@@ -21,7 +21,7 @@ from projunn.optim.drift import polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
-from projunn.optim.member import Member
+from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import WARM, check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.sharded import is_sharded, local_member, local_part
@@ -162,8 +162,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             gradient.follow(self)
             gradients.append(gradient)
         take_steps(gradients)
-        for member in members:
-            polish(member)
+        for member, gradient in zip(members, gradients, strict=True):
+            polish(member, member.mask(gradient.taken, gradient.active))
         if self._fresh:
             done = {member.index for member in members}
             self._fresh = tuple(index for index in self._fresh if index not in done)
@@ -221,12 +221,13 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
         self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
-        # Older versions left bases as QR returns them, column by column.
+        # Older versions left bases as QR returns them, column by column, and counted in float32, to
+        # which PyTorch converts counters that it loads.
         for p, own in self.state.items():
             if isinstance(p, UnitaryParameter):
                 for name, value in own.items():
                     if isinstance(value, Tensor):
-                        own[name] = value.contiguous()
+                        own[name] = value.contiguous().to(COUNTERS.get(name, value.dtype))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
@@ -243,10 +244,15 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             filled = [{**own, **loaded} for own, loaded in zip(kept, groups, strict=True)]
             state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
+        saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]
         for group in self.param_groups:
             for p in group["params"]:
+                given = saved.pop(0)
                 if not isinstance(p, UnitaryParameter) or not self.state.get(p):
                     continue
+                for name in COUNTERS:  # the numbers that PyTorch rounded to the dtype of p
+                    if isinstance(given.get(name), Tensor):
+                        self.state[p][name].copy_(given[name])
                 part, state = local_part(p, self.state[p]) if is_sharded(p) else (p, self.state[p])
                 fit_state(part, state, self._averages(group))
 

@@ -4,13 +4,14 @@ Rounding moves a weight off the manifold as a random walk.  `projunn_kernels.pol
 one Newton-Schulz step, and the optimizers take one every `polish_period` steps.
 """
 
+import torch
 from torch import Tensor
 
-from projunn.manifold import nearest, view_like
-from projunn.noticing import off_manifold
-from projunn.optim.member import Member, capturing
+from projunn.manifold import UnitaryParameter, nearest, view_like
+from projunn.noticing import TOLERANCE
+from projunn.optim.member import Member, capturing, steps_taken
 from projunn.parameter import notice
-from projunn_kernels import polish_, polish_when_due_
+from projunn_kernels import polish_, polish_near_, polish_when_due_
 
 _PERIOD = 192  # steps; a float32 defect grows to about 8e-7 meanwhile (docs/measured.md)
 
@@ -20,28 +21,51 @@ def polish_period(weight: Tensor) -> int:
     return max(_PERIOD, 2 * max(weight.shape[-2:]))
 
 
-def polish(member: Member) -> None:
-    """Polish a parameter if its step count says so.
+def polish(member: Member, taken: Tensor | None) -> None:
+    """Polish those matrices of a parameter that took a step, if the number of their steps says so.
+
+    Args:
+        taken: the mask of the steps taken, (*batch); None for all.
 
     Raises:
         RuntimeError: a CUDA graph is captured while the count is on the CPU.
     """
-    p, count, period = member.parameter, member.state["step"], member.group["polish_every"]
+    p, state, period = member.parameter, member.state, member.group["polish_every"]
     weight = view_like(p, p.detach())
     if period is None:
         period = polish_period(weight)
     if not period:
         return
+    count = state["step"]
     if count.device.type != "cpu":
-        polish_when_due_(p.detach() if p.pairs else weight, count, period, p.pairs)
+        polish_when_due_(
+            p.detach() if p.pairs else weight, count, period, p.pairs, state["missed"], taken
+        )
     elif capturing(p):
         raise RuntimeError(
             "capturable: got False, wanted True for the capture of a CUDA graph (or polish_every=0):"
             " with counters on the CPU the graph would polish at every replay, or at none"
         )
-    elif count.item() % period == 0:
-        if not weight.is_cuda and off_manifold(weight) is not None:
-            notice([p], f"After {int(count.item())} steps")
-            sound = weight.isfinite().flatten(-2).all(-1)
-            weight[sound] = nearest(weight[sound])
-        polish_(weight)
+    elif weight.device.type != "cpu" and member.grad.layout == torch.strided:
+        if count.item() % period == 0:  # what was missed is known to the device alone
+            polish_(weight, taken)
+    elif isinstance(steps := steps_taken(state), Tensor):
+        due = steps[..., 0, 0] % period == 0
+        due = due if taken is None else due & taken
+        if due.any():
+            matrices = weight[due]
+            _polish(p, matrices, count)
+            weight[due] = matrices
+    elif steps % period == 0 and (taken is None or taken.all()):
+        _polish(p, weight, count)
+
+
+def _polish(p: UnitaryParameter, matrices: Tensor, count: Tensor) -> None:
+    """Polish matrices of ``p``, and pull those back that are far away."""
+    if matrices.device.type == "cpu":
+        if polish_near_(matrices, TOLERANCE):
+            return
+        notice([p], f"After {int(count.item())} steps")
+        sound = matrices.isfinite().flatten(-2).all(-1)
+        matrices[sound] = nearest(matrices[sound])
+    polish_(matrices)

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.manifold import UnitaryParameter
+from projunn.manifold import UnitaryParameter, view_like
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import surely_all
 
 
 def capturing(tensor: Tensor) -> bool:
@@ -14,10 +16,13 @@ def capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+# The counters of a state, and the dtypes in which they count for ever (float32 would stop at 2^24).
+COUNTERS = {"step": torch.float64, "missed": torch.int64}
+
+
 def counter(device: torch.device | str) -> Tensor:
-    """A number of steps, 0, of a dtype that counts far whatever the default dtype is."""
-    is_double = torch.get_default_dtype() == torch.float64
-    return torch.zeros((), dtype=torch.float64 if is_double else torch.float32, device=device)
+    """A number of steps, 0."""
+    return torch.zeros((), dtype=COUNTERS["step"], device=device)
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,49 @@ class Member:
     group: dict[str, Any]
 
     def start_counting(self, on_device: bool = False) -> None:
-        """Create the counters where they are missing: steps, and steps of matrices not taken."""
+        """Create the counters where they are missing.
+
+        step: steps of the parameter.  missed (*batch): those of them that each matrix did not take, as
+        it had no gradient, one that is not finite, or a step that could not be taken.  skipped: how many
+        steps of single matrices could not be taken.
+        """
         p = self.parameter
         if "step" not in self.state:
             capturable = on_device or self.group.get("capturable", False)
             self.state["step"] = counter(p.device if capturable else "cpu")
         if "skipped" not in self.state:
             self.state["skipped"] = torch.zeros((), dtype=p.dtype.to_real(), device=p.device)
+        if "missed" not in self.state:
+            batch = view_like(p, p.detach()).shape[:-2]
+            self.state["missed"] = torch.zeros(batch, dtype=COUNTERS["missed"], device=p.device)
+
+    def mask(self, taken: Tensor, active: Tensor | None) -> Tensor | None:
+        """The mask of the steps taken, (*batch), or None for all.
+
+        ``taken`` is (*batch), or with ``active`` (A,), for the matrices of that list; all others have
+        missed this step, which is counted here.
+        """
+        if active is None:
+            return None if surely_all(taken) else taken
+        missed = self.state["missed"]
+        whole = torch.zeros(missed.numel(), dtype=torch.bool, device=missed.device)
+        whole[active] = taken
+        whole = whole.view(missed.shape)
+        missed.add_(whole.logical_not())
+        return whole
+
+
+def steps_taken(state: dict[str, Any]) -> Any:
+    """The number of steps of each matrix before this one, and this one.
+
+    A float if it is one for all and the host may read it, else a tensor (*batch, 1, 1).
+    """
+    step, missed = state["step"], state["missed"]
+    if step.device.type == "cpu" and not on_device(missed):
+        if missed.ndim == 0:
+            return step.item() - missed.item()
+        if not missed.any():
+            return step.item()
+    if step.device.type == "cpu":
+        step = step.item()
+    return (step - missed).double()[..., None, None]

@@ -108,10 +108,14 @@ class SGD(UnitaryOptimizer):
         mu = group["momentum"]
         if mu == 0:
             return grad
-        first = matrices.index in self._fresh
-        clean = matrices.clean(grad)
+        clean, weight = matrices.clean(grad), 1 - group["dampening"]
+        if matrices.index in self._fresh:
+            weight = 1
+        elif weight != 1:  # a matrix that has missed all steps so far has its first one now
+            first = (state["missed"] + 1 == state["step"]) & (state["missed"] > 0)
+            clean, weight = clean * torch.where(first, 1.0, weight)[..., None, None], 1
         buffer = matrices.view(state["momentum_buffer"])
-        buffer.mul_(matrices.decay(mu)).add_(clean, alpha=1 if first else 1 - group["dampening"])
+        buffer.mul_(matrices.decay(mu)).add_(clean, alpha=weight)
         return grad.add(buffer, alpha=mu) if group["nesterov"] else buffer
 
     def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:

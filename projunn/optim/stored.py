@@ -36,6 +36,8 @@ def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bo
         del state[name]  # torch.optim.SGD's buffer, without momentum
     if "step" in state and not isinstance(state["step"], Tensor):
         state["step"] = counter("cpu").add_(state["step"])
+    if "missed" in state:
+        _check(p, "missed", state["missed"], view_like(p, p.detach()).shape[:-2])
     for name, squares in averages.items():
         if name in state:
             state[name] = _in_our_layout(p, name, state[name], squares)

@@ -5,9 +5,12 @@ from torch import Tensor
 
 from projunn_kernels import iterations
 from projunn_kernels.backends import on_device
+from projunn_kernels.batches import surely_all
 from projunn_kernels.products.eager import adjoint_product, bank_product, product
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
+# Parts of QR's triangle below the first, or below the second relative to their columns, are rounding.
+_NOTHING, _DEPENDENT = 1e-30, 16
 
 
 def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
@@ -56,15 +59,45 @@ def orthonormalize(columns: Tensor) -> Tensor:
     """An orthonormal basis of a few columns: see `projunn_kernels.orthonormalize`."""
     if columns.shape[-1] == 1:
         norm = vector_norms(columns.mT)
+        if columns.element_size() > 4 * (1 + columns.is_complex()):  # squares may leave float64
+            size = torch.linalg.vector_norm(columns, torch.inf, dim=(-2, -1), keepdim=True)
+            apart = (size < 1e-140) | (size > 1e140)
+            if not surely_all(~apart):
+                scaled = columns / size.clamp_min(torch.finfo(columns.dtype).tiny)
+                columns = torch.where(apart, scaled, columns)
+                norm = vector_norms(columns.mT)
         return (columns / norm.clamp_min(_SMALLEST)).to(columns.dtype)
+    regular = None
     if not on_device(columns):
-        return torch.linalg.qr(columns)[0]
+        q, r = torch.linalg.qr(columns)
+        regular = _regular(r)
+        if regular is None:
+            return q
     n, k = columns.shape[-2:]
     if k > n or columns.numel() == 0:  # any basis of the whole space will do
         identity = torch.eye(n, min(n, k), dtype=columns.dtype, device=columns.device)
-        return identity.expand(*columns.shape[:-1], -1).contiguous()
-    precise = columns.to(torch.complex128 if columns.is_complex() else torch.float64)
-    return iterations.orthonormal(precise).to(columns.dtype).contiguous()
+        basis = identity.expand(*columns.shape[:-1], -1).contiguous()
+    else:
+        precise = columns.to(torch.complex128 if columns.is_complex() else torch.float64)
+        basis = iterations.orthonormal(precise).to(columns.dtype).contiguous()
+    return basis if regular is None else torch.where(regular[..., None, None], q, basis)
+
+
+def _regular(r: Tensor) -> Tensor | None:
+    """Which triangles R of a QR decomposition are of columns that do not depend on each other; None: all.
+
+    LAPACK's QR of other complex columns may hold NaN, and fills up with directions that they lack.
+    """
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    if r.ndim == 2:
+        parts = [abs(x) for x in diagonal.tolist()]
+        least_part = max(_NOTHING, 1e-4 * max(parts, default=0.0))
+        if all(part > least_part for part in parts):
+            return None
+    sizes, columns = diagonal.abs(), torch.linalg.vector_norm(r[..., : diagonal.shape[-1]], dim=-2)
+    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(_NOTHING)
+    regular = (sizes > least).all(-1)
+    return None if bool(regular.all()) else regular
 
 
 def plain_factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:

@@ -12,6 +12,8 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 
 # Norms below are zero: nothing can be divided by them.
 TINY = tl.constexpr(1e-150)
+# What two passes of Gram-Schmidt leave of z, relative to z, need not be orthogonal to y below this size.
+ROUNDING = tl.constexpr(1e-18)
 PROBE = tl.constexpr(_PROBE)
 
 
@@ -50,7 +52,8 @@ def plane_basis(yr, yi, zr, zi, PAIRS: tl.constexpr):
     sr, si = product(q1r, q1i, gr, gi, PAIRS)
     zr, zi = zr - sr, zi - si
     c = square_root(dot(zr, zi, zr, zi, PAIRS)[0])
-    inverse = reciprocal(tl.maximum(c, TINY))
+    c = tl.where(c <= (tl.abs(br) + tl.abs(bi)) * ROUNDING, 0.0, c)
+    inverse = tl.where(c == 0.0, 0.0, reciprocal(tl.maximum(c, TINY)))
     return q1r, q1i, zr * inverse, zi * inverse, (br + gr) * a, (bi + gi) * a, c * a
 
 

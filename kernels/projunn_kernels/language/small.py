@@ -16,6 +16,8 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 
 _SHIFT = tl.constexpr(1e-15)
+# A step from this size on has rounding in directions that its basis lacks.
+LARGE = tl.constexpr(1e4)
 SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
 
 
@@ -160,3 +162,18 @@ def rotation(er, ei, precision, S: tl.constexpr, ROTATE: tl.constexpr, PAIRS: tl
     error = frobenius(gr + fr + tl.trans(fr), gi + fi - tl.trans(fi), PAIRS)
     taken = taken & finite & (error < 1e-9)
     return tl.where(taken, fr, 0.0), tl.where(taken, fi, 0.0), taken
+
+
+@triton.jit
+def turns_only(fr, fi, gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
+    """Whether I + Q F Q^H is unitary, from F and G = Q^H Q: also where columns of Q are not orthonormal.
+
+    It misses that by Q X Q^H with X = F + F^H + F^H G F, whose square has the trace of (G X)^2.
+    """
+    xr, xi = matmul(gr, gi, fr, fi, S, PAIRS)
+    xr, xi = matmul(tl.trans(fr), -tl.trans(fi), xr, xi, S, PAIRS)
+    xr, xi = matmul(gr, gi, xr + fr + tl.trans(fr), xi + fi - tl.trans(fi), S, PAIRS)
+    squares = xr * tl.trans(xr)
+    if PAIRS:
+        squares -= xi * tl.trans(xi)
+    return tl.abs(tl.sum(squares)) < 1e-24

@@ -15,10 +15,10 @@ from torch import Tensor
 from projunn_kernels.backends import on_device
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.polish import eager
-from projunn_kernels.polish.eager import polish_
+from projunn_kernels.polish.eager import polish_, polish_near_
 from projunn_kernels.polish.tiles import POLISH
 
-__all__ = ["polish_", "polish_when_due_"]
+__all__ = ["polish_", "polish_near_", "polish_when_due_"]
 
 
 def _counts_on_the_device(*, step: Tensor, **_: Any) -> bool:
@@ -37,8 +37,15 @@ _polish_when_due = Operation(
 )
 
 
-def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = False) -> None:
-    """`polish_` of ``weight``, in place, if ``step`` is a multiple of ``period``.
+def polish_when_due_(
+    weight: Tensor,
+    step: Tensor,
+    period: int,
+    pairs: bool = False,
+    missed: Tensor | None = None,
+    taken: Tensor | None = None,
+) -> None:
+    """`polish_` of those matrices, in place, that have taken a multiple of ``period`` steps.
 
     If ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured graph, and
     costs three launches that return at once when nothing is due.  Where there are no kernels (float64,
@@ -49,5 +56,7 @@ def polish_when_due_(weight: Tensor, step: Tensor, period: int, pairs: bool = Fa
         step: the number of steps so far, a 0-d tensor.
         period: the number of steps between two polishes.
         pairs: True if ``weight`` holds complex numbers as pairs of reals.
+        missed: how many of the steps each matrix has not taken, (*batch), int64; None for none.
+        taken: which have taken this one, (*batch); None for all.
     """
-    _polish_when_due(weight=weight, step=step, period=period, pairs=pairs)
+    _polish_when_due(weight=weight, step=step, period=period, pairs=pairs, missed=missed, taken=taken)

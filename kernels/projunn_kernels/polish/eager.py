@@ -16,7 +16,7 @@ def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
 
     Args:
         weight: W, (*batch, m, n), real or complex; wide matrices use W W^H.
-        due: a 0-d mask; nothing changes where it is False.
+        due: a mask, 0-d or (*batch); nothing changes where it is False.
     """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
@@ -25,19 +25,44 @@ def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
         size = torch.linalg.matrix_norm(error, keepdim=True)
         sound = size.isfinite()
         if due is not None:
-            sound = sound & due
+            sound = sound & (due if due.ndim == 0 else due[..., None, None])
         length = torch.where(size < NEAR, 0.5, 1 / (1 + size))
         correction = error @ weight if wide else weight @ error
         return weight.add_(torch.where(sound, correction * length, 0.0))
 
 
-def polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
-    """`polish_` if ``step`` is a multiple of ``period``.
+def polish_near_(weight: Tensor, tolerance: float) -> bool:
+    """`polish_` on a CPU, if the defect ‖E‖_F / sqrt(n) of each matrix is below ``tolerance``.
+
+    Returns:
+        Whether it was; if not, nothing has changed.
+    """
+    wide = weight.shape[-2] < weight.shape[-1]
+    error = weight @ weight.mH if wide else weight.mH @ weight
+    error.diagonal(dim1=-2, dim2=-1).sub_(1)
+    numbers = torch.view_as_real(error).flatten(-3) if error.is_complex() else error.flatten(-2)
+    size = torch.linalg.vector_norm(numbers, dim=-1)
+    if size.numel() and not size.max().item() < tolerance * error.shape[-1] ** 0.5:
+        return False
+    weight.sub_(error @ weight if wide else weight @ error, alpha=0.5)
+    return True
+
+
+def polish_when_due(
+    weight: Tensor,
+    step: Tensor,
+    period: int,
+    pairs: bool,
+    missed: Tensor | None = None,
+    taken: Tensor | None = None,
+) -> None:
+    """`polish_` of matrices whose count is a multiple of ``period``.
 
     If ``step`` is on a GPU, the polish is computed at every call and used only when it is due.
     """
     matrices = torch.view_as_complex(weight) if pairs else weight
-    if on_device(step):
-        polish_(matrices, step % period == 0)
-    elif step.item() % period == 0:
-        polish_(matrices)
+    due = (step if missed is None else step - missed) % period == 0
+    if taken is not None:
+        due = due & taken
+    if on_device(step) or due.any():
+        polish_(matrices, due)

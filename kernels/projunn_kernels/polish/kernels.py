@@ -6,7 +6,7 @@
     correct    V = W + E W / 2 (or W E / 2)                        one tile of V a program
     settle     W = V, or part of the way there where the sum is large
 
-Every program first reads the counter, and returns if nothing is due.
+Every program first reads the counters, and returns if its matrix is not due.
 """
 
 import triton
@@ -16,9 +16,11 @@ from projunn_kernels.language.tiles import load_tile, store_tile
 
 
 @triton.jit
-def _due(step, period):
-    count = tl.load(step).to(tl.int64)
-    return count % period == 0
+def _due(step, missed, taken_mask, period):
+    """Whether a matrix has taken this step, and a multiple of the period in all."""
+    slot = tl.program_id(2)
+    count = tl.load(step).to(tl.int64) - tl.load(missed + slot)
+    return (count % period == 0) & (tl.load(taken_mask + slot) != 0)
 
 
 @triton.jit
@@ -34,10 +36,21 @@ def _multiply(ar, ai, br, bi, cr, ci, PAIRS: tl.constexpr):
 
 @triton.jit
 def residual_kernel(
-    weight, error, sums, step, period, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
+    weight,
+    error,
+    sums,
+    step,
+    missed,
+    taken_mask,
+    period,
+    m,
+    n,
+    WIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
 ):
     """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, period):
+    if not _due(step, missed, taken_mask, period):
         return
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(2).to(tl.int64)
@@ -69,10 +82,21 @@ def residual_kernel(
 
 @triton.jit
 def correct_kernel(
-    weight, error, moved, step, period, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
+    weight,
+    error,
+    moved,
+    step,
+    missed,
+    taken_mask,
+    period,
+    m,
+    n,
+    WIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
 ):
     """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, period):
+    if not _due(step, missed, taken_mask, period):
         return
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(2).to(tl.int64)
@@ -97,9 +121,22 @@ def correct_kernel(
 
 
 @triton.jit
-def settle_kernel(weight, moved, sums, step, period, near, m, n, PAIRS: tl.constexpr, B: tl.constexpr):
+def settle_kernel(
+    weight,
+    moved,
+    sums,
+    step,
+    missed,
+    taken_mask,
+    period,
+    near,
+    m,
+    n,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
     """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, period):
+    if not _due(step, missed, taken_mask, period):
         return
     slot = tl.program_id(2).to(tl.int64)
     size = tl.sqrt(tl.load(sums + slot))

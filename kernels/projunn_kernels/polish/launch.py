@@ -9,14 +9,30 @@ from projunn_kernels.polish.eager import NEAR
 from projunn_kernels.polish.kernels import correct_kernel, residual_kernel, settle_kernel
 
 
-def polish_when_due(weight: Tensor, step: Tensor, period: int, pairs: bool) -> None:
+def polish_when_due(
+    weight: Tensor,
+    step: Tensor,
+    period: int,
+    pairs: bool,
+    missed: Tensor | None = None,
+    taken: Tensor | None = None,
+) -> None:
     """`projunn_kernels.polish_when_due_` of tensors as users have them."""
     with flattened(torch.view_as_complex(weight) if pairs else weight) as matrices:
-        polish(matrices, step, period)
+        polish(matrices, step, period, missed, taken)
 
 
-def polish(weight: Tensor, step: Tensor, period: int) -> None:
-    """One Newton-Schulz step on (B, m, n), in place, if the device's ``step`` is due."""
+def polish(
+    weight: Tensor,
+    step: Tensor,
+    period: int,
+    missed: Tensor | None = None,
+    taken: Tensor | None = None,
+) -> None:
+    """One Newton-Schulz step on those of (B, m, n), in place, that the device's counts say are due.
+
+    ``missed`` and ``taken`` are contiguous and have B elements each.
+    """
     count, m, n = weight.shape
     if weight.numel() == 0:
         return
@@ -26,8 +42,20 @@ def polish(weight: Tensor, step: Tensor, period: int) -> None:
     sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
     config = configured("polish", weight, 1, count)
     tile = config.rows
-    shared = {"step": step, "period": period, "m": m, "n": n, "PAIRS": weight.is_complex(), "B": tile}
-    shared |= options(config.warps)
+    if missed is None:
+        missed = torch.zeros(count, dtype=torch.int64, device=weight.device)
+    if taken is None:
+        taken = torch.ones(count, dtype=torch.bool, device=weight.device)
+    shared = {
+        "step": step,
+        "missed": missed,
+        "taken_mask": taken.to(torch.int8),
+        "period": period,
+        "m": m,
+        "n": n,
+        "PAIRS": weight.is_complex(),
+        "B": tile,
+    } | options(config.warps)
     tiles, rows, columns = -(-size // tile), -(-m // tile), -(-n // tile)
     w, e, v = floats(weight), floats(error), floats(moved)
     wide = m < n

@@ -1,5 +1,6 @@
 """How the polish is tiled: one configuration, which is not tuned."""
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.configs.closed_form import sizes
@@ -26,16 +27,22 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
     if not inputs.hollow:
         weight *= 1.001
 
-    def launch(weight: Tensor, step: Tensor) -> list[Tensor]:
+    def launch(weight: Tensor, **counts: Tensor) -> list[Tensor]:
         from projunn_kernels.polish.launch import polish
 
-        polish(weight, step, _PERIOD)
+        polish(weight, period=_PERIOD, **counts)
         return [weight]
 
-    def in_eager(weight: Tensor, step: Tensor) -> list[Tensor]:
+    def in_eager(weight: Tensor, **_: Tensor) -> list[Tensor]:
         return [eager.polish_(weight)]
 
-    return Case({"weight": weight, "step": inputs.full(2.0 * _PERIOD)}, launch, in_eager, ("weight",))
+    tensors = {
+        "weight": weight,
+        "step": inputs.full(3.0 * _PERIOD, dtype=torch.float64),
+        "missed": inputs.full(_PERIOD, p.matrices, dtype=torch.int64),
+        "taken": inputs.full(True, p.matrices, dtype=torch.bool),
+    }
+    return Case(tensors, launch, in_eager, ("weight",))
 
 
 POLISH = Kernel(

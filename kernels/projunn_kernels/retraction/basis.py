@@ -1,11 +1,12 @@
 """The step in an orthonormal basis: ``W^H D = Z Y^H = Q E Q^H`` in float64, without Householder QR.
 
 Y and Z are (*batch, n, k), Q is (*batch, n, 2k) with orthonormal columns that span both, E is
-(*batch, 2k, 2k).  Where 2k is n or more, Q is the identity and E is Z Y^H, both n x n.  A retraction
-built on Q is a *small* unitary matrix that acts in the span of the step, so it stays unitary whatever
-the size or the conditioning of the step.
+(*batch, 2k, 2k).  Where 2k is n or more, Q is the identity and E is Z Y^H, both n x n, but for k = 1,
+n = 2.  A retraction built on Q is a *small* unitary matrix that acts in the span of the step, so it
+stays unitary whatever the size or the conditioning of the step.
 
-For k = 1 the columns are orthonormalized by Gram-Schmidt, done twice ("twice is enough").  For k > 1
+For k = 1 the columns are orthonormalized by Gram-Schmidt, done twice ("twice is enough"): but not where
+z is a multiple of y to the last bit, whose rest is rounding of rounding and is left out.  For k > 1
 they are multiplied three times by the inverse square root of their Gram matrix, whose smallest
 eigenvalues are raised to a floor (shifted CholeskyQR3; Fukaya, Kannan, Nakatsukasa, Yamamoto,
 Yanagisawa, SIAM J. Sci. Comput. 42, 2020).  On a GPU a Cholesky factor stands in for the square root
@@ -22,6 +23,9 @@ from projunn_kernels.factorization.eager import vector_norms
 
 _FLOOR = 1e-15  # relative eigenvalue of the Gram matrix below which it is only rounding
 _TINY = torch.finfo(torch.float64).tiny
+_ROUNDING = (
+    1e-18  # what is left of z after two passes, relative to z, below which it need not be orthogonal
+)
 
 
 def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +42,9 @@ def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
     n, k = right.shape[-2:]
-    if 2 * k >= n:  # the whole space, of which the identity is a basis without rounding
+    if 2 * k >= n and (
+        k > 1 or n == 1
+    ):  # the whole space, of which the identity is a basis without rounding
         return torch.eye(n, dtype=precise, device=y.device).expand(*y.shape[:-2], n, n), z @ y.mH
     if k == 1:
         return _plane(y.mT, z.mT)
@@ -55,6 +61,9 @@ def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     again = rest @ q1_adjoint
     rest = torch.addcmul(rest, again, q1, value=-1)
     c = vector_norms(rest)
+    rounding = c <= _ROUNDING * b.abs()
+    if on_device(c) or bool(rounding.item() if rounding.numel() == 1 else rounding.any()):
+        rest, c = rest.masked_fill(rounding, 0.0), c.masked_fill(rounding, 0.0)
     q2 = rest / c.clamp_min(_TINY)
     column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
     return torch.cat([q1, q2], dim=-2).mT, torch.cat([column, torch.zeros_like(column)], dim=-1)

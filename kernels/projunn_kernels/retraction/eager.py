@@ -15,7 +15,7 @@ from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
 _LARGE = 1e4
-_UNITARY = 1e-11  # what I + Q F Q^H may be off, in float64
+_UNITARY = 1e-12  # what I + Q F Q^H may be off, in float64
 
 
 def retract(
@@ -114,6 +114,9 @@ def _rotated_triangle(
     inverse = torch.diag_embed(2 * phases) - phases[..., :, None] * triangle * phases[..., None, :]
     known = moved.to(precise) @ inverse
     if not surely_all(taken):
+        if not r.isfinite().all() and right.isfinite().all() and pulled.isfinite().all():
+            # LAPACK's QR of complex columns that depend on each other
+            return *rotated_basis(right, pulled, retraction, dtype), moved[..., :0]
         q, known = (torch.where(taken[..., None, None], t, 0.0) for t in (q, known))
     rotated = (f.conj() @ q.mT).mT
     return rotated.to(dtype), q[..., k:].to(dtype), taken, known.to(dtype)
@@ -129,23 +132,31 @@ def rotated_basis(
             return *plane, torch.tensor(True)
     q, e = step_basis(factor, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    if factor.shape[-1] > 1 and not _is_small(e):
+    if factor.shape[-1] > 1 and not _is_small(factor, pulled):
         taken = taken & _is_unitary(f, q)
     if not surely_all(taken):
         q = torch.where(taken[..., None, None], q, 0.0)
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
 
 
-def _is_small(e: Tensor) -> bool:
-    """True if rounding of E, which a huge step has in directions that Q lacks, cannot matter."""
-    return not on_device(e) and (e.numel() == 0 or bool(e.abs().amax() < _LARGE))
+def _is_small(factor: Tensor, pulled: Tensor) -> bool:
+    """True if rounding of E, which a huge step has in directions that Q lacks, cannot matter.
+
+    That is of the size of its factors; E itself may be what cancels out in their product.
+    """
+    if on_device(pulled):
+        return False
+    return pulled.numel() == 0 or factor.abs().amax().item() * pulled.abs().amax().item() < _LARGE
 
 
 def _is_unitary(f: Tensor, q: Tensor) -> Tensor:
-    """Whether I + Q F Q^H is unitary, also where columns of Q depend on each other and some are zero."""
+    """Whether I + Q F Q^H is unitary, also where columns of Q depend on each other and some are zero.
+
+    With G = Q^H Q it misses that by Q X Q^H, X = F + F^H + F^H G F, whose square has the trace of (G X)^2.
+    """
     gram = q.mH @ q
-    defect = gram @ (f + f.mH + f.mH @ gram @ f) @ gram
-    return torch.linalg.matrix_norm(defect) < _UNITARY
+    defect = gram @ (f + f.mH + f.mH @ gram @ f)
+    return (defect * defect.mT).sum((-2, -1)).abs() < _UNITARY**2
 
 
 def _rotated_plane(factor: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:

@@ -15,9 +15,9 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, step_matrix
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import TINY, dot, rotated
+from projunn_kernels.language.plane import ROUNDING, TINY, dot, rotated
 from projunn_kernels.language.plane import product as scaled
-from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation
+from projunn_kernels.language.small import LARGE, eye, matmul, orthonormalizer, rotation, turns_only
 from projunn_kernels.language.tiles import (
     add_outer,
     load_range,
@@ -98,12 +98,13 @@ def plane_basis_kernel(
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
     c = square_root(cc)
+    c = tl.where(c <= (tl.abs(br) + tl.abs(bi)) * ROUNDING, 0.0, c)
     f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(
         br * a, bi * a, c * a, precision, PAIRS
     )
     taken = taken & ((tl.abs(br) + tl.abs(bi) + c) * a < 1e300)
     _report(taken_mask, taken)
-    shrink = reciprocal(tl.maximum(c, TINY))
+    shrink = tl.where(c == 0.0, 0.0, reciprocal(tl.maximum(c, TINY)))
     used = tl.where(taken, 1.0, 0.0)
     for first in range(0, n, BN):
         yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
@@ -154,7 +155,7 @@ def basis_kernel(
     tl.debug_barrier()
     ur, ui = eye(S), tl.zeros((S, S), tl.float64)
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
-    finite = tl.sum(rr) < 0.0
+    finite, large = tl.sum(rr) < 0.0, tl.sum(rr) < 0.0
     for repeat in range(3):
         gr = tl.zeros((S, S), tl.float64)
         gi = tl.zeros((S, S), tl.float64)
@@ -165,13 +166,23 @@ def basis_kernel(
             gr += ar
             gi += ai
         if repeat == 0:
-            finite = tl.sum(tl.abs(gr)) < 1e300
+            finite, large = tl.sum(tl.abs(gr)) < 1e300, tl.sum(tl.abs(gr)) > LARGE * LARGE
         tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
         ur, ui = matmul(ur, ui, tr, ti, S, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
+    if large & taken:
+        gr = tl.zeros((S, S), tl.float64)
+        gi = tl.zeros((S, S), tl.float64)
+        for first in range(0, n, BN):
+            pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
+            pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
+            ar, ai = gram(pr, pi, S, PAIRS)
+            gr += ar
+            gi += ai
+        taken = turns_only(fr, fi, gr, gi, S, PAIRS)
     _report(taken_mask, taken)
     for first in range(0, n, BN):
         pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)

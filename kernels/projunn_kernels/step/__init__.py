@@ -13,8 +13,11 @@ all parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
+import torch
+from torch import Tensor
+
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
-from projunn_kernels.operation import Operation, nothing
+from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
@@ -23,23 +26,44 @@ from projunn_kernels.step.tiles import FUSED_STEP
 __all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
 
 
-def fused_step_(step: FusedStep) -> None:
+def fused_step_(step: FusedStep) -> list[Tensor]:
     """Take the steps of parameters of one shape, in place: W, R and the counters change.
 
     Y = orth(D^H R)    X = D Y    W <- retraction of W - rate X Y^H    R <- orth(X) + 0.01 probe
 
     With ``factorization="tangent"`` W^H X Y^H is Z Y^H, the factors of the tangent part of D
     (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.
+
+    Returns:
+        For each parameter the mask of the steps that were taken, (*batch), or (A,) with ``active``.
     """
-    _fused_step(step)
+    taken: list[Tensor] = _fused_step(step)
+    return taken
 
 
-def factored_step_(step: FactoredStep) -> None:
+def factored_step_(step: FactoredStep) -> Tensor:
     """Take the step of one parameter along given factors, in place: W, R and the counter change.
 
     W <- retraction of W - rate X Y^H        R <- orth(S) + 0.01 probe
+
+    Returns:
+        The mask of the steps that were taken, (*batch).
     """
-    _factored_step(step)
+    taken: Tensor = _factored_step(step)
+    return taken
+
+
+def _mask(weight: Tensor, pairs: bool, active: Tensor | None = None) -> Tensor:
+    batch = weight.shape[: -3 if pairs else -2] if active is None else active.shape
+    return torch.empty(batch, dtype=torch.bool, device=weight.device)
+
+
+def _fake_masks(step: FusedStep) -> list[Tensor]:
+    return [_mask(weight, step.pairs, step.active) for weight in step.weights]
+
+
+def _fake_mask(step: FactoredStep) -> Tensor:
+    return _mask(step.weight, step.pairs)
 
 
 def _fits_launches(step: FusedStep) -> bool:
@@ -58,16 +82,16 @@ _fused_step = Operation(
     eager=eager.fused_step,
     launches="projunn_kernels.step.launch:fused",
     fits=_fits_launches,
-    fake=nothing,
+    fake=_fake_masks,
     on="weights",
     kernels=(FUSED_STEP,),
-    mutates=("weights", "bases", "skipped"),
+    mutates=("weights", "bases", "skipped", "missed"),
     bundle=FusedStep,
 )
 _factored_step = Operation(
     name="factored_step_",
     eager=eager.factored_step,
-    fake=nothing,
+    fake=_fake_mask,
     on="weight",
     mutates=("weight", "basis", "skipped"),
     bundle=FactoredStep,

@@ -12,7 +12,8 @@ class FusedStep:
     Attributes:
         weights, directions: W and D, (*batch, m, n).
         bases, probes: R and its probe, (*batch, m, k); with ``"tangent"``, (*batch, max(m, n), k).
-        skipped: 0-d counters of the matrices whose step could not be taken.
+        skipped: 0-d counters of the steps of single matrices that could not be taken.
+        missed: for each matrix, (*batch) int64, the same; with ``active`` the caller counts those.
         rate, scale: the learning rate is ``rate``, times the 0-d tensor ``scale`` if given.
         retraction: ``"exp"``, ``"polar"`` or ``"cayley"``.
         pairs: True if the tensors hold complex numbers as pairs of reals, on a trailing axis.
@@ -27,6 +28,7 @@ class FusedStep:
     bases: list[Tensor]
     probes: list[Tensor]
     skipped: list[Tensor]
+    missed: list[Tensor]
     rate: float
     scale: Tensor | None = None
     retraction: str = "exp"
@@ -44,7 +46,7 @@ class FactoredStep:
         left, right: X (*batch, m, k) and Y (*batch, n, k) of the direction.
         sketched: S, the left factor of the gradient, (*batch, m, r).
         basis, probe: R and its probe, (*batch, m, r).
-        skipped: the 0-d counter of the matrices whose step could not be taken.
+        skipped, missed: the 0-d counter of the steps that could not be taken, and that of each matrix.
         rate, scale, retraction: as in `FusedStep`.
         pairs: True if W, R and the probe hold complex numbers as pairs; the factors are complex.
     """
@@ -56,6 +58,7 @@ class FactoredStep:
     basis: Tensor
     probe: Tensor
     skipped: Tensor
+    missed: Tensor
     rate: float
     scale: Tensor | None = None
     retraction: str = "exp"

@@ -15,30 +15,49 @@ from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
 _EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
+_LARGE = 128 * 128  # numbers of a parameter that is no longer copied
 
 
-def fused_step(step: FusedStep) -> None:
-    """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
+def fused_step(step: FusedStep) -> list[Tensor]:
+    """The steps of `projunn_kernels.fused_step_`, one parameter after the other, or all as one bank."""
     if step.pairs:
         step = as_numbers(step)
-    parameters = zip(step.weights, step.directions, step.bases, step.probes, step.skipped, strict=True)
-    for weight, direction, basis, probe, skipped in parameters:
-        if step.active is not None:
-            _step_of_listed(step, weight, direction, basis, probe, skipped)
-        elif step.factorization == "tangent":
-            _tangent_step(step, weight, direction, basis, probe, skipped)
-        else:
-            left, right = factor(direction, basis)
-            _take(step, weight, left, right, left, basis, probe, skipped)
+    lists = (step.weights, step.directions, step.bases, step.probes)
+    if _pays_to_stack(step):
+        weights, directions, bases, probes = (torch.stack(tensors) for tensors in lists)
+        taken = _take(step, weights, directions, bases, probes)
+        torch._foreach_copy_(step.weights, weights.unbind())
+        torch._foreach_copy_(step.bases, bases.unbind())
+        every = [taken] * len(step.weights) if taken.ndim == 0 else list(taken.unbind())
+    elif step.active is not None:
+        every = [_take_listed(step, *parameter) for parameter in zip(*lists, strict=True)]
+    else:
+        every = [_take(step, *parameter) for parameter in zip(*lists, strict=True)]
+    for mask, skipped, missed in zip(every, step.skipped, step.missed, strict=True):
+        if not surely_all(mask):
+            _count(mask, skipped, None if step.active is not None else missed, step.active)
+    return every
 
 
-def factored_step(step: FactoredStep) -> None:
+def _pays_to_stack(step: FusedStep) -> bool:
+    """Whether copies of the matrices cost less than a call of every operation for each parameter."""
+    weight, k = step.weights[0], step.bases[0].shape[-1]
+    few = len(step.weights) < (3 if k == 1 else 2)
+    return not (few or on_device(weight) or step.active is not None or weight.numel() > _LARGE)
+
+
+def factored_step(step: FactoredStep) -> Tensor:
     """The step of `projunn_kernels.factored_step_`."""
     if step.pairs:
         names = ("weight", "basis", "probe")
         stored = {name: torch.view_as_complex(getattr(step, name)) for name in names}
         step = replace(step, **stored, pairs=False)  # type: ignore[arg-type]
-    _take(step, step.weight, step.left, step.right, step.sketched, step.basis, step.probe, step.skipped)
+    left = _scaled(step.left, step.rate, step.scale)
+    taken = _every(retract_(step.weight, left, step.right, step.retraction))
+    refresh_basis_(step.sketched, step.basis, step.probe, taken)
+    if not surely_all(taken):
+        _count(taken, step.skipped, step.missed, None)
+    return taken
 
 
 def as_numbers(step: FusedStep) -> FusedStep:
@@ -48,42 +67,43 @@ def as_numbers(step: FusedStep) -> FusedStep:
     return replace(step, **stored, pairs=False)  # type: ignore[arg-type]
 
 
-def _take(
-    step: FusedStep | FactoredStep,
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    sketched: Tensor,
-    basis: Tensor,
-    probe: Tensor,
-    skipped: Tensor,
-) -> None:
-    """Take one parameter's step, with the rate and the retraction of ``step``."""
-    taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)
-    _refresh(taken, sketched, basis, probe, skipped)
+def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
+    """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
+    if step.factorization == "subspace":
+        left, right = factor(direction, basis)
+        taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)
+    else:
+        if step.scale is None and plane.applies(weight, basis, step.retraction):
+            whole = direction.to(weight.dtype)
+            if plane.plane_step(weight, whole, basis, probe, step.rate, step.retraction):
+                return _EVERY
+        left, right, moved = tangent_factors(direction, weight, basis)
+        scaled = _scaled(left, step.rate, step.scale)
+        taken = retract_pulled_(weight, scaled, right, moved, step.retraction)
+    taken = _every(taken)
+    refresh_basis_(left, basis, probe, taken)  # a zero step leaves the probe alone
+    return taken
 
 
-def _tangent_step(
-    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
-) -> None:
-    """Take one parameter's step along the tangent part of its direction."""
-    if step.scale is None and plane.applies(weight, basis, step.retraction):
-        whole = direction.to(weight.dtype)
-        if plane.plane_step(weight, whole, basis, probe, step.rate, step.retraction):
-            return
-    pulled, right, moved = tangent_factors(direction, weight, basis)
-    scaled = _scaled(pulled, step.rate, step.scale)
-    taken = retract_pulled_(weight, scaled, right, moved, step.retraction)
-    _refresh(taken, pulled, basis, probe, skipped)
+def _every(taken: Tensor) -> Tensor:
+    """The mask, or one that says of all that they were taken, where that is known."""
+    return _EVERY if surely_all(taken) else taken
+
+
+def _count(taken: Tensor, skipped: Tensor, missed: Tensor | None, active: Tensor | None) -> None:
+    not_taken = taken.logical_not()
+    if missed is not None:
+        missed.add_(not_taken)
+    skipped.add_((not_taken if active is None else not_taken & (active >= 0)).sum())
 
 
 def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
     return left * -rate if scale is None else left * (scale * -rate)
 
 
-def _step_of_listed(
-    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor
-) -> None:
+def _take_listed(
+    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
+) -> Tensor:
     """The same for the matrices of a list: nothing else is read or written."""
     active = step.active
     assert active is not None
@@ -99,7 +119,6 @@ def _step_of_listed(
             scaled = _scaled(left, step.rate, step.scale)
             taken = retract_(matrices, scaled, right, step.retraction, active)
     named = active >= 0
-    skipped.add_((named & ~taken).sum())
     warm = orthonormalize(left).add_(chosen_probe, alpha=PROBE)
     warm = torch.where(taken[:, None, None], warm, chosen)
     with flattened(basis) as bases:
@@ -107,12 +126,4 @@ def _step_of_listed(
             bases[present(active)] = warm[named]
         else:  # without waiting for the mask: entries that name nothing add zero to matrix 0
             bases.index_add_(0, at, torch.where(named[:, None, None], warm - chosen, 0.0))
-
-
-def _refresh(taken: Tensor, left: Tensor, basis: Tensor, probe: Tensor, skipped: Tensor) -> None:
-    """Count what was not taken; the next basis where it was.  (A zero step leaves the probe alone.)"""
-    if surely_all(taken):
-        taken = _EVERY
-    else:
-        skipped.add_(taken.logical_not().sum())
-    refresh_basis_(left, basis, probe, taken)
+    return taken

@@ -15,7 +15,15 @@ import triton.language as tl
 from projunn_kernels.language.columns import combine, gram, stack, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
-from projunn_kernels.language.small import eye, matmul, orthonormalizer, rotation, row
+from projunn_kernels.language.small import (
+    LARGE,
+    eye,
+    matmul,
+    orthonormalizer,
+    rotation,
+    row,
+    turns_only,
+)
 from projunn_kernels.language.tiles import (
     add_outer,
     adjoint_times,
@@ -70,6 +78,15 @@ def _places(
 
 
 @triton.jit
+def _count(skipped, missed, entry, matrix, ACTIVE: tl.constexpr):
+    """Count a step that is not taken.  With an active list the caller counts what was missed."""
+    tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+    if not ACTIVE:
+        here = pointer(missed, entry, tl.int64) + matrix
+        tl.store(here, tl.load(here) + 1)
+
+
+@triton.jit
 def _floats(rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
     """Where the floats of whole rows are in a matrix, and which of them there are.
 
@@ -109,6 +126,8 @@ def plane_step_kernel(
     bases,
     probes,
     skipped,
+    missed,
+    taken_mask,
     active,
     scratch,
     rate_tensor,
@@ -129,6 +148,7 @@ def plane_step_kernel(
     """k = 1."""
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
+        tl.store(taken_mask + tl.program_id(0), 0)
         return
     w, d, r, g, x = _places(
         weights, directions, bases, probes, scratch, entry, matrix, m, n, 1, D_TYPE, PAIRS, ACTIVE
@@ -191,8 +211,9 @@ def plane_step_kernel(
     t1r, t1i, t2r, t2i = (
         t1r.to(tl.float32), t1i.to(tl.float32), t2r.to(tl.float32), t2i.to(tl.float32)
     )  # fmt: skip
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
     if not taken:
-        tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+        _count(skipped, missed, entry, matrix, ACTIVE)
 
     # W += (W Q) (Q F^H)^H.  The rows of a step that is not taken are sent beyond the last one: so the
     # addresses depend on what is known only here, and are not those of the load, kept in registers.
@@ -269,6 +290,8 @@ def wide_step_kernel(
     bases,
     probes,
     skipped,
+    missed,
+    taken_mask,
     active,
     scratch,
     rate_tensor,
@@ -291,6 +314,7 @@ def wide_step_kernel(
     """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
+        tl.store(taken_mask + tl.program_id(0), 0)
         return
     S: tl.constexpr = 2 * K
     w, d, r, g, x = _places(
@@ -338,7 +362,7 @@ def wide_step_kernel(
 
     pr, pi = stack(yr, zr, K).to(tl.float64), stack(yi, zi, K).to(tl.float64)
     ar, ai = gram(pr, pi, S, PAIRS)
-    finite = tl.sum(tl.abs(ar)) < 1e300
+    finite, large = tl.sum(tl.abs(ar)) < 1e300, tl.sum(tl.abs(ar)) > LARGE * LARGE
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
     for _ in range(3):
         gr, gi = gram(pr, pi, S, PAIRS)
@@ -348,12 +372,16 @@ def wide_step_kernel(
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
+    if large & taken:
+        gr, gi = gram(pr, pi, S, PAIRS)
+        taken = turns_only(fr, fi, gr, gi, S, PAIRS)
     ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
     qr, qi, ur, ui = (
         pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
     )  # fmt: skip
+    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
     if not taken:
-        tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+        _count(skipped, missed, entry, matrix, ACTIVE)
 
     kept = tl.where(taken & moves, m, 0)
     for panel in range(PANELS):

@@ -25,10 +25,11 @@ from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 
 
-def fused(step: FusedStep) -> None:
+def fused(step: FusedStep) -> list[Tensor]:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     if step.pairs:
         step = as_numbers(step)
+    batch = step.weights[0].shape[:-2] if step.active is None else step.active.shape
     with ExitStack() as stack:
         flat = replace(
             step,
@@ -37,12 +38,11 @@ def fused(step: FusedStep) -> None:
             bases=[stack.enter_context(flattened(t)) for t in step.bases],
             probes=[contiguous_matrices(t) for t in step.probes],
         )
-        if flat.weights[0].numel() == 0:
-            return
-        if fits_a_program(step.weights[0], step.bases[0]):
-            fused_step(flat)
-        else:
-            passes.take(flat)
+        if flat.weights[0].numel() == 0 or batch.numel() == 0:
+            return [torch.ones(batch, dtype=torch.bool, device=t.device) for t in flat.weights]
+        take = fused_step if fits_a_program(step.weights[0], step.bases[0]) else passes.take
+        taken = take(flat)
+    return list(taken.view(len(flat.weights), *batch).unbind())
 
 
 def fits_a_program(weight: Tensor, basis: Tensor) -> bool:
@@ -52,16 +52,18 @@ def fits_a_program(weight: Tensor, basis: Tensor) -> bool:
     return n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
 
 
-def fused_step(step: FusedStep) -> None:
+def fused_step(step: FusedStep) -> Tensor:
     """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
 
     With ``active`` (A,) one parameter, and its direction is (A, m, n).  All tensors are contiguous.
+
+    Returns:
+        The mask of the steps taken, of all parameters in turn.
     """
     weight, k = step.weights[0], step.bases[0].shape[-1]
     matrices, m, n = weight.shape
     count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
-    if count == 0 or weight.numel() == 0:
-        return
+    taken = torch.empty(count, dtype=torch.bool, device=weight.device)
     scaled, listed = step.scale is not None, step.active is not None
     options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
     gradient = half_precision(step.directions[0])
@@ -77,6 +79,8 @@ def fused_step(step: FusedStep) -> None:
         "bases": address_table(step.bases),
         "probes": address_table(step.probes),
         "skipped": address_table(step.skipped),
+        "missed": address_table(step.missed),
+        "taken_mask": taken.view(torch.int8),
         "active": weights if step.active is None else step.active,
         "scratch": scratch,
         "rate_tensor": scratch if step.scale is None else step.scale,
@@ -98,3 +102,4 @@ def fused_step(step: FusedStep) -> None:
         launch(plane_step_kernel, (count,), **arguments)
     else:
         launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
+    return taken

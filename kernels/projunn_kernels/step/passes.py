@@ -56,13 +56,18 @@ class Passes:
         if k > 1:
             run, warm = orthonormal_launch(left.unsqueeze(1))
             again.append(run)
-        skipped = address_table(step.skipped)
-        again.append(warm_bases_launch(warm, step.bases, step.probes, rotation.taken, skipped))
+        self.taken = rotation.taken
+        counters = address_table(step.skipped), address_table(step.missed)
+        again.append(warm_bases_launch(warm, step.bases, step.probes, rotation.taken, counters))
         self._between = orthonormal, pull_weight
         self._last = rows, *again
 
-    def __call__(self, step: FusedStep) -> None:
-        """Take the step: directions, rate and scale may be others than those of the first."""
+    def __call__(self, step: FusedStep) -> Tensor:
+        """Take the step: directions, rate and scale may be others than those of the first.
+
+        Returns:
+            The mask of the steps taken, of all parameters in turn.  The next call overwrites it.
+        """
         listed = address_table(step.directions)
         orthonormal, pull_weight = self._between
         self._pull(listed=listed)
@@ -75,17 +80,17 @@ class Passes:
             self._turn(rate=step.rate, rate_tensor=step.scale)
         for run in self._last:
             run()
+        return self.taken.view(torch.bool)
 
 
-def take(step: FusedStep) -> None:
-    """Take a step by the launches that are kept for its tensors, or new ones.
+def take(step: FusedStep) -> Tensor:
+    """Take a step by the launches that are kept for its tensors, or new ones; the mask of those taken.
 
     Those of a step that is captured are not kept: their memory belongs to the graph.
     """
     device = step.weights[0].device
     if capturing(device) or not choice.settled() or selfcheck.is_checking():
-        Passes(step)(step)
-        return
+        return Passes(step)(step)
     key = _key(step)
     passes = _kept.get(key)
     if passes is None:
@@ -94,12 +99,12 @@ def take(step: FusedStep) -> None:
             _kept.popitem(last=False)
     else:
         _kept.move_to_end(key)
-    passes(step)
+    return passes(step)
 
 
 def _key(step: FusedStep) -> tuple[Any, ...]:
     """What the launches depend on: where the tensors are, their sizes and dtypes, and the options."""
-    first, lists = step.weights[0], (step.weights, step.bases, step.probes, step.skipped)
+    first, lists = step.weights[0], (step.weights, step.bases, step.probes, step.skipped, step.missed)
     addresses = [tensor.data_ptr() for tensors in lists for tensor in tensors]
     sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
     options = step.retraction, step.scale is not None, choice.generation(), _stream(first)

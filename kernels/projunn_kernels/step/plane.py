@@ -18,6 +18,9 @@ from projunn_kernels.products.eager import adjoint_product
 from projunn_kernels.retraction.rotations import named, plane_rotation
 
 
+_SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
+
+
 def applies(weight: Tensor, basis: Tensor, retraction: str) -> bool:
     """Whether `plane_step` can take the step of this parameter."""
     one = weight.ndim == 2 and basis.shape[-1] == 1 and weight.dtype == torch.float32
@@ -50,7 +53,7 @@ def plane_step(
     a = sqrt(yy)
     b = yz / a
     rest = zz - b * b
-    if not 0 < rest < inf or rest < 1e-6 * zz:
+    if not 0 < rest < inf or rest < 1e-6 * zz or zz < _SMALLEST:
         return False
     c = sqrt(rest)
     precision = torch.finfo(weight.dtype).eps

@@ -66,6 +66,7 @@ def _case(
             bases=[tensors["basis"]],
             probes=[tensors["probe"]],
             skipped=[tensors["skipped"]],
+            missed=[tensors["missed"]],
             rate=1.0 if scaled else _RATE,
             scale=tensors["scale"],
             retraction=retraction,
@@ -76,7 +77,7 @@ def _case(
         """W and, for k > 1 by the projector on its span, what is warm in R."""
         warm = tensors["basis"] - PROBE * tensors["probe"]
         warm = warm if p.k == 1 else warm[..., :8, :] @ warm.mH
-        return [tensors["weight"], warm, tensors["skipped"]]
+        return [tensors["weight"], warm, tensors["skipped"], tensors["missed"]]
 
     def launch(**tensors: Any) -> list[Tensor]:
         from projunn_kernels.step.launch import fused_step
@@ -97,10 +98,11 @@ def _case(
         "basis": basis,
         "probe": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype),
         "skipped": inputs.full(0.0),
+        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
         "scale": inputs.full(_RATE) if scaled else None,
         "active": listed,
     }
-    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped"))
+    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", "missed"))
 
 
 def _standard() -> list[Problem]:

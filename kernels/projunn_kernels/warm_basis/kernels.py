@@ -21,6 +21,7 @@ def warm_basis_kernel(
     probe,
     taken_mask,
     skipped,
+    missed,
     matrices,
     m,
     k,
@@ -31,7 +32,7 @@ def warm_basis_kernel(
 ):
     """``R <- X / |X| + 0.01 probe`` where the step was taken; for k > 1 X is orthonormal already.
 
-    One program a matrix.  TABLE: ``basis``, ``probe`` and ``skipped`` are tables of addresses, of
+    One program a matrix.  TABLE: ``basis``, ``probe`` and the counters are tables of addresses, of
     ``matrices`` matrices each, and a step that was not taken is counted.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
@@ -43,6 +44,8 @@ def warm_basis_kernel(
         g, _ = matrix_place(probe, probe, matrices, m * k * WIDTH, 0, "table", tl.float32)
         if not taken:
             tl.atomic_add(pointer(skipped, slot // matrices, tl.float32), 1.0)
+            here = pointer(missed, slot // matrices, tl.int64) + slot % matrices
+            tl.store(here, tl.load(here) + 1)
     else:
         r, g = basis + at, probe + at
     kept = tl.where(taken, m, 0)

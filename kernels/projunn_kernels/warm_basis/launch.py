@@ -18,23 +18,29 @@ def refresh(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
 
 def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
     """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
-    places = {"basis": floats(basis), "probe": floats(probe), "skipped": taken, "TABLE": False}
+    places = {"basis": floats(basis), "probe": floats(probe), "TABLE": False}
+    places |= dict.fromkeys(("skipped", "missed"), taken)  # not read
     _launch(Matrices.of(basis), left.contiguous(), taken.byte(), places)()
 
 
 def warm_bases_launch(
-    left: Tensor, bases: Sequence[Tensor], probes: Sequence[Tensor], taken: Tensor, skipped: Tensor
+    left: Tensor,
+    bases: Sequence[Tensor],
+    probes: Sequence[Tensor],
+    taken: Tensor,
+    counters: tuple[Tensor, Tensor],
 ) -> Launch:
     """A launch that refreshes the bases of several parameters, (B, m, k) each, and counts.
 
-    ``left`` is X for k = 1, else orth(X), as (A, k, m) in the order of all their matrices; ``skipped``
-    is the table of the addresses of the counters of steps that were not taken.
+    ``left`` is X for k = 1, else orth(X), as (A, k, m) in the order of all their matrices; ``counters``
+    are tables of the addresses of ``skipped`` and ``missed`` of `FusedStep`.
     """
     where = Matrices.of_all(bases)
     places = {
         "basis": where.arguments["listed"],
         "probe": address_table(probes),
-        "skipped": skipped,
+        "skipped": counters[0],
+        "missed": counters[1],
         "TABLE": True,
     }
     return _launch(where, left, taken, places)

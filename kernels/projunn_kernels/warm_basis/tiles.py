@@ -16,34 +16,36 @@ def _case(problem: Problem, inputs: Inputs, *, table: bool) -> Case:
         taken[0] = 0
 
     def launch(
-        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor
+        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor, missed: Tensor
     ) -> list[Tensor]:
         from projunn_kernels.launching import address_table
         from projunn_kernels.warm_basis.launch import warm_bases_launch, warm_basis
 
         if not table:
             warm_basis(left.mT, basis, probe, taken.char())
-            return [basis, skipped]
-        bases, probes, counters = (inputs.apart(t) for t in (basis, probe, skipped))
-        warm_bases_launch(left, bases, probes, taken.char(), address_table(counters))()
-        return [] if inputs.hollow else [torch.cat(bases), torch.cat(counters)]
+            return [basis, skipped, missed]
+        bases, probes, *counters = (inputs.apart(t) for t in (basis, probe, skipped, missed))
+        tables = address_table(counters[0]), address_table(counters[1])
+        warm_bases_launch(left, bases, probes, taken.char(), tables)()
+        return [] if inputs.hollow else [torch.cat(t) for t in (bases, *counters)]
 
     def in_eager(
-        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor
+        left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor, missed: Tensor
     ) -> list[Tensor]:
         left = left if p.k > 1 else left / torch.linalg.vector_norm(left, dim=-1, keepdim=True)
         warm = left.mT + PROBE * probe
-        counted = skipped + (1 - taken) if table else skipped
-        return [torch.where(taken[:, None, None] > 0, warm, basis), counted]
+        new = 1 - taken if table else 0 * taken
+        warm = torch.where(taken[:, None, None] > 0, warm, basis)
+        return [warm, skipped + new, missed + new.long()]
 
     tensors = {name: inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype) for name in ("basis", "probe")}
     left = inputs.normal(p.matrices, p.k, p.m, dtype=p.dtype)
-    return Case(
-        tensors | {"left": left, "taken": taken, "skipped": inputs.full(0.0, p.matrices)},
-        launch,
-        in_eager,
-        changed=("basis", "skipped"),
-    )
+    counters = {
+        "skipped": inputs.full(0.0, p.matrices),
+        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
+    }
+    tensors |= {"left": left, "taken": taken, **counters}
+    return Case(tensors, launch, in_eager, changed=("basis", "skipped", "missed"))
 
 
 def _tiles(problem: Problem, device: Device) -> Config:

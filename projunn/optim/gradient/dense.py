@@ -12,12 +12,13 @@ from torch import Tensor
 
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
-from projunn.optim.member import Member, capturing
+from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import FusedStep, fused_step_, retract_
+from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
 
-_NOT_OF_THE_RULE = ("step", "skipped", *(name for names in WARM.values() for name in names))
+_NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
 
 def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -59,7 +60,7 @@ def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
 class DenseGradient:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
-    A matrix is sound if its gradient is finite.  The state of the others must not move: averages are
+    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of the others must not move: averages are
     multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
 
     Attributes:
@@ -67,9 +68,11 @@ class DenseGradient:
         grad: the gradient as matrices, those of the active ones where only some have one.
         active: which have one, as indices (A,); None for all.
         direction: the rule's, once `follow` has been called.
+        taken: which steps were, (*batch) or (A,), once they have been tried.
     """
 
     direction: Tensor
+    taken: Tensor
 
     def __init__(self, member: Member) -> None:
         self.parameter, self.state, self.group = member.parameter, member.state, member.group
@@ -80,6 +83,7 @@ class DenseGradient:
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self.state["step"] += 1
+        self._rule = rule
         own = self.rule_state()
         self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
         self.keep_rule_state(own)
@@ -106,8 +110,7 @@ class DenseGradient:
                     'factorization: "svd" waits for the device; wanted "subspace" or "tangent" for the'
                     " capture of a CUDA graph"
                 )
-            left, right = factorize(self.clean(direction), rank, "svd")
-            left = self.gate(left)
+            left, right = factorize(direction, rank, "svd")
         else:
             source = self._random_numbers(direction.device)
             left, right = factorize(direction, rank, group["factorization"], generator=source)
@@ -119,7 +122,11 @@ class DenseGradient:
         else:
             with flattened(weight) as matrices:
                 taken = retract_(matrices, left, right, group["retraction"], self.active)
-        self.state["skipped"].add_(taken.logical_not().sum())
+        if not surely_all(taken):
+            self.state["skipped"].add_(taken.logical_not().sum())
+            if self.active is None:
+                self.state["missed"].add_(taken.logical_not())
+        self.taken = taken
 
     def _random_numbers(self, device: torch.device) -> torch.Generator:
         """Numbers of this step and this parameter only: the same on resume and on replicas."""
@@ -141,8 +148,12 @@ class DenseGradient:
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
-            norm = torch.linalg.vector_norm(self.grad, dim=(-2, -1), keepdim=True)
-            self._finite = norm.isfinite()
+            limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
+            if not on_device(grad):  # no entry is larger than the 2-norm, which is faster and may overflow
+                self._finite = torch.linalg.vector_norm(grad, dim=(-2, -1), keepdim=True) < limit
+            if self._finite is None or not surely_all(self._finite):
+                size = torch.linalg.vector_norm(grad, torch.inf, dim=(-2, -1), keepdim=True)
+                self._finite = size < limit
         return self._finite
 
     def clean(self, tensor: Tensor) -> Tensor:
@@ -180,7 +191,8 @@ class DenseGradient:
             return self.state
         averages = {n: v for n, v in self.state.items() if n not in _NOT_OF_THE_RULE}
         return {n: self._rows(v)[self.active] for n, v in averages.items()} | {
-            "step": self.state["step"]
+            "step": self.state["step"],
+            "missed": self.state["missed"].flatten()[self.active],
         }
 
     def keep_rule_state(self, own: dict[str, Any]) -> None:
@@ -197,17 +209,21 @@ class DenseGradient:
         return stored.flatten(0, batch - 1)
 
 
+def largest(rule: Any, group: dict[str, Any], dtype: torch.dtype) -> float:
+    """The size of entries from which on the averages of a rule may overflow."""
+    most = torch.finfo(dtype).max
+    if any(rule._averages(group).values()):  # of squares
+        return most**0.5 / 2
+    # B <- mu B + G stays below |G| / (1 - mu)
+    return most / 4 * max(1 - group.get("momentum", 0), 2**-24)
+
+
 def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
     """``average += weight |tensor|^2``, elementwise; |z|^2 = z conj(z) is real."""
     if not tensor.is_complex():
         return average.addcmul_(tensor, tensor, value=weight)
     pairs = torch.view_as_real(tensor)
     return average.add_(pairs.square().sum(-1), alpha=weight)
-
-
-def count_of(step: Tensor) -> Any:
-    """The number of steps so far: a float where the host may read it, else the tensor."""
-    return step if step.device.type != "cpu" else step.item()
 
 
 def take_together(alike: Sequence[DenseGradient]) -> None:
@@ -217,13 +233,14 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
     basis, probe = WARM[first.group["factorization"]]
     scale = rate if isinstance(rate, Tensor) else None
     sign = -1.0 if first.group["maximize"] else 1.0
-    fused_step_(
+    taken = fused_step_(
         FusedStep(
             weights=[one.stored_weight for one in alike],
             directions=[one.store(one.direction) for one in alike],
             bases=[one.state[basis] for one in alike],
             probes=[one.state[probe] for one in alike],
             skipped=[one.state["skipped"] for one in alike],
+            missed=[one.state["missed"] for one in alike],
             rate=sign if scale is not None else sign * rate,
             scale=scale,
             retraction=first.group["retraction"],
@@ -232,3 +249,5 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
             factorization=first.group["factorization"],
         )
     )
+    for one, mask in zip(alike, taken, strict=True):
+        one.taken = mask

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
-from projunn.optim.gradient.dense import active_matrices, stored_like
+from projunn.optim.gradient.dense import active_matrices, largest, stored_like
 from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
 from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize
@@ -39,9 +39,12 @@ class FactoredGradient:
         parameter, state, group: as in `Member`.
         factors: of the gradient.
         direction: the rule's, in factors, once `follow` has been called.
+        taken: which steps were, (*batch), once they have been tried.
     """
 
     direction: Factors
+    taken: Tensor
+    active = None
     likeness = None  # parameters with sketched gradients step one by one
 
     def __init__(self, member: Member) -> None:
@@ -78,6 +81,7 @@ class FactoredGradient:
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self.state["step"] += 1
+        self._rule = rule
         left, right = rule._factored_direction(self, self.group)
         self.direction = self.gate(truncated(left, right, self.group["rank"]))
 
@@ -87,7 +91,7 @@ class FactoredGradient:
         left, right = self.direction
         rate = unitary_learning_rate(group)
         sign = -1.0 if group["maximize"] else 1.0
-        factored_step_(
+        self.taken = factored_step_(
             FactoredStep(
                 weight=p.detach(),
                 left=left,
@@ -96,6 +100,7 @@ class FactoredGradient:
                 basis=state["basis"],
                 probe=state["probe"],
                 skipped=state["skipped"],
+                missed=state["missed"],
                 rate=sign if isinstance(rate, Tensor) else sign * rate,
                 scale=rate if isinstance(rate, Tensor) else None,
                 retraction=group["retraction"],
@@ -109,10 +114,11 @@ class FactoredGradient:
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
-            sizes = (
-                torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True).isfinite() for f in self.factors
+            limit = largest(self._rule, self.group, self.factors[0].dtype)
+            left, right = (
+                torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True) for f in self.factors
             )
-            self._finite = torch.logical_and(*sizes)
+            self._finite = (left < limit) & (right < limit) & (left < limit / right)
         return self._finite
 
     @cached_property

@@ -20,6 +20,7 @@ from projunn_kernels.retraction.rotations.declaration import (
 
 _ROUNDING = 1e-14  # of the products in float64, for each column
 _LOOSE = 1e-12
+_TURNED = 1e150  # half a turn, to rounding; its square is a number
 
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,9 @@ def _of_eigenvalues(a: Tensor) -> Tensor:
     """F of a decomposition: an eigenvalue i t of A becomes i t / (1 - i t/2)."""
     angles, vectors = torch.linalg.eigh(-1j * a)
     f = (vectors * (1j * angles / (1 - 0.5j * angles)).unsqueeze(-2)) @ vectors.mH
-    return f if a.is_complex() else f.real
+    f = f if a.is_complex() else f.real
+    error = f + f.mH + f.mH @ f
+    return f - (error + f @ error) / 2  # one Newton-Schulz step of I + F
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -61,7 +64,7 @@ def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     e11, e12, e21, e22 = entries(e)
     s = (e21 - e12.conj()) / 2
     if not e.is_complex():
-        half = s.square() / 2
+        half = s.clamp(-_TURNED, _TURNED).square() / 2
         diagonal, corner = -half / (1 + half / 2), s / (1 + half / 2)
         return matrix(diagonal, -corner, corner, diagonal), s.abs() < torch.inf
     # (I - A/2)^-1 A = (adj(I - A/2) A) / det(I - A/2), and adj(I - A/2) A = A - det(A)/2 I

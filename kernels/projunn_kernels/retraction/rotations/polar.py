@@ -22,7 +22,10 @@ from projunn_kernels.retraction.rotations.declaration import (
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     identity = identity_like(e)
-    u, s, vh = torch.linalg.svd(identity + e)
+    try:
+        u, s, vh = torch.linalg.svd(identity + e)
+    except torch.linalg.LinAlgError:  # LAPACK did not converge
+        return _iterated(e, precision)
     return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0]
 
 
