@@ -16,10 +16,10 @@ def as_matrices(tensor: Tensor) -> Tensor:
 def contiguous_matrices(tensor: Tensor) -> Tensor:
     """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
     tensor = tensor.resolve_conj().contiguous()
-    return as_matrices(tensor if _is_aligned(tensor) else tensor.clone())
+    return as_matrices(tensor if is_aligned(tensor) else tensor.clone())
 
 
-def _is_aligned(tensor: Tensor) -> bool:
+def is_aligned(tensor: Tensor) -> bool:
     """Whether it starts where an allocation could: kernels that get addresses load 16 bytes at once."""
     return not on_device(tensor) or tensor.data_ptr() % 16 == 0
 
@@ -27,7 +27,7 @@ def _is_aligned(tensor: Tensor) -> bool:
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
     """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
-    if matrices.is_contiguous() and not matrices.is_conj() and _is_aligned(matrices):
+    if matrices.is_contiguous() and not matrices.is_conj() and is_aligned(matrices):
         yield as_matrices(matrices)
         return
     copy = contiguous_matrices(matrices).view(matrices.shape)

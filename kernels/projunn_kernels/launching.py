@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from projunn_kernels import selfcheck
+from projunn_kernels.batches import as_matrices
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
 
@@ -132,9 +133,9 @@ class Matrices:
         return cls(tensor, tensor.shape[0] if active is None else active.shape[0], arguments)
 
     @classmethod
-    def of_all(cls, tensors: Sequence[Tensor]) -> "Matrices":
-        """All matrices of several tensors of one shape (B, m, n)."""
-        sample = tensors[0]
+    def of_all(cls, tensors: Sequence[Tensor], pairs: bool = False) -> "Matrices":
+        """All matrices of tensors of one shape, (*batch, m, n); complex ones as pairs if ``pairs``."""
+        sample = as_matrices(torch.view_as_complex(tensors[0]) if pairs else tensors[0])
         arguments = {
             "listed": address_table(tensors),
             "matrices": sample.shape[0],
@@ -212,7 +213,7 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
 
 def capturing(device: torch.device) -> bool:
     """True if a CUDA graph is being captured."""
-    return device.type == "cuda" and torch.cuda.is_current_streamcapturing()
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def options(warps: int) -> dict[str, int]:

@@ -16,7 +16,8 @@ def draw(kind, m, n, k, batch=2, device="cpu"):
     weight = init.haar_(torch.empty(batch, m, n, dtype=kind))
     direction = torch.randn(batch, m, n, dtype=kind)
     basis, probe = (torch.randn(batch, m, k, dtype=kind) for _ in range(2))
-    return tuple(t.to(device) for t in (weight, direction, basis, probe, torch.zeros(())))
+    counters = torch.zeros(()), torch.zeros(batch, dtype=torch.int64)
+    return tuple(t.to(device) for t in (weight, direction, basis, probe, *counters))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_step_equals_float64(kernels, step, kind, retraction, m, n, k):
     tensors = draw(kind, m, n, k, device=kernels.device)
     wanted = expected(*tensors[:3], retraction)
     step(tensors, retraction=retraction)
-    weight, *_, skipped = tensors
+    weight, *_, skipped, _ = tensors
     assert (precise(weight) - wanted).abs().max() < 1e-6
     assert defect(weight) < 1e-6
     assert skipped.item() == 0
@@ -101,8 +102,9 @@ def test_what_is_not_finite_is_left_alone_and_counted(kernels, step, kind, m, n,
     tensors[1][1, 2, 3] = torch.nan
     before = [t.clone() for t in tensors]
     step(tensors)
-    weight, _, basis, _, skipped = tensors
+    weight, _, basis, _, skipped, missed = tensors
     assert skipped.item() == 1
+    assert missed.tolist() == [0, 1, 0]
     assert torch.equal(weight[1], before[0][1])
     assert torch.equal(basis[1], before[2][1])
     assert not torch.equal(weight[0], before[0][0])
@@ -131,14 +133,14 @@ def test_active_list_of_torch_touches_nothing_else(n, k):
 
 
 def check_active_list(step, n, k, device):
-    weight, _, basis, probe, skipped = draw(torch.float32, n, n, k, 5, device)
+    weight, _, basis, probe, *counters = draw(torch.float32, n, n, k, 5, device)
     active = torch.tensor([3, -1, 0], device=device)
     direction = torch.randn(3, n, n).to(device)
     before = weight.clone()
     wanted = [expected(weight[[b]], direction[[s]], basis[[b]], "exp") for s, b in ((0, 3), (2, 0))]
     others = [1, 2, 4]
     weight[others], basis[others] = torch.nan, torch.nan  # reading them would show
-    step((weight, direction, basis, probe, skipped), active=active)
+    step((weight, direction, basis, probe, *counters), active=active)
     for block, result in zip((3, 0), wanted, strict=True):
         assert (precise(weight[[block]]) - result).abs().max() < 1e-6
     assert weight[others].isnan().all()
@@ -169,16 +171,15 @@ def test_many_parameters_share_a_call(kernels, kind, n, k):
 @pytest.mark.parametrize("scaled", [False, True])
 def test_launches_that_are_kept_follow_what_changes(kernels, scaled):
     """The second step has other gradients, elsewhere in memory, and another rate."""
-    weight, *_, basis, probe, skipped = draw(torch.float32, 20, 130, 1, device=kernels.device)
+    weight, _, basis, probe, *counters = draw(torch.float32, 20, 130, 1, device=kernels.device)
     with kernels.backend():
         for rate in (0.05, 0.2, 0.01):
             direction = torch.randn(2, 20, 130, device=kernels.device)
             left, right = factorize(precise(direction), 1, "subspace", basis=precise(basis))
             wanted = retract(precise(weight), -rate * left, right, "exp")
             scale = torch.tensor(rate, device=kernels.device) if scaled else None
-            step = FusedStep(
-                [weight], [direction], [basis], [probe], [skipped], 1.0 if scaled else rate, scale
-            )
+            tensors = (weight, direction, basis, probe, *counters)
+            step = FusedStep(*([t] for t in tensors), 1.0 if scaled else rate, scale)
             fused_step_(step)
             assert (precise(weight) - wanted).abs().max() < 1e-6
 
@@ -191,7 +192,7 @@ def test_tensors_that_start_anywhere(kernels, step, n):
     for tensor in aligned[:4]:
         flat = torch.zeros(tensor.numel() + 1, device=kernels.device)[1:]
         moved.append(flat.view(tensor.shape).copy_(tensor))
-    step((*moved, aligned[4].clone()))
+    step((*moved, *(t.clone() for t in aligned[4:])))
     step(aligned)
     for one, other in zip(moved, aligned, strict=False):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -214,6 +215,6 @@ def test_strided_weights(kernels, step):
 
 
 def test_operator():
-    weight, direction, basis, probe, skipped = draw(torch.float32, 6, 6, 1)
-    arguments = ([weight], [direction], [basis], [probe], [skipped], RATE, None, "exp", False, None)
+    tensors = draw(torch.float32, 6, 6, 1)
+    arguments = (*([t] for t in tensors), RATE, None, "exp", False, None)
     torch.library.opcheck(torch.ops.projunn.fused_step_.default, arguments)

@@ -28,11 +28,14 @@ def fused_step(step: FusedStep) -> list[Tensor]:
         taken = _take(step, weights, directions, bases, probes)
         torch._foreach_copy_(step.weights, weights.unbind())
         torch._foreach_copy_(step.bases, bases.unbind())
-        every = [taken] * len(step.weights) if taken.ndim == 0 else list(taken.unbind())
+        batch = weights.shape[1:-2]
+        every = list(taken.expand(len(weights), *batch).unbind())
     elif step.active is not None:
         every = [_take_listed(step, *parameter) for parameter in zip(*lists, strict=True)]
     else:
+        batch = step.weights[0].shape[:-2]
         every = [_take(step, *parameter) for parameter in zip(*lists, strict=True)]
+        every = [mask.expand(batch) for mask in every] if batch else every
     for mask, skipped, missed in zip(every, step.skipped, step.missed, strict=True):
         if not surely_all(mask):
             _count(mask, skipped, None if step.active is not None else missed, step.active)

@@ -1,105 +1,174 @@
-"""Launches of whole steps."""
+"""Launches of whole steps, kept from step to step.
 
+A step of tensors that have not moved is that of the last time with other directions and another rate:
+what was prepared for it (tables of addresses, grids, constants, the memory between launches) is kept.
+"""
+
+from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import contiguous_matrices, flattened
+from projunn_kernels import selfcheck
+from projunn_kernels.batches import contiguous_matrices, flattened, is_aligned
+from projunn_kernels.configs import choice
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
+    Launch,
     address_table,
+    capturing,
     configured,
     half_precision,
-    launch,
     options,
 )
 from projunn_kernels.retraction.launch import device_function
-from projunn_kernels.step import passes
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
+from projunn_kernels.step.passes import Passes
+
+_MAX_KEPT = 256
+_kept: OrderedDict[tuple[Any, ...], "Program | Passes"] = OrderedDict()
 
 
 def fused(step: FusedStep) -> list[Tensor]:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
-    if step.pairs:
-        step = as_numbers(step)
-    batch = step.weights[0].shape[:-2] if step.active is None else step.active.shape
-    with ExitStack() as stack:
-        flat = replace(
-            step,
-            weights=[stack.enter_context(flattened(t)) for t in step.weights],
-            directions=[contiguous_matrices(t) for t in step.directions],
-            bases=[stack.enter_context(flattened(t)) for t in step.bases],
-            probes=[contiguous_matrices(t) for t in step.probes],
-        )
-        if flat.weights[0].numel() == 0 or batch.numel() == 0:
-            return [torch.ones(batch, dtype=torch.bool, device=t.device) for t in flat.weights]
-        take = fused_step if fits_a_program(step.weights[0], step.bases[0]) else passes.take
-        taken = take(flat)
-    return list(taken.view(len(flat.weights), *batch).unbind())
-
-
-def fits_a_program(weight: Tensor, basis: Tensor) -> bool:
-    """Whether a program can hold rows of W and the factors: then a step is one launch."""
-    width = 2 if weight.is_complex() else 1
-    n, k = weight.shape[-1], basis.shape[-1]
-    return n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
-
-
-def fused_step(step: FusedStep) -> Tensor:
-    """One launch for parameters of one shape: weights (B, m, n), bases (B, m, k), counters ().
-
-    With ``active`` (A,) one parameter, and its direction is (A, m, n).  All tensors are contiguous.
-
-    Returns:
-        The mask of the steps taken, of all parameters in turn.
-    """
-    weight, k = step.weights[0], step.bases[0].shape[-1]
-    matrices, m, n = weight.shape
-    count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
-    taken = torch.empty(count, dtype=torch.bool, device=weight.device)
-    scaled, listed = step.scale is not None, step.active is not None
-    options_of_the_step = {"retraction": step.retraction, "scaled": scaled, "active": listed}
-    gradient = half_precision(step.directions[0])
-    config = configured("fused_step", weight, k, count, **options_of_the_step, gradient=gradient)
-    panels = -(-m // config.rows)
-    pairs = weight.is_complex()
-    floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
-    scratch = torch.empty(floats_of_x, dtype=torch.float32, device=weight.device)
-    weights = address_table(step.weights)
-    arguments = {
-        "weights": weights,
-        "directions": address_table(step.directions),
-        "bases": address_table(step.bases),
-        "probes": address_table(step.probes),
-        "skipped": address_table(step.skipped),
-        "missed": address_table(step.missed),
-        "taken_mask": taken.view(torch.int8),
-        "active": weights if step.active is None else step.active,
-        "scratch": scratch,
-        "rate_tensor": scratch if step.scale is None else step.scale,
-        "rate": step.rate,
-        "precision": PRECISION,
-        "matrices": matrices,
-        "m": m,
-        "n": n,
-        "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
-        "ROTATE": device_function(step.retraction, k),
-        "PAIRS": pairs,
-        "ACTIVE": listed,
-        "HAS_RATE": scaled,
-        "BM": config.rows,
-        "BN": power_of_two(n),
-        "PANELS": panels,
-    } | options(config.warps)
-    if k == 1:
-        launch(plane_step_kernel, (count,), **arguments)
+    weights = step.weights
+    lists = (weights, step.directions, step.bases, step.probes)
+    batch = weights[0].shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
+    if weights[0].numel() == 0 or batch.numel() == 0:
+        return [torch.ones(batch, dtype=torch.bool, device=t.device) for t in weights]
+    if all(_lies_flat(tensor) for tensors in lists for tensor in tensors):
+        taken = _take(step)
     else:
-        launch(wide_step_kernel, (count,), k=k, K=power_of_two(k), **arguments)
-    return taken
+        step = as_numbers(step) if step.pairs else step
+        with ExitStack() as stack:
+            flat = replace(
+                step,
+                weights=[stack.enter_context(flattened(t)) for t in step.weights],
+                directions=[contiguous_matrices(t) for t in step.directions],
+                bases=[stack.enter_context(flattened(t)) for t in step.bases],
+                probes=[contiguous_matrices(t) for t in step.probes],
+            )
+            taken = _fresh(flat)(flat)
+    return list(taken.view(len(weights), *batch).unbind())
+
+
+def _lies_flat(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and is_aligned(tensor) and not tensor.is_conj()
+
+
+def _take(step: FusedStep) -> Tensor:
+    """Take a step by the launches that are kept for its tensors, or new ones; the mask of those taken.
+
+    Those of a step that is captured are not kept: their memory belongs to the graph.
+    """
+    device = step.weights[0].device
+    settled = choice.settled() and not selfcheck.is_checking()
+    if step.active is not None or not settled or capturing(device):
+        return _fresh(step)(step)
+    key = _key(step)
+    kept = _kept.get(key)
+    if kept is None:
+        kept = _kept[key] = _fresh(step)
+        while len(_kept) > _MAX_KEPT:
+            _kept.popitem(last=False)
+    else:
+        _kept.move_to_end(key)
+    return kept(step)
+
+
+def _key(step: FusedStep) -> tuple[Any, ...]:
+    """What the launches depend on: where the tensors are, their sizes and dtypes, and the options."""
+    first = step.weights[0]
+    lists = (step.weights, step.bases, step.probes, step.skipped, step.missed)
+    addresses = [tensor.data_ptr() for tensors in lists for tensor in tensors]
+    sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
+    options = step.retraction, step.pairs, step.scale is not None, choice.generation(), _stream(first)
+    return (*addresses, *sizes, *options)
+
+
+def _stream(tensor: Tensor) -> int:
+    """The stream that launches go to: what lies between two launches must not be shared by streams."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def _fresh(step: FusedStep) -> "Program | Passes":
+    n = step.weights[0].shape[-2 if step.pairs else -1]
+    k = step.bases[0].shape[-2 if step.pairs else -1]
+    width = 2 if step.pairs or step.weights[0].is_complex() else 1
+    one_program = n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
+    return (Program if one_program else Passes)(step)
+
+
+class Program:
+    """The step of matrices that fit a program: one launch for all parameters of one shape.
+
+    Args:
+        step: the step: weights (*batch, m, n), m <= n, directions, bases (*batch, m, k), all contiguous,
+            and counters.  With ``active`` (A,) one parameter, and its direction is (A, m, n).
+    """
+
+    def __init__(self, step: FusedStep) -> None:
+        first, basis = step.weights[0], step.bases[0]
+        if step.pairs:
+            first, basis = torch.view_as_complex(first), torch.view_as_complex(basis)
+        (*_, m, n), k, pairs = first.shape, basis.shape[-1], first.is_complex()
+        matrices = first.numel() // (m * n)
+        count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
+        self.taken = torch.empty(count, dtype=torch.bool, device=first.device)
+        scaled, listed = step.scale is not None, step.active is not None
+        variant = {"retraction": step.retraction, "scaled": scaled, "active": listed}
+        half = half_precision(step.directions[0])
+        like = first.reshape(-1, m, n)
+        config = configured("fused_step", like, k, count, **variant, gradient=half)
+        panels = -(-m // config.rows)
+        floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
+        scratch = torch.empty(floats_of_x, dtype=torch.float32, device=first.device)
+        weights = address_table(step.weights)
+        arguments = {
+            "weights": weights,
+            "directions": address_table(step.directions),
+            "bases": address_table(step.bases),
+            "probes": address_table(step.probes),
+            "skipped": address_table(step.skipped),
+            "missed": address_table(step.missed),
+            "taken_mask": self.taken.view(torch.int8),
+            "active": weights if step.active is None else step.active,
+            "scratch": scratch,
+            "rate_tensor": scratch if step.scale is None else step.scale,
+            "rate": step.rate,
+            "precision": PRECISION,
+            "matrices": matrices,
+            "m": m,
+            "n": n,
+            "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
+            "ROTATE": device_function(step.retraction, k),
+            "PAIRS": pairs,
+            "ACTIVE": listed,
+            "HAS_RATE": scaled,
+            "BM": config.rows,
+            "BN": power_of_two(n),
+            "PANELS": panels,
+        } | options(config.warps)
+        if k > 1:
+            arguments |= {"k": k, "K": power_of_two(k)}
+        self._launch = Launch(plane_step_kernel if k == 1 else wide_step_kernel, (count,), **arguments)
+
+    def __call__(self, step: FusedStep) -> Tensor:
+        """Take the step: directions, rate and scale may be others than those of the first.
+
+        Returns:
+            The mask of the steps taken, of all parameters in turn.  The next call overwrites it.
+        """
+        changed: dict[str, Any] = {"directions": address_table(step.directions), "rate": step.rate}
+        if step.scale is not None:
+            changed["rate_tensor"] = step.scale
+        self._launch(**changed)
+        return self.taken

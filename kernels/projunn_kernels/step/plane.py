@@ -17,7 +17,6 @@ from projunn_kernels.constants import PROBE
 from projunn_kernels.products.eager import adjoint_product
 from projunn_kernels.retraction.rotations import named, plane_rotation
 
-
 _SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
 
 

@@ -80,9 +80,9 @@ def _case(
         return [tensors["weight"], warm, tensors["skipped"], tensors["missed"]]
 
     def launch(**tensors: Any) -> list[Tensor]:
-        from projunn_kernels.step.launch import fused_step
+        from projunn_kernels.step.launch import Program
 
-        fused_step(step(tensors))
+        Program(step(tensors))(step(tensors))
         return [] if inputs.hollow else results(tensors)
 
     def in_eager(**tensors: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
-from projunn_kernels.launching import Launch, Matrices, address_table, floats, options
+from projunn_kernels.launching import Launch, Matrices, floats, options
 from projunn_kernels.warm_basis.kernels import warm_basis_kernel
 
 
@@ -23,27 +23,15 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
     _launch(Matrices.of(basis), left.contiguous(), taken.byte(), places)()
 
 
-def warm_bases_launch(
-    left: Tensor,
-    bases: Sequence[Tensor],
-    probes: Sequence[Tensor],
-    taken: Tensor,
-    counters: tuple[Tensor, Tensor],
-) -> Launch:
-    """A launch that refreshes the bases of several parameters, (B, m, k) each, and counts.
+def warm_bases_launch(left: Tensor, bases: Matrices, taken: Tensor, tables: Sequence[Tensor]) -> Launch:
+    """A launch that refreshes the bases of several parameters and counts steps that were not taken.
 
-    ``left`` is X for k = 1, else orth(X), as (A, k, m) in the order of all their matrices; ``counters``
-    are tables of the addresses of ``skipped`` and ``missed`` of `FusedStep`.
+    ``left`` is X for k = 1, else orth(X), as (A, k, m) in the order of all their matrices; ``tables``
+    have the addresses of the probes and of ``skipped`` and ``missed`` of `FusedStep`.
     """
-    where = Matrices.of_all(bases)
-    places = {
-        "basis": where.arguments["listed"],
-        "probe": address_table(probes),
-        "skipped": counters[0],
-        "missed": counters[1],
-        "TABLE": True,
-    }
-    return _launch(where, left, taken, places)
+    places = {"basis": bases.base, "TABLE": True}
+    places |= zip(("probe", "skipped", "missed"), tables, strict=True)
+    return _launch(bases, left, taken, places)
 
 
 def _launch(where: Matrices, left: Tensor, taken: Tensor, places: dict[str, object]) -> Launch:

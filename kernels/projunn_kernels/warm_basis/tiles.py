@@ -18,15 +18,15 @@ def _case(problem: Problem, inputs: Inputs, *, table: bool) -> Case:
     def launch(
         left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor, skipped: Tensor, missed: Tensor
     ) -> list[Tensor]:
-        from projunn_kernels.launching import address_table
+        from projunn_kernels.launching import Matrices, address_table
         from projunn_kernels.warm_basis.launch import warm_bases_launch, warm_basis
 
         if not table:
             warm_basis(left.mT, basis, probe, taken.char())
             return [basis, skipped, missed]
         bases, probes, *counters = (inputs.apart(t) for t in (basis, probe, skipped, missed))
-        tables = address_table(counters[0]), address_table(counters[1])
-        warm_bases_launch(left, bases, probes, taken.char(), tables)()
+        tables = [address_table(t) for t in (probes, *counters)]
+        warm_bases_launch(left, Matrices.of_all(bases), taken.char(), tables)()
         return [] if inputs.hollow else [torch.cat(t) for t in (bases, *counters)]
 
     def in_eager(
