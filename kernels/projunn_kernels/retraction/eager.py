@@ -102,21 +102,21 @@ def _rotated_triangle(
 
     [Y, Z] = Q R by Householder's reflections, so that E = R_z R_y^H, and W Q = (W Y) R_y^-1 in the
     columns that Y spans.  There R_y is diagonal, of phases p, but for rounding, which one step of
-    Newton's iteration from conj(p) squares; a zero column of Y has p = 0 and stays zero.
+    Newton's iteration from conj(p) squares.  A Y with a zero column, and a huge Z, take more care.
     """
     k, dtype = right.shape[-1], right.dtype
     precise = torch.complex128 if right.is_complex() else torch.float64
     q, r = torch.linalg.qr(torch.cat([right, pulled], dim=-1).to(precise))
     by_right, by_pulled = r[..., :k], r[..., k:]
-    f, taken = rotation(by_pulled @ by_right.mH, retraction, torch.finfo(dtype).eps)
     triangle = by_right[..., :k, :]
     phases = triangle.diagonal(dim1=-2, dim2=-1).conj()
+    sizes, of_y = r.abs(), phases.abs()
+    if r.numel() and not (sizes.amax().item() < _LARGE and of_y.amin().item() > 0.5):
+        return *rotated_basis(right, pulled, retraction, dtype), moved[..., :0]
+    f, taken = rotation(by_pulled @ by_right.mH, retraction, torch.finfo(dtype).eps)
     inverse = torch.diag_embed(2 * phases) - phases[..., :, None] * triangle * phases[..., None, :]
     known = moved.to(precise) @ inverse
     if not surely_all(taken):
-        if not r.isfinite().all() and right.isfinite().all() and pulled.isfinite().all():
-            # LAPACK's QR of complex columns that depend on each other
-            return *rotated_basis(right, pulled, retraction, dtype), moved[..., :0]
         q, known = (torch.where(taken[..., None, None], t, 0.0) for t in (q, known))
     rotated = (f.conj() @ q.mT).mT
     return rotated.to(dtype), q[..., k:].to(dtype), taken, known.to(dtype)
