@@ -63,7 +63,7 @@ def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
     from projunn_kernels import launching as launch
 
     tensors = [torch.zeros(3), torch.zeros(4)]
-    monkeypatch.setattr(launch, "_capturing", lambda device: True)
+    monkeypatch.setattr(launch, "capturing", lambda device: True)
     monkeypatch.setattr(torch, "tensor", None)
     kept = len(launch._tables)
     table = launch.address_table(tensors)

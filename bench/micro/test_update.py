@@ -50,8 +50,8 @@ def test_bank_step(benchmark: Any, step: str) -> None:
     gradient = torch.randn(BANK) / BANK[-1]
     if step == "fused_step_":
         basis, probe = torch.randn(2, *BANK[:2], 1)
-        counter = torch.zeros(())
-        arguments = FusedStep([weight], [gradient], [basis], [probe], [counter], LR)
+        counter, missed = torch.zeros(()), torch.zeros(BANK[0], dtype=torch.int64)
+        arguments = FusedStep([weight], [gradient], [basis], [probe], [counter], [missed], LR)
         benchmark(fused_step_, arguments)
         assert counter == 0
         return

@@ -219,9 +219,10 @@ OPERATIONS: dict[str, Operation] = {}
 
 def _note_change(changed: Tensor | Sequence[Tensor]) -> None:
     """Tell autograd of a change that a kernel made and PyTorch did not see."""
-    for tensor in (changed,) if isinstance(changed, Tensor) else changed:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    tensors = (changed,) if isinstance(changed, Tensor) else changed
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        tensors = [tensor for tensor in tensors if not tensor.is_inference()]
+    torch.autograd.graph.increment_version(tensors)
 
 
 def _contiguous(result: Any) -> Any:

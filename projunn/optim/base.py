@@ -130,6 +130,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _members(self) -> list[Member]:
         """The unitary parameters that have a gradient."""
         members, count, index = [], 0, -1
+        kept: dict[int, Member] = self.__dict__.setdefault("_kept", {})
         for group in self.param_groups:
             for p in group["params"]:
                 index += 1
@@ -142,8 +143,17 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     continue
                 if is_sharded(p):
                     members.append(local_member(index, p, self.state[p], group))
-                else:
-                    members.append(Member(index, p, grad, self.state[p], group))
+                    continue
+                member, state = kept.get(index), self.state[p]
+                if (
+                    member is None
+                    or member.parameter is not p
+                    or member.state is not state
+                    or member.group is not group
+                ):
+                    member = kept[index] = Member(index, p, grad, state, group)
+                member.grad = grad
+                members.append(member)
         known, self._unitary_count = self._unitary_count, count
         if count < known:  # a conversion of the module has changed their class
             recognise()
@@ -151,6 +161,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         return members
 
     def _unitary_step(self, members: list[Member]) -> None:
+        if not members:
+            return
         arrived = [member.parameter for member in members if "step" not in member.state]
         if arrived:
             notice(arrived, f"At the first step of {type(self).__name__}", kept=True)
@@ -159,8 +171,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             gradient = gradient_of(member)
             if isinstance(gradient, DenseGradient):
                 self._complete_state(member)
-            gradient.follow(self)
             gradients.append(gradient)
+        torch._foreach_add_([gradient.state["step"] for gradient in gradients], 1)
+        for gradient in gradients:
+            gradient.follow(self)
         take_steps(gradients)
         for member, gradient in zip(members, gradients, strict=True):
             polish(member, member.mask(gradient.taken, gradient.active))
@@ -191,9 +205,13 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _complete_state(self, member: Member, on_device: bool = False) -> None:
         """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
         p, state, group = member.parameter, member.state, member.group
+        averages = self._averages(group)
+        wanted = (*averages, group["rank"], group["factorization"])
+        if member.complete == (*wanted, len(state)):
+            return
         member.start_counting(on_device)
         view = view_like(p, p.detach())
-        for name, squares in self._averages(group).items():
+        for name, squares in averages.items():
             if name in state:
                 continue
             dtype = view.dtype.to_real() if squares else view.dtype
@@ -208,6 +226,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
                 probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
                 state[probe_name], state[basis_name] = probe, probe.clone()
+        member.complete = (*wanted, len(state))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""

@@ -31,13 +31,19 @@ def polish(member: Member, taken: Tensor | None) -> None:
         RuntimeError: a CUDA graph is captured while the count is on the CPU.
     """
     p, state, period = member.parameter, member.state, member.group["polish_every"]
-    weight = view_like(p, p.detach())
     if period is None:
-        period = polish_period(weight)
+        if not member.period:
+            member.period = polish_period(view_like(p, p.detach()))
+        period = member.period
     if not period:
         return
     count = state["step"]
-    if count.device.type != "cpu":
+    on_host = count.device.type == "cpu"
+    one_on_the_host = on_host and state["missed"].ndim == 0 and not p.is_cuda
+    if one_on_the_host and (count.item() - state["missed"].item()) % period:
+        return  # the usual case, before anything is looked at
+    weight = view_like(p, p.detach())
+    if not on_host:
         polish_when_due_(
             p.detach() if p.pairs else weight, count, period, p.pairs, state["missed"], taken
         )

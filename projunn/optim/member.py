@@ -25,15 +25,18 @@ def counter(device: torch.device | str) -> Tensor:
     return torch.zeros((), dtype=COUNTERS["step"], device=device)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Member:
-    """A unitary parameter that has a gradient.
+    """A unitary parameter that has a gradient; kept from step to step.
 
     Attributes:
         index: its number among all parameters of the optimizer.
         parameter, grad: the parameter and its gradient: dense, sparse or a `projunn.FactoredTensor`.
         state: its state in the optimizer.
         group: the options of its parameter group.
+        gradient: what the last step made of its gradient; None before the first.
+        complete: the options for which the state has been found complete, and its length then.
+        period: steps between two polishes by default; 0 as long as nobody has asked.
     """
 
     index: int
@@ -41,6 +44,9 @@ class Member:
     grad: Tensor
     state: dict[str, Any]
     group: dict[str, Any]
+    gradient: Any = None
+    complete: tuple[Any, ...] = ()
+    period: int = 0
 
     def start_counting(self, on_device: bool = False) -> None:
         """Create the counters where they are missing.

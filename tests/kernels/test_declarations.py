@@ -72,6 +72,7 @@ def step_of(retraction):
         bases=[columns],
         probes=[columns.clone()],
         skipped=[torch.zeros((), dtype=torch.int64)],
+        missed=[torch.zeros(1, dtype=torch.int64)],
         rate=0.1,
         retraction=retraction,
     )

@@ -134,8 +134,9 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
         [torch.randn(1, 16, size, dtype=kind) for _ in range(3)] for size in (16, 16, k, k)
     )
     with tuning.using({"fused_step": Config(rows, 16, 4)}):
-        counters = [torch.zeros(()) for _ in range(3)]
-        fused_step_(FusedStep(weights, directions, bases, probes, counters, 0.1))
+        skipped = [torch.zeros(()) for _ in range(3)]
+        missed = [torch.zeros(1, dtype=torch.int64) for _ in range(3)]
+        fused_step_(FusedStep(weights, directions, bases, probes, skipped, missed, 0.1))
     assert launches == [(kernel, 3)]
     # several panels, and k > 1: the second read is from cache
     for weight, direction in zip(weights, directions, strict=True):
@@ -147,7 +148,8 @@ def test_blocks_of_many_parameters_are_one_launch(launches, passes, kind, k, ker
 def test_a_block_without_a_gradient_is_not_read(launches, passes):
     lists = [[torch.randn(2, 16, size)] for size in (16, 16, 1, 1)]
     lists[1][0][0] = 0
-    fused_step_(FusedStep(*lists, [torch.zeros(())], 0.1))
+    missed = [torch.zeros(2, dtype=torch.int64)]
+    fused_step_(FusedStep(*lists, [torch.zeros(())], missed, 0.1))
     (weight,) = lists[0]
     assert passes(weight[0]) == (0, 0)
     assert passes(weight[1]) == (1, 1)

@@ -18,6 +18,7 @@ from projunn.optim.gradient import dense
 from projunn_kernels import launching, private, selfcheck
 from projunn_kernels.backends import interpreting
 from projunn_kernels.polish import eager as polishing
+from projunn_kernels.step import launch as step_launch
 
 RULES = {
     "SGD": {"momentum": 0.9, "dampening": 0.1},
@@ -62,7 +63,8 @@ def captured(request, monkeypatch):
             step()  # makes the state
             with monkeypatch.context() as patch:
                 patch.setattr(private, "is_fake", lambda tensor: False)
-                patch.setattr(launching, "_capturing", lambda device: True)
+                for module in (launching, step_launch):
+                    patch.setattr(module, "capturing", lambda device: True)
                 patch.setattr(torch, "tensor", None)  # it copies from the host
                 with selfcheck.suspended(), launching.intercepted(Idle), NothingCrosses():
                     step()

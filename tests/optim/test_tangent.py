@@ -33,6 +33,11 @@ def expected(weight, direction, basis, rate, retraction):
     return w @ unitary_factor(-rate * z @ y.mH, retraction)
 
 
+def counters(*batch):
+    """``skipped`` and ``missed`` of a step of one parameter."""
+    return [torch.zeros(())], [torch.zeros(batch, dtype=torch.int64)]
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("size", [(6, 6), (4, 7), (7, 4)], ids=str)
@@ -43,7 +48,7 @@ def test_step_equals_float64(kind, retraction, size, k, batch):
     direction = torch.randn(*batch, *size, dtype=kind)
     basis = torch.randn(*batch, max(size), k, dtype=kind)
     wanted = expected(weight, direction, basis, 0.1, retraction)
-    arguments = ([weight], [direction], [basis], [basis.clone()], [torch.zeros(())])
+    arguments = ([weight], [direction], [basis], [basis.clone()], *counters(*batch))
     fused_step_(FusedStep(*arguments, 0.1, None, retraction, factorization="tangent"))
     tolerance = 1e-12 if kind in (torch.float64, torch.complex128) else 5e-6
     assert (precise(weight) - wanted).abs().max() < tolerance
@@ -112,9 +117,9 @@ def test_listed_matrices_step_as_they_do_alone(kind, size):
     listed = torch.tensor([2, 0])
     wanted, new_basis = bank.clone(), basis.clone()
     for d, i in zip(direction, listed.tolist(), strict=True):
-        alone = ([wanted[i]], [d], [new_basis[i]], [probe[i]], [torch.zeros(())])
+        alone = ([wanted[i]], [d], [new_basis[i]], [probe[i]], *counters())
         fused_step_(FusedStep(*alone, 0.1, factorization="tangent"))
-    arguments = ([bank], [direction], [basis], [probe], [torch.zeros(())])
+    arguments = ([bank], [direction], [basis], [probe], *counters(4))
     fused_step_(FusedStep(*arguments, 0.1, active=listed, factorization="tangent"))
     torch.testing.assert_close(bank, wanted, atol=5e-6, rtol=0)
     torch.testing.assert_close(basis[[1, 3]], new_basis[[1, 3]], atol=0, rtol=0)
@@ -182,7 +187,7 @@ def test_kernels_equal_pytorch(kernels, kind, k, size):
     basis, probe = (torch.randn(2, max(size), k, dtype=kind) for _ in range(2))
     found = []
     for backend in ("torch", kernels.name):
-        tensors = [t.clone() for t in (weight, direction, basis, probe, torch.zeros(()))]
+        tensors = [t.clone() for t in (weight, direction, basis, probe, *(c for (c,) in counters(2)))]
         if backend != "torch":
             tensors = [t.to(kernels.device) for t in tensors]
         with projunn.backend(backend):

@@ -5,6 +5,7 @@ what was prepared for it (tables of addresses, grids, constants, the memory betw
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -40,13 +41,11 @@ _kept: OrderedDict[tuple[Any, ...], "Program | Passes"] = OrderedDict()
 def fused(step: FusedStep) -> list[Tensor]:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     weights = step.weights
-    lists = (weights, step.directions, step.bases, step.probes)
     batch = weights[0].shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
     if weights[0].numel() == 0 or batch.numel() == 0:
         return [torch.ones(batch, dtype=torch.bool, device=t.device) for t in weights]
-    if all(_lies_flat(tensor) for tensors in lists for tensor in tensors):
-        taken = _take(step)
-    else:
+    taken = _take_kept(step)
+    if taken is None:
         step = as_numbers(step) if step.pairs else step
         with ExitStack() as stack:
             flat = replace(
@@ -60,22 +59,29 @@ def fused(step: FusedStep) -> list[Tensor]:
     return list(taken.view(len(weights), *batch).unbind())
 
 
-def _lies_flat(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() and is_aligned(tensor) and not tensor.is_conj()
+def _take_kept(step: FusedStep) -> Tensor | None:
+    """Take a step of tensors that lie flat by the launches kept for them, or new ones.
 
-
-def _take(step: FusedStep) -> Tensor:
-    """Take a step by the launches that are kept for its tensors, or new ones; the mask of those taken.
-
-    Those of a step that is captured are not kept: their memory belongs to the graph.
+    Returns:
+        The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
     """
-    device = step.weights[0].device
+    first, moving = step.weights[0], (step.weights, step.directions)
+    if not all(tensor.is_contiguous() for tensors in moving for tensor in tensors):
+        return None
+    lists = (*moving, step.bases, step.probes, step.skipped, step.missed)
+    directions, *rest = ([t.data_ptr() for t in tensors] for tensors in (lists[1], lists[0], *lists[2:]))
+    if any(address % 16 for address in directions) or (first.is_complex() and _any_conj(moving)):
+        return None
     settled = choice.settled() and not selfcheck.is_checking()
-    if step.active is not None or not settled or capturing(device):
-        return _fresh(step)(step)
-    key = _key(step)
+    if step.active is not None or not settled or capturing(first.device):
+        return _fresh(step)(step) if _all_flat(lists[:4]) else None  # a graph owns its memory
+    sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
+    options = step.retraction, step.pairs, step.scale is not None, choice.generation(), _stream(first)
+    key = (*(address for addresses in rest for address in addresses), *sizes, *options)
     kept = _kept.get(key)
     if kept is None:
+        if not _all_flat(lists[:4]):
+            return None
         kept = _kept[key] = _fresh(step)
         while len(_kept) > _MAX_KEPT:
             _kept.popitem(last=False)
@@ -84,14 +90,14 @@ def _take(step: FusedStep) -> Tensor:
     return kept(step)
 
 
-def _key(step: FusedStep) -> tuple[Any, ...]:
-    """What the launches depend on: where the tensors are, their sizes and dtypes, and the options."""
-    first = step.weights[0]
-    lists = (step.weights, step.bases, step.probes, step.skipped, step.missed)
-    addresses = [tensor.data_ptr() for tensors in lists for tensor in tensors]
-    sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
-    options = step.retraction, step.pairs, step.scale is not None, choice.generation(), _stream(first)
-    return (*addresses, *sizes, *options)
+def _any_conj(lists: Sequence[Sequence[Tensor]]) -> bool:
+    return any(tensor.is_conj() for tensors in lists for tensor in tensors)
+
+
+def _all_flat(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether tensors are contiguous, start where an allocation could, and hold what they say."""
+    flat = all(t.is_contiguous() and is_aligned(t) for tensors in lists for t in tensors)
+    return flat and not _any_conj(lists)
 
 
 def _stream(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from projunn.factored import FactoredTensor
-from projunn.optim.gradient.dense import DenseGradient, take_together
+from projunn.optim.gradient.dense import DenseGradient, options_in_common, take_together
 from projunn.optim.gradient.factored import FactoredGradient
 from projunn.optim.member import Member
 
@@ -27,16 +27,26 @@ def gradient_of(member: Member) -> Gradient:
         TypeError: it is sparse in another way than over the matrices of a bank, or sparse though the
             parameter belongs to a layer with ``sketch_rank``, or in factors though it does not.
     """
+    known = member.gradient
+    in_factors = isinstance(member.grad, FactoredTensor)
+    if isinstance(known, DenseGradient) and not in_factors and known.renew(member.grad):
+        return known
     sketch = getattr(member.parameter, "sketch", None)  # tracing puts tensors without marks there
-    in_factors = sketch is not None or isinstance(member.grad, FactoredTensor)
-    return (FactoredGradient if in_factors else DenseGradient)(member)
+    kind = FactoredGradient if in_factors or sketch is not None else DenseGradient
+    found: Gradient = kind(member)
+    member.gradient = found
+    return found
 
 
 def take_steps(gradients: Iterable[Gradient]) -> None:
     """Take the steps along the directions: parameters that are alike step together."""
     together: dict[tuple[Any, ...], list[DenseGradient]] = {}
+    options: dict[int, tuple[Any, ...] | None] = {}
     for gradient in gradients:
-        likeness = gradient.likeness
+        group = gradient.group
+        if id(group) not in options:
+            options[id(group)] = options_in_common(group)
+        likeness = gradient.likeness(options[id(group)])
         if isinstance(gradient, DenseGradient) and likeness is not None:
             together.setdefault(likeness, []).append(gradient)
         else:

@@ -60,7 +60,8 @@ def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
 class DenseGradient:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
-    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of the others must not move: averages are
+    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of the
+    others must not move: averages are
     multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
 
     Attributes:
@@ -79,26 +80,43 @@ class DenseGradient:
         self.index = member.index
         self.grad, self.active = active_matrices(member.parameter, member.grad)
         self._finite: Tensor | None = None
+        p = member.parameter
+        self._layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device)
+        weight = p.detach()
+        self.stored_weight = weight if p.pairs else view_like(p, weight)
+
+    def renew(self, grad: Tensor) -> bool:
+        """Take up the gradient of the next step; False if more has changed than its numbers."""
+        p = self.parameter
+        if (
+            self.active is not None
+            or type(grad) is not Tensor
+            or grad.layout is not torch.strided
+            or (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device) != self._layout
+            or p.data_ptr() != self.stored_weight.data_ptr()
+        ):
+            return False
+        as_it_is = not p.pairs and p.blocks == 1 and grad.dtype == p.dtype and not grad.is_conj()
+        self.grad = grad if as_it_is and grad.is_contiguous() else active_matrices(p, grad)[0]
+        self._finite = None
+        return True
 
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
-        self.state["step"] += 1
         self._rule = rule
         own = self.rule_state()
         self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
         self.keep_rule_state(own)
 
-    @property
-    def likeness(self) -> tuple[Any, ...] | None:
-        """What parameters that step together have in common; None for one that steps alone."""
-        p, group, rate = self.parameter, self.group, unitary_learning_rate(self.group)
-        if group["factorization"] not in WARM:
+    def likeness(self, options: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        """What parameters that step together have in common; None for one that steps alone.
+
+        ``options`` are those of `options_in_common` of its group.
+        """
+        if options is None:
             return None
-        listed = None if self.active is None else id(p)
-        same_rate = id(group) if isinstance(rate, Tensor) else rate
-        kind = (p.shape, p.pairs, p.blocks, p.dtype, p.device, self.direction.dtype)
-        options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
-        return (*kind, *options, same_rate, listed)
+        listed = None if self.active is None else id(self.parameter)
+        return (self._layout, self.direction.dtype, options, listed)
 
     def take(self) -> None:
         """Take the step alone, with factors that are drawn at random or found by SVD."""
@@ -139,17 +157,11 @@ class DenseGradient:
         return torch.Generator(device).manual_seed(seed)
 
     @property
-    def stored_weight(self) -> Tensor:
-        """The parameter as `projunn_kernels.fused_step_` takes it."""
-        weight = self.parameter.detach()
-        return weight if self.parameter.pairs else view_like(self.parameter, weight)
-
-    @property
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
             limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
-            if not on_device(grad):  # no entry is larger than the 2-norm, which is faster and may overflow
+            if not on_device(grad):  # faster, and no entry is larger than the 2-norm
                 self._finite = torch.linalg.vector_norm(grad, dim=(-2, -1), keepdim=True) < limit
             if self._finite is None or not surely_all(self._finite):
                 size = torch.linalg.vector_norm(grad, torch.inf, dim=(-2, -1), keepdim=True)
@@ -179,7 +191,8 @@ class DenseGradient:
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
-        return stored_like(self.parameter, tensor)
+        plain = not self.parameter.pairs and tensor.is_contiguous() and not tensor.is_conj()
+        return tensor if plain else stored_like(self.parameter, tensor)
 
     def view(self, stored: Tensor) -> Tensor:
         """The inverse of `store`; shares memory."""
@@ -224,6 +237,16 @@ def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
         return average.addcmul_(tensor, tensor, value=weight)
     pairs = torch.view_as_real(tensor)
     return average.add_(pairs.square().sum(-1), alpha=weight)
+
+
+def options_in_common(group: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The options that parameters of one call share; None if each of the group steps alone."""
+    if group["factorization"] not in WARM:
+        return None
+    rate = unitary_learning_rate(group)
+    same_rate = id(group) if isinstance(rate, Tensor) else rate
+    options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
+    return (*options, same_rate)
 
 
 def take_together(alike: Sequence[DenseGradient]) -> None:

@@ -45,7 +45,6 @@ class FactoredGradient:
     direction: Factors
     taken: Tensor
     active = None
-    likeness = None  # parameters with sketched gradients step one by one
 
     def __init__(self, member: Member) -> None:
         p, grad, state = member.parameter, member.grad, member.state
@@ -78,9 +77,11 @@ class FactoredGradient:
             self.factors = factor(matrices, basis)
         self._finite: Tensor | None = None
 
+    def likeness(self, options: tuple[Any, ...] | None) -> None:
+        """None: parameters with sketched gradients step one by one."""
+
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
-        self.state["step"] += 1
         self._rule = rule
         left, right = rule._factored_direction(self, self.group)
         self.direction = self.gate(truncated(left, right, self.group["rank"]))
@@ -115,9 +116,7 @@ class FactoredGradient:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
             limit = largest(self._rule, self.group, self.factors[0].dtype)
-            left, right = (
-                torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True) for f in self.factors
-            )
+            left, right = (torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True) for f in self.factors)
             self._finite = (left < limit) & (right < limit) & (left < limit / right)
         return self._finite
 
