@@ -14,14 +14,14 @@ from projunn.optim.member import Member, capturing, steps_taken
 from projunn.parameter import notice
 from projunn_kernels import polish_, polish_near_, polish_when_due_
 
-# A float32 defect grows by 1e-7 a step at n = 2, by 2e-8 from n = 16 on (docs/measured.md).
-_LEAST, _MOST = 4, 32
+# A float32 defect grows by up to 1.2e-7 a step at n = 2, by 3.5e-8 at n = 16 (docs/measured.md).
+_LEAST, _MOST = 4, 16
 
 
 def polish_period(weight: Tensor) -> int:
     """Steps between two polishes, which then cost a percent of the steps on a CPU.
 
-    Up to n = 128 a float32 defect stays below 1e-6; larger matrices are polished as often as is cheap.
+    Up to n = 64 a float32 defect stays below 1e-6; larger matrices are polished as often as is cheap.
     """
     n = max(weight.shape[-2:])
     return max(min(max(_LEAST, 2 * n), _MOST), min(n * n // 256, 2 * n))
