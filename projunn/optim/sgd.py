@@ -34,9 +34,9 @@ class SGD(UnitaryOptimizer):
             the manifold, as ``"subspace"`` can, and reads W more often.
         unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
             experiments.  A scheduler that changes ``lr`` changes it in proportion.
-        polish_every: steps between two corrections of rounding drift; 0 for none.  The default, max(192,
-            2 m, 2 n), keeps float32 weights within about 1e-6 of unitary, and costs a few percent of the
-            time of the steps.
+        polish_every: steps of a matrix between two corrections of its rounding drift; 0 for none.  The
+            default is 2 n, at least 4 and at most 16, for the larger side n up to 64, and keeps such
+            float32 weights within 1e-6 of unitary.  It is n^2 / 256 up to n = 512, and 2 n beyond.
         capturable: allow the step to be captured in a CUDA graph.  The steps of unitary parameters are
             then counted on the GPU, where it is also decided when to correct drift.
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext as quiet
 import pytest
 import torch
 
-from projunn import OffManifoldWarning, init, unitarity_defect
+from projunn import OffManifoldWarning, UnitaryParameter, init, optim, unitarity_defect
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
 from projunn.optim.drift import polish_period
@@ -73,5 +73,23 @@ def test_an_optimizer_on_a_cpu_pulls_a_scaled_weight_back_at_once_and_says_so(pa
 
 
 def test_is_rarer_for_larger_matrices():
-    periods = [polish_period(torch.empty(n, n)) for n in (8, 64, 1024, 4096)]
-    assert periods[0] == periods[1] < periods[2] < periods[3]
+    periods = [polish_period(torch.empty(n, n)) for n in (1, 8, 16, 64, 128, 1024, 4096)]
+    assert periods == [4, 16, 16, 16, 64, 2048, 8192]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("rule", ["SGD", "RMSprop", "AdamW"])
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 64])
+def test_a_float32_weight_stays_within_1e_6_of_unitary_at_every_size(rule, kind, n):
+    """Where a step hardly moves a weight, it is rounded the same way each time: drift is no random walk."""
+    count = 16 if n < 64 else 2
+    weight = UnitaryParameter(init.haar_(torch.empty(count, n, n, dtype=kind)))
+    optimizer = getattr(optim, rule)([weight], lr=0.01, unitary_lr=0.1)
+    weight.grad = torch.randn_like(weight)
+    farthest = 0.0
+    for step in range(3 * polish_period(weight) + 60):
+        if step == 60:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        farthest = max(farthest, defect(weight.detach()))
+    assert farthest < 1e-6

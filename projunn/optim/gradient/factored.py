@@ -84,7 +84,8 @@ class FactoredGradient:
         """Find the direction of a rule, whose averages move."""
         self._rule = rule
         left, right = rule._factored_direction(self, self.group)
-        self.direction = self.gate(truncated(left, right, self.group["rank"]))
+        rank = min(self.group["rank"], left.shape[-2], right.shape[-2])
+        self.direction = self.gate(truncated(left, right, rank))
 
     def take(self) -> None:
         """Take the step: `projunn_kernels.factored_step_`."""
