@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from projunn import interruption
 from projunn.exit_status import INTERRUPTED
 from projunn.model_problems import IMAGES, LENGTH, SEQUENCES, load_model, model_problems
 from projunn.tuning_display import Board
@@ -107,6 +108,7 @@ def _tune(
     if not tuning.uses_tables():
         print("PROJUNN_TABLES=off: the table will be written, but not used")
     board = Board(len(plan.problems))
+    interruption.raise_on_interrupt()
     with Compilers(processes) as compilers:
         results = autotune(
             plan,

@@ -4,12 +4,13 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from projunn import autotuning
+from projunn import autotuning, interruption
 from projunn.exit_status import INTERRUPTED
 from projunn.training import command
 from projunn_kernels import selfcheck
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process) and return its exit status.
 
     It is 0 if all went well, 2 if the command cannot be carried out (an error is printed in one line),
-    and 130 after Ctrl-C.  Options that cannot be parsed end in ``SystemExit`` with status 2, as argparse
-    has it.  With the variable ``PROJUNN_TRACEBACK`` errors are raised.
+    130 after Ctrl-C and 143 after SIGTERM.  Options that cannot be parsed end in ``SystemExit`` with
+    status 2, as argparse has it.  With the variable ``PROJUNN_TRACEBACK`` errors are raised.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"projunn: {lines[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        interruption.say(signal.SIGINT)
         return INTERRUPTED
 
 

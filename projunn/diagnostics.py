@@ -9,6 +9,8 @@ NotImplementedError.
 import torch
 from torch import Tensor
 
+from projunn import arguments
+from projunn.arguments import matrices, positive
 from projunn.manifold import matrix_view
 from projunn_kernels import constant
 
@@ -81,8 +83,7 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
     Raises:
         ValueError: ``rank`` is below 1, or ``matrix`` does not hold real or complex matrices.
     """
-    if rank < 1:
-        raise ValueError(f"rank: got {rank}, wanted at least 1")
+    rank = positive("rank", rank)
     a = _matrix("matrix", matrix)
     a = a.to(torch.complex128 if a.is_complex() else torch.float64)
     gram = a @ a.mH if a.shape[-2] < a.shape[-1] else a.mH @ a
@@ -93,10 +94,6 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _matrix(name: str, tensor: Tensor) -> Tensor:
-    matrix = constant(matrix_view(tensor), "this diagnostic")
-    if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
-        raise ValueError(
-            f"{name}: got shape {tuple(tensor.shape)} and {tensor.dtype}, wanted real or complex"
-            " matrices (*batch, m, n)"
-        )
+    view = matrix_view(arguments.tensor(name, tensor))
+    matrix = matrices(name, constant(view, "this diagnostic"))
     return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix

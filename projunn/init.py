@@ -1,12 +1,11 @@
 """Initialisers: each replaces every matrix of a batch by a unitary one, in place.
 
 They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
-They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
 return it.  ``parameter.data`` is read as the parameter is (`projunn.matrix_view`).  They compute in
 float64, so that float32 weights start with the defect of one rounding, 1.3e-7.  Rectangular matrices get
 orthonormal rows or columns, whichever are fewer.  ``generator`` is the source of the random numbers, on
 the tensor's device; by default it is PyTorch's own.  A tensor that does not hold real or complex
-matrices raises ``ValueError``.
+matrices raises ``ValueError``, and what is no tensor or no generator ``TypeError``.
 """
 
 from math import pi
@@ -14,6 +13,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from projunn import arguments
+from projunn.arguments import matrices
 from projunn.manifold import matrix_view
 
 
@@ -24,6 +25,7 @@ def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     has a positive diagonal.  Returns ``tensor``.  Source: Mezzadri, Notices of the AMS 54, 2007.
     """
     matrix = _matrix(tensor)
+    arguments.check_generator(generator)
     *batch, m, n = matrix.shape
     shape = (*batch, max(m, n), min(m, n))
     noise = torch.randn(shape, dtype=_precise(matrix), device=matrix.device, generator=generator)
@@ -61,6 +63,7 @@ def cayley_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 def _rotations(tensor: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     matrix = _matrix(tensor)
+    arguments.check_generator(generator)
     identity_(matrix)
     size = min(matrix.shape[-2:])
     planes = size if matrix.is_complex() else size // 2
@@ -81,13 +84,7 @@ def _rotations(tensor: Tensor, low: float, high: float, generator: torch.Generat
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    matrix = matrix_view(tensor).detach()
-    if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
-        raise ValueError(
-            f"tensor: got shape {tuple(tensor.shape)} and {tensor.dtype}, wanted real or complex"
-            " matrices (*batch, m, n)"
-        )
-    return matrix
+    return matrices("tensor", matrix_view(arguments.tensor("tensor", tensor)).detach())
 
 
 def _precise(matrix: Tensor) -> torch.dtype:

@@ -6,12 +6,14 @@ they run and by their options, and only if nothing is hooked into them.  Others 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf, log2, prod, sqrt
+from sys import float_info
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from projunn.arguments import number
 from projunn.models.cayley import CayleyConv2d
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.conv import _UnitaryConv
@@ -97,10 +99,8 @@ def certified_accuracy(
         ValueError: a radius or a constant that is negative or not finite, or no input.
         TypeError: ``lipschitz`` is not given, and a layer has no known bound.
     """
-    if not all(0 <= r < inf for r in radii):
-        raise ValueError(f"radii: got {list(radii)}, wanted finite numbers, none below 0")
-    if lipschitz is not None and not 0 <= lipschitz < inf:
-        raise ValueError(f"lipschitz: got {lipschitz!r}, wanted a finite number, not below 0")
+    radii = [number("radii", radius, 0, float_info.max) for radius in radii]
+    lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
     layers = [(layer, _bound(layer)) for layer in _chain(model)] if lipschitz is None else []
     constant = prod(bound.norm for _, bound in layers) if lipschitz is None else lipschitz
     distances = torch.tensor(list(radii), dtype=torch.float64)

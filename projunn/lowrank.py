@@ -8,6 +8,7 @@ iteration.
 import torch
 from torch import Tensor
 
+from projunn.arguments import check_generator, is_whole, one_of, tensor
 from projunn_kernels import adjoint_product, factor, orthonormalize
 
 FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
@@ -55,7 +56,8 @@ def factorize(
             another method, or a ``matrix`` of fewer than two axes.
         TypeError: ``matrix`` is neither real nor complex floating-point.
     """
-    _check(matrix, rank, method, basis)
+    rank = _check(matrix, rank, method, basis)
+    check_generator(generator)
     if matrix.dtype in (torch.float16, torch.bfloat16):
         matrix = matrix.float()
     if method == "svd":
@@ -98,21 +100,23 @@ def _sample_columns(matrix: Tensor, count: int, generator: torch.Generator | Non
     return matrix.gather(-1, chosen.unsqueeze(-2).expand(*matrix.shape[:-1], count))
 
 
-def _check(matrix: Tensor, rank: int, method: str, basis: Tensor | None) -> None:
-    if method not in FACTORIZATIONS:
-        raise ValueError(f"method: got {method!r}, wanted one of {', '.join(FACTORIZATIONS)}")
+def _check(matrix: Tensor, rank: int, method: str, basis: Tensor | None) -> int:
+    one_of("method", method, FACTORIZATIONS)
+    tensor("matrix", matrix)
     if not (matrix.is_floating_point() or matrix.is_complex()):
         raise TypeError(f"matrix: got {matrix.dtype}, wanted a real or complex floating-point dtype")
     if matrix.ndim < 2:
         raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, wanted (*batch, m, n)")
-    if not 1 <= rank <= max(1, min(matrix.shape[-2:])):
+    if not is_whole(rank) or not 1 <= rank <= max(1, min(matrix.shape[-2:])):
         raise ValueError(
-            f"rank: got {rank}, wanted 1 to {min(matrix.shape[-2:])} for a matrix of shape"
+            f"rank: got {rank!r}, wanted 1 to {min(matrix.shape[-2:])} for a matrix of shape"
             f" {tuple(matrix.shape)}"
         )
     if basis is None:
-        return
+        return int(rank)
+    tensor("basis", basis)
     if method != "subspace":
         raise ValueError(f'basis: only method="subspace" takes one, got method={method!r}')
     if basis.shape != (*matrix.shape[:-1], rank):
         raise ValueError(f"basis: got shape {tuple(basis.shape)}, wanted {(*matrix.shape[:-1], rank)}")
+    return int(rank)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from projunn import arguments
+from projunn.arguments import of_kind, positive
 from projunn.layout import as_matrices
 from projunn.parameter import (
     UnitaryParameter,
@@ -63,12 +65,13 @@ def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None
             order of axes that does not tell which they are.
     """
     if pairs is None and blocks is None:
-        pairs, blocks = layout_of(tensor)
+        pairs, blocks = layout_of(arguments.tensor("tensor", tensor))
     return as_matrices(tensor, pairs or False, blocks or 1)
 
 
 def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
     """Lists the unitary parameters of ``module``, each once, in the order of ``module.parameters()``."""
+    of_kind("module", module, nn.Module, "a module")
     recognise()
     return [p for p in module.parameters() if isinstance(p, UnitaryParameter)]
 
@@ -94,8 +97,11 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
         ValueError: the module itself has no such parameter, it is not a matrix or belongs to a
             convolution (take those of `projunn.nn`), ``blocks`` does not divide its rows, or it has
             entries that are not finite.
-        TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised).
+        TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised);
+            ``module`` is no module, or ``name`` no word.
     """
+    of_kind("module", module, nn.Module, "a module")
+    of_kind("name", name, str, "the name of a parameter")
     parameter = module._parameters.get(name)
     if parameter is None:
         known = ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
@@ -118,10 +124,11 @@ def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = N
     pairs, stacked = layout_of(parameter)
     if blocks is None:
         blocks = stacked if isinstance(parameter, UnitaryParameter) else _stacked(module, name)
+    blocks = positive("blocks", blocks)
     matrices = (parameter[..., 0] if pairs else parameter).detach()
     if matrices.ndim < 2 or parameter.numel() == 0:
         raise ValueError(f"name: {name!r} has shape {tuple(parameter.shape)}, not (*batch, m, n)")
-    if blocks < 1 or matrices.shape[-2] % blocks:
+    if matrices.shape[-2] % blocks:
         raise ValueError(f"blocks: {blocks} does not divide the {matrices.shape[-2]} rows of {name!r}")
     if parameter.dtype not in MATRIX_DTYPES:
         raise TypeError(f"name: {name!r} is {parameter.dtype}; wanted one of {dtype_names()}")
@@ -177,12 +184,13 @@ def project_(target: Target) -> Target:
         ``target``.
 
     Raises:
-        ValueError: a module without unitary parameters, or entries that are not finite; nothing has
-            changed then.
-        TypeError: a sharded weight.
+        ValueError: a module without unitary parameters, a tensor that holds no real or complex matrices,
+            or entries that are not finite; nothing has changed then.
+        TypeError: a sharded weight, or neither a module nor a tensor.
     """
     tensors: list[Tensor] = [target] if isinstance(target, Tensor) else []
     if not isinstance(target, Tensor):
+        of_kind("target", target, nn.Module, "a module or a tensor")
         tensors += unitary_parameters(target)
     if not tensors:
         raise ValueError(f"target: {type(target).__name__} has no unitary parameters")
@@ -191,7 +199,7 @@ def project_(target: Target) -> Target:
         name, slot = known.get(id(tensor), (f"a tensor of shape {tuple(tensor.shape)}", None))
         if type(tensor) not in (Tensor, nn.Parameter, UnitaryParameter):
             raise TypeError(f"target: {name} is a {type(tensor).__name__}, wanted a whole weight")
-        views.append((matrix_view(tensor).detach(), slot))
+        views.append((arguments.matrices("target", matrix_view(tensor).detach()), slot))
         _refuse_unsound("target", name, tensor)
     for matrices, slot in views:
         matrices.copy_(nearest(matrices))

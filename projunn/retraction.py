@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import projunn_kernels
+from projunn.arguments import one_of, tensor
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
 from projunn_kernels import RETRACTIONS, constant
 
@@ -55,7 +56,7 @@ def retract(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp"
         TypeError: dtypes that do not fit.
         NotImplementedError: a transform of ``torch.func``, or forward mode, wants the derivative.
     """
-    result = constant(matrix_view(weight), "projunn.retract").clone()
+    result = constant(matrix_view(tensor("weight", weight)), "projunn.retract").clone()
     return retract_(result, left, right, retraction)
 
 
@@ -66,7 +67,7 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
     gradient, such as a `projunn.UnitaryParameter`; autograd does not record the step.
     """
     with torch.no_grad():
-        take_step_(matrix_view(weight), left, right, retraction)
+        take_step_(matrix_view(tensor("weight", weight)), left, right, retraction)
     return weight
 
 
@@ -77,13 +78,13 @@ def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> 
 
 
 def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:
-    if retraction not in RETRACTIONS:
-        raise ValueError(f"retraction: got {retraction!r}, wanted one of {', '.join(RETRACTIONS)}")
+    one_of("retraction", retraction, RETRACTIONS)
     if weight.dtype not in MATRIX_DTYPES:
         raise TypeError(f"weight: got {weight.dtype}, wanted one of {dtype_names()}")
     if weight.ndim < 2:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, wanted (*batch, m, n)")
     *batch, m, n = weight.shape
+    tensor("left", left), tensor("right", right)
     for name, factor, rows in (("left", left, m), ("right", right, n)):
         if factor.dtype != weight.dtype:
             raise TypeError(f"{name}: got {factor.dtype}, wanted weight's dtype {weight.dtype}")

@@ -16,15 +16,24 @@ process starts with.
 import importlib.util
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from projunn_kernels import private
+
 BACKENDS = ("auto", "torch", "triton", "interpret")
 _SINGLE = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
-_chosen: str | None = None
+_REMEMBERED = 64  # of the calls below; a call that becomes a ``with`` block is among the last ones
+
+Choice = tuple[str, str]  # the backend, and who chose it
 
 
 class backend:
@@ -32,6 +41,12 @@ class backend:
 
         projunn.backend("torch")
         with projunn.backend("triton"): ...
+
+    A ``with`` block holds for the thread that it is in, or for the task of asyncio, and for nobody else:
+    threads that start inside of it have the choice of the process.  Blocks may be nested, and one object
+    may be entered again.  The backward of an operation has the backend of its forward, wherever it runs.
+    A function compiled by ``torch.compile`` reads the choice in each call; its backward reads that of
+    the thread that runs it, which on a GPU is one of autograd's: choose for the process there.
 
     Args:
         name: ``"auto"`` takes Triton kernels on GPU tensors where triton is installed, and PyTorch
@@ -50,11 +65,17 @@ class backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _chosen
+        private.break_graph("projunn.backend: wanted a choice outside of what torch.compile traces")
         _check("name", name)
-        self._previous, _chosen = _chosen, name
+        self._choice = name, "projunn.backend"
+        with _changing_calls():
+            _calls.append(self)
+            del _calls[:-_REMEMBERED]
 
     def __enter__(self) -> "backend":
+        with _changing_calls(), suppress(ValueError):  # it is there until it is entered first
+            _calls.remove(self)
+        _blocks.set((*_blocks.get(), self._choice))
         return self
 
     def __exit__(
@@ -63,17 +84,49 @@ class backend:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _chosen
-        _chosen = self._previous
+        blocks = _blocks.get()
+        last = max((i for i, choice in enumerate(blocks) if choice is self._choice), default=None)
+        if last is not None:  # a generator may close its block elsewhere, where there is none
+            _blocks.set((*blocks[:last], *blocks[last + 1 :]))
 
 
-def chosen_backend() -> tuple[str, str]:
-    """The backend in force and who chose it, for ``projunn info``."""
-    return at_start() if _chosen is None else (_chosen, "projunn.backend")
+# The calls of `backend` that are no ``with`` blocks; the last one holds for the process.  From its call
+# to its entry a block is among them, because a call cannot see whether it is one.
+_calls: list[backend] = []
+_lock = threading.Lock()
+_of_process: Choice | None = None
+# The blocks that this thread or task is in, the innermost one last.
+_blocks: ContextVar[tuple[Choice, ...]] = ContextVar("projunn.backend", default=())
+
+
+@contextmanager
+def _changing_calls() -> Iterator[None]:
+    global _of_process
+    with _lock:
+        yield
+        _of_process = _calls[-1]._choice if _calls else None
+
+
+def chosen_backend() -> Choice:
+    """The backend in force and who chose it: `backend`, the environment, or nobody."""
+    if blocks := _blocks.get():
+        return blocks[-1]
+    return _of_process or at_start()
+
+
+def run_under(choice: Choice | None, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Calls a function under a choice that was in force before, on whatever thread; None: as it is."""
+    if choice is None or chosen_backend() is choice:
+        return function(*arguments, **named)
+    token = _blocks.set((choice,))
+    try:
+        return function(*arguments, **named)
+    finally:
+        _blocks.reset(token)
 
 
 @cache
-def at_start() -> tuple[str, str]:
+def at_start() -> Choice:
     """The backend that the process starts with, read once: it is asked for several times a step."""
     name = os.environ.get("PROJUNN_BACKEND")
     if name is None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import private, selfcheck
-from projunn_kernels.backends import uses_triton
+from projunn_kernels.backends import chosen_backend, run_under, uses_triton
 from projunn_kernels.configs.kernel import Kernel
 
 
@@ -101,8 +101,7 @@ class Operation:
         )
         self.registered.register_fake(self._on_values(self._fake))
         if self.derivative is not None:
-            d = self.derivative
-            self.registered.register_autograd(d.backward, setup_context=d.setup_context)
+            self.registered.register_autograd(self._backward, setup_context=self._setup_context)
         if self.autocast:
             for device in ("cpu", "cuda"):
                 self.registered.register_autocast(device, torch.float32)
@@ -183,6 +182,16 @@ class Operation:
         if self.plain is not None and private.in_onnx_export():
             return self._plainly(*arguments)
         return usual(*arguments)
+
+    def _setup_context(self, ctx: Any, **values: Any) -> None:
+        assert self.derivative is not None
+        ctx.chosen = chosen_backend()
+        self.derivative.setup_context(ctx, **values)
+
+    def _backward(self, ctx: Any, *grads: Any) -> Any:
+        """The backward, which autograd may run on another thread, under the backend of the forward."""
+        assert self.derivative is not None
+        return run_under(ctx.chosen, self.derivative.backward, ctx, *grads)
 
     def _plainly(self, *arguments: Any) -> Any:
         plain, bundle = self.plain, self.bundle

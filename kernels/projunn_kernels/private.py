@@ -10,6 +10,7 @@
 ``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
                  `torch.compiler.is_exporting` and its kin return, for a third of the time.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
+``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 """
@@ -123,6 +124,12 @@ def traced_for_onnx() -> bool:
     (`torch.compiler._is_compiling_flag` would not do: it differs when the guards are looked at.)
     """
     return torch.compiler._is_exporting_flag and in_onnx_export()
+
+
+def break_graph(reason: str) -> None:
+    """Makes Dynamo leave the calling function to Python, or, with ``fullgraph=True``, say why not."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(reason)
 
 
 def watch(

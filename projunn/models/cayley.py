@@ -5,6 +5,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projunn.arguments import check_numbers, check_strided, flag, per_axis, positive
+
 
 class CayleyConv2d(nn.Module):
     """An orthogonal circular convolution by a Cayley transform at every frequency, from a small filter.
@@ -28,7 +30,9 @@ class CayleyConv2d(nn.Module):
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size), real.
 
     Raises:
-        ValueError: a stride that does not divide ``spatial_size``.
+        ValueError: a size that is not positive, a stride that does not divide ``spatial_size``, or input
+            of another size.
+        TypeError: input of another dtype.
     """
 
     def __init__(
@@ -42,16 +46,17 @@ class CayleyConv2d(nn.Module):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        size = (spatial_size, spatial_size) if isinstance(spatial_size, int) else tuple(spatial_size)
-        if any(s % stride for s in size):
+        size = per_axis("spatial_size", spatial_size, 2)
+        if any(s % positive("stride", stride) for s in size):
             raise ValueError(f"stride: got {stride}, wanted a divisor of spatial_size {size}")
+        self._shape = positive("in_channels", in_channels), *size
         self.stride = stride
         self.output_size = (size[0] // stride, size[1] // stride)
-        self.kernel_size = tuple(min(kernel_size, s) for s in self.output_size)
-        shape = (out_channels, in_channels * stride**2, *self.kernel_size)
+        self.kernel_size = tuple(min(positive("kernel_size", kernel_size), s) for s in self.output_size)
+        shape = (positive("out_channels", out_channels), in_channels * stride**2, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape))
         self.gain = nn.Parameter(torch.empty(()))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if flag("bias", bias) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -73,6 +78,10 @@ class CayleyConv2d(nn.Module):
         return _cayley(rearrange(torch.fft.rfft2(taps), "out c h w -> h w out c"))
 
     def forward(self, input: Tensor) -> Tensor:
+        check_numbers("input", input, self.weight, False)
+        check_strided("input", input)
+        if input.shape[1:] != self._shape:
+            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (batch, *{self._shape})")
         x = functional.pixel_unshuffle(input, self.stride) if self.stride > 1 else input
         spectrum = rearrange(torch.fft.rfft2(x), "batch c h w -> h w batch c")
         product = rearrange(spectrum @ self.frequency_response().mT, "h w batch out -> batch out h w")

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from projunn.models.layers import convolution, image_size
-from projunn.nn import MaxMin
+from projunn.arguments import positive
+from projunn.models.layers import check_images, convolution, image_size
+from projunn.nn import GroupSort, MaxMin
 
 
 class DeepConvNet(nn.Module):
@@ -25,7 +26,9 @@ class DeepConvNet(nn.Module):
         input (batch, in_channels, *image_size), output (batch, num_classes).
 
     Raises:
-        ValueError: an unknown ``conv``, images that are too small, or no convolution.
+        ValueError: an unknown ``conv``, images that are too small, no convolution, an odd
+            ``width`` for MaxMin, or input of another size.
+        TypeError: an ``activation`` that is not made without arguments.
     """
 
     def __init__(
@@ -39,18 +42,31 @@ class DeepConvNet(nn.Module):
         activation: type[nn.Module] = MaxMin,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth: got {depth}, wanted at least 1")
-        size = _size(image_size)
+        self.in_channels, self.image_size = positive("in_channels", in_channels), _size(image_size)
+        size, width, depth = self.image_size, positive("width", width), positive("depth", depth)
         layers: list[nn.Module] = []
         for i in range(depth):
             layers.append(convolution(conv, width if i else in_channels, width, size, bias=True))
-            layers.append(activation())
+            layers.append(_made(activation, width))
         self.body = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width * size[0] * size[1], num_classes)
+        self.classifier = nn.Linear(width * size[0] * size[1], positive("num_classes", num_classes))
 
     def forward(self, input: Tensor) -> Tensor:
+        check_images(input, self.in_channels, self.image_size)
         return self.classifier(self.body(input).flatten(1))
+
+
+def _made(activation: type[nn.Module], width: int) -> nn.Module:
+    message = f"activation: got {activation!r}, wanted a class of modules that is made without arguments"
+    try:
+        made = activation()
+    except TypeError as error:
+        raise TypeError(message) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(message)
+    if isinstance(made, GroupSort) and width % made.group_size:
+        raise ValueError(f"width: got {width}, wanted a multiple of {made.group_size} for {made!r}")
+    return made
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:

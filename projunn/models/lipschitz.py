@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from projunn.arguments import positive
 from projunn.models.layers import convolution, image_size
 from projunn.nn import MaxMin, UnitaryLinear
 
@@ -22,7 +23,7 @@ class LipschitzConvNet(nn.Sequential):
         input (batch, in_channels, *image_size), output (batch, num_classes).
 
     Raises:
-        ValueError: images that are not divisible by 4, an unknown ``conv``.
+        ValueError: images that are not divisible by 4, an odd ``width``, an unknown ``conv``.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class LipschitzConvNet(nn.Sequential):
         width: int = 32,
     ) -> None:
         height, across = _size(image_size)
+        if positive("width", width) % 2:
+            raise ValueError(f"width: got {width}, wanted an even number")
         half, quarter = (height // 2, across // 2), (height // 4, across // 4)
         four = 4 * width
         super().__init__(
-            convolution(conv, in_channels, width, (height, across), bias=True),
+            convolution(conv, positive("in_channels", in_channels), width, (height, across), bias=True),
             MaxMin(),
             convolution(conv, width, 2 * width, (height, across), 2, bias=True),
             MaxMin(),
@@ -48,7 +51,7 @@ class LipschitzConvNet(nn.Sequential):
             convolution(conv, four, four, quarter, bias=True),
             MaxMin(),
             nn.Flatten(),
-            UnitaryLinear(four * quarter[0] * quarter[1], num_classes),
+            UnitaryLinear(four * quarter[0] * quarter[1], positive("num_classes", num_classes)),
         )
 
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from projunn.models.layers import convolution, image_size
+from projunn.arguments import positive
+from projunn.models.layers import check_images, convolution, image_size
 
 
 class ResNet9(nn.Module):
@@ -22,7 +23,7 @@ class ResNet9(nn.Module):
         input (batch, in_channels, *image_size), output (batch, num_classes).
 
     Raises:
-        ValueError: an unknown ``conv``, or images that are too small.
+        ValueError: an unknown ``conv``, images that are too small, or input of another size.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class ResNet9(nn.Module):
         width: int = 64,
     ) -> None:
         super().__init__()
-        size = _size(image_size)
+        self.in_channels, self.image_size = positive("in_channels", in_channels), _size(image_size)
+        size, width = self.image_size, positive("width", width)
         half = (size[0] // 2, size[1] // 2)
         quarter = (half[0] // 2, half[1] // 2)
 
@@ -50,9 +52,12 @@ class ResNet9(nn.Module):
         self.conv4 = block(four, four, quarter)
         self.res2 = nn.Sequential(block(four, four, quarter), block(four, four, quarter))
         self.pool = nn.AdaptiveAvgPool2d(2 if min(quarter) > 1 else 1)
-        self.classifier = nn.Linear(four * (4 if min(quarter) > 1 else 1), num_classes)
+        self.classifier = nn.Linear(
+            four * (4 if min(quarter) > 1 else 1), positive("num_classes", num_classes)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
+        check_images(input, self.in_channels, self.image_size)
         x = self.conv2(self.conv1(input))
         x = x + self.res1(x)
         x = self.conv4(self.conv3(x))

@@ -4,8 +4,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from projunn.arguments import check_numbers, check_strided, flag, positive
 from projunn.init import haar_
-from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
+from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
 from projunn_kernels import pairs, private
 
@@ -36,8 +37,8 @@ class BlockUnitaryLinear(UnitaryModule):
             starts uniform in +-1/sqrt(block_size).
 
     Raises:
-        ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size.
-        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
+        ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size or device.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128, or input of another dtype.
     """
 
     bias: nn.Parameter | None
@@ -60,7 +61,7 @@ class BlockUnitaryLinear(UnitaryModule):
         self.sketch_rank = sketch_rank
         shape = num_factors, num_blocks, block_size, block_size
         self.weight = self._matrices(*shape, device=device, sketch_rank=sketch_rank)
-        self.bias = self._plain(num_blocks * block_size, device=device) if bias else None
+        self.bias = self._plain(num_blocks * block_size, device=device) if flag("bias", bias) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -73,14 +74,17 @@ class BlockUnitaryLinear(UnitaryModule):
 
     def forward(self, input: Tensor) -> Tensor:
         features = self.num_blocks * self.block_size
+        weight, is_complex = self.weight, self.is_complex
+        check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
+        check_strided("input", input)
         if input.ndim == 0 or input.shape[-1] != features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {features})")
-        if self.is_complex and private.traced_for_onnx():
+        if is_complex and private.traced_for_onnx():
             return self._forward_of_parts(input)
-        start = sketch_of(self.weight)
-        matrices = self._numbers(self.weight)
-        factors = (matrices if start is None else self.weight).unbind(0)
-        x = input.to(matrices.dtype) if self.is_complex else input
+        start = sketch_of(weight)
+        matrices = self._numbers(weight)
+        factors = (matrices if start is None else weight).unbind(0)
+        x = input.to(matrices.dtype) if is_complex else input
         if input.ndim != 2:
             x = x.reshape(-1, features)
         # The blocks come first, so that each factor is one batched product.

@@ -1,16 +1,17 @@
 """Norm-preserving convolutions: circular filters of full size, with a unitary matrix per frequency."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from projunn.arguments import check_numbers, check_strided, flag, per_axis, positive
 from projunn.init import haar_
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.frequencies import energy_weights, filter_taps, full_response, resample, windowed
-from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
+from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_convolution
 from projunn_kernels import fourier_convolution, frequencies
 
@@ -52,8 +53,8 @@ class _UnitaryConv(UnitaryModule):
         self.sketch_rank = sketch_rank
         self.in_channels = positive("in_channels", in_channels)
         self.out_channels = positive("out_channels", out_channels)
-        self.spatial_size = self._per_axis("spatial_size", spatial_size)
-        self.stride = self._per_axis("stride", stride)
+        self.spatial_size = per_axis("spatial_size", spatial_size, self.axes)
+        self.stride = per_axis("stride", stride, self.axes)
         if any(s % r for s, r in zip(self.spatial_size, self.stride, strict=True)):
             raise ValueError(
                 f"stride: got {self.stride}, wanted divisors of spatial_size {self.spatial_size}"
@@ -69,14 +70,8 @@ class _UnitaryConv(UnitaryModule):
             self.own_weight = self._matrices(
                 len(self._grid.own), *shape, device=device, sketch_rank=sketch_rank
             )
-        self.bias = self._plain(out_channels, device=device) if bias else None
+        self.bias = self._plain(out_channels, device=device) if flag("bias", bias) else None
         self.reset_parameters()
-
-    def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
-        values = tuple(value) if isinstance(value, Iterable) else (value,) * self.axes
-        if len(values) != self.axes:
-            raise ValueError(f"{name}: got {value!r}, wanted an integer or {self.axes} of them")
-        return tuple(positive(name, v) for v in values)
 
     def reset_parameters(self) -> None:
         """Draws the parameters anew: the same Haar-random matrix at every frequency, and a zero bias.
@@ -102,6 +97,9 @@ class _UnitaryConv(UnitaryModule):
                 self.bias.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
+        weight, is_complex = self.weight, self.is_complex
+        check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
+        check_strided("input", input)
         wanted = (self.in_channels, *self.spatial_size)
         unbatched = input.ndim == self.axes + 1
         if (
@@ -110,17 +108,15 @@ class _UnitaryConv(UnitaryModule):
         ):
             raise ValueError(self._misfit(tuple(input.shape)))
         x = input.unsqueeze(0) if unbatched else input
-        if self.is_complex:
-            numbers = torch.promote_types(self.weight.dtype, torch.complex32)
+        if is_complex:
+            numbers = torch.promote_types(weight.dtype, torch.complex32)
             x = torch.view_as_real(x if x.is_complex() else x.to(numbers))
-        elif x.is_complex():
-            raise TypeError(f"input: got {x.dtype}, wanted real numbers for a real layer")
         x = self._gather_positions(x)
         size = list(self.output_size)
-        if sketch_of(self.weight) is None:
-            y, _ = fourier_convolution(x, self.weight, self.own_weight, self.bias, size)
+        if sketch_of(weight) is None:
+            y, _ = fourier_convolution(x, weight, self.own_weight, self.bias, size)
         else:
-            y = sketched_convolution(x, self.weight, self.own_weight, self.bias, size)
+            y = sketched_convolution(x, weight, self.own_weight, self.bias, size)
         if self.is_complex:
             y = torch.view_as_complex(y)
         return y.squeeze(0) if unbatched else y
@@ -263,7 +259,7 @@ class _UnitaryConv(UnitaryModule):
             own.copy_(inside[len(grad) :, ..., 0])
 
     def _window(self, window: Size) -> tuple[int, ...]:
-        taps = self._per_axis("window", window)
+        taps = per_axis("window", window, self.axes)
         if any(w > s for w, s in zip(taps, self.output_size, strict=True)):
             raise ValueError(f"window: got {taps}, wanted at most the filter's {self.output_size}")
         return taps
@@ -326,7 +322,7 @@ class UnitaryConv2d(_UnitaryConv):
     Raises:
         ValueError: a size that is not positive, a stride that does not divide ``spatial_size``, or input
             of another size (`resized` makes a layer for that).
-        TypeError: another dtype, or complex input of a real layer.
+        TypeError: another dtype, of the layer or of its input.
     """
 
     axes = 2

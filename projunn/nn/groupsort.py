@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from projunn.nn.module import positive
+from projunn.arguments import check_strided, positive, tensor, whole
 
 
 class GroupSort(nn.Module):
@@ -21,15 +21,24 @@ class GroupSort(nn.Module):
         input and output of any shape, the same, real.
 
     Raises:
-        ValueError: ``group_size`` is not positive, or does not divide the features of an input.
+        ValueError: ``group_size`` is not positive, or does not divide the features of an input, or an
+            input has no axis ``dim``.
+        TypeError: complex input.
     """
 
     def __init__(self, group_size: int, dim: int = 1) -> None:
         super().__init__()
         self.group_size = positive("group_size", group_size)
-        self.dim = dim
+        self.dim = whole("dim", dim)
 
     def forward(self, input: Tensor) -> Tensor:
+        try:
+            return self._sorted(input)
+        except (AttributeError, IndexError, RuntimeError, TypeError):  # to say it in our words
+            self._check(input)
+            raise
+
+    def _sorted(self, input: Tensor) -> Tensor:
         features = input.shape[self.dim]
         if features % self.group_size:
             raise ValueError(
@@ -43,6 +52,16 @@ class GroupSort(nn.Module):
             pair = torch.stack([first.minimum(second), first.maximum(second)], dim + 1)
             return pair.flatten(dim, dim + 1)
         return groups.sort(dim + 1).values.flatten(dim, dim + 1)
+
+    def _check(self, input: Tensor) -> None:
+        if tensor("input", input).is_complex():
+            raise TypeError(f"input: got {input.dtype}, wanted real numbers")
+        if not -input.ndim <= self.dim < input.ndim:
+            shape = tuple(input.shape)
+            raise ValueError(
+                f"dim: got {self.dim}, wanted an axis of the input, which has shape {shape}"
+            )
+        check_strided("input", input)
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}, dim={self.dim}"

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projunn.arguments import check_numbers, check_strided, flag, positive
 from projunn.init import haar_
-from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
+from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
 from projunn_kernels import pairs, private
 
@@ -42,8 +43,8 @@ class UnitaryLinear(UnitaryModule):
         matrix: the weight as real or complex numbers, (out_features, in_features).
 
     Raises:
-        ValueError: sizes or a ``sketch_rank`` that are not positive.
-        TypeError: ``dtype`` is none of those four.
+        ValueError: sizes or a ``sketch_rank`` that are not positive, or input of another size or device.
+        TypeError: ``dtype`` is none of those four, or input of another dtype.
     """
 
     bias: nn.Parameter | None
@@ -63,7 +64,7 @@ class UnitaryLinear(UnitaryModule):
         self.out_features = positive("out_features", out_features)
         self.sketch_rank = sketch_rank
         self.weight = self._matrices(out_features, in_features, device=device, sketch_rank=sketch_rank)
-        self.bias = self._plain(out_features, device=device) if bias else None
+        self.bias = self._plain(out_features, device=device) if flag("bias", bias) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -80,17 +81,23 @@ class UnitaryLinear(UnitaryModule):
         return self._numbers(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.is_complex and private.traced_for_onnx():
-            offset = None if self.bias is None else self.bias.flatten()
-            real = functional.linear(pairs.parts(input), pairs.real_matrix(self.weight), offset)
+        weight, bias, is_complex = self.weight, self.bias, self.is_complex
+        check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
+        if input.ndim == 0 or input.shape[-1] != self.in_features:
+            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {self.in_features})")
+        if is_complex and private.traced_for_onnx():
+            offset = None if bias is None else bias.flatten()
+            real = functional.linear(pairs.parts(input), pairs.real_matrix(weight), offset)
             return pairs.complex_numbers(real)
-        if self.is_complex and not input.is_complex():
-            input = input.to(self.matrix.dtype)
-        bias = None if self.bias is None else self._numbers(self.bias)
-        start = sketch_of(self.weight)
+        matrix = self._numbers(weight)
+        if is_complex and not input.is_complex():
+            input = input.to(matrix.dtype)
+        offset = None if bias is None else self._numbers(bias)
+        start = sketch_of(weight)
         if start is None:
-            return functional.linear(input, self.matrix, bias)
-        output = sketched_linear(input.reshape(-1, input.shape[-1]), self.weight, bias, start)
+            return functional.linear(input, matrix, offset)
+        check_strided("input", input)
+        output = sketched_linear(input.reshape(-1, self.in_features), weight, offset, start)
         return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

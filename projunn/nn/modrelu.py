@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from projunn.nn.module import positive
+from projunn.arguments import check_numbers, check_strided, on_device, positive, tensor
 from projunn_kernels import apply_nonlinearity, pairs, private
 from projunn_kernels.time_loop import nonlinearity_of_parts
 
@@ -26,7 +26,8 @@ class ModReLU(nn.Module):
         bias: b, (num_features,), which starts uniform in +-0.01.
 
     Raises:
-        ValueError: ``num_features`` is not positive.
+        ValueError: ``num_features`` is not positive, or input of another size or device.
+        TypeError: ``dtype`` is not real.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class ModReLU(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = positive("num_features", num_features)
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype: got {dtype!r}, wanted a real floating-point dtype")
+        bias = on_device(device, lambda: torch.empty(num_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -45,10 +49,26 @@ class ModReLU(nn.Module):
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_complex() and private.traced_for_onnx():
-            found = nonlinearity_of_parts(pairs.parts(input), self.bias, "modrelu")
-            return pairs.complex_numbers(found)
-        return apply_nonlinearity(input, self.bias, "modrelu")
+        bias = self.bias
+        try:
+            if input.shape[-1] != self.num_features:
+                self._check(input)
+            if input.is_complex() and private.traced_for_onnx():
+                found = nonlinearity_of_parts(pairs.parts(input), bias, "modrelu")
+                return pairs.complex_numbers(found)
+            return apply_nonlinearity(input, bias, "modrelu")
+        except (AttributeError, IndexError, RuntimeError, TypeError):  # to say it in our words
+            self._check(input)
+            raise
+
+    def _check(self, input: Tensor) -> None:
+        shape = tuple(tensor("input", input).shape)
+        if shape[-1:] != (self.num_features,):
+            raise ValueError(f"input: got shape {shape}, wanted (*, {self.num_features})")
+        check_numbers("input", input, self.bias, input.is_complex(), "all numbers")
+        check_strided("input", input)
+        if input.dtype is torch.bool:
+            raise TypeError("input: got torch.bool, wanted real or complex numbers")
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}"

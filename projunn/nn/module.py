@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from projunn.arguments import on_device, positive
 from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.parameter import declaration, notice
@@ -36,8 +36,8 @@ class UnitaryModule(nn.Module):
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in MATRIX_DTYPES:
-            raise TypeError(f"dtype: got {dtype}, wanted one of {dtype_names()}")
+        if not isinstance(dtype, torch.dtype) or dtype not in MATRIX_DTYPES:
+            raise TypeError(f"dtype: got {dtype!r}, wanted one of {dtype_names()}")
         self.is_complex = dtype.is_complex
         self._stored = dtype.to_real()
 
@@ -64,7 +64,7 @@ class UnitaryModule(nn.Module):
 
     def _empty(self, *shape: int, device: torch.device | str | None, pairs: bool) -> Tensor:
         shape = (*shape, 2) if pairs else shape
-        return torch.empty(shape, dtype=self._stored, device=device)
+        return on_device(device, lambda: torch.empty(shape, dtype=self._stored, device=device))
 
     def _numbers(self, stored: Tensor) -> Tensor:
         """A stored parameter as the real or complex numbers it means."""
@@ -120,13 +120,6 @@ class UnitaryModule(nn.Module):
             held = [p for _, slot, p in found.held() if not slot.kept]
             notice(held, "Before evaluation")
         return super().train(mode)
-
-
-def positive(name: str, value: int) -> int:
-    """``value``, checked to be a positive integer; one of Python's, if it is another kind."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
-    return int(value)
 
 
 def sketch_of(weight: Tensor) -> FactoredTensor | None:

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from projunn.arguments import check_numbers, check_strided, flag, number, one_of, positive, tensor
 from projunn.init import henaff_
 from projunn.manifold import UnitaryParameter
-from projunn.nn.module import UnitaryModule, positive, sketch_of, start_sketch
+from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_recurrence
 from projunn_kernels import NONLINEARITIES, recurrence
 
@@ -31,9 +32,7 @@ class _Recurrent(UnitaryModule):
     ) -> None:
         super().__init__(dtype)
         self.sketch_rank = sketch_rank
-        if nonlinearity not in NONLINEARITIES:
-            wanted = ", ".join(NONLINEARITIES)
-            raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
+        one_of("nonlinearity", nonlinearity, NONLINEARITIES)
         if self.is_complex and nonlinearity == "relu":
             raise ValueError(
                 'nonlinearity: "relu" has no meaning for complex numbers; wanted "modrelu", "tanh" or'
@@ -42,7 +41,7 @@ class _Recurrent(UnitaryModule):
         self.input_size = positive("input_size", input_size)
         self.hidden_size = positive("hidden_size", hidden_size)
         self.nonlinearity = nonlinearity
-        self.bias = bias
+        self.bias = bias = flag("bias", bias)
         for i, suffix in enumerate(suffixes):
             size = hidden_size if i else input_size
             setattr(self, f"weight_ih{suffix}", self._plain(hidden_size, size, device=device))
@@ -77,13 +76,15 @@ class _Recurrent(UnitaryModule):
     def _run(self, input: Tensor, initial: Tensor | None, suffix: str) -> tuple[Tensor, Tensor]:
         """All states (T, batch, n) and the last, from the input (T, batch, input_size) of one layer."""
         weight: UnitaryParameter = getattr(self, f"weight_hh{suffix}")
+        is_complex = self.is_complex
+        check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
         u, input_weight, input_bias = self._entry(input, suffix)
         if initial is None:
             initial = weight.new_zeros((u.shape[1], *weight.shape[1:]))
-        elif initial.is_complex() and not self.is_complex:
-            raise TypeError(f"hx: got {initial.dtype}, wanted real numbers for a real layer")
-        elif self.is_complex:
-            initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
+        else:
+            check_numbers("hx", initial, weight, is_complex, "all numbers")
+            if is_complex:
+                initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
         offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
@@ -116,6 +117,8 @@ class _Recurrent(UnitaryModule):
             if input.is_complex():
                 input = torch.view_as_real(input)
                 input = rearrange(input, "time batch feature part -> time batch (feature part)")
+            else:
+                input = input.to(stored)
         kind = input.device.type
         if kind == "cpu" and input.dtype == weight.dtype and not torch.is_autocast_enabled(kind):
             return input, weight, bias
@@ -131,6 +134,12 @@ class _Recurrent(UnitaryModule):
             f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r},"
             f" bias={self.bias}{kind}{sketch}"
         )
+
+
+def _check_tensors(input: Tensor, hx: Tensor | None) -> None:
+    check_strided("input", tensor("input", input))
+    if hx is not None:
+        check_strided("hx", tensor("hx", hx))
 
 
 class UnitaryRNN(_Recurrent):
@@ -170,8 +179,8 @@ class UnitaryRNN(_Recurrent):
 
     Raises:
         ValueError: a size, shape or option that does not fit.
-        TypeError: ``dtype`` is none of those four, or the input is a ``PackedSequence``; pad the
-            sequences and mask the loss instead.
+        TypeError: ``dtype`` is none of those four, or input of another dtype, or a ``PackedSequence``;
+            pad the sequences and mask the loss instead.
     """
 
     def __init__(
@@ -189,19 +198,20 @@ class UnitaryRNN(_Recurrent):
         sketch_rank: int | None = None,
     ) -> None:
         suffixes = [f"_l{i}" for i in range(positive("num_layers", num_layers))]
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout: got {dropout!r}, wanted a probability from 0 to 1")
+        dropout = number("dropout", dropout, 0, 1)
+        batch_first = flag("batch_first", batch_first)
         super().__init__(
             input_size, hidden_size, nonlinearity, bias, suffixes, device, dtype, sketch_rank
         )
         self._suffixes = suffixes
-        self.num_layers = num_layers
+        self.num_layers = len(suffixes)
         self.batch_first = batch_first
         self.dropout = dropout
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if isinstance(input, PackedSequence):
             raise TypeError("input: got a PackedSequence, wanted a padded tensor")
+        _check_tensors(input, hx)
         if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input: got shape {tuple(input.shape)}, wanted (T, batch, {self.input_size}),"
@@ -256,7 +266,7 @@ class UnitaryRNNCell(_Recurrent):
 
     Raises:
         ValueError: a size, shape or option that does not fit.
-        TypeError: ``dtype`` is not float32, float64, complex64 or complex128.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128, or input of another dtype.
     """
 
     def __init__(
@@ -273,6 +283,7 @@ class UnitaryRNNCell(_Recurrent):
         super().__init__(input_size, hidden_size, nonlinearity, bias, [""], device, dtype, sketch_rank)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        _check_tensors(input, hx)
         if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
                 f"input: got shape {tuple(input.shape)}, wanted (batch, {self.input_size}) or"

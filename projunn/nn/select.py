@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn.arguments import of_kind, tensor
 from projunn.manifold import UnitaryParameter, view_like
 from projunn_kernels import private
 
@@ -41,14 +42,20 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
         (A, m, n), complex where the bank is.
 
     Raises:
-        ValueError: ``bank`` has another number of axes, or ``indices`` is not one axis of int64.
+        ValueError: ``bank`` has another number of axes, or ``indices`` is not one axis of int64 or, on a
+            CPU, has an entry that is out of range.
+        TypeError: ``bank`` is no `projunn.UnitaryParameter`, or ``indices`` no tensor.
     """
+    of_kind("bank", bank, UnitaryParameter, "a projunn.UnitaryParameter")
     if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1:
         raise ValueError(f"bank: got shape {tuple(bank.shape)}, wanted (B, m, n), or with real pairs")
-    if indices.ndim != 1 or indices.dtype != torch.int64:
+    if tensor("indices", indices).ndim != 1 or indices.dtype != torch.int64:
         raise ValueError(
             f"indices: got shape {tuple(indices.shape)} and {indices.dtype}, wanted (A,) and int64"
         )
-    if private.in_transform():  # which know no sparse gradients
-        return view_like(bank, bank.index_select(0, indices))
-    return view_like(bank, _Select.apply(bank, indices))  # type: ignore[no-untyped-call]
+    try:
+        if private.in_transform():  # which know no sparse gradients
+            return view_like(bank, bank.index_select(0, indices))
+        return view_like(bank, _Select.apply(bank, indices))  # type: ignore[no-untyped-call]
+    except IndexError as error:
+        raise ValueError(f"indices: got one that is not from 0 to {len(bank) - 1}") from error

@@ -22,6 +22,7 @@ from projunn_kernels import (
     recurrence_backward,
     sketch,
 )
+from projunn_kernels.backends import Choice, chosen_backend, run_under
 from projunn_kernels.convolution import fourier_convolution_backward, transform_adjoint
 
 
@@ -30,6 +31,11 @@ def _wants_dense(*grads: Tensor | None) -> bool:
     if torch.is_grad_enabled() or private.in_transform():
         return True
     return any(private.is_batched(g) for g in grads)
+
+
+def _chosen() -> Choice | None:
+    """The backend that a backward is to have too; None in programs that are traced, which have one."""
+    return None if torch.compiler.is_compiling() else chosen_backend()
 
 
 def _gradient(left: Tensor, right: Tensor, pairs: bool) -> FactoredTensor:
@@ -48,7 +54,7 @@ class _SketchedLinear(torch.autograd.Function):
         factor: int | None,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, start.stored_left)
-        ctx.factor, ctx.pairs, ctx.group = factor, start.pairs, start.group
+        ctx.factor, ctx.pairs, ctx.group, ctx.chosen = factor, start.pairs, start.group, _chosen()
         matrix = torch.view_as_complex(weight) if start.pairs else weight
         if factor is None:
             return functional.linear(input, matrix, bias)
@@ -66,8 +72,9 @@ class _SketchedLinear(torch.autograd.Function):
             by_weight = torch.view_as_real(dense) if ctx.pairs else dense
         elif wants_weight:
             chosen = basis if ctx.factor is None else basis[ctx.factor]
-            found = sketch([input], [grad], chosen, ctx.pairs, ctx.group)
-            by_weight = _gradient(*found, ctx.pairs)
+            sketched = [input], [grad], chosen, ctx.pairs, ctx.group
+            left, right = run_under(ctx.chosen, sketch, *sketched)
+            by_weight = _gradient(left, right, ctx.pairs)
         return grad_input, by_weight, grad.sum(0) if wants_bias else None, None, None
 
 
@@ -112,6 +119,7 @@ class _SketchedRecurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs, states, initial, weight, bias, input_weight, start.stored_left)
         ctx.nonlinearity, ctx.pairs, ctx.group = nonlinearity, start.pairs, start.group
+        ctx.chosen = _chosen()
         return states, last
 
     @staticmethod
@@ -119,7 +127,9 @@ class _SketchedRecurrence(torch.autograd.Function):
         u, states, initial_state, weight, offset, input_weight, basis = ctx.saved_tensors
         needs = ctx.needs_input_grad
         sketched = not _wants_dense(grad, grad_last)
-        inputs, initial, bias, projection, shift, *found = recurrence_backward(
+        inputs, initial, bias, projection, shift, *found = run_under(
+            ctx.chosen,
+            recurrence_backward,
             RecurrenceBackward(
                 grad=grad,
                 grad_last=grad_last,
@@ -135,7 +145,7 @@ class _SketchedRecurrence(torch.autograd.Function):
                 wants_weight=needs[2],
                 basis=basis if sketched else None,
                 group=ctx.group,
-            )
+            ),
         )
         by_weight: Tensor | None = None
         if found:
@@ -177,7 +187,7 @@ class _SketchedConvolution(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         own_basis = None if own_start is None else own_start.stored_left
         ctx.save_for_backward(spectrum, weight, own_weight, start.stored_left, own_basis)
-        ctx.size, ctx.group = size, start.group
+        ctx.size, ctx.group, ctx.chosen = size, start.group, _chosen()
         return output, spectrum  # a second backward comes back through the spectrum
 
     @staticmethod
@@ -187,11 +197,14 @@ class _SketchedConvolution(torch.autograd.Function):
         wanted = [wants_input, wants_weight or wants_own, wants_bias]
         by_input, by_weight, by_own, by_bias = None, None, None, None
         if grad is not None and _wants_dense(grad):
-            by_input, by_weight, by_own, by_bias = fourier_convolution_backward(
-                grad, spectrum, weight, own_weight, ctx.size, wanted
+            dense = grad, spectrum, weight, own_weight, ctx.size, wanted
+            by_input, by_weight, by_own, by_bias = run_under(
+                ctx.chosen, fourier_convolution_backward, *dense
             )
         elif grad is not None:
-            by_input, left, right, own_left, own_right, by_bias = fourier_convolution_sketch(
+            by_input, left, right, own_left, own_right, by_bias = run_under(
+                ctx.chosen,
+                fourier_convolution_sketch,
                 grad.contiguous(),
                 spectrum,
                 weight,

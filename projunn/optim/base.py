@@ -22,7 +22,7 @@ from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of,
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import COUNTERS, Member
-from projunn.optim.options import WARM, check_options, check_rates, whole
+from projunn.optim.options import WARM, check_edited, check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.sharded import is_sharded, local_member, local_part
 from projunn.optim.stored import fit_state
@@ -36,6 +36,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     keeps_unitary: ClassVar[bool] = True
     _unitary_count: int = 0  # unitary parameters at the last step
+    _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
@@ -122,10 +123,15 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             traced_step(self)
         else:
+            self.check_options()
             members = self._members()
             self._plain_step()
             self._unitary_step(members)
         return loss
+
+    def check_options(self) -> None:
+        """Raises ValueError if an option of a group was set to what it cannot be."""
+        self._checked = check_edited(self.param_groups, self._checked)
 
     def _members(self) -> list[Member]:
         """The unitary parameters that have a gradient."""

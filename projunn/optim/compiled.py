@@ -40,6 +40,8 @@ class Traceable(Protocol):
     state: Any
     _plans: tuple[Any, ...]
 
+    def check_options(self) -> None: ...
+
     def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any: ...
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
@@ -127,6 +129,7 @@ def fill_unitary(
     groups = optimizer.param_groups
     position = next(i for i, g in enumerate(groups) if g is group)
     if position == 0:
+        optimizer.check_options()
         _complete_states(optimizer)
     plan, number = _Plan(optimizer, position), next(_numbers)
     for index, p in enumerate(group["params"], sum(len(g["params"]) for g in groups[:position])):

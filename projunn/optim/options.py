@@ -1,10 +1,12 @@
 """The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
-from numbers import Integral
+from numbers import Real
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import Tensor
 
+from projunn.arguments import is_whole, one_of, positive
 from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
 from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
@@ -39,20 +41,43 @@ def _refuse_zero(unitary_lr: Any) -> None:
 
 def whole(value: Any) -> Any:
     """An integer of whatever kind, such as NumPy's, as Python's; anything else as it is."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+    return int(value) if is_whole(value) else value
+
+
+_CHECKED = ("rank", "retraction", "factorization", "unitary_lr", "polish_every")
+_values = itemgetter(*_CHECKED)
+
+
+def check_edited(
+    groups: list[dict[str, Any]], known: tuple[tuple[Any, ...], ...]
+) -> tuple[tuple[Any, ...], ...]:
+    """Checks the options of groups whose values are not the objects that they were at the last check.
+
+    Args:
+        groups: the parameter groups of an optimizer.
+        known: the values at the last check, a tuple for each group, as this function returned them.
+    """
+    if len(known) == len(groups) and all(
+        all(map(is_, _values(g), k)) for g, k in zip(groups, known, strict=True)
+    ):
+        return known
+    for group in groups:
+        for name in ("rank", "polish_every"):
+            group[name] = whole(group[name])
+        check_options(group)
+    return tuple(_values(group) for group in groups)
 
 
 def check_options(group: dict[str, Any]) -> None:
     """Raise ValueError if an option of a parameter group is out of its range."""
     rank, every, unitary_lr = group["rank"], group["polish_every"], group["unitary_lr"]
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"rank: got {rank!r}, wanted a positive integer")
-    for name, allowed in (("retraction", RETRACTIONS), ("factorization", FACTORIZATIONS)):
-        if group[name] not in allowed:
-            raise ValueError(f"{name}: got {group[name]!r}, wanted one of {', '.join(allowed)}")
-    if unitary_lr is not None and not isinstance(unitary_lr, Tensor) and not unitary_lr >= 0:
+    positive("rank", rank)
+    one_of("retraction", group["retraction"], RETRACTIONS)
+    one_of("factorization", group["factorization"], FACTORIZATIONS)
+    is_number = isinstance(unitary_lr, Real) and float(unitary_lr) >= 0
+    if unitary_lr is not None and not isinstance(unitary_lr, Tensor) and not is_number:
         raise ValueError(f"unitary_lr: got {unitary_lr!r}, wanted a number >= 0 or None (lr / 32)")
-    if every is not None and (not isinstance(every, int) or every < 0):
+    if every is not None and (not is_whole(every) or every < 0):
         raise ValueError(
             f"polish_every: got {every!r}, wanted a number of steps, 0 (never) or None (automatic)"
         )

@@ -6,11 +6,14 @@ import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from projunn.exit_status import FAILED, INTERRUPTED
+from projunn.exit_status import FAILED, of_signal
 from projunn.tasks import TASKS, Option, declarations
 from projunn.training.config import CHOICES, TrainConfig
+
+if TYPE_CHECKING:
+    from projunn.training.run import Run
 
 _METAVARS = {int: "N", float: "X"}
 # The help lists the defaults of these options for each task, after those that the task declares, and
@@ -149,12 +152,13 @@ def _defaults() -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Train as the command line asks; returns the exit status."""
     try:
+        import filelock  # noqa: F401
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
         message = f"train needs {error.name}: pip install 'projunn[train]'"
         raise RuntimeError(message) from error
-    from projunn.training.run import Run, train
+    from projunn.training.run import Run, alone_in
 
     options = vars(arguments).copy()
     task, out, resume = (options.pop(name) for name in ("task", "out", "resume"))
@@ -166,20 +170,24 @@ def run(arguments: argparse.Namespace) -> int:
         extra = sorted(set(given) - {"steps", "seconds"})
         if extra:
             raise ValueError(f"resume: cannot be combined with {', '.join(extra)}")
-        started = Run.resume(resume, options["steps"], options["seconds"])
-    else:
-        if task is None:
-            raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
-        config = TrainConfig.for_task(task, **options)
-        if out is not None and out.exists() and not out.is_dir():
-            raise ValueError(f"out: {out} is a file, wanted a folder")
-        if out is not None and (out / "checkpoint.pt").exists():
-            raise ValueError(f"out: {out} holds a run already; --resume {out} goes on with it")
-        started = Run(config, out or Path("runs"))
-        started.folder = out or _new_folder(task)
-    if not train(started):
-        return INTERRUPTED
-    return FAILED if started.learners[0].diverged else 0
+        TrainConfig.load(resume / "config.json")  # before a lock is in a folder that holds no run
+        with alone_in(resume):
+            return _trained(Run.resume(resume, options["steps"], options["seconds"]))
+    if task is None:
+        raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
+    started = Run(TrainConfig.for_task(task, **options), out or Path("runs"))
+    started.folder = out or _new_folder(task)
+    return _trained(started)
+
+
+def _trained(run: "Run") -> int:
+    """Train; returns the exit status."""
+    from projunn.training.run import train
+
+    train(run)
+    if run.stopped_by is not None:
+        return of_signal(run.stopped_by)
+    return FAILED if run.learners[0].diverged else 0
 
 
 def _new_folder(task: str) -> Path:

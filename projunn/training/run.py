@@ -45,7 +45,8 @@ class Run:
         config.check_device()
         self.config, self.folder = config, folder
         self.threads = torch.get_num_threads()
-        self._resumed = False
+        self.stopped_by: int | None = None  # the signal that ended the training, if one did
+        self._seen: tuple[int, int] | None = None  # the checkpoint that it was read from, or wrote
         self.task = TASKS[config.task](config.task_options)
         bodies = ("unitary", *config.compare)
         self.learners = [Learner(body, self.task, config) for body in bodies]
@@ -63,12 +64,13 @@ class Run:
         """
         config = TrainConfig.load(folder / "config.json").extended(steps, seconds)
         run = cls(config, folder)
+        run._seen = _checkpoint_in(folder)
         checkpoint = load_checkpoint(folder / "checkpoint.pt", config.torch_device)
         try:
             config.check_made_by(checkpoint.config or {})
         except ValueError as error:
             raise ValueError(f"{folder}: checkpoint.pt does not fit config.json: {error}") from error
-        run.threads, run._resumed = checkpoint.threads or run.threads, True
+        run.threads = checkpoint.threads or run.threads
         states = checkpoint.learners
         if set(states) != {learner.body for learner in run.learners}:
             raise ValueError(f"{folder}: the checkpoint holds other models than config.json names")
@@ -91,6 +93,7 @@ class Run:
         states = {learner.body: learner.state_dict() for learner in self.learners}
         checkpoint = Checkpoint(states, asdict(self.config), self.threads)
         save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
+        self._seen = _checkpoint_in(self.folder)
 
     @property
     def points(self) -> list[LogPoint]:
@@ -116,12 +119,14 @@ def train(run: Run) -> bool:
     whose loss is not finite for 100 steps is given up.
 
     Raises:
-        ValueError: another process trains in the folder, or has since `Run` was made.
+        ValueError: another process trains in the folder, or has since the run was made or read.  To be
+            sure of one that is resumed, read it inside of `alone_in`.
     """
     from projunn.training.display import Display
     from projunn.training.plots import plot_run
 
-    with _alone_in(run), _threads(run.threads):
+    with alone_in(run.folder), _threads(run.threads):
+        _refuse_another_run(run)
         run.save()
         with _stop_requests() as stopped, Display(run.task, run.learners) as display:
             _take_steps(run, stopped, display)
@@ -134,6 +139,7 @@ def train(run: Run) -> bool:
                     display.log(point)
             run.save()
             plot_run(run.folder / "plot.png", run.task, run.config, run.learners)
+    run.stopped_by = stopped[0] if stopped else None
     display.close(run.learners, run.folder, interrupted=bool(stopped))
     return not stopped
 
@@ -156,27 +162,47 @@ def _take_steps(run: Run, stopped: list[int], display: "Display") -> None:
 
 
 @contextmanager
-def _alone_in(run: Run) -> Iterator[None]:
-    """Locks the folder of a run, and clears it of what killed processes left half written.
+def alone_in(folder: Path) -> Iterator[None]:
+    """Locks a folder, made if it is missing, and clears it of what killed processes left half written.
 
-    The operating system releases the lock when a process ends, however it ends.
+    The operating system releases the lock when a process ends, however it ends.  A thread that has it
+    may take it again.
+
+    Raises:
+        ValueError: another process or thread has it, or ``folder`` is a file.
     """
-    folder = run.folder
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: {folder} is a file, wanted a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder.resolve() / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"out: another process trains in {folder}") from error
     try:
-        if not run._resumed and (folder / "checkpoint.pt").exists():
-            raise ValueError(f"out: {folder} holds a run already; --resume {folder} goes on with it")
-        run._resumed = True
         for left in folder.glob(f"*{PARTIAL}"):
             left.unlink()
         yield
     finally:
         lock.release()
+
+
+def _refuse_another_run(run: Run) -> None:
+    """Raises ValueError if the checkpoint in the folder is not the one that the run knows."""
+    if _checkpoint_in(run.folder) == run._seen:
+        return
+    if run._seen is None:
+        raise ValueError(f"out: {run.folder} holds a run already; --resume {run.folder} goes on with it")
+    raise ValueError(f"out: another process has trained in {run.folder} since it was read; resume again")
+
+
+def _checkpoint_in(folder: Path) -> tuple[int, int] | None:
+    """Which checkpoint a folder holds: every one that is written is a new file."""
+    try:
+        found = (folder / "checkpoint.pt").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import pytest
 import torch
 
@@ -189,6 +190,44 @@ def test_a_run_does_not_replace_another_one(tmp_path):
     run(tmp_path, 2)
     with pytest.raises(ValueError, match=f"out: {tmp_path} holds a run already"):
         run(tmp_path, 2)
+
+
+def test_of_two_runs_that_were_read_together_the_second_loses_nothing(tmp_path):
+    run(tmp_path, 2)
+    first, second = Run.resume(tmp_path, steps=4), Run.resume(tmp_path, steps=6)
+    assert train(first)
+    with pytest.raises(ValueError, match=f"out: another process has trained in {tmp_path} since it was"):
+        train(second)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", CPU).learners["unitary"]["step"] == 4
+    assert train(Run.resume(tmp_path, steps=6))
+
+
+def test_the_command_reads_a_run_under_the_lock_of_its_folder(tmp_path, monkeypatch):
+    run(tmp_path, 2)
+    lock, refused = filelock.FileLock(tmp_path / ".lock"), []
+
+    def load(path, device):
+        with pytest.raises(filelock.Timeout):
+            lock.acquire(timeout=0)
+        refused.append(path)
+        return load_checkpoint(path, device)
+
+    monkeypatch.setattr("projunn.training.run.load_checkpoint", load)
+    assert cli.main(["train", "--resume", str(tmp_path), "--steps", "4"]) == 0
+    assert refused == [tmp_path / "checkpoint.pt"]
+    lock.acquire(timeout=0)
+    lock.release()
+
+
+@pytest.mark.parametrize("content", [(), ("notes.txt",)], ids=["missing", "other files"])
+def test_a_folder_that_holds_no_run_stays_as_it_is(tmp_path, capsys, content):
+    folder = tmp_path / "r"
+    for name in content:
+        folder.mkdir()
+        (folder / name).touch()
+    assert cli.main(["train", "--resume", str(folder)]) == 2
+    assert "is no configuration of a run" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == list(content)
 
 
 def test_writing_follows_no_link(tmp_path):
