@@ -1,7 +1,7 @@
-"""A fuzzer: cases that are hostile on purpose, each checked against float64 and the library's promises.
+"""A fuzzer: hostile cases, each checked against float64 and the library's promises.
 
-    python -m tests.fuzz --cases 20000            all families; every violation is one line that repeats it
-    python -m tests.fuzz optimizers 4711          that case again, with its traceback
+    python -m tests.fuzz --cases 20000       all families; a violation is one line, (family, seed)
+    python -m tests.fuzz optimizers 4711     that case again, with its traceback
 
 A case follows from (family, seed) alone: the numbers come from generators of its own, and nothing is
 kept between cases.  Plain seeded generators are used in place of hypothesis, because its reproducing

@@ -10,7 +10,9 @@ from tests.fuzz.run import FAMILIES, spread, told
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("family", nargs="?", choices=tuple(FAMILIES), help="default: all, by their shares")
+    parser.add_argument(
+        "family", nargs="?", choices=tuple(FAMILIES), help="default: all, by their shares"
+    )
     parser.add_argument("seed", nargs="?", type=int, help="run this case alone, with its traceback")
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--start", type=int, default=0, help="the first seed")

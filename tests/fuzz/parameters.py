@@ -17,7 +17,10 @@ GRADIENTS = (
 
 def drawn_parameter(draw, number):
     """A parameter of some layout, which starts Haar-distributed."""
-    dtype = draw.choice(f"dtype {number}", (torch.float32, torch.float32, torch.complex64, torch.float64, torch.complex128))
+    dtype = draw.choice(
+        f"dtype {number}",
+        (torch.float32, torch.float32, torch.complex64, torch.float64, torch.complex128),
+    )
     layout = draw.choice(f"layout {number}", LAYOUTS)
     m = draw.choice(f"m {number}", SIZES)
     n = m if draw.chance(f"square {number}", 0.6) else draw.choice(f"n {number}", SIZES)

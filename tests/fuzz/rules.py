@@ -2,10 +2,10 @@
 
 import torch
 
-from tests.dense import polar, precise, retracted, unitary_factor
+from tests.dense import polar, precise, unitary_factor
 
 
-def direction(rule, group, gradient, averages, count, step=None):
+def direction(rule, group, gradient, averages, count):
     """The direction of a rule, from the averages before the step.
 
     Args:
@@ -58,7 +58,7 @@ def stepped(weight, step, retraction, tangent=False):
     """
     w = precise(weight)
     tall = w.shape[-2] > w.shape[-1]
-    e = (w @ step.mH if tall else w.mH @ step)
+    e = w @ step.mH if tall else w.mH @ step
     if tangent:
         e = (e - e.mH) / 2
     smallest = 1.0

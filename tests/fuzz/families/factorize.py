@@ -40,7 +40,9 @@ def case(draw):
     check(left.dtype == right.dtype == dtype, "dtypes of the factors")
     left, right, matrix, norms, fits = (flat(t) for t in (left, right, matrix, *sizes(ordinary, basis)))
     norms, fits, sound = norms.flatten(), fits.flatten(), finite(matrix)
-    check((finite(left) & finite(right))[sound & fits].all(), "factors of a finite matrix are not finite")
+    check(
+        (finite(left) & finite(right))[sound & fits].all(), "factors of a finite matrix are not finite"
+    )
     # Squares of smaller numbers are subnormal.
     compared = sound & fits & ((norms > torch.finfo(dtype).tiny ** 0.5 / eps(matrix)) | (norms == 0))
     left, right, matrix, norms = (t[compared] for t in (left, right, matrix, norms))
@@ -98,7 +100,9 @@ def compare(matrix, left, right, method, norms, rank):
         check((rest <= tail + bound).all(), "there is a better approximation than that of svd")
     elif rank <= k - 2 or k == min(matrix.shape[-2:]):
         exact = method != "column" or k == matrix.shape[-1] or rank == 0
-        check((rest < 1e3 * bound).all() or not exact, lambda: f"of rank {rank}, off by {rest.max():.2g}")
+        check(
+            (rest < 1e3 * bound).all() or not exact, lambda: f"of rank {rank}, off by {rest.max():.2g}"
+        )
 
 
 def check_span(matrix, right, basis):

@@ -1,9 +1,9 @@
 """Some steps of an optimizer with hostile gradients, each matrix watched on its own.
 
-    gradient not finite, or the matrix not selected    weight and averages keep every bit, and it is counted
-    an ordinary gradient                                the step is taken
-    where the factors are exact too                     it is the one of the rule's formula in float64
-    any finite gradient                                 weight finite and unitary, state finite
+    gradient not finite, or none         weight and averages keep every bit; the former is counted
+    an ordinary gradient                 the step is taken
+    where the factors are exact too      it is the one of the rule's formula in float64
+    any finite gradient                  weight finite and unitary, state finite
 
 "Ordinary" gradients are those of matrices that met no huge one so far: after 1e19 a momentum may refuse
 steps until it has decayed.
@@ -35,7 +35,9 @@ def case(draw):
     plain = torch.nn.Parameter(draw.randn(3, dtype=torch.float32))
     optimizer = getattr(optim, rule)([*groups, plain], **options)
     reference = torch.nn.Parameter(plain.detach().clone())
-    theirs = None if rule == "Lion" else getattr(torch.optim, rule)([reference], **plain_options(options))
+    theirs = (
+        None if rule == "Lion" else getattr(torch.optim, rule)([reference], **plain_options(options))
+    )
     watched = [Watched(rule, optimizer, p) for p in parameters]
     for _ in range(draw.integer("steps", 2, 6)):
         for one in watched:
@@ -125,7 +127,9 @@ class Watched:
         sound = finite(self.gradient)
         moves = sound & self.listed
         kept = unchanged(self.old, new)
-        check(kept[~moves].all(), "a weight moved whose gradient is not finite, or that was not selected")
+        check(
+            kept[~moves].all(), "a weight moved whose gradient is not finite, or that was not selected"
+        )
         rule_averages = self.optimizer._averages(self.group)
         for name, value in averages.items():
             if name not in self.old_averages and name not in rule_averages:
@@ -168,7 +172,9 @@ class Watched:
             self.ordinary[i] = False
         if size > LONG or ratio > 0.9 or self.is_rounding(i, d, old):
             return False
-        expected, smallest = rules.stepped(self.old[i], step, group["retraction"], factorization == "tangent")
+        expected, smallest = rules.stepped(
+            self.old[i], step, group["retraction"], factorization == "tangent"
+        )
         if smallest < 1e-2 or (group["retraction"] == "polar" and not exact):
             return False
         if exact:
@@ -178,7 +184,7 @@ class Watched:
         return True
 
     def is_rounding(self, i, d, old):
-        """Whether rounding decides the direction: of centred squares near zero, or the sign of nothing."""
+        """Whether rounding decides the direction: of centred squares near zero, or a sign."""
         if self.rule == "Lion":
             beta = self.group["betas"][0]
             signed = (beta * old["exp_avg"] + (1 - beta) * self.gradient[i]).abs()

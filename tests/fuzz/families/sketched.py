@@ -1,9 +1,9 @@
 """Training steps of layers with ``sketch_rank``, whose gradients come in factors, on hostile batches.
 
-    factors not finite        weight and averages keep every bit, and it is counted
-    an ordinary batch         the step is taken, after any number of bad ones
-    a sketch of full rank     the step of SGD is the one of the dense gradient in float64
-    any finite batch          weight finite and unitary, state finite
+factors not finite        weight and averages keep every bit, and it is counted
+an ordinary batch         the step is taken, after any number of bad ones
+a sketch of full rank     the step of SGD is the one of the dense gradient in float64
+any finite batch          weight finite and unitary, state finite
 """
 
 import torch
@@ -103,7 +103,9 @@ def step(optimizer, weights, kind, tame):
         check_unitary(new, f"a weight after a batch: {kind}")
         for name, value in now.items():
             check(value.isfinite().all(), f"{name} of the state is not finite after a batch: {kind}")
-        sound = (grad.left.isfinite().flatten(-2).all(-1) & grad.right.isfinite().flatten(-2).all(-1)).flatten()
+        sound = (
+            grad.left.isfinite().flatten(-2).all(-1) & grad.right.isfinite().flatten(-2).all(-1)
+        ).flatten()
         still = unchanged(flat(old), new)
         check(still[~sound].all(), "a weight moved whose gradient is not finite")
         counted = int(now["skipped"]) - int(state.get("skipped", 0))
@@ -111,7 +113,10 @@ def step(optimizer, weights, kind, tame):
         check(bad <= counted, f"{counted} skipped steps were counted, wanted {bad} or more")
         if not sound.any():
             for name, value in state.items():
-                check(name in ("step", "skipped") or torch.equal(value, now[name]), f"{name} moved without a step")
+                check(
+                    name in ("step", "skipped") or torch.equal(value, now[name]),
+                    f"{name} moved without a step",
+                )
         if tame and group["retraction"] != "polar":
             check(counted == bad, f"{counted} skipped steps were counted, wanted {bad}: {kind}")
             compare(group, flat(old), new, grad, sound)
@@ -133,5 +138,3 @@ def compare(group, old, new, grad, sound):
         error = (precise(new[i]) - expected).abs().max().item()
         bound = ERROR * eps(new) * (1 + size)
         check(error < bound, f"a step of size {size:.2g} is off by {error:.2g}, above {bound:.2g}")
-
-
