@@ -7,7 +7,8 @@ import pytest
 from tests.fuzz.run import FAMILIES, spread, told
 
 CASES = list(spread(300))
-FOUND = [line.split() for line in (Path(__file__).parent / "found.txt").read_text().splitlines()]
+# Lines "family seed  # what was wrong"; they are true as long as the family draws what it drew then.
+FOUND = [line.split()[:2] for line in (Path(__file__).parent / "found.txt").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
