@@ -15,7 +15,7 @@ from projunn.nn import GroupSort, UnitaryLinear, UnitaryRNN
 from tests.fuzz.checks import check
 from tests.fuzz.nets import attacked, largest_radius, random_net, stretched
 
-SHARE = 6
+SHARE = 4
 EXAMPLES = 4
 
 
