@@ -8,10 +8,6 @@ between PyTorch operations and Triton kernels.
 Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
 """
 
-from projunn import stopping  # noqa: F401  it takes over signals, and PyTorch takes seconds
-
-# isort: split
-
 from projunn import diagnostics, init, models, nn, optim
 from projunn.diagnostics import unitarity_defect
 from projunn.factored import FactoredTensor

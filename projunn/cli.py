@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from projunn import autotuning, stopping
+from projunn import autotuning
 from projunn.exit_status import INTERRUPTED
 from projunn.training import command
 from projunn_kernels import selfcheck
@@ -23,13 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process) and return its exit status.
 
     It is 0 if all went well, 2 if the command cannot be carried out (an error is printed in one line),
-    and 130 after Ctrl-C, or after SIGTERM while it starts or trains.  Options that cannot be parsed end
-    in ``SystemExit`` with status 2, as argparse has it.  With the variable ``PROJUNN_TRACEBACK`` errors
-    are raised.
+    and 130 after Ctrl-C.  Options that cannot be parsed end in ``SystemExit`` with status 2, as argparse
+    has it.  With the variable ``PROJUNN_TRACEBACK`` errors are raised.
     """
     arguments = _parser().parse_args(argv)
-    if arguments.run is not command.run:
-        stopping.hand_over()
     try:
         status: int = arguments.run(arguments)
         return status
@@ -40,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"projunn: {lines[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("projunn: stopped by SIGINT", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.trials import corruption, kill, races, signals
 
-pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
+pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn", "filelock")
 
 
 @pytest.mark.slow
