@@ -27,6 +27,7 @@ def options(number):
         *("train", task, *size, "--optimizer", rule, "--factorization", factorization),
         *("--dtype", choose.choice(dtypes), "--rank", str(choose.choice((1, 2)))),
         *("--batch-size", "4", "--log-every", "7", "--device", "cpu", "--seed", str(number)),
+        *("--schedule", "constant"),  # others depend on the budget, with which runs are resumed
     ]
 
 

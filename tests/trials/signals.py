@@ -1,6 +1,7 @@
 """SIGINT or SIGTERM to ``python -m projunn train`` at any moment from the first line of the program on.
 
-The process ends with a word and the status of the signal; no traceback; a run that had begun can be resumed.
+The process ends with a word and the status of the signal, and no traceback; a run that had begun can be
+resumed.
 """
 
 import os
