@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN_ARGS ?= copying --compare lstm --seconds 60
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 MICRO_ARGS ?=
 BENCH_ARGS ?=
 AOT_ARGS ?=
@@ -13,10 +14,11 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup train test test-oldest lint bench aot gpu clean
+.PHONY: help setup train test fuzz test-oldest lint bench aot gpu clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
+	@echo "make fuzz    20,000 hostile cases, each against float64 (15 minutes on 2 cores; FUZZ_ARGS='--cases 500')"
 	@echo "make bench   the benchmarks: small ones against the last run (3 minutes), then the long ones"
 	@echo "             MICRO_ARGS='-k linear' chooses of the former, BENCH_ARGS='--quick update' of the latter"
 	@echo "make clean   remove what was made"
@@ -43,6 +45,11 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A violation is a line; "python -m tests.fuzz FAMILY SEED" repeats it.  Runs that are killed, signalled,
+# corrupted and raced: "python -m tests.trials".
+fuzz: setup
+	PYTHONPATH=.:kernels $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

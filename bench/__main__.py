@@ -18,6 +18,7 @@ NAMES = (
     "conv",
     "stability",
     "drift",
+    "soak",
     "factorization",
 )
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
     parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
+    parser.add_argument("--steps", type=int, help="of the soak; default: 15,625, of 64 matrices")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder that gets the rows")
     arguments = parser.parse_args()
@@ -41,7 +43,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for name in arguments.names or NAMES:
-        _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick)
+        steps = {"steps": arguments.steps} if name == "soak" else {}
+        _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick, **steps)
 
 
 def _benchmark(name: str) -> ModuleType:
