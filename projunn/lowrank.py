@@ -79,7 +79,7 @@ def _best(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         left, right = u[..., :rank] * s[..., None, :rank].to(u.dtype), vh[..., :rank, :].mH
         found = bool((left.isfinite().all() & right.isfinite().all()).item())
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         found = False
     if not found:  # LAPACK's, of complex matrices with dependent columns: by the eigenvectors of D^H D
         precise = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)

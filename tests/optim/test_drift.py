@@ -81,7 +81,7 @@ def test_is_rarer_for_larger_matrices():
 @pytest.mark.parametrize("rule", ["SGD", "RMSprop", "AdamW"])
 @pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 64])
 def test_a_float32_weight_stays_within_1e_6_of_unitary_at_every_size(rule, kind, n):
-    """Where a step hardly moves a weight, it is rounded the same way each time: drift is no random walk."""
+    """Small steps round a weight the same way each time: drift is no random walk then."""
     count = 16 if n < 64 else 2
     weight = UnitaryParameter(init.haar_(torch.empty(count, n, n, dtype=kind)))
     optimizer = getattr(optim, rule)([weight], lr=0.01, unitary_lr=0.1)

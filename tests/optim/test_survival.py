@@ -1,4 +1,4 @@
-"""A weight, and the state of its optimizer, survive every gradient; a bad step leaves both as they were."""
+"""A weight and the state of its optimizer survive every gradient; a bad step leaves both as they were."""
 
 import pytest
 import torch
@@ -33,7 +33,9 @@ def kept(optimizer, weight):
 
 
 @EVERY_RULE
-@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    "kind", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str
+)
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 3e19, 3e38, 1e154, 1e308])
 def test_state_is_finite_after_every_finite_gradient_and_steps_go_on(rule, kind, n, size):
@@ -113,7 +115,9 @@ def test_a_bad_step_moves_nothing_though_a_polish_is_due(rule, kind, factorizati
         optimizer.step()
         assert torch.equal(bank[1], before[1])
         assert not torch.equal(bank[0], before[0])
-        assert all(torch.equal(optimizer.state[bank][name][1], value[1]) for name, value in state.items())
+        assert all(
+            torch.equal(optimizer.state[bank][name][1], value[1]) for name, value in state.items()
+        )
 
 
 @EVERY_RULE

@@ -84,7 +84,7 @@ def orthonormalize(columns: Tensor) -> Tensor:
 
 
 def _regular(r: Tensor) -> Tensor | None:
-    """Which triangles R of a QR decomposition are of columns that do not depend on each other; None: all.
+    """Which triangles R of a QR decomposition are of independent columns; None: all.
 
     LAPACK's QR of other complex columns may hold NaN, and fills up with directions that they lack.
     """

@@ -152,7 +152,8 @@ def _is_small(factor: Tensor, pulled: Tensor) -> bool:
 def _is_unitary(f: Tensor, q: Tensor) -> Tensor:
     """Whether I + Q F Q^H is unitary, also where columns of Q depend on each other and some are zero.
 
-    With G = Q^H Q it misses that by Q X Q^H, X = F + F^H + F^H G F, whose square has the trace of (G X)^2.
+    With G = Q^H Q it misses that by Q X Q^H, X = F + F^H + F^H G F, whose square has the trace of
+    (G X)^2.
     """
     gram = q.mH @ q
     defect = gram @ (f + f.mH + f.mH @ gram @ f)

@@ -60,9 +60,9 @@ def stored_like(p: UnitaryParameter, tensor: Tensor) -> Tensor:
 class DenseGradient:
     """The matrices of one unitary parameter in a step: layout of its state, and which are sound.
 
-    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of the
-    others must not move: averages are
-    multiplied with `decay` and fed from `clean`, and `gate` makes their step one that is not taken.
+    A matrix is sound if its gradient is finite, and so is what the averages make of it.  The state of
+    the others must not move: averages are multiplied with `decay` and fed from `clean`, and `gate` makes
+    their step one that is not taken.
 
     Attributes:
         parameter, state, group, index: as in `Member`.

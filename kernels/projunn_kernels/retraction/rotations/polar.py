@@ -24,7 +24,7 @@ def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     identity = identity_like(e)
     try:
         u, s, vh = torch.linalg.svd(identity + e)
-    except torch.linalg.LinAlgError:  # LAPACK did not converge
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK did not converge
         return _iterated(e, precision)
     return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0]
 
