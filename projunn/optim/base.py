@@ -183,7 +183,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             gradient.follow(self)
         take_steps(gradients)
         for member, gradient in zip(members, gradients, strict=True):
-            polish(member, member.mask(gradient.taken, gradient.active))
+            polish(member, member.mask(gradient.taken, gradient.active, gradient.sound))
         if self._fresh:
             done = {member.index for member in members}
             self._fresh = tuple(index for index in self._fresh if index not in done)

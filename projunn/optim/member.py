@@ -65,20 +65,27 @@ class Member:
             batch = view_like(p, p.detach()).shape[:-2]
             self.state["missed"] = torch.zeros(batch, dtype=COUNTERS["missed"], device=p.device)
 
-    def mask(self, taken: Tensor, active: Tensor | None) -> Tensor | None:
-        """The mask of the steps taken, (*batch), or None for all.
+    def mask(self, taken: Tensor, active: Tensor | None, sound: Tensor | None) -> Tensor | None:
+        """The mask of the steps taken, (*batch), or None for all; counts what was missed.
 
-        ``taken`` is (*batch), or with ``active`` (A,), for the matrices of that list; all others have
-        missed this step, which is counted here.
+        ``taken`` is (*batch), or with ``active`` (A,), for the matrices of that list: all others have
+        missed this step.  ``sound`` (.., 1, 1) says whose averages have moved, if a rule has any: those
+        have not missed it, even where the step could not be taken.
         """
-        if active is None:
-            return None if surely_all(taken) else taken
         missed = self.state["missed"]
+        if active is None:
+            if surely_all(taken):
+                return None
+            if sound is not None:
+                moved = sound.reshape(missed.shape) & taken.logical_not()
+                missed.sub_(moved.to(missed.dtype))
+            return taken
+        moved = taken if sound is None else taken | sound.flatten()
+        missed.add_(1)
+        missed.view(-1).index_add_(0, active, moved.to(missed.dtype), alpha=-1)
         whole = torch.zeros(missed.numel(), dtype=torch.bool, device=missed.device)
         whole[active] = taken
-        whole = whole.view(missed.shape)
-        missed.add_(whole.logical_not())
-        return whole
+        return whole.view(missed.shape)
 
 
 def steps_taken(state: dict[str, Any]) -> Any:

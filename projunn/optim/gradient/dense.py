@@ -101,6 +101,11 @@ class DenseGradient:
         self._finite = None
         return True
 
+    @property
+    def sound(self) -> Tensor | None:
+        """Whose averages have moved, (.., 1, 1); None if there are none."""
+        return self._finite
+
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self._rule = rule

@@ -80,6 +80,11 @@ class FactoredGradient:
     def likeness(self, options: tuple[Any, ...] | None) -> None:
         """None: parameters with sketched gradients step one by one."""
 
+    @property
+    def sound(self) -> Tensor | None:
+        """Whose averages have moved, (*batch, 1, 1); None if there are none or all have."""
+        return self._finite
+
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self._rule = rule

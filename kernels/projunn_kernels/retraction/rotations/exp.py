@@ -24,7 +24,10 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    angles, vectors = torch.linalg.eigh(-1j * skew(e))
+    try:
+        angles, vectors = torch.linalg.eigh(-1j * skew(e))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of entries near the largest float
+        return _iterated(e, precision)
     phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1
     f = (vectors * phases.unsqueeze(-2)) @ vectors.mH
     return f if e.is_complex() else f.real, angles.abs().amax(-1) < precision**-0.5

@@ -3,7 +3,7 @@
     polar(W + D), the nearest unitary matrix        F = polar(I + E) - I
 
 A step is not taken where W + D is singular to working precision: where its smallest singular value, in
-the span of the step, is below 4 ``precision`` times the largest.
+the span of the step, is below 4 ``precision`` times the largest, or times 1, the norm of W.
 """
 
 from math import atan2, cos, sin
@@ -26,14 +26,15 @@ def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
         u, s, vh = torch.linalg.svd(identity + e)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK did not converge
         return _iterated(e, precision)
-    return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0]
+    return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0].clamp_min(1)
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """By Newton's iteration, for singular values that differ by less than a factor 1e7."""
     identity = identity_like(e)
     u, regular = iterations.polar_factor(identity + e)
-    return u - identity, regular > 4 * precision
+    largest = torch.linalg.matrix_norm(identity + e).clamp_max(1)  # or somewhat more than that
+    return u - identity, regular * largest > 4 * precision
 
 
 def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
         (e21 - phase * e12.conj()) / total,
         (n22 + phase * n11.conj()) / total - 1,
     )
-    return f, size > 4 * precision * squares
+    return f, size > 4 * precision * squares.maximum(squares.sqrt())
 
 
 def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> list[list[float]] | None:

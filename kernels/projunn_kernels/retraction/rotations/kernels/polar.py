@@ -46,7 +46,7 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
     ir, ii = _inverse_adjoint(xr, xi, S, PAIRS)
     size, inverse = frobenius(xr, xi, PAIRS), frobenius(ir, ii, PAIRS)
     # S / (|X| |X^-1|), in Frobenius norms, is between 1 and S times the ratio of singular values
-    regular = size * inverse * 4.0 * precision < S
+    regular = tl.maximum(size, 1.0) * inverse * 4.0 * precision < S
     change, count = size * 0.0 + 1.0, 0
     # X^-H is made again at the loop's head, not carried from its end: with an X^-H from before the loop,
     # Triton 3.6 fails to compile it.
