@@ -47,7 +47,7 @@ def resumed(command, folder, apart):
     for one in both:
         one.join()
     words = [programs.said(folder, one) for one in both]
-    if not programs.same(programs.state(folder / "run"), programs.state(folder / "whole")):
+    if not programs.same(programs.state(folder / "whole"), programs.state(folder / "run")):
         return "other bits than an undisturbed run"
     ends = sorted(one.exitcode for one in both)
     if ends == [0, 2]:
