@@ -173,6 +173,15 @@ def test_singular_polar_step_is_not_taken(dtype):
     assert torch.equal(retract(weight, -(weight @ right), right, "polar"), weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("n", [2, 6])
+def test_polar_step_to_what_is_only_rounding_is_not_taken(dtype, n):
+    """W + D is about 1e-7 in every direction: its polar factor is that of the rounding."""
+    weight = init.haar_(torch.empty(n, n, dtype=dtype))
+    left = -weight + 1e-7 * torch.randn(n, n, dtype=dtype)
+    assert torch.equal(retract(weight, left, torch.eye(n, dtype=dtype), "polar"), weight)
+
+
 def test_exp_step_of_undetermined_angle_is_not_taken():
     weight, left, right = draw((8, 8), 2, torch.float32, norm=1e9)
     assert torch.equal(retract(weight, left, right, "exp"), weight)
