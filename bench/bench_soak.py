@@ -78,7 +78,7 @@ class Gradients:
 
 
 def soak(rule: str, n: int, field: str, steps: int) -> tuple[Curve, Row]:
-    """The largest defect of each hundredth of the steps, and what was found."""
+    """The largest defect of each fortieth of the steps, and what was found."""
     source = torch.Generator().manual_seed(1)
     weight = UnitaryParameter(init.haar_(torch.empty(BANK, n, n, dtype=DTYPES[field]), source))
     optimizer = getattr(optim, rule)([weight], **RULES[rule])
@@ -88,7 +88,7 @@ def soak(rule: str, n: int, field: str, steps: int) -> tuple[Curve, Row]:
     state["step"].fill_(COUNTED)
     gradients, period = Gradients(weight.detach(), source), polish_period(weight)
     curve: Curve = []
-    worst, began, every = 0.0, time.perf_counter(), max(1, steps // 100)
+    worst, began, every = 0.0, time.perf_counter(), max(400, steps // 40)
     for step in range(1, steps + 1):
         gradients.draw(weight.grad)
         optimizer.step()
@@ -96,7 +96,7 @@ def soak(rule: str, n: int, field: str, steps: int) -> tuple[Curve, Row]:
             worst = max(worst, unitarity_defect(weight).max().item())  # NaN would show in what follows
             if not weight.isfinite().all():
                 raise RuntimeError(f"{rule}, n = {n}, {field}: a weight is not finite at step {step}")
-        if step % every == 0:
+        if step % every == 0 or step == steps:
             curve.append((step, worst))
             worst = 0.0
     finite = all(bool(value.isfinite().all()) for value in state.values())
@@ -106,7 +106,7 @@ def soak(rule: str, n: int, field: str, steps: int) -> tuple[Curve, Row]:
         "dtype": str(DTYPES[field]).removeprefix("torch."),
         "matrices": BANK,
         "steps": steps,
-        "worst_defect": max(worst, *(defect for _, defect in curve)),
+        "worst_defect": max(defect for _, defect in curve),
         "skipped": optimizer.skipped_steps(),
         "counted": int(state["step"].double().max().item()) - COUNTED,
         "state_finite": finite,
@@ -116,7 +116,7 @@ def soak(rule: str, n: int, field: str, steps: int) -> tuple[Curve, Row]:
 
 
 def draw(results: Results, curves: dict[tuple[str, int, str], Curve]) -> None:
-    """``soak.png``: the largest defect of each hundredth, a panel for each size."""
+    """``soak.png``: the largest defect of each fortieth, a panel for each size."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -135,7 +135,7 @@ def draw(results: Results, curves: dict[tuple[str, int, str], Curve]) -> None:
             axes.axhline(BOUND, color="black", linestyle=":")
             axes.set(yscale="log", xlabel="steps of a matrix", title=f"n = {n}")
         panels[0].set_ylabel("largest unitarity defect")
-        panels[-1].legend(fontsize=7, frameon=False)
+        panels[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(results.folder / "soak.png", dpi=130)
 
 
