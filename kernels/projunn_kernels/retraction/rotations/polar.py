@@ -6,7 +6,7 @@ A step is not taken where W + D is singular to working precision: where its smal
 the span of the step, is below 4 ``precision`` times the largest, or times 1, the norm of W.
 """
 
-from math import atan2, cos, sin
+from math import atan2, cos, sin, sqrt
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     n11, n22 = 1 + e11, 1 + e22
     det = n11 * n22 - e12 * e21
     phase, size = det.sgn(), det.abs()
-    squares = sum(x.abs().square() for x in (n11, e12, e21, n22))
+    squares = torch.stack([x.abs().square() for x in (n11, e12, e21, n22)]).sum(0)
     total = (squares + 2 * size).sqrt()
     f = matrix(
         (n11 + phase * n22.conj()) / total - 1,
@@ -58,7 +58,8 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     """A rotation or, with det(I + E) < 0, a reflection."""
     n11, n22 = 1 + e11, 1 + e22
     det = n11 * n22 - e12 * e21
-    if not abs(det) > 4 * precision * (n11 * n11 + e12 * e12 + e21 * e21 + n22 * n22):
+    squares = n11 * n11 + e12 * e12 + e21 * e21 + n22 * n22
+    if not abs(det) > 4 * precision * max(squares, sqrt(squares)):
         return None
     sign = -1.0 if det < 0 else 1.0
     angle = atan2(e21 - sign * e12, n11 + sign * n22)
