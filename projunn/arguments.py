@@ -15,6 +15,8 @@ from torch import Tensor
 
 _LARGEST = 2**31  # of what is counted; PyTorch's own sizes end at 2^63
 _BY_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast converts
+# Not by `torch.dtype.to_complex`, which Dynamo cannot trace.
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 Converted = Literal["nothing", "reals", "all numbers"]
 
@@ -158,7 +160,9 @@ def _refuse(name: str, value: Any) -> None:
 def _check_dtype(
     name: str, value: Tensor, weight: Tensor, is_complex: bool, converted: Converted
 ) -> None:
-    own, got = weight.dtype.to_complex() if is_complex else weight.dtype, value.dtype
+    own, got = weight.dtype, value.dtype
+    if is_complex:
+        own = _COMPLEX.get(own, own)
     fits = got is own
     if not fits and converted != "nothing" and not value.is_quantized:
         fits = not got.is_complex or (is_complex and converted == "all numbers")

@@ -169,18 +169,29 @@ def test_half_precision_under_autocast_is_taken():
         assert refused("input", lambda: layer(x.double()))
 
 
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (torch.float32, torch.float32),
+        (torch.complex64, torch.complex64),
+        (torch.complex64, torch.float32),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cls", OURS)
-def test_checks_are_traced_away(cls):
+def test_checks_are_traced_away(cls, own, given):
     arguments, shape = LAYERS[cls]
-    layer, graphs = cls(**arguments), []
+    layer, graphs = cls(**{**arguments, "dtype": own}), []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph
 
+    layer(torch.randn(shape, dtype=given))  # at whose first use einops notes the kind of tensors
+    torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
     for _ in range(2):
-        x = torch.randn(shape)
+        x = torch.randn(shape, dtype=given)
         torch.testing.assert_close(compiled(x), layer(x))
     assert len(graphs) == 1
 
