@@ -25,14 +25,14 @@ def step(kernels):
 
     def take(tensors, **options):
         with kernels.backend():
-            fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
+            return fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
 
     return take
 
 
 def step_of_torch(tensors, **options):
     with projunn.backend("torch"):
-        fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
+        return fused_step_(FusedStep(*([t] for t in tensors), RATE, **options))
 
 
 def expected(weight, direction, basis, retraction):
@@ -97,8 +97,9 @@ def test_what_is_not_finite_is_left_alone_and_counted(kernels, step, kind, m, n,
     tensors = draw(kind, m, n, k, 3, kernels.device)
     tensors[1][1, 2, 3] = torch.nan
     before = [t.clone() for t in tensors]
-    step(tensors)
+    taken = step(tensors)
     weight, _, basis, _, skipped = tensors
+    assert taken.tolist() == [True, False, True]
     assert skipped.item() == 1
     assert torch.equal(weight[1], before[0][1])
     assert torch.equal(basis[1], before[2][1])
@@ -134,7 +135,8 @@ def check_active_list(step, n, k, device):
     wanted = [expected(weight[[b]], direction[[s]], basis[[b]], "exp") for s, b in ((0, 3), (2, 0))]
     others = [1, 2, 4]
     weight[others], basis[others] = torch.nan, torch.nan  # reading them would show
-    step((weight, direction, basis, probe, skipped), active=active)
+    taken = step((weight, direction, basis, probe, skipped), active=active)
+    assert taken.tolist() == [True, False, True]
     for block, result in zip((3, 0), wanted, strict=True):
         assert (precise(weight[[block]]) - result).abs().max() < 1e-6
     assert weight[others].isnan().all()

@@ -17,7 +17,7 @@ from projunn_kernels.warm_basis import refresh_basis_
 _EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
 
 
-def fused_step(step: FusedStep) -> list[Tensor]:
+def fused_step(step: FusedStep) -> Tensor:
     """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
     taken = []
     if step.pairs:
@@ -32,7 +32,7 @@ def fused_step(step: FusedStep) -> list[Tensor]:
             left, right = factor(direction, basis)
             mask = _take(step, weight, left, right, left, basis, probe, skipped)
         taken.append(mask)
-    return taken
+    return taken[0] if len(taken) == 1 else torch.stack(taken)
 
 
 def factored_step(step: FactoredStep) -> Tensor:

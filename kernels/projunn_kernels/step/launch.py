@@ -24,7 +24,7 @@ from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 
 
-def fused(step: FusedStep) -> list[Tensor]:
+def fused(step: FusedStep) -> Tensor:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     if step.pairs:
         step = as_numbers(step)
@@ -39,7 +39,8 @@ def fused(step: FusedStep) -> list[Tensor]:
                 probes=[contiguous_matrices(t) for t in step.probes],
             )
         )
-    return [mask.view(batch) for mask in taken.view(len(step.weights), -1).bool().unbind()]
+    count = len(step.weights)
+    return taken.view(batch if count == 1 else (count, *batch)).bool()
 
 
 def fused_step(step: FusedStep) -> Tensor:
