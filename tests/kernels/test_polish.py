@@ -28,6 +28,22 @@ def test_polish_kernels(kernels, kind, m, n):
     assert (far < 1.5 - 0.01).all()
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
+def test_each_matrix_has_its_own_count(kernels, kind):
+    """Polished is what has taken a multiple of the period, and this step."""
+    weight = init.haar_(torch.empty(2, 3, 5, 5, dtype=kind)) * 1.01
+    missed = torch.tensor([[0, 3, 1], [2, 6, 0]])
+    taken = torch.tensor([[True, True, True], [True, False, False]])
+    polished = torch.tensor([[True, True, False], [False, False, False]])
+    for backend, device in ((kernels.backend(), kernels.device), (projunn.backend("torch"), "cpu")):
+        after, counts = weight.to(device).clone(), [t.to(device) for t in (missed, taken)]
+        with backend:
+            step = torch.tensor(9.0, dtype=torch.float64, device=device)
+            polish_when_due_(after, step, 3, False, *counts)
+        assert ((after.cpu() != weight).flatten(2).any(2) == polished).all()
+        assert projunn.unitarity_defect(after.cpu())[polished].max() < 1e-3
+
+
 def test_when_due_on_the_host():
     weight = init.haar_(torch.empty(6, 6)) + 1e-4
     before = weight.clone()

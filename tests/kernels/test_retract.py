@@ -42,6 +42,19 @@ def test_steps_of_any_size_stay_unitary(kernels, scale, retraction):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("size", [1e10, 1e18])
+def test_unitary_after_a_huge_step_of_equal_columns(kernels, kind, n, size):
+    """Columns of rounding in the basis are not orthonormal; a step that they would bend is not taken."""
+    weight, left, right = draw(kind, n, n, 1, batch=4)
+    left, right = left.expand(4, n, 2) * size, right.expand(4, n, 2)
+    weight, left, right = (t.to(kernels.device) for t in (weight, left, right))
+    with kernels.backend():
+        retract_(weight, left, right, "cayley")
+    assert defect(weight) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("k", [1, 3, 9])
 def test_rank_update_and_factors(kernels, kind, k):
     weight, left, right = (t.to(kernels.device) for t in draw(kind, 20, 33, k))

@@ -1,4 +1,4 @@
-"""A weight and the state of its optimizer survive every gradient; a bad step leaves both as they were."""
+"""A weight and the state of its optimizer survive every gradient; a bad step changes neither of them."""
 
 import pytest
 import torch

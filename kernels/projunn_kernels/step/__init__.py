@@ -26,7 +26,7 @@ from projunn_kernels.step.tiles import FUSED_STEP
 __all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
 
 
-def fused_step_(step: FusedStep) -> list[Tensor]:
+def fused_step_(step: FusedStep) -> Tensor:
     """Take the steps of parameters of one shape, in place: W, R and the counters change.
 
     Y = orth(D^H R)    X = D Y    W <- retraction of W - rate X Y^H    R <- orth(X) + 0.01 probe
@@ -35,9 +35,10 @@ def fused_step_(step: FusedStep) -> list[Tensor]:
     (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.
 
     Returns:
-        For each parameter the mask of the steps that were taken, (*batch), or (A,) with ``active``.
+        The mask of the steps that were taken: of one parameter (*batch), or (A,) with ``active``, and of
+        several (parameters, *batch).  The kernels' is overwritten by the next step of these tensors.
     """
-    taken: list[Tensor] = _fused_step(step)
+    taken: Tensor = _fused_step(step)
     return taken
 
 
@@ -53,17 +54,16 @@ def factored_step_(step: FactoredStep) -> Tensor:
     return taken
 
 
-def _mask(weight: Tensor, pairs: bool, active: Tensor | None = None) -> Tensor:
-    batch = weight.shape[: -3 if pairs else -2] if active is None else active.shape
-    return torch.empty(batch, dtype=torch.bool, device=weight.device)
+def _fake(step: FusedStep) -> Tensor:
+    weight, count = step.weights[0], len(step.weights)
+    batch = weight.shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
+    shape = batch if count == 1 else (count, *batch)
+    return torch.empty(shape, dtype=torch.bool, device=weight.device)
 
 
-def _fake_masks(step: FusedStep) -> list[Tensor]:
-    return [_mask(weight, step.pairs, step.active) for weight in step.weights]
-
-
-def _fake_mask(step: FactoredStep) -> Tensor:
-    return _mask(step.weight, step.pairs)
+def _fake_factored(step: FactoredStep) -> Tensor:
+    batch = step.weight.shape[: -3 if step.pairs else -2]
+    return torch.empty(batch, dtype=torch.bool, device=step.weight.device)
 
 
 def _fits_launches(step: FusedStep) -> bool:
@@ -82,7 +82,7 @@ _fused_step = Operation(
     eager=eager.fused_step,
     launches="projunn_kernels.step.launch:fused",
     fits=_fits_launches,
-    fake=_fake_masks,
+    fake=_fake,
     on="weights",
     kernels=(FUSED_STEP,),
     mutates=("weights", "bases", "skipped", "missed"),
@@ -91,7 +91,7 @@ _fused_step = Operation(
 _factored_step = Operation(
     name="factored_step_",
     eager=eager.factored_step,
-    fake=_fake_mask,
+    fake=_fake_factored,
     on="weight",
     mutates=("weight", "basis", "skipped"),
     bundle=FactoredStep,

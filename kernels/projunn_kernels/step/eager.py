@@ -18,7 +18,7 @@ _EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
 _LARGE = 128 * 128  # numbers of a parameter that is no longer copied
 
 
-def fused_step(step: FusedStep) -> list[Tensor]:
+def fused_step(step: FusedStep) -> Tensor:
     """The steps of `projunn_kernels.fused_step_`, one parameter after the other, or all as one bank."""
     if step.pairs:
         step = as_numbers(step)
@@ -39,7 +39,7 @@ def fused_step(step: FusedStep) -> list[Tensor]:
     for mask, skipped, missed in zip(every, step.skipped, step.missed, strict=True):
         if not surely_all(mask):
             _count(mask, skipped, None if step.active is not None else missed, step.active)
-    return every
+    return every[0] if len(every) == 1 else torch.stack(every)
 
 
 def _pays_to_stack(step: FusedStep) -> bool:

@@ -38,12 +38,13 @@ _MAX_KEPT = 256
 _kept: OrderedDict[tuple[Any, ...], "Program | Passes"] = OrderedDict()
 
 
-def fused(step: FusedStep) -> list[Tensor]:
+def fused(step: FusedStep) -> Tensor:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
     weights = step.weights
     batch = weights[0].shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
+    shape = batch if len(weights) == 1 else (len(weights), *batch)
     if weights[0].numel() == 0 or batch.numel() == 0:
-        return [torch.ones(batch, dtype=torch.bool, device=t.device) for t in weights]
+        return torch.ones(shape, dtype=torch.bool, device=weights[0].device)
     taken = _take_kept(step)
     if taken is None:
         step = as_numbers(step) if step.pairs else step
@@ -56,7 +57,7 @@ def fused(step: FusedStep) -> list[Tensor]:
                 probes=[contiguous_matrices(t) for t in step.probes],
             )
             taken = _fresh(flat)(flat)
-    return list(taken.view(len(weights), *batch).unbind())
+    return taken.view(shape)
 
 
 def _take_kept(step: FusedStep) -> Tensor | None:

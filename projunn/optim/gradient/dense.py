@@ -277,5 +277,6 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
             factorization=first.group["factorization"],
         )
     )
-    for one, mask in zip(alike, taken, strict=True):
+    masks = (taken,) if len(alike) == 1 else taken.unbind()
+    for one, mask in zip(alike, masks, strict=True):
         one.taken = mask
