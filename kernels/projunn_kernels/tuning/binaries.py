@@ -79,6 +79,7 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
 
 _OPTIONS = {"num_warps", "num_stages", "maxnreg"}
 _TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.complex64: "fp32",
     torch.int64: "i64",
