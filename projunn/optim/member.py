@@ -17,7 +17,7 @@ def capturing(tensor: Tensor) -> bool:
 
 
 # The counters of a state, and the dtypes in which they count for ever (float32 would stop at 2^24).
-COUNTERS = {"step": torch.float64, "missed": torch.int64}
+COUNTERS = {"step": torch.int64, "missed": torch.int64}
 
 
 def counter(device: torch.device | str) -> Tensor:
@@ -101,4 +101,4 @@ def steps_taken(state: dict[str, Any]) -> Any:
             return step.item()
     if step.device.type == "cpu":
         step = step.item()
-    return (step - missed).double()[..., None, None]
+    return (step - missed).double().unsqueeze(-1).unsqueeze(-1)

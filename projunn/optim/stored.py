@@ -35,7 +35,7 @@ def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bo
     for name in [name for name, value in state.items() if value is None]:
         del state[name]  # torch.optim.SGD's buffer, without momentum
     if "step" in state and not isinstance(state["step"], Tensor):
-        state["step"] = counter("cpu").add_(state["step"])
+        state["step"] = counter("cpu").add_(int(state["step"]))
     if "missed" in state:
         _check(p, "missed", state["missed"], view_like(p, p.detach()).shape[:-2])
     for name, squares in averages.items():

@@ -38,7 +38,7 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
 
     tensors = {
         "weight": weight,
-        "step": inputs.full(3.0 * _PERIOD, dtype=torch.float64),
+        "step": inputs.full(3 * _PERIOD, dtype=torch.int64),
         "missed": inputs.full(_PERIOD, p.matrices, dtype=torch.int64),
         "taken": inputs.full(True, p.matrices, dtype=torch.bool),
     }
