@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices, flattened
@@ -20,7 +21,7 @@ def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> Non
     """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
     places = {"basis": floats(basis), "probe": floats(probe), "TABLE": False}
     places |= dict.fromkeys(("skipped", "missed"), taken)  # not read
-    _launch(Matrices.of(basis), left.contiguous(), taken.byte(), places)()
+    _launch(Matrices.of(basis), left.contiguous(), taken.to(torch.int8), places)()
 
 
 def warm_bases_launch(left: Tensor, bases: Matrices, taken: Tensor, tables: Sequence[Tensor]) -> Launch:
