@@ -30,15 +30,10 @@ def test_factors_of_the_gradient(dtype, batch, k, rows):
         torch.testing.assert_close(left @ right.mH, gradient, atol=1e-4, rtol=1e-4)
     gram = right.mH @ right  # columns that depend on the others may be zero
     torch.testing.assert_close(gram @ gram, gram)
-    torch.testing.assert_close(
-        gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).round(), found_rank(gradient, k)
-    )
+    kept = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    assert (kept > torch.linalg.matrix_rank(gradient).clamp_max(k) - 1e-3).all()
     assert left.is_contiguous()
     assert right.is_contiguous()
-
-
-def found_rank(gradient, k):
-    return torch.linalg.matrix_rank(gradient).clamp_max(k).to(gradient.dtype.to_real())
 
 
 def test_error_in_float32_is_that_of_the_formed_gradient():
