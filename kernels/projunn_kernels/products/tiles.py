@@ -67,11 +67,17 @@ def _matrix(problem: Problem, inputs: Inputs, dtype: object) -> Tensor:
     return inputs.normal(p.matrices, p.m, p.n, dtype=matrix_dtype, scale=p.n**-0.5)  # type: ignore[arg-type]
 
 
-def _where(inputs: Inputs, matrix: Tensor, active: Tensor | None, listed: str) -> Any:
-    """The matrices as a launch gets them: those of a tensor, some of them, or tensors of their own."""
+def _where(inputs: Inputs, matrix: Tensor, active: Tensor | None, listed: str) -> tuple[Any, Any]:
+    """The matrices as a launch gets them: those of a tensor, some of them, or tensors of their own.
+
+    A table has their addresses only, so what comes second must be kept until they have been read.
+    """
     from projunn_kernels.launching import Matrices
 
-    return Matrices.of_all(inputs.apart(matrix)) if listed == "table" else Matrices.of(matrix, active)
+    if listed != "table":
+        return Matrices.of(matrix, active), matrix
+    parts = inputs.apart(matrix)
+    return Matrices.of_all(parts), parts
 
 
 def _adjoint_case(problem: Problem, inputs: Inputs, *, listed: str, gradient: object) -> Case:
@@ -83,7 +89,7 @@ def _adjoint_case(problem: Problem, inputs: Inputs, *, listed: str, gradient: ob
         from projunn_kernels.launching import address_table
         from projunn_kernels.products.launch import adjoint_launch
 
-        where = _where(inputs, matrix, active, "table" if of_bases else listed)
+        where, _kept = _where(inputs, matrix, active, "table" if of_bases else listed)
         bases = inputs.apart(columns.mT.contiguous()) if of_bases else []
         run, partial = adjoint_launch(
             where, p.k, address_table(bases) if of_bases else columns, of_bases
@@ -111,7 +117,8 @@ def _product_case(problem: Problem, inputs: Inputs, *, listed: str, gradient: ob
     def launch(matrix: Tensor, columns: Tensor, active: Tensor | None) -> list[Tensor]:
         from projunn_kernels.products.launch import product_launch
 
-        run, result = product_launch(_where(inputs, matrix, active, listed), columns)
+        where, _kept = _where(inputs, matrix, active, listed)
+        run, result = product_launch(where, columns)
         run()
         return [] if inputs.hollow else _named([result], active)
 
