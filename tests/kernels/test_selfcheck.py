@@ -167,5 +167,5 @@ def test_a_check_leaves_the_random_numbers_alone():
     state = torch.random.get_rng_state()
     kernel = KERNELS["product"]
     problem = Problem("product", False, 1, 20, 20, 1)
-    kernel.case(problem, Inputs(CPU), active=False, gradient=None)
+    kernel.case(problem, Inputs(CPU), listed="all", gradient=None)
     assert torch.equal(torch.random.get_rng_state(), state)
