@@ -18,7 +18,7 @@ RULES = {
     "Lion": {},
 }
 CLASSES = {"nesterov": "SGD", "centered": "RMSprop", "amsgrad": "AdamW"}
-KINDS = [torch.float32, torch.complex64, "pairs", torch.float64, torch.complex128]
+KINDS = [torch.float32, "pairs", torch.complex128]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
@@ -45,7 +45,7 @@ def step(optimizer, p, gradient):
 
 @EVERY_KIND
 @pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("power", [0.4, 0.5, 0.506, 0.75, 1.0])
+@pytest.mark.parametrize("power", [0.4, 0.506, 1.0])
 def test_a_huge_gradient_stops_no_later_step(rule, kind, n, power):
     """In the rules of squares it is counted, and then as if it had not been, or its square is finite."""
     p = parameter(n, kind)
@@ -114,9 +114,9 @@ def test_momentum_of_the_largest_gradients_stays_finite(rule, kind):
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("power", [0.4, 0.506, 0.75, 0.95])
+@pytest.mark.parametrize("power", [0.506, 0.95])
 def test_averages_of_sketched_gradients_stay_finite(name, dtype, size, power):
     layer = BlockUnitaryLinear(2, size, False, dtype=dtype, sketch_rank=min(size, 2))
     options = {"momentum": 0.9} if name == "SGD" else {}
