@@ -48,6 +48,8 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from projunn_kernels import backends  # noqa: E402
+
 WITHOUT_INTERPRETER = os.environ.get("PROJUNN_TEST_WITHOUT_INTERPRETER", "0") not in ("", "0")
 if WITHOUT_INTERPRETER:
     os.environ.pop("TRITON_INTERPRET", None)
@@ -169,6 +171,18 @@ def _own_settings(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(int(os.environ.get("PROJUNN_TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
+def _own_backend(request):
+    """No test leaves the choice of a backend to those after it: under the interpreter they would crawl."""
+    before = backends.chosen_backend(), list(backends._calls), backends._blocks.get()
+    yield
+    after = backends.chosen_backend()
+    with backends._changing_calls():
+        backends._calls[:] = before[1]
+    backends._blocks.set(before[2])
+    assert after == before[0], f"{request.node.nodeid} leaves the backend {after}, found {before[0]}"
 
 
 @pytest.fixture(autouse=True)
