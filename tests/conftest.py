@@ -175,7 +175,7 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _own_backend():
-    """No test leaves the choice of a backend to those after it: under the interpreter they would crawl."""
+    """No test leaves the choice of a backend to those after it: in the interpreter they would crawl."""
     calls, blocks = list(backends._calls), backends._blocks.get()
     yield
     with backends._changing_calls():

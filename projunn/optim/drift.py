@@ -19,7 +19,7 @@ _LEAST, _MOST = 4, 16
 
 
 def polish_period(weight: Tensor) -> int:
-    """Steps between two polishes, which then cost a percent of the steps on a CPU.
+    """Steps between two polishes.
 
     Up to n = 64 a float32 defect stays below 1e-6; larger matrices are polished as often as is cheap.
     """
