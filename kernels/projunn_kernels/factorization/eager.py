@@ -1,5 +1,7 @@
 """Factors of a matrix in PyTorch."""
 
+from math import hypot
+
 import torch
 from torch import Tensor
 
@@ -90,7 +92,8 @@ def _regular(r: Tensor) -> Tensor | None:
     """
     diagonal = r.diagonal(dim1=-2, dim2=-1)
     if r.ndim == 2:
-        parts = [abs(x) for x in diagonal.tolist()]
+        # Not ``abs``, which raises where a complex number's overflows.
+        parts = [hypot(x.real, x.imag) for x in diagonal.tolist()]
         least_part = max(_NOTHING, 1e-4 * max(parts, default=0.0))
         if all(part > least_part for part in parts):
             return None

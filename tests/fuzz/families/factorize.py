@@ -53,7 +53,10 @@ def case(draw):
 
 def sizes(matrix, basis):
     """Norms of the matrices, and whether no sum over their rows or columns overflows, (*batch, 1, 1)."""
-    norms = torch.linalg.matrix_norm(precise(matrix), keepdim=True)
+    entries = matrix.abs().double().amax((-2, -1), keepdim=True)
+    # Scaled: squares of the smallest numbers are zero.
+    scaled = precise(matrix) / entries.clamp_min(torch.finfo(torch.float64).tiny)
+    norms = torch.linalg.matrix_norm(scaled, keepdim=True) * entries
     largest = 1.0 if basis is None else torch.linalg.matrix_norm(precise(basis), keepdim=True)
     room = torch.finfo(matrix.dtype).max / (8.0 * max(1, *matrix.shape))
     return norms, (norms < room) & (norms * largest < room)

@@ -1,6 +1,6 @@
 """Some steps of an optimizer with hostile gradients, each matrix watched on its own.
 
-    gradient not finite, or none         weight and averages keep every bit; the former is counted
+    gradient not finite, or none         weight (to the bit) and averages stay; the former is counted
     an ordinary gradient                 the step is taken
     where the factors are exact too      it is the one of the rule's formula in float64
     any finite gradient                  weight finite and unitary, state finite
@@ -134,7 +134,8 @@ class Watched:
         for name, value in averages.items():
             if name not in self.old_averages and name not in rule_averages:
                 continue  # a basis, which starts at random
-            still = unchanged(self.old_averages.get(name, torch.zeros_like(value)), value)
+            # By value: a mean of -0, that of a subnormal number, may become +0.
+            still = self.old_averages.get(name, torch.zeros_like(value)) == value
             check(still[~moves].all(), f"{name} moved where there was no step")
         bad = int((self.listed & ~sound).sum())
         largest = self.gradient.abs().flatten(1).amax(1) if self.gradient[0].numel() else 0
