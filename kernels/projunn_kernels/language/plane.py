@@ -13,7 +13,7 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 # Norms below are zero: nothing can be divided by them.
 TINY = tl.constexpr(1e-150)
 # What two passes of Gram-Schmidt leave of z, relative to z, need not be orthogonal to y below this size.
-ROUNDING = tl.constexpr(1e-18)
+ROUNDING = tl.constexpr(1e-17)
 PROBE = tl.constexpr(_PROBE)
 
 

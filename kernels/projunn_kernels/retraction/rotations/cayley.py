@@ -46,8 +46,10 @@ def _of_eigenvalues(a: Tensor) -> Tensor:
     angles, vectors = torch.linalg.eigh(-1j * a)
     f = (vectors * (1j * angles / (1 - 0.5j * angles)).unsqueeze(-2)) @ vectors.mH
     f = f if a.is_complex() else f.real
-    error = f + f.mH + f.mH @ f
-    return f - (error + f @ error) / 2  # one Newton-Schulz step of I + F
+    for _ in range(4):  # Newton-Schulz steps of I + F, which may be off by 1e-3
+        error = f + f.mH + f.mH @ f
+        f = f - (error + f @ error) / 2
+    return f
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -64,8 +66,9 @@ def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     e11, e12, e21, e22 = entries(e)
     s = (e21 - e12.conj()) / 2
     if not e.is_complex():
-        half = s.clamp(-_TURNED, _TURNED).square() / 2
-        diagonal, corner = -half / (1 + half / 2), s / (1 + half / 2)
+        near = s.clamp(-_TURNED, _TURNED)
+        half = near.square() / 2
+        diagonal, corner = -half / (1 + half / 2), near / (1 + half / 2)
         return matrix(diagonal, -corner, corner, diagonal), s.abs() < torch.inf
     # (I - A/2)^-1 A = (adj(I - A/2) A) / det(I - A/2), and adj(I - A/2) A = A - det(A)/2 I
     t, u = e11.imag, e22.imag
