@@ -25,6 +25,7 @@ from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import WARM, check_edited, check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.sharded import is_sharded, local_member, local_part
+from projunn.optim.stopping import has_stopped
 from projunn.optim.stored import fit_state
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
@@ -157,7 +158,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     or member.state is not state
                     or member.group is not group
                 ):
-                    member = kept[index] = Member(index, p, grad, state, group)
+                    member = kept[index] = Member(index, p, grad, state, group, watched=True)
                 member.grad = grad
                 members.append(member)
         known, self._unitary_count = self._unitary_count, count
@@ -184,6 +185,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         take_steps(gradients)
         for member, gradient in zip(members, gradients, strict=True):
             polish(member, member.mask(gradient.taken, gradient.active, gradient.sound))
+            if has_stopped(member, gradient):
+                self._start_basis(member, "tangent")
         if self._fresh:
             done = {member.index for member in members}
             self._fresh = tuple(index for index in self._fresh if index not in done)
@@ -224,15 +227,26 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             average = torch.zeros(view.shape, dtype=dtype, device=p.device)
             state[name] = average if squares else stored_like(p, average)
             self._fresh = (*self._fresh, member.index)
-        if names := WARM.get(group["factorization"]):
-            basis_name, probe_name = names
-            *batch, m, n = view.shape
-            rows = m if group["factorization"] == "subspace" else max(m, n)
-            shape = (*batch, rows, min(group["rank"], m, n))
-            if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
-                probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
-                state[probe_name], state[basis_name] = probe, probe.clone()
+        if member.complete[-2:-1] == ("tangent",):  # and a user has set it to another one
+            for name in WARM["tangent"]:
+                state.pop(name, None)
+        if group["factorization"] in WARM:
+            self._start_basis(member, group["factorization"])
+        if WARM["tangent"][0] in state:
+            self._start_basis(member, "tangent")
         member.complete = (*wanted, len(state))
+
+    def _start_basis(self, member: Member, factorization: str) -> None:
+        """Create the warm basis of a factorization and its probe, where there are none of this rank."""
+        p, state = member.parameter, member.state
+        view = view_like(p, p.detach())
+        *batch, m, n = view.shape
+        rows = m if factorization == "subspace" else max(m, n)
+        shape = (*batch, rows, min(member.group["rank"], m, n))
+        basis_name, probe_name = WARM[factorization]
+        if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
+            probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
+            state[probe_name], state[basis_name] = probe, probe.clone()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""

@@ -79,17 +79,12 @@ def distance(weight, loss_of, steps, factorization):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("bank", [False, True])
 def test_never_stops_short_of_the_optimum(seed, dtype, bank):
-    """`subspace` ends between 1 and 6 of 32 here."""
     matrix, start = trace_problem(seed, dtype)
     start = torch.stack([start, start]) if bank else start
     count = 2 if bank else 1
-    found = {
-        name: distance(start.clone(), lambda w: -(matrix.conj() * w).sum().real, 300, name)
-        for name in ("tangent", "subspace")
-    }
-    assert -found["tangent"][0] > 31 * count
-    assert -found["subspace"][0] < 31 * count
-    assert found["tangent"][1] < 2e-6
+    loss, off = distance(start.clone(), lambda w: -(matrix.conj() * w).sum().real, 300, "tangent")
+    assert -loss > 31 * count
+    assert off < 2e-6
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -121,7 +121,13 @@ class DenseGradient:
         if options is None:
             return None
         listed = None if self.active is None else id(self.parameter)
-        return (self._layout, self.direction.dtype, options, listed)
+        return (self._layout, self.direction.dtype, options, listed, self.factorization)
+
+    @property
+    def factorization(self) -> str:
+        """Where the factors of the step come from: that of the group, or of `projunn.optim.stopping`."""
+        named: str = self.group["factorization"]
+        return "tangent" if named == "subspace" and WARM["tangent"][0] in self.state else named
 
     def take(self) -> None:
         """Take the step alone, with factors that are drawn at random or found by SVD."""
@@ -258,7 +264,7 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
     """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
     first = alike[0]
     rate = unitary_learning_rate(first.group)
-    basis, probe = WARM[first.group["factorization"]]
+    basis, probe = WARM[first.factorization]
     scale = rate if isinstance(rate, Tensor) else None
     sign = -1.0 if first.group["maximize"] else 1.0
     taken = fused_step_(
@@ -274,7 +280,7 @@ def take_together(alike: Sequence[DenseGradient]) -> None:
             retraction=first.group["retraction"],
             pairs=first.parameter.pairs,
             active=first.active,
-            factorization=first.group["factorization"],
+            factorization=first.factorization,
         )
     )
     masks = (taken,) if len(alike) == 1 else taken.unbind()

@@ -1,0 +1,142 @@
+"""The default factorization does not stop where a gradient's leading part is normal to the manifold.
+
+Maximise Re <C, W>, with C of singular values from 1 to 3: the optimum is their sum, 32 for n = 16.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from projunn import UnitaryParameter, init, matrix_view, unitarity_defect
+from projunn.nn import UnitaryLinear
+from projunn.optim import SGD, AdamW, stopping
+
+STEPS = 300
+
+
+def problem(shape=(16, 16), dtype=torch.float32, seed=0):
+    """C, and a start of the same sign of the determinant."""
+    source = torch.Generator().manual_seed(seed)
+    m, n = shape
+    u, v, start = (
+        init.haar_(torch.empty(size, dtype=dtype), source) for size in ((m, m), (n, n), (m, n))
+    )
+    if not dtype.is_complex and m == n:
+        for matrix in (u, v, start):
+            matrix[0] *= torch.linalg.det(matrix).sign()
+    values = torch.linspace(1, 3, min(m, n)).to(dtype)
+    return (u[:, : len(values)] * values) @ v[: len(values)], start
+
+
+def climb(optimizer, weight, matrix, steps):
+    """Take steps up the hill; Re <C, W> of each matrix."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-(matrix.conj() * matrix_view(weight)).real.sum()).backward()
+        optimizer.step()
+    return (matrix.conj() * matrix_view(weight.detach())).real.sum((-2, -1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_square_weight_reaches_the_optimum(dtype, rank, seed):
+    matrix, start = problem(dtype=dtype, seed=seed)
+    weight = UnitaryParameter(start)
+    found = climb(SGD([weight], lr=3.2, rank=rank), weight, matrix, STEPS)
+    assert found > 31.5
+    assert unitarity_defect(weight.detach()) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)], ids=str)
+def test_so_does_a_rectangular_one(shape):
+    matrix, start = problem(shape)
+    weight = UnitaryParameter(start)
+    assert climb(SGD([weight], lr=3.2), weight, matrix, 600) > 0.95 * 24
+
+
+def test_one_matrix_of_a_bank_that_has_stopped_goes_on():
+    matrix, start = problem()
+    u, _, vh = torch.linalg.svd(matrix)
+    weight = UnitaryParameter(torch.stack([u @ vh, start]))  # the first is at its optimum
+    assert (climb(SGD([weight], lr=3.2), weight, matrix, STEPS) > 31.5).all()
+
+
+def noisy_steps(optimizer, layer, steps, seed=0):
+    """Steps along gradients of random batches."""
+    source = torch.Generator().manual_seed(seed)
+    target = init.haar_(torch.empty(12, 12), source)
+    for _ in range(steps):
+        x = torch.randn(8, 12, generator=source)
+        optimizer.zero_grad()
+        (layer(x) - x @ target.T).square().mean().backward()
+        optimizer.step()
+
+
+def test_random_batches_never_meet_it(monkeypatch):
+    """The steps are bit for bit those of `subspace` alone."""
+    layer = UnitaryLinear(12, 12, bias=False)
+    twin = copy.deepcopy(layer)
+    optimizer = AdamW(layer.parameters(), lr=0.1)
+    noisy_steps(optimizer, layer, 200)
+    assert "tangent_basis" not in optimizer.state[layer.weight]
+    monkeypatch.setattr(stopping, "_EVERY", 10**9)
+    noisy_steps(AdamW(twin.parameters(), lr=0.1), twin, 200)
+    assert torch.equal(layer.weight, twin.weight)
+
+
+@pytest.mark.parametrize("gradient", ["zero", "nan"])
+def test_a_gradient_that_is_zero_or_not_finite_has_not_stopped(gradient):
+    weight = UnitaryParameter(init.haar_(torch.empty(6, 6)))
+    optimizer = SGD([weight], lr=1.0)
+    for _ in range(130):
+        weight.grad = torch.zeros(6, 6) if gradient == "zero" else torch.full((6, 6), torch.nan)
+        optimizer.step()
+    assert "tangent_basis" not in optimizer.state[weight]
+
+
+def test_signs_have_no_tangent_to_step_along():
+    weight = UnitaryParameter(torch.ones(3, 1, 1))
+    optimizer = SGD([weight], lr=1.0)
+    for _ in range(70):
+        weight.grad = torch.ones(3, 1, 1)
+        optimizer.step()
+    assert "tangent_basis" not in optimizer.state[weight]
+
+
+@pytest.mark.parametrize("saved", [50, 64, 100])
+def test_a_resumed_run_takes_the_same_steps(saved):
+    """Saved before the look that finds the weight at rest, right after it, and later."""
+    matrix, start = problem()
+    weight = UnitaryParameter(start)
+    optimizer = SGD([weight], lr=3.2)
+    climb(optimizer, weight, matrix, saved)
+    twin = UnitaryParameter(weight.detach().clone())
+    resumed = SGD([twin], lr=3.2)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for optimizer_, w in ((optimizer, weight), (resumed, twin)):
+        climb(optimizer_, w, matrix, 100)
+    assert "tangent_basis" in optimizer.state[weight]
+    assert torch.equal(weight, twin)
+
+
+@pytest.mark.parametrize("stored", ["pairs", "blocks"])
+def test_however_the_parameter_is_stored(stored):
+    """Complex numbers as pairs, and matrices stacked on each other."""
+    matrix, start = problem(dtype=torch.complex64 if stored == "pairs" else torch.float32)
+    if stored == "pairs":
+        weight = UnitaryParameter(torch.view_as_real(start), pairs=True)
+    else:
+        weight = UnitaryParameter(torch.cat([start, start]), blocks=2)
+    assert (climb(SGD([weight], lr=3.2), weight, matrix, STEPS) > 31.5).all()
+
+
+def test_a_rank_that_is_changed_afterwards_changes_both_bases():
+    matrix, start = problem()
+    weight = UnitaryParameter(start)
+    optimizer = SGD([weight], lr=3.2)
+    climb(optimizer, weight, matrix, 70)
+    optimizer.param_groups[0]["rank"] = 3
+    climb(optimizer, weight, matrix, 1)
+    assert {optimizer.state[weight][name].shape[-1] for name in ("basis", "tangent_basis")} == {3}
