@@ -193,15 +193,19 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     in all.  A table made while a CUDA graph is captured is filled by launches of the graph and not
     kept: a replay would copy from host memory that is long gone.
     """
-    device = tensors[0].device
-    key = (device, *(t.data_ptr() for t in tensors))
+    return table_of(tuple(map(Tensor.data_ptr, tensors)), tensors[0].device)
+
+
+def table_of(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """`address_table` of tensors on a device, by their addresses."""
+    key = (device, addresses)
     table = _tables.get(key)
     if table is None and capturing(device):
-        table = torch.empty(len(tensors), dtype=torch.int64, device=device)
-        for entry, tensor in zip(table.unbind(), tensors, strict=True):
-            entry.fill_(tensor.data_ptr())
+        table = torch.empty(len(addresses), dtype=torch.int64, device=device)
+        for entry, address in zip(table.unbind(), addresses, strict=True):
+            entry.fill_(address)
     elif table is None:
-        host = torch.tensor(key[1:], dtype=torch.int64)
+        host = torch.tensor(addresses, dtype=torch.int64)
         table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         _tables[key] = table
         while len(_tables) > _MAX_TABLES:

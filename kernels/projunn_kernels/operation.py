@@ -17,7 +17,7 @@ one refuses them by its name.
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -151,8 +151,7 @@ class Operation:
         except selfcheck.Distrusted:  # before anything was changed; a warning has said so
             return self.eager(*positional, **arguments)
         changed = vars(positional[0]) if positional else arguments
-        for name in self.mutates:
-            _note_change(changed[name])
+        _note_change([changed[name] for name in self.mutates])
         return result
 
     @cached_property
@@ -163,9 +162,15 @@ class Operation:
         return found
 
     def _registered_run(self, **arguments: Any) -> Any:
-        """What the registered operator runs; its results must not share memory with its arguments."""
+        """What the registered operator runs; its results must share memory with nothing.
+
+        Those of an operation in place are masks, which launches may write into memory that they keep.
+        """
         with private.lazy_views():
-            return _contiguous(self._run(self._tensor(arguments), None, arguments))
+            result = self._run(self._tensor(arguments), None, arguments)
+            if self.mutates and isinstance(result, Tensor):
+                return result.clone(memory_format=torch.contiguous_format)
+            return _contiguous(result)
 
     def _watched(self, usual: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """What the registered operator does where autograd sees it: ``usual``, or the plain formula."""
@@ -226,10 +231,15 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def _note_change(changed: Tensor | Sequence[Tensor]) -> None:
-    """Tell autograd of a change that a kernel made and PyTorch did not see."""
-    tensors = (changed,) if isinstance(changed, Tensor) else changed
-    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+def _note_change(changed: list[Any]) -> None:
+    """Tell autograd of changes that kernels made to tensors, or lists of them, behind its back."""
+    tensors: list[Tensor] = []
+    for one in changed:
+        if isinstance(one, Tensor):
+            tensors.append(one)
+        else:
+            tensors.extend(one)
+    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, tensors)):
         tensors = [tensor for tensor in tensors if not tensor.is_inference()]
     torch.autograd.graph.increment_version(tensors)
 

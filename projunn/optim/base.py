@@ -17,16 +17,15 @@ from torch import Tensor
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
-from projunn.optim.drift import polish
-from projunn.optim.gradient import DenseGradient, FactoredGradient, gradient_of, take_steps
+from projunn.optim.gradient import DenseGradient, FactoredGradient
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import WARM, check_edited, check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.sharded import is_sharded, local_member, local_part
-from projunn.optim.stopping import has_stopped
 from projunn.optim.stored import fit_state
+from projunn.optim.together import Together
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
 
@@ -41,6 +40,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
+    _together: Together | None = None  # what is kept from step to step
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             self.check_options()
             members = self._members()
             self._plain_step()
-            self._unitary_step(members)
+            self._unitary_step(members, keep=True)
         return loss
 
     def check_options(self) -> None:
@@ -158,7 +158,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     or member.state is not state
                     or member.group is not group
                 ):
-                    member = kept[index] = Member(index, p, grad, state, group, watched=True)
+                    member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
         known, self._unitary_count = self._unitary_count, count
@@ -167,26 +167,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             return self._members()
         return members
 
-    def _unitary_step(self, members: list[Member]) -> None:
+    def _unitary_step(self, members: list[Member], keep: bool = False) -> None:
         if not members:
             return
         arrived = [member.parameter for member in members if "step" not in member.state]
         if arrived:
             notice(arrived, f"At the first step of {type(self).__name__}", kept=True)
-        gradients = []
-        for member in members:
-            gradient = gradient_of(member)
-            if isinstance(gradient, DenseGradient):
-                self._complete_state(member)
-            gradients.append(gradient)
-        torch._foreach_add_([gradient.state["step"] for gradient in gradients], 1)
-        for gradient in gradients:
-            gradient.follow(self)
-        take_steps(gradients)
-        for member, gradient in zip(members, gradients, strict=True):
-            polish(member, member.mask(gradient.taken, gradient.active, gradient.sound))
-            if has_stopped(member, gradient):
-                self._start_basis(member, "tangent")
+        kept = self._together
+        if kept is None or not kept.renew(self, members):
+            kept = Together(self, members, keep)
+            if keep:
+                self._together = kept
+        kept.step(self)
         if self._fresh:
             done = {member.index for member in members}
             self._fresh = tuple(index for index in self._fresh if index not in done)

@@ -28,6 +28,7 @@ from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
 from projunn.optim.recognition import check_parameter
+from projunn.optim.together import part_from_banks
 from projunn.parameter import notice
 from projunn_kernels.operation import Operation, nothing
 
@@ -39,6 +40,7 @@ class Traceable(Protocol):
     param_groups: list[dict[str, Any]]
     state: Any
     _plans: tuple[Any, ...]
+    _together: Any
 
     def check_options(self) -> None: ...
 
@@ -171,6 +173,7 @@ def _complete_states(optimizer: Traceable) -> None:
         if "step" not in member.state:
             arrived.append(p)
         optimizer._complete_state(member, on_device=True)
+        part_from_banks(member.state)
     notice(arrived, f"At the first step of {type(optimizer).__name__}", kept=True)
     rule = optimizer.plain_rule._init_group
     lists = len(inspect.signature(inspect.unwrap(rule)).parameters) - 2  # without self and group
@@ -203,6 +206,7 @@ def _step_in_place(
     planned = _plans[plan]
     optimizer = planned.optimizer()
     assert optimizer is not None  # Dynamo's guards hold the optimizer
+    optimizer._together = None  # which does not see these steps
     group = dict(optimizer.param_groups[planned.group])
     given = iter(rates)
     group |= {name: next(given) for name in _RATES if isinstance(group[name], Tensor)}

@@ -5,10 +5,12 @@ step while it hardly moves.  `projunn_kernels.polish_` brings it back by one New
 optimizers take one every `polish_period` steps of a matrix.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
-from projunn.manifold import UnitaryParameter, nearest, view_like
+from projunn.manifold import nearest, view_like
 from projunn.noticing import TOLERANCE
 from projunn.optim.member import Member, capturing, steps_taken
 from projunn.parameter import notice
@@ -27,6 +29,29 @@ def polish_period(weight: Tensor) -> int:
     return max(min(max(_LEAST, 2 * n), _MOST), min(n * n // 256, 2 * n))
 
 
+def period_of(member: Member) -> int:
+    """Steps between two polishes of a parameter; 0 for none."""
+    period: int | None = member.group["polish_every"]
+    if period is None:
+        if not member.period:
+            p = member.parameter
+            member.period = polish_period(view_like(p, p.detach()))
+        period = member.period
+    return period
+
+
+def steps_to_polish(member: Member) -> int:
+    """A number of steps before which no polish can be due."""
+    period, count, missed = period_of(member), member.state["step"], member.state["missed"]
+    if not period:
+        return sys.maxsize
+    if count.device.type != "cpu":
+        return 1  # the device decides
+    if missed.device.type != "cpu" or missed.numel() == 0:
+        return period - int(count.item()) % period
+    return int((period - (count - missed) % period).min().item())
+
+
 def polish(member: Member, taken: Tensor | None) -> None:
     """Polish those matrices of a parameter that took a step, if the number of their steps says so.
 
@@ -36,11 +61,7 @@ def polish(member: Member, taken: Tensor | None) -> None:
     Raises:
         RuntimeError: a CUDA graph is captured while the count is on the CPU.
     """
-    p, state, period = member.parameter, member.state, member.group["polish_every"]
-    if period is None:
-        if not member.period:
-            member.period = polish_period(view_like(p, p.detach()))
-        period = member.period
+    p, state, period = member.parameter, member.state, period_of(member)
     if not period:
         return
     count = state["step"]
@@ -66,18 +87,18 @@ def polish(member: Member, taken: Tensor | None) -> None:
         due = due if taken is None else due & taken
         if due.any():
             matrices = weight[due]
-            _polish(p, matrices, count)
+            _polish(member, matrices, count)
             weight[due] = matrices
     elif steps % period == 0 and (taken is None or taken.all()):
-        _polish(p, weight, count)
+        _polish(member, weight, count)
 
 
-def _polish(p: UnitaryParameter, matrices: Tensor, count: Tensor) -> None:
-    """Polish matrices of ``p``, and pull those back that are far away."""
+def _polish(member: Member, matrices: Tensor, count: Tensor) -> None:
+    """Polish matrices of a parameter, and pull those back that are far away."""
     if matrices.device.type == "cpu":
         if polish_near_(matrices, TOLERANCE):
             return
-        notice([p], f"After {int(count.item())} steps")
+        notice(list(member.shown) or [member.parameter], f"After {int(count.item())} steps")
         sound = matrices.isfinite().flatten(-2).all(-1)
         matrices[sound] = nearest(matrices[sound])
     polish_(matrices)

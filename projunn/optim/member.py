@@ -37,8 +37,8 @@ class Member:
         gradient: what the last step made of its gradient; None before the first.
         complete: the options for which the state has been found complete, and its length then.
         period: steps between two polishes by default; 0 as long as nobody has asked.
-        watched, steps, asked: whether `projunn.optim.stopping` looks at its steps, their number (None as
-            long as nobody has asked), and what it asked last.
+        asked: what `projunn.optim.stopping` asked last.
+        shown: the parameters that a message is about, if ``parameter`` is a copy of them.
     """
 
     index: int
@@ -49,9 +49,8 @@ class Member:
     gradient: Any = None
     complete: tuple[Any, ...] = ()
     period: int = 0
-    watched: bool = False
-    steps: int | None = None
     asked: Any = None
+    shown: tuple[UnitaryParameter, ...] = ()
 
     def start_counting(self, on_device: bool = False) -> None:
         """Create the counters where they are missing.

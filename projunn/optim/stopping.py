@@ -31,7 +31,7 @@ class _Answer:
     def __init__(self, truth: Tensor) -> None:
         self._event = None
         if truth.is_cuda:
-            self._here = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._here = torch.empty(truth.shape, dtype=torch.bool, pin_memory=True)
             self._here.copy_(truth, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
@@ -42,46 +42,51 @@ class _Answer:
     def is_ready(self) -> bool:
         return self._event is None
 
-    def __bool__(self) -> bool:
+    def read(self) -> list[bool]:
+        """The truth, on the host."""
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._here)
+        return list(self._here.tolist())
 
 
-def has_stopped(member: Member, gradient: Any) -> bool:
-    """Whether the steps of a parameter have stopped where its direction is not zero.
+def steps_to_look(member: Member) -> int:
+    """The number of steps after which `has_stopped` looks next."""
+    count: Tensor = member.state["step"]
+    if member.group["factorization"] != "subspace" or count.device.type != "cpu":
+        return _EVERY
+    return _EVERY - int(count.item()) % _EVERY
 
-    It looks every 64 steps.  On a GPU the answer is that of the look before, so that nothing waits.
+
+def stopped(member: Member, gradient: Any, parts: int = 1) -> list[bool]:
+    """Whether the steps of parameters have stopped where their direction is not zero.
+
+    It looks at every 64th step.  On a GPU the answer is that of the look before, so that nothing waits.
+    Steps that are counted on the device are not looked at: the host does not know their number.
 
     Args:
         member: a parameter that has taken a step.
         gradient: what that step was made of.
+        parts: of how many parameters it is a bank.
     """
-    p, group, state = member.parameter, member.group, member.state
-    if not member.watched or group["factorization"] != "subspace":
-        return False
-    if member.steps is None:
-        on_host = state["step"].device.type == "cpu"  # else graphs may count, which no host sees
-        view = view_like(p, p.detach())
-        only_signs = view.shape[-2:] == (1, 1) and not view.is_complex()  # which nothing turns
-        member.watched = on_host and not only_signs and WARM["tangent"][0] not in state
-        member.steps = int(state["step"].item()) - 1 if on_host else 0
-    member.steps += 1
-    if member.steps % _EVERY or not isinstance(gradient, DenseGradient) or capturing(p):
-        return False
-    if gradient.active is not None:
-        return False
-    before = member.asked
-    weight, basis = view_like(p, p.detach()), gradient.view(state["basis"])
-    member.asked = _Answer(_is_normal(weight, gradient.direction, basis))
+    p, state, none = member.parameter, member.state, [False] * parts
+    if member.group["factorization"] != "subspace" or state["step"].device.type != "cpu":
+        return none
+    if int(state["step"].item()) % _EVERY or capturing(p):
+        return none
+    if not isinstance(gradient, DenseGradient) or gradient.active is not None:
+        return none
+    view = view_like(p, p.detach())
+    only_signs = view.shape[-2:] == (1, 1) and not view.is_complex()  # which nothing turns
+    if only_signs or WARM["tangent"][0] in state:
+        return none
+    normal = _is_normal(view, gradient.direction, gradient.view(state["basis"]))
+    before, member.asked = member.asked, _Answer(normal.reshape(parts, -1).any(1))
     known = member.asked if member.asked.is_ready else before
-    stopped = known is not None and bool(known)
-    member.watched = not stopped
-    return stopped
+    return none if known is None else known.read()
 
 
 def _is_normal(weight: Tensor, direction: Tensor, basis: Tensor) -> Tensor:
-    """Whether the factors of the direction of some matrix are normal to the manifold; 0-d."""
+    """Whether the factors of the direction are normal to the manifold, (*batch)."""
     left, right = factor(direction, basis)
     if weight.shape[-2] > weight.shape[-1]:
         right = product(weight, right)
@@ -92,4 +97,4 @@ def _is_normal(weight: Tensor, direction: Tensor, basis: Tensor) -> Tensor:
     inner = b.mH @ a
     size = ((a.mH @ a) * (b.mH @ b).mT).sum((-2, -1)).real  # ‖M‖^2
     tangent = size - (inner * inner.mT).sum((-2, -1)).real  # ‖M - M^H‖^2 / 2
-    return (tangent < 2 * _LEAST**2 * size).any()
+    return tangent < 2 * _LEAST**2 * size

@@ -15,22 +15,14 @@ from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
 _EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
-_LARGE = 128 * 128  # numbers of a parameter that is no longer copied
 
 
 def fused_step(step: FusedStep) -> Tensor:
-    """The steps of `projunn_kernels.fused_step_`, one parameter after the other, or all as one bank."""
+    """The steps of `projunn_kernels.fused_step_`, one parameter after the other."""
     if step.pairs:
         step = as_numbers(step)
     lists = (step.weights, step.directions, step.bases, step.probes)
-    if _pays_to_stack(step):
-        weights, directions, bases, probes = (torch.stack(tensors) for tensors in lists)
-        taken = _take(step, weights, directions, bases, probes)
-        torch._foreach_copy_(step.weights, weights.unbind())
-        torch._foreach_copy_(step.bases, bases.unbind())
-        batch = weights.shape[1:-2]
-        every = list(taken.expand(len(weights), *batch).unbind())
-    elif step.active is not None:
+    if step.active is not None:
         every = [_take_listed(step, *parameter) for parameter in zip(*lists, strict=True)]
     else:
         batch = step.weights[0].shape[:-2]
@@ -40,13 +32,6 @@ def fused_step(step: FusedStep) -> Tensor:
         if not surely_all(mask):
             _count(mask, skipped, None if step.active is not None else missed, step.active)
     return every[0] if len(every) == 1 else torch.stack(every)
-
-
-def _pays_to_stack(step: FusedStep) -> bool:
-    """Whether copies of the matrices cost less than a call of every operation for each parameter."""
-    weight, k = step.weights[0], step.bases[0].shape[-1]
-    few = len(step.weights) < (3 if k == 1 else 2)
-    return not (few or on_device(weight) or step.active is not None or weight.numel() > _LARGE)
 
 
 def factored_step(step: FactoredStep) -> Tensor:

@@ -27,6 +27,7 @@ from projunn_kernels.launching import (
     configured,
     half_precision,
     options,
+    table_of,
 )
 from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FusedStep
@@ -35,18 +36,18 @@ from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 from projunn_kernels.step.passes import Passes
 
 _MAX_KEPT = 256
+_is_contiguous, _address = Tensor.is_contiguous, Tensor.data_ptr
 _kept: OrderedDict[tuple[Any, ...], "Program | Passes"] = OrderedDict()
 
 
 def fused(step: FusedStep) -> Tensor:
     """`projunn_kernels.fused_step_` of tensors as users have them."""
-    weights = step.weights
-    batch = weights[0].shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
-    shape = batch if len(weights) == 1 else (len(weights), *batch)
-    if weights[0].numel() == 0 or batch.numel() == 0:
-        return torch.ones(shape, dtype=torch.bool, device=weights[0].device)
+    first = step.weights[0]
+    if first.numel() == 0 or (step.active is not None and step.active.shape[0] == 0):
+        return torch.ones(_shape(step), dtype=torch.bool, device=first.device)
     taken = _take_kept(step)
     if taken is None:
+        shape = _shape(step)
         step = as_numbers(step) if step.pairs else step
         with ExitStack() as stack:
             flat = replace(
@@ -56,8 +57,16 @@ def fused(step: FusedStep) -> Tensor:
                 bases=[stack.enter_context(flattened(t)) for t in step.bases],
                 probes=[contiguous_matrices(t) for t in step.probes],
             )
-            taken = _fresh(flat)(flat)
-    return taken.view(shape)
+            taken = _fresh(flat)(flat).view(shape)
+    return taken
+
+
+def _shape(step: FusedStep) -> torch.Size:
+    """The shape of the mask of the steps taken."""
+    if step.active is not None:
+        return step.active.shape
+    batch = step.weights[0].shape[: -3 if step.pairs else -2]
+    return batch if len(step.weights) == 1 else torch.Size((len(step.weights), *batch))
 
 
 def _take_kept(step: FusedStep) -> Tensor | None:
@@ -67,10 +76,10 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
     """
     first, moving = step.weights[0], (step.weights, step.directions)
-    if not all(tensor.is_contiguous() for tensors in moving for tensor in tensors):
+    if not (all(map(_is_contiguous, step.weights)) and all(map(_is_contiguous, step.directions))):
         return None
     lists = (*moving, step.bases, step.probes, step.skipped, step.missed)
-    directions, *rest = ([t.data_ptr() for t in tensors] for tensors in (lists[1], lists[0], *lists[2:]))
+    directions, *rest = (tuple(map(_address, tensors)) for tensors in (lists[1], lists[0], *lists[2:]))
     if any(address % 16 for address in directions) or (first.is_complex() and _any_conj(moving)):
         return None
     settled = choice.settled() and not selfcheck.is_checking()
@@ -78,7 +87,7 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         return _fresh(step)(step) if _all_flat(lists[:4]) else None  # a graph owns its memory
     sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
     options = step.retraction, step.pairs, step.scale is not None, choice.generation(), _stream(first)
-    key = (*(address for addresses in rest for address in addresses), *sizes, *options)
+    key = (*rest, *sizes, *options)
     kept = _kept.get(key)
     if kept is None:
         if not _all_flat(lists[:4]):
@@ -88,7 +97,7 @@ def _take_kept(step: FusedStep) -> Tensor | None:
             _kept.popitem(last=False)
     else:
         _kept.move_to_end(key)
-    return kept(step)
+    return kept(step, table_of(directions, first.device))
 
 
 def _any_conj(lists: Sequence[Sequence[Tensor]]) -> bool:
@@ -129,7 +138,8 @@ class Program:
         (*_, m, n), k, pairs = first.shape, basis.shape[-1], first.is_complex()
         matrices = first.numel() // (m * n)
         count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
-        self.taken = torch.empty(count, dtype=torch.bool, device=first.device)
+        self.taken = torch.empty(count, dtype=torch.int8, device=first.device)
+        self._mask = self.taken.view(torch.bool).view(_shape(step))
         scaled, listed = step.scale is not None, step.active is not None
         variant = {"retraction": step.retraction, "scaled": scaled, "active": listed}
         half = half_precision(step.directions[0])
@@ -146,7 +156,7 @@ class Program:
             "probes": address_table(step.probes),
             "skipped": address_table(step.skipped),
             "missed": address_table(step.missed),
-            "taken_mask": self.taken.view(torch.int8),
+            "taken_mask": self.taken,
             "active": weights if step.active is None else step.active,
             "scratch": scratch,
             "rate_tensor": scratch if step.scale is None else step.scale,
@@ -168,14 +178,19 @@ class Program:
             arguments |= {"k": k, "K": power_of_two(k)}
         self._launch = Launch(plane_step_kernel if k == 1 else wide_step_kernel, (count,), **arguments)
 
-    def __call__(self, step: FusedStep) -> Tensor:
+    def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
+        Args:
+            step: the step.
+            directions: the table of the addresses of its directions, if it is there already.
+
         Returns:
-            The mask of the steps taken, of all parameters in turn.  The next call overwrites it.
+            The mask of the steps taken, which the next call overwrites.
         """
-        changed: dict[str, Any] = {"directions": address_table(step.directions), "rate": step.rate}
+        listed = address_table(step.directions) if directions is None else directions
+        changed: dict[str, Any] = {"directions": listed, "rate": step.rate}
         if step.scale is not None:
             changed["rate_tensor"] = step.scale
         self._launch(**changed)
-        return self.taken
+        return self._mask

@@ -48,19 +48,25 @@ class Passes:
         if k > 1:
             run, warm = orthonormal_launch(left.unsqueeze(1))
             again.append(run)
-        self.taken = rotation.taken
+        batch = step.weights[0].shape[: -3 if step.pairs else -2]
+        shape = batch if len(step.weights) == 1 else (len(step.weights), *batch)
+        self._mask = rotation.taken.view(torch.bool).view(shape)
         tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
         again.append(warm_bases_launch(warm, bases, rotation.taken, tables))
         self._between = orthonormal, pull_weight
         self._last = rows, *again
 
-    def __call__(self, step: FusedStep) -> Tensor:
+    def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
+        Args:
+            step: the step.
+            directions: the table of the addresses of its directions, if it is there already.
+
         Returns:
-            The mask of the steps taken, of all parameters in turn.  The next call overwrites it.
+            The mask of the steps taken, which the next call overwrites.
         """
-        listed = address_table(step.directions)
+        listed = address_table(step.directions) if directions is None else directions
         orthonormal, pull_weight = self._between
         self._pull(listed=listed)
         orthonormal()
@@ -72,4 +78,4 @@ class Passes:
             self._turn(rate=step.rate, rate_tensor=step.scale)
         for run in self._last:
             run()
-        return self.taken.view(torch.bool)
+        return self._mask

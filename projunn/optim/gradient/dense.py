@@ -4,7 +4,6 @@ gradient -> direction (the rule's momentum, second moments), as torch.optim has 
          -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import WARM, unitary_learning_rate
-from projunn_kernels import FusedStep, fused_step_, retract_
+from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
 
@@ -68,6 +67,7 @@ class DenseGradient:
         parameter, state, group, index: as in `Member`.
         grad: the gradient as matrices, those of the active ones where only some have one.
         active: which have one, as indices (A,); None for all.
+        layout: shape, strides, and whatever else of the parameter says how its matrices are stored.
         direction: the rule's, once `follow` has been called.
         taken: which steps were, (*batch) or (A,), once they have been tried.
     """
@@ -81,7 +81,8 @@ class DenseGradient:
         self.grad, self.active = active_matrices(member.parameter, member.grad)
         self._finite: Tensor | None = None
         p = member.parameter
-        self._layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device)
+        self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device)
+        self._complex, self._plain = p.is_complex(), not p.pairs and p.blocks == 1
         weight = p.detach()
         self.stored_weight = weight if p.pairs else view_like(p, weight)
 
@@ -92,14 +93,18 @@ class DenseGradient:
             self.active is not None
             or type(grad) is not Tensor
             or grad.layout is not torch.strided
-            or (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device) != self._layout
             or p.data_ptr() != self.stored_weight.data_ptr()
+            or (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]
         ):
             return False
-        as_it_is = not p.pairs and p.blocks == 1 and grad.dtype == p.dtype and not grad.is_conj()
-        self.grad = grad if as_it_is and grad.is_contiguous() else active_matrices(p, grad)[0]
-        self._finite = None
+        as_it_is = self._plain and grad.dtype is self.layout[4] and grad.is_contiguous()
+        as_it_is = as_it_is and not (self._complex and grad.is_conj())
+        self.feed(grad if as_it_is else active_matrices(p, grad)[0])
         return True
+
+    def feed(self, grad: Tensor) -> None:
+        """Take up the gradient of the next step, as matrices."""
+        self.grad, self._finite = grad, None
 
     @property
     def sound(self) -> Tensor | None:
@@ -112,16 +117,6 @@ class DenseGradient:
         own = self.rule_state()
         self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
         self.keep_rule_state(own)
-
-    def likeness(self, options: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        """What parameters that step together have in common; None for one that steps alone.
-
-        ``options`` are those of `options_in_common` of its group.
-        """
-        if options is None:
-            return None
-        listed = None if self.active is None else id(self.parameter)
-        return (self._layout, self.direction.dtype, options, listed, self.factorization)
 
     @property
     def factorization(self) -> str:
@@ -202,7 +197,8 @@ class DenseGradient:
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
-        plain = not self.parameter.pairs and tensor.is_contiguous() and not tensor.is_conj()
+        plain = not self.layout[2] and tensor.is_contiguous()
+        plain = plain and not (self._complex and tensor.is_conj())
         return tensor if plain else stored_like(self.parameter, tensor)
 
     def view(self, stored: Tensor) -> Tensor:
@@ -248,41 +244,3 @@ def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
         return average.addcmul_(tensor, tensor, value=weight)
     pairs = torch.view_as_real(tensor)
     return average.add_(pairs.square().sum(-1), alpha=weight)
-
-
-def options_in_common(group: dict[str, Any]) -> tuple[Any, ...] | None:
-    """The options that parameters of one call share; None if each of the group steps alone."""
-    if group["factorization"] not in WARM:
-        return None
-    rate = unitary_learning_rate(group)
-    same_rate = id(group) if isinstance(rate, Tensor) else rate
-    options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
-    return (*options, same_rate)
-
-
-def take_together(alike: Sequence[DenseGradient]) -> None:
-    """Take the steps of parameters of one `likeness`: `projunn_kernels.fused_step_`."""
-    first = alike[0]
-    rate = unitary_learning_rate(first.group)
-    basis, probe = WARM[first.factorization]
-    scale = rate if isinstance(rate, Tensor) else None
-    sign = -1.0 if first.group["maximize"] else 1.0
-    taken = fused_step_(
-        FusedStep(
-            weights=[one.stored_weight for one in alike],
-            directions=[one.store(one.direction) for one in alike],
-            bases=[one.state[basis] for one in alike],
-            probes=[one.state[probe] for one in alike],
-            skipped=[one.state["skipped"] for one in alike],
-            missed=[one.state["missed"] for one in alike],
-            rate=sign if scale is not None else sign * rate,
-            scale=scale,
-            retraction=first.group["retraction"],
-            pairs=first.parameter.pairs,
-            active=first.active,
-            factorization=first.factorization,
-        )
-    )
-    masks = (taken,) if len(alike) == 1 else taken.unbind()
-    for one, mask in zip(alike, masks, strict=True):
-        one.taken = mask

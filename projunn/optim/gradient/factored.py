@@ -77,9 +77,6 @@ class FactoredGradient:
             self.factors = factor(matrices, basis)
         self._finite: Tensor | None = None
 
-    def likeness(self, options: tuple[Any, ...] | None) -> None:
-        """None: parameters with sketched gradients step one by one."""
-
     @property
     def sound(self) -> Tensor | None:
         """Whose averages have moved, (*batch, 1, 1); None if there are none or all have."""
