@@ -27,6 +27,9 @@ STEPS, BATCH, INPUTS = 1000, 128, 10
 UNITS = (190, 512, 64, 128, 256, 1024)
 OURS, CUDNN, PUBLISHED = "UnitaryRNN", "cuDNN nn.RNN", "published loop"
 LONG = (33, 64, 190, 512)  # units whose gradients are checked over T = 50 too
+ROWS = 18  # of the batch in checks: kernels of one row a program where W fits
+MANY_ROWS = 700  # more than such kernels take on most GPUs
+ENDLESS = 10_000  # time steps of the check of norms
 
 
 def checks(on: Machine, small: bool) -> list[Case]:
@@ -37,22 +40,54 @@ def checks(on: Machine, small: bool) -> list[Case]:
         for pairs in (False, True):
             for nonlinearity in ("tanh", "modrelu") if pairs else ("relu", "tanh", "modrelu"):
                 for steps in (6, 50) if n in LONG and not small else (6,):
-                    kind = f"time loop {nonlinearity} {'complex' if pairs else 'real'}"
-                    case = _check(on, n, pairs, nonlinearity, steps)
-                    found.append(Case(check_name(n, pairs, nonlinearity, steps), kind, case))
+                    found.append(_case(on, n, pairs, nonlinearity, steps))
+    for n in (33,) if small or on.dry else (33, 128, 190):
+        found += [_case(on, n, pairs, "modrelu", 6, MANY_ROWS) for pairs in (False, True)]
+    if not small:
+        found += [_norms_case(on, n, pairs) for n in (64, 190, 512) for pairs in (False, True)]
     return found
 
 
-def check_name(n: int, pairs: bool, nonlinearity: str, steps: int) -> str:
-    """``time loop relu real 190``, over six steps unless it says T."""
+def _case(on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int, batch: int = ROWS) -> Case:
+    kind = f"time loop {nonlinearity} {'complex' if pairs else 'real'}"
+    case = _check(on, n, pairs, nonlinearity, steps, batch)
+    return Case(check_name(n, pairs, nonlinearity, steps, batch), kind, case)
+
+
+def check_name(n: int, pairs: bool, nonlinearity: str, steps: int, batch: int = ROWS) -> str:
+    """``time loop relu real 190``, over six steps unless it says T, of 18 rows unless it says batch."""
     name = f"time loop {nonlinearity} {'complex' if pairs else 'real'} {n}"
-    return name if steps == 6 else f"{name} T={steps}"
+    name = name if steps == 6 else f"{name} T={steps}"
+    return name if batch == ROWS else f"{name} batch={batch}"
 
 
-def _check(on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int) -> Callable[[], float]:
+def _norms_case(on: Machine, n: int, pairs: bool) -> Case:
+    name = f"time loop norms {'complex' if pairs else 'real'} {n} T={ENDLESS}"
+    return Case(name, "time loop norms", functools.partial(_norms, on, n, pairs))
+
+
+def _norms(on: Machine, n: int, pairs: bool) -> float:
+    """The change of a state's norm over T steps without nonlinearity, of the 1e-4 that is allowed."""
+    n, steps = on.size(n, 6), on.size(ENDLESS, 20)
+    dtype = torch.complex128 if pairs else torch.float64
+    weight = torch.linalg.qr(torch.randn(n, n, dtype=dtype)).Q
+    initial = torch.randn(ROWS, n, dtype=dtype)
+    exact = initial.norm(dim=-1)
+    there = [torch.view_as_real(t) if pairs else t for t in (initial, weight)]
+    h, w = (t.to(on.device, torch.float32) for t in there)
+    states, _ = recurrence(h.new_zeros(steps, *h.shape), h, w, None, "identity")
+    norms = states.flatten(2).double().norm(dim=-1).cpu()
+    return ((norms - exact) / exact).abs().max().item() / 1e-4
+
+
+def _check(
+    on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int, batch: int
+) -> Callable[[], float]:
     def call() -> float:
         pair = (2,) * pairs
-        shapes = ((steps, 18, n, *pair), (18, n, *pair), (n, n, *pair), (n,), (steps, 18, n, *pair))
+        rows = on.size(batch, ROWS)
+        all_steps = (steps, rows, n, *pair)
+        shapes = (all_steps, (rows, n, *pair), (n, n, *pair), (n,), all_steps)
         x, h, w, b, g = (torch.randn(shape) for shape in shapes)
         w /= (n * (1 + pairs)) ** 0.5
         if pairs and nonlinearity == "tanh":

@@ -10,3 +10,5 @@ PROBE = 0.01
 # fit into registers.
 MAX_FUSED = 128
 MAX_FACTOR_FLOATS = 1024
+# The most units of a time loop whose real W one multiprocessor holds for all of time.
+MAX_HELD = 192

@@ -6,8 +6,7 @@ Run as a program, without Triton's interpreter, it prints what `projunn_kernels.
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_tile, store_tile
-from projunn_kernels.time_loop.kernels import add_product
+from projunn_kernels.time_loop.kernels.blocks import add_panels, load_columns, store_columns
 from projunn_kernels.tuning.carried import forgotten_of
 
 
@@ -94,18 +93,18 @@ def reads_the_variable_of_a_loop(source, target, n):
 @triton.jit
 def is_the_old_backward_time_loop(source, target, n):
     # source: gradients of the states, then W; target: those of the inputs, then that of the first state
-    rows, batch, plane = tl.arange(0, 16), 16, 16 * n
+    batch, plane = 16, 16 * n
     w, grad_initial = source + n * plane, target + n * plane
     following = target
     depth = 0
     for _t in range(n):  # forgets following
         for first in range(0, n, 16):
-            gr, gi = load_tile(source, rows, first, batch, n, 16, False)
-            gr, gi = add_product(
-                gr, gi, following, w, rows, first, batch, n, depth, True, False, 16, 16, tl.float32,
+            gr, gi = load_columns(source, first, batch, n, 16, 16, False)
+            gr, gi = add_panels(
+                gr, gi, w, following, first, batch, n, depth, True, False, 16, 16, 16, tl.float32,
                 "ieee", 1,
             )  # fmt: skip
-            store_tile(target, rows, first, batch, n, gr, gi, 16, False)
+            store_columns(target, first, batch, n, gr, gi, 16, 16, False)
         tl.debug_barrier()
         following = target
         depth = n
@@ -113,10 +112,10 @@ def is_the_old_backward_time_loop(source, target, n):
         target -= plane
     for first in range(0, n, 16):
         gr, gi = tl.zeros((16, 16), tl.float32), tl.zeros((16, 16), tl.float32)
-        gr, gi = add_product(
-            gr, gi, following, w, rows, first, batch, n, n, True, False, 16, 16, tl.float32, "ieee", 1
+        gr, gi = add_panels(
+            gr, gi, w, following, first, batch, n, n, True, False, 16, 16, 16, tl.float32, "ieee", 1
         )
-        store_tile(grad_initial, rows, first, batch, n, gr, gi, 16, False)
+        store_columns(grad_initial, first, batch, n, gr, gi, 16, 16, False)
 
 
 @triton.jit

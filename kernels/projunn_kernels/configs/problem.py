@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from projunn_kernels.constants import MAX_HELD
+
 _BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b(\d{1,9})")
 
 
@@ -17,8 +19,8 @@ _BUCKET = re.compile(r"([a-z_]+)/(real|complex)/k(\d{1,6})/(\d{1,9})x(\d{1,9})/b
 class Config:
     """A launch: tiles of rows x columns numbers, warps a program.
 
-    ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W does, for all of time.
-    ``depth``, ``stages``: (recurrence) rows of a panel of W, and how many are in flight.
+    ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W stays on the multiprocessor.
+    ``depth``, ``stages``: (recurrence) columns of a panel of W, and how many are in flight.
     """
 
     rows: int
@@ -33,8 +35,9 @@ class Config:
 class Problem:
     """What a configuration is chosen for: ``matrices`` matrices m x n, rank k.
 
-    Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a spectral
-    product: k images, spectra of complex signals if ``pairs``, ``matrices`` frequencies.
+    Of a time loop: a batch of m rows and n units, whatever the number of steps; k = 1 if products are
+    as accurate as float32, 2 if their factors are rounded to TF32 or are of half precision.  Of a
+    spectral product: k images, spectra of complex signals if ``pairs``, ``matrices`` frequencies.
     """
 
     operation: str
@@ -64,7 +67,10 @@ class Problem:
         """The key of the problem in a table."""
         kind = "complex" if self.pairs else "real"
         matrices = min(power_of_two(self.matrices), 1024)
-        size = f"{power_of_two(self.m)}x{power_of_two(self.n)}"
+        n = power_of_two(self.n)
+        if self.operation.startswith("recurrence") and 128 < self.n <= MAX_HELD:
+            n = MAX_HELD
+        size = f"{power_of_two(self.m)}x{n}"
         return f"{self.operation}/{kind}/k{self.columns}/{size}/b{matrices}"
 
     @classmethod

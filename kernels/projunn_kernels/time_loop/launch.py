@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn_kernels.backends import interpreting
-from projunn_kernels.configs.problem import Problem
+from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.launching import (
     TRITON_DTYPES,
     choose,
@@ -18,14 +18,8 @@ from projunn_kernels.launching import (
 )
 from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
-from projunn_kernels.time_loop.kernels import (
-    IDENTITY,
-    MODRELU,
-    RELU,
-    TANH,
-    recurrence_backward_kernel,
-    recurrence_kernel,
-)
+from projunn_kernels.time_loop.kernels import recurrence_backward_kernel, recurrence_kernel
+from projunn_kernels.time_loop.kernels.activation import IDENTITY, MODRELU, RELU, TANH
 from projunn_kernels.time_loop.sums import TimeSums
 
 CODES = {
@@ -94,26 +88,34 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
     return TRITON_DTYPES[dtype]
 
 
-def _constants(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> dict[str, object]:
+def _config(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> Config:
+    """The configuration in force for a loop; see `Problem` for its k."""
     batch, n = states.shape[1:3]
-    pairs = weight.ndim == 3
-    variant = {
-        "nonlinearity": nonlinearity,
-        "dtype": weight.dtype,
-        "precision": product_setting(weight.dtype),
-    }
-    config = choose(Problem(operation, pairs, 1, batch, n, 1), states.device, **variant)
+    precision = product_setting(weight.dtype)
+    exact = weight.dtype == torch.float32 and precision == "highest"
+    problem = Problem(operation, weight.ndim == 3, 1 if exact else 2, batch, n, 1)
+    variant = {"nonlinearity": nonlinearity, "dtype": weight.dtype, "precision": precision}
+    return choose(problem, states.device, **variant)
+
+
+def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
+    rest = weight.shape[0] - config.columns
     return {
         "F": CODES[nonlinearity],
-        "PAIRS": pairs,
-        "BM": config.rows,
+        "PAIRS": weight.ndim == 3,
+        "BB": config.rows,
         "BN": config.columns,
-        "BK": config.columns if config.hold else config.depth,
+        "BK": (max(16, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
         "HOLD": config.hold,
         "OPERAND": _operand(weight.dtype),
         "PRECISION": dot_precision(weight.dtype),
         "STAGES": config.stages,
     } | options(config.warps)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """W^T, so that the kernels read along the rows of what they multiply by."""
+    return weight.transpose(0, 1).contiguous()
 
 
 def forward(
@@ -124,19 +126,19 @@ def forward(
     if inputs.numel() == 0:
         return states
     steps, batch, n = inputs.shape[:3]
-    constants = _constants("recurrence", inputs, weight, nonlinearity)
+    config = _config("recurrence", inputs, weight, nonlinearity)
     launch(
         recurrence_kernel,
-        (-(-batch // constants["BM"]),),
+        (-(-batch // config.rows),),
         inputs=inputs,
         initial=initial,
-        w=weight,
+        w=_transposed(weight) if config.rows == 1 else weight,
         bias=weight if bias is None else bias,
         states=states,
         steps=steps,
         batch=batch,
         n=n,
-        **constants,
+        **_constants(config, weight, nonlinearity),
     )
     return states
 
@@ -149,8 +151,8 @@ def backward(
     if states.numel() == 0:
         return grad_inputs, grad_initial, None if bias is None else torch.zeros_like(bias)
     steps, batch, n = states.shape[:3]
-    constants = _constants("recurrence_backward", states, weight, nonlinearity)
-    programs = -(-batch // constants["BM"])
+    config = _config("recurrence_backward", states, weight, nonlinearity)
+    programs = -(-batch // config.rows)
     partial = torch.empty(
         programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device
     )
@@ -159,7 +161,7 @@ def backward(
         (programs,),
         grad=grad,
         states=states,
-        w=weight,
+        w=weight if config.rows == 1 else _transposed(weight),
         bias=weight if bias is None else bias,
         grad_inputs=grad_inputs,
         grad_initial=grad_initial,
@@ -167,6 +169,6 @@ def backward(
         steps=steps,
         batch=batch,
         n=n,
-        **constants,
+        **_constants(config, weight, nonlinearity),
     )
     return grad_inputs, grad_initial, None if bias is None else partial.sum(0).to(bias.dtype)

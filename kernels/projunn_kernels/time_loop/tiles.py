@@ -1,6 +1,7 @@
 """How the time loop is tiled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from projunn_kernels.configs.closed_form import sizes
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, matmul_precision
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import MAX_HELD
 from projunn_kernels.time_loop.arguments import numbers
 from projunn_kernels.time_loop.reference import NONLINEARITIES, recurrence
 
@@ -17,64 +19,109 @@ _PRECISIONS = ("highest", "high")
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
-    """16 rows a program, the least that tensor cores take: the rows are what runs in parallel.
+    """One row a program while that takes few waves of programs, else blocks, else panels.
 
-    The tiles are those that spill on no architecture with any precision (docs/measured.md).
+    The number of waves is from the steps' predicted microseconds (docs/kernels.md).
     """
-    n, pairs = max(16, power_of_two(problem.n)), problem.pairs
-    if n <= 32:
-        return Config(16, n, 8, hold=True)
-    return Config(16, min(n, 64 if pairs else 128), 8, depth=16 if pairs else 32)
+    waves = 4 if problem.k == 1 else 2
+    row, block = _row(problem), _block(problem, device)
+    if row is not None and (problem.m <= waves * device.processors or block is None):
+        return row
+    return block or _panels(problem, device)
+
+
+def _row(problem: Problem) -> Config | None:
+    """W in the registers of a program of one row, if there are enough."""
+    if problem.n > (128 if problem.pairs else MAX_HELD):
+        return None
+    n = min(128, _tile(problem.n))
+    return Config(1, n, 4 if n * problem.width <= 64 else 8, hold=True)
+
+
+def _block(problem: Problem, device: Device) -> Config | None:
+    """W in the shared memory of a program of 8 or 16 rows, if there is enough.
+
+    Two terms of a product of float32's accuracy, each of the size of W, are held, or one.
+    """
+    n = min(128, _tile(problem.n))
+    rest = _tile(problem.n - n) if problem.n > n else 0
+    if rest > 64 or (rest and problem.pairs):
+        return None
+    rows = 8 if rest or n * problem.width > 128 else 16
+    floats = (n + rest) * problem.width * ((n + rest) * (2 if problem.k == 1 else 1) + 2 * rows)
+    if 4 * floats > device.shared_memory:
+        return None
+    return Config(rows, n, 8 if n > 64 else 4, hold=True)
+
+
+def _panels(problem: Problem, device: Device) -> Config:
+    """Few rows a program: all programs read W at once, and each gets what one multiprocessor can."""
+    rows = 8 if problem.m <= device.processors else 16
+    n = min(_tile(problem.n), 256 // problem.width)
+    stages = 4 if device.shared_memory >= 160 << 10 else 2
+    if stages == 2:
+        n = min(n, 128 // problem.width)
+    return Config(rows, n, 8, depth=32, stages=stages)
+
+
+def _tile(n: int) -> int:
+    return max(16, power_of_two(n))
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    """Tiles of 2 to 16 accumulators and 4 to 32 numbers of W a thread; more panels beyond L1 only."""
-    first, width = _tiles(problem, device), problem.width
-    n = max(16, power_of_two(problem.n))
-    stages = (1, 3) if problem.n**2 * width * 4 > 128 << 10 else (1,)
-    found = [first]
-    for rows, warps in ((16, 4), (16, 8), (16, 16), (32, 8), (32, 16)):
-        panels = [(n, 1, True, 1)] if first.hold else []
-        panels += [(c, d, False, s) for c in (32, 64, 128) if c <= n for d in (16, 32) for s in stages]
-        for columns, depth, hold, stage in panels:
-            config = Config(rows, columns, warps, hold, depth, stage)
-            sums = rows * columns * width // (32 * warps)
-            panel = columns * (columns if hold else depth) * width // (32 * warps)
-            memory = (rows + columns) * depth * width * 4 * stage
-            fits = 2 <= sums <= 16 and 4 <= panel <= 32 and memory <= device.shared_memory
-            if fits and config not in found:
-                found.append(config)
-    return found
+    """The three forms with other numbers of warps and rows, panels of other shapes."""
+    found = [_tiles(problem, device)]
+    row, block = _row(problem), _block(problem, device)
+    tried = [] if row is None else [replace(row, warps=warps) for warps in (4, 8, 16)]
+    if block is not None:
+        tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
+    if problem.n > 64:
+        first = _panels(problem, device)
+        tried += [
+            replace(first, rows=r, columns=c, depth=d, stages=s)
+            for r in (8, 16, 32)
+            for c, d in ((64, 64), (128, 32), (128, 64), (256, 32))
+            for s in (2, 4)
+            if c <= _tile(problem.n) and c * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
+        ]
+    return list(dict.fromkeys(found + tried))
 
 
 def _small(problem: Problem, config: Config) -> Problem:
-    """A tile of rows and a tail; W as it is where it is held, else two panels and a tail."""
+    """A tile of rows and a tail; W as it is where it is held, else two tiles of units and a tail."""
     n = problem.n if config.hold else 2 * config.columns + 7
-    return Problem(problem.operation, problem.pairs, 1, config.rows + 3, n, 1)
+    return Problem(problem.operation, problem.pairs, problem.k, config.rows + 3, n, 1)
 
 
 def _allowed(problem: Problem, variant: Any) -> bool:
     """Complex relu has no meaning, and narrow dtypes are multiplied in one way."""
     if problem.pairs and variant["nonlinearity"] == "relu":
         return False
-    return variant["dtype"] == torch.float32 or variant["precision"] == "highest"
+    single, highest = variant["dtype"] == torch.float32, variant["precision"] == "highest"
+    return (single and highest) if problem.k == 1 else single != highest
 
 
 def _problem(name: str) -> Callable[..., Problem | None]:
     def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
-        return Problem(name, pairs, 1, m, n, 1) if k == 1 and n <= 4096 else None
+        return Problem(name, pairs, k, m, n, 1) if k <= 2 and n <= 4096 else None
 
     return problem
 
 
 def _standard(name: str) -> list[Problem]:
     return [
-        Problem(name, pairs, 1, 128, n, 1) for pairs in (False, True) for n in (64, 128, 190, 512, 1024)
+        Problem(name, pairs, k, 128, n, 1)
+        for k in (1, 2)
+        for pairs in (False, True)
+        for n in (64, 128, 190, 512, 1024)
     ]
 
 
 def _compiled(name: str) -> list[Problem]:
-    return sizes(name, [(1, 128, n) for n in (190, 5, 33, 64, 512)], (1,))
+    """A batch of 128 is for the rows, one of 4096 for the blocks; 512 units are for the panels."""
+    rows = [(1, 128, n) for n in (190, 5, 33, 64, 128, 192, 512)]
+    blocks = [(1, 4096, n) for n in (5, 33, 64, 128, 190, 512)]
+    return sizes(name, rows + blocks, (1, 2))
 
 
 def _tensors(

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from projunn_kernels.configs.closed_form import candidates, closed_form
-from projunn_kernels.configs.problem import Device, Problem
-from projunn_kernels.tuning.aot_problems import launches_of, problems, tiny_problems, variants
+from projunn_kernels.configs.problem import Config, Problem
+from projunn_kernels.tuning.aot_problems import Launch, launches_of, problems, tiny_problems, variants
 from projunn_kernels.tuning.binaries import ARCHITECTURES, Binary, binary, compiled, key
 from projunn_kernels.tuning.carried import flow, forgotten
 
@@ -47,16 +47,19 @@ def binaries(
     An architecture after the other.
     """
     found: dict[str, dict[Binary, None]] = {architecture: {} for architecture in architectures}
-    device = Device()
     for problem, variant in launched:
         if only not in problem.operation:
             continue
-        first = closed_form(problem, device)
-        for config in candidates(problem, device) if every_candidate else [first]:
-            for kernel, args, constants in launches_of(problem, config, **variant):
+        made: dict[Config, list[Launch]] = {}
+        for architecture in architectures:
+            device = ARCHITECTURES[architecture]
+            first = closed_form(problem, device)
+            for config in candidates(problem, device) if every_candidate else [first]:
+                if config not in made:
+                    made[config] = launches_of(problem, config, **variant)
                 said = [name if v is True else str(v) for name, v in variant.items() if v]
                 why = " ".join([problem.bucket, *said, f"{config.rows}x{config.columns}"])
-                for architecture in architectures:
+                for kernel, args, constants in made[config]:
                     found[architecture][binary(kernel, args, constants, architecture, why)] = None
     return [one for each in found.values() for one in each]
 

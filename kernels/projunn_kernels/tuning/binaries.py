@@ -16,18 +16,19 @@ from typing import Any
 import torch
 
 from projunn_kernels.configs.fingerprints import fingerprints
+from projunn_kernels.configs.problem import Device
 from projunn_kernels.launching import kernels
 from projunn_kernels.tuning.passed import decoded, encoded
 
-# Bytes of shared memory a program may have.
+# A GPU of each: its multiprocessors, and the bytes of shared memory that a program may have.
 ARCHITECTURES = {
-    "sm_80": 166_912,
-    "sm_86": 101_376,
-    "sm_89": 101_376,
-    "sm_90": 232_448,
-    "sm_100": 232_448,
-    "sm_120": 101_376,
-    "gfx942": 65_536,
+    "sm_80": Device("A100", "8.0", 108, 166_912),
+    "sm_86": Device("RTX 3090", "8.6", 82, 101_376),
+    "sm_89": Device("RTX 4090", "8.9", 128, 101_376),
+    "sm_90": Device("H100", "9.0", 132, 232_448),
+    "sm_100": Device("B200", "10.0", 148, 232_448),
+    "sm_120": Device("RTX 5090", "12.0", 170, 101_376),
+    "gfx942": Device("MI300X", "gfx942", 304, 65_536),
 }
 
 
@@ -144,7 +145,7 @@ def compiled(what: Binary) -> dict[str, Any]:
 def _failure(spilled: int, shared: int, architecture: str) -> str:
     if spilled:
         return f"spills {spilled} bytes"
-    limit = ARCHITECTURES[architecture]
+    limit = ARCHITECTURES[architecture].shared_memory
     return f"{shared} bytes of shared memory, there are {limit}" if shared > limit else ""
 
 

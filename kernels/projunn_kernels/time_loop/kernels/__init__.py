@@ -1,0 +1,110 @@
+"""The whole time loop of a unitary RNN in one launch, and its backward in another.
+
+    forward    h_t = f(x_t + h_{t-1} W^T)                                  t = 1..T
+    backward   d_t = f'(h_t) (g_t + d_{t+1} conj(W)),  d_{T+1} = 0         t = T..1
+               gradient of h_0 = d_1 conj(W)
+
+x, h, g, d are (T, batch, n), W (n, n), f one of the codes of `activation`; f' is recovered from
+h = f(z).  d is the gradient of x; that of W is a product of d and h, made elsewhere.
+
+The rows of a batch have nothing to do with each other: a program takes BB of them through all of time,
+and no program waits for another.  There are three forms.  A program of one row (BB = 1) has W in
+registers and multiplies matrix by vector in float32 (`rows`).  A program of 8 or 16 rows holds W for all
+of time as the first operand of products on tensor cores (HOLD), or, where W does not fit a
+multiprocessor, lets it pass in panels from L2 (`blocks`).  What global memory sees of the first two is
+x and h alone.
+
+The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
+is the same in every run: partial sums (programs, n), added up elsewhere.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.time_loop.kernels.blocks import (
+    backward_block,
+    backward_panels,
+    forward_block,
+    forward_panels,
+)
+from projunn_kernels.time_loop.kernels.rows import backward_row, forward_row
+
+
+@triton.jit
+def recurrence_kernel(
+    inputs,
+    initial,
+    w,
+    bias,
+    states,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BB: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    HOLD: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1.
+
+    Where W is held, BN units have a tile and the BK that follow, if any, have another.  Where it is
+    not, tiles of BN units pass over panels of BK.
+    """
+    if BB == 1:
+        forward_row(inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BN, BK)
+    elif HOLD:
+        forward_block(
+            inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION
+        )
+    else:
+        forward_panels(
+            inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION,
+            STAGES,
+        )  # fmt: skip
+
+
+@triton.jit
+def recurrence_backward_kernel(
+    grad,
+    states,
+    w,
+    bias,
+    grad_inputs,
+    grad_initial,
+    partial,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BB: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    HOLD: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1.
+
+    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.
+    """
+    if BB == 1:
+        backward_row(
+            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BN, BK
+        )
+    elif HOLD:
+        backward_block(
+            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BB, BN,
+            BK, OPERAND, PRECISION,
+        )  # fmt: skip
+    else:
+        backward_panels(
+            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BB, BN,
+            BK, OPERAND, PRECISION, STAGES,
+        )  # fmt: skip

@@ -1,0 +1,195 @@
+"""The time loop of one row of the batch: W in registers, a product of matrix and vector a time step.
+
+A program has one row, so that a batch of 128 fills 128 multiprocessors, and the products are exact in
+float32.  W is held as its rows and columns 0 to N - 1 and, if ``REST``, the REST that follow, because a
+tile's sides are powers of two.  The index of the sum runs over registers and warps, the other one over
+the threads of a warp, so that threads exchange only a few partial sums.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.tiles import load_range, load_tile
+from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
+
+
+@triton.jit
+def store_range(base, first, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """The inverse of `projunn_kernels.language.tiles.load_range`."""
+    if PAIRS:
+        at = 2 * first + tl.arange(0, 2 * BN)
+        tl.store(base + at, tl.reshape(tl.join(re, im), (2 * BN,)), mask=at < 2 * n)
+    else:
+        at = first + tl.arange(0, BN)
+        tl.store(base + at, re, mask=at < n)
+
+
+@triton.jit
+def load_bias(bias, first, n, F: tl.constexpr, BN: tl.constexpr):
+    """b of modReLU for BN units from ``first``; zeros for any other f."""
+    units = first + tl.arange(0, BN)
+    if F == MODRELU:
+        offset = tl.load(bias + units, mask=units < n, other=0.0).to(tl.float32)
+    else:
+        offset = tl.zeros((BN,), tl.float32)
+    return offset
+
+
+@triton.jit
+def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """Rows k.. and columns u.. of M (n, n), conjugated if ``CONJUGATE``."""
+    n = tl.maximum(
+        n, 1
+    )  # no multiple of 16 for the compiler, which would give threads 4 neighbours each
+    re, im = load_tile(m, k + tl.arange(0, K), u, n, n, U, PAIRS)
+    if CONJUGATE:
+        im = -im
+    return re, im
+
+
+@triton.jit
+def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
+    """``z + h M`` for rows z and h."""
+    hr = hr[:, None]
+    if PAIRS:
+        hi = hi[:, None]
+        zr += tl.sum(mr * hr - mi * hi, axis=0)
+        zi += tl.sum(mr * hi + mi * hr, axis=0)
+    else:
+        zr += tl.sum(mr * hr, axis=0)
+        zi = zr
+    return zr, zi
+
+
+@triton.jit
+def forward_row(
+    inputs,
+    initial,
+    m,
+    bias,
+    states,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    N: tl.constexpr,
+    REST: tl.constexpr,
+):
+    """``h_t = f(x_t + h_{t-1} M)`` with M = W^T."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    start = tl.program_id(0).to(tl.int64) * n * WIDTH
+    stride = batch.to(tl.int64) * n * WIDTH
+    inputs += start
+    states += start
+    ar, ai = _block(m, 0, 0, n, False, PAIRS, N, N)
+    offset = load_bias(bias, 0, n, F, N)
+    hr, hi = load_range(initial + start, 0, n, N, PAIRS)
+    zr, zi = load_range(inputs, 0, n, N, PAIRS)
+    if REST:
+        br, bi = _block(m, 0, N, n, False, PAIRS, N, REST)
+        cr, ci = _block(m, N, 0, n, False, PAIRS, REST, N)
+        dr, di = _block(m, N, N, n, False, PAIRS, REST, REST)
+        more_offset = load_bias(bias, N, n, F, REST)
+        gr, gi = load_range(initial + start, N, n, REST, PAIRS)
+        yr, yi = load_range(inputs, N, n, REST, PAIRS)
+    for t in range(steps):
+        # The inputs of the next step arrive while this one's product is made.
+        inputs += stride
+        there = tl.where(t + 1 < steps, n, 0)
+        next_zr, next_zi = load_range(inputs, 0, there, N, PAIRS)
+        if REST:
+            next_yr, next_yi = load_range(inputs, N, there, REST, PAIRS)
+            yr, yi = _add(yr, yi, hr, hi, br, bi, PAIRS)
+            yr, yi = _add(yr, yi, gr, gi, dr, di, PAIRS)
+            zr, zi = _add(zr, zi, gr, gi, cr, ci, PAIRS)
+            gr, gi = activate(yr, yi, more_offset, F, PAIRS)
+            store_range(states, N, n, gr, gi, REST, PAIRS)
+            yr, yi = next_yr, next_yi
+        zr, zi = _add(zr, zi, hr, hi, ar, ai, PAIRS)
+        hr, hi = activate(zr, zi, offset, F, PAIRS)
+        store_range(states, 0, n, hr, hi, N, PAIRS)
+        states += stride
+        zr, zi = next_zr, next_zi
+
+
+@triton.jit
+def backward_row(
+    grad,
+    states,
+    m,
+    bias,
+    grad_inputs,
+    grad_initial,
+    partial,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    PAIRS: tl.constexpr,
+    N: tl.constexpr,
+    REST: tl.constexpr,
+):
+    """``d_t = f'(h_t) (g_t + d_{t+1} conj(M))`` with M = W, and ``d_1 conj(M)``."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    start = tl.program_id(0).to(tl.int64) * n * WIDTH
+    stride = batch.to(tl.int64) * n * WIDTH
+    last = start + (steps - 1) * stride
+    grad += last
+    states += last
+    grad_inputs += last
+    grad_initial += start
+    partial += tl.program_id(0).to(tl.int64) * n
+    ar, ai = _block(m, 0, 0, n, True, PAIRS, N, N)
+    offset = load_bias(bias, 0, n, F, N)
+    dr = tl.zeros((N,), tl.float32)
+    di = tl.zeros((N,), tl.float32)
+    total = tl.zeros((N,), tl.float32)
+    zr, zi = load_range(grad, 0, n, N, PAIRS)
+    hr, hi = load_range(states, 0, n, N, PAIRS)
+    if REST:
+        br, bi = _block(m, 0, N, n, True, PAIRS, N, REST)
+        cr, ci = _block(m, N, 0, n, True, PAIRS, REST, N)
+        er, ei = _block(m, N, N, n, True, PAIRS, REST, REST)
+        more_offset = load_bias(bias, N, n, F, REST)
+        fr = tl.zeros((REST,), tl.float32)
+        fi = tl.zeros((REST,), tl.float32)
+        more_total = tl.zeros((REST,), tl.float32)
+        yr, yi = load_range(grad, N, n, REST, PAIRS)
+        gr, gi = load_range(states, N, n, REST, PAIRS)
+    for t in range(steps):
+        grad -= stride
+        states -= stride
+        there = tl.where(t + 1 < steps, n, 0)
+        next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
+        next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
+        if REST:
+            next_yr, next_yi = load_range(grad, N, there, REST, PAIRS)
+            next_gr, next_gi = load_range(states, N, there, REST, PAIRS)
+            yr, yi = _add(yr, yi, dr, di, br, bi, PAIRS)
+            yr, yi = _add(yr, yi, fr, fi, er, ei, PAIRS)
+            zr, zi = _add(zr, zi, fr, fi, cr, ci, PAIRS)
+            fr, fi, along = activation_gradient(yr, yi, gr, gi, more_offset, F, PAIRS)
+            more_total += along
+            store_range(grad_inputs, N, n, fr, fi, REST, PAIRS)
+            yr, yi = next_yr, next_yi
+            gr, gi = next_gr, next_gi
+        zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
+        dr, di, along = activation_gradient(zr, zi, hr, hi, offset, F, PAIRS)
+        total += along
+        store_range(grad_inputs, 0, n, dr, di, N, PAIRS)
+        grad_inputs -= stride
+        zr, zi = next_zr, next_zi
+        hr, hi = next_hr, next_hi
+    # zr and yr are the zeros that were loaded beyond the first step.
+    zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
+    if REST:
+        zr, zi = _add(zr, zi, fr, fi, cr, ci, PAIRS)
+        yr, yi = _add(yr, yi, dr, di, br, bi, PAIRS)
+        yr, yi = _add(yr, yi, fr, fi, er, ei, PAIRS)
+        store_range(grad_initial, N, n, yr, yi, REST, PAIRS)
+    store_range(grad_initial, 0, n, zr, zi, N, PAIRS)
+    if F == MODRELU:
+        store_range(partial, 0, n, total, total, N, False)
+        if REST:
+            store_range(partial, N, n, more_total, more_total, REST, False)

@@ -1,0 +1,171 @@
+"""Every form of the time loop's kernels, with every tail, against float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import projunn
+from projunn_kernels import recurrence
+from projunn_kernels.configs import choice
+from projunn_kernels.configs.closed_form import candidates, closed_form
+from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.tuning.binaries import ARCHITECTURES
+from tests.time_loops import CASES, check, draw, pieces, small_weight
+
+NAMES = ("recurrence", "recurrence_backward")
+H100 = ARCHITECTURES["sm_90"]
+BUSY = replace(H100, processors=0)  # a batch of any size takes many waves of programs of one row
+
+
+def configured(device, complex_, batch, n, k=1):
+    return [closed_form(Problem(name, complex_, k, batch, n, 1), device) for name in NAMES]
+
+
+def form(config):
+    return "row" if config.rows == 1 else "block" if config.hold else "panels"
+
+
+def compare(kernels, configs, complex_, nonlinearity, steps, batch, n):
+    tensors = small_weight(draw(complex_, nonlinearity, steps, batch, n, torch.float32))
+    with choice.using(dict(zip(NAMES, configs, strict=True))):
+        check(kernels, tensors, complex_, nonlinearity)
+
+
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+@pytest.mark.parametrize(
+    ("device", "steps", "batch", "n", "wanted"),
+    [(H100, 3, 5, 33, "row"), (BUSY, 3, 17, 33, "block"), (H100, 2, 5, 257, "panels")],
+)
+def test_every_nonlinearity_in_every_form(
+    kernels, nonlinearity, complex_, device, steps, batch, n, wanted
+):
+    configs = configured(device, complex_, batch, n)
+    assert {form(config) for config in configs} == {wanted}
+    compare(kernels, configs, complex_, nonlinearity, steps, batch, n)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "n"),
+    [
+        (1, 1, 1), (3, 8, 7), (2, 17, 16), (50, 1, 9), (3, 5, 64), (2, 2, 100), (1, 3, 128),
+        (3, 2, 129), (2, 5, 190), (2, 1, 192),
+    ],
+)  # fmt: skip
+def test_rows(kernels, steps, batch, n):
+    for complex_ in (False, True):
+        if n <= 128 or not complex_:
+            configs = configured(H100, complex_, batch, n)
+            assert {form(config) for config in configs} == {"row"}
+            compare(kernels, configs, complex_, "modrelu", steps, batch, n)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "n", "k"),
+    [
+        (1, 1, 1, 1), (3, 8, 7, 1), (2, 128, 16, 1), (50, 5, 9, 1), (3, 17, 64, 1), (2, 8, 100, 2),
+        (3, 17, 128, 2), (2, 5, 129, 2), (3, 17, 190, 2),
+    ],
+)  # fmt: skip
+def test_blocks(kernels, steps, batch, n, k):
+    for complex_ in (False, True):
+        if n <= 128 or not complex_:
+            configs = configured(BUSY, complex_, batch, n, k)
+            assert {form(config) for config in configs} == {"block"}
+            compare(kernels, configs, complex_, "modrelu", steps, batch, n)
+
+
+@pytest.mark.parametrize(("steps", "batch", "n"), [(1, 1, 193), (3, 5, 256), (2, 17, 257), (2, 9, 520)])
+def test_panels(kernels, steps, batch, n):
+    configs = configured(H100, False, batch, n)
+    assert {form(config) for config in configs} == {"panels"}
+    compare(kernels, configs, False, "modrelu", steps, batch, n)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(1, 32, 4, hold=True),
+        Config(1, 64, 8, hold=True),
+        Config(8, 32, 4, hold=True),
+        Config(16, 64, 4, hold=True),
+        Config(8, 16, 4, depth=16),
+        Config(16, 32, 4, depth=16),
+        Config(32, 16, 4, depth=32, stages=3),
+    ],
+    ids=str,
+)
+def test_every_tiling_gives_the_same(kernels, complex_, config):
+    """Where the units do not fit one tile, W is held in four pieces."""
+    compare(kernels, [config, config], complex_, "modrelu", 3, 9, 37)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [Config(1, 64, 4, hold=True), Config(8, 64, 4, hold=True)], ids=str)
+def test_half_precision_is_held(kernels, kind, config):
+    tensors = small_weight(draw(False, "tanh", 3, 9, 50, kind))
+    with choice.using(dict.fromkeys(NAMES, config)):
+        check(kernels, tensors, False, "tanh", floor=float(torch.finfo(kind).eps))
+
+
+@pytest.mark.parametrize("config", [Config(1, 16, 4, hold=True), Config(8, 16, 4, hold=True)], ids=str)
+def test_the_gradient_of_modrelus_bias_is_the_same_in_every_run(kernels, config):
+    tensors = [t.to(kernels.device) for t in draw(False, "modrelu", 3, 20, 11, torch.float32)]
+    cotangent = torch.randn_like(tensors[0])
+
+    def run(own, *_):
+        return recurrence(*own, "modrelu")[0]
+
+    with kernels.backend(), choice.using(dict.fromkeys(NAMES, config)):
+        first, again = (pieces(tensors, False, "modrelu", cotangent, run) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("device", [*ARCHITECTURES.values(), Device()], ids=lambda device: device.name)
+def test_configurations_fit_every_gpu(device):
+    """Few rows of the batch run one a program; what is held fits the shared memory."""
+    for complex_ in (False, True):
+        for k in (1, 2):
+            for n in (1, 16, 33, 64, 96, 128, 129, 190, 192, 193, 512, 1024):
+                for batch in (1, 128, 4096):
+                    problem = Problem("recurrence", complex_, k, batch, n, 1)
+                    config = closed_form(problem, device)
+                    assert config == candidates(problem, device)[0]
+                    held = n <= (128 if complex_ else 192)
+                    assert config.hold or not held or form(config) == "panels"
+                    if batch <= 2 * device.processors and held:
+                        assert form(config) == "row"
+                    if form(config) == "block":
+                        units = -(-n // 16) * 16
+                        least = 4 * units**2 * (1 + complex_) * (2 if k == 1 else 1)
+                        assert least <= device.shared_memory
+                    assert config.columns >= min(n, 16)
+
+
+# The error of a state after T steps of an isometry: rounding adds up as a random walk does.
+@pytest.mark.parametrize("complex_", [False, True])
+def test_norms_over_ten_thousand_steps_on_a_cpu(complex_):
+    assert drift("torch", torch.device("cpu"), complex_, steps=10_000, n=64) <= 1e-4
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("config", [Config(1, 16, 4, hold=True), Config(8, 16, 4, hold=True)], ids=str)
+def test_norms_over_two_hundred_steps_of_the_kernels(kernels, complex_, config):
+    with choice.using(dict.fromkeys(NAMES, config)):
+        assert drift(kernels.name, kernels.device, complex_, steps=200, n=12) <= 2e-6
+
+
+def drift(backend, device, complex_, steps, n):
+    """The largest relative difference of the states' norms from the exact one, without nonlinearity."""
+    dtype = torch.complex128 if complex_ else torch.float64
+    weight = torch.linalg.qr(torch.randn(n, n, dtype=dtype)).Q
+    initial = torch.randn(2, n, dtype=dtype)
+    exact = initial.norm(dim=-1)
+    arguments = [torch.zeros(steps, 2, n, dtype=dtype), initial, weight]
+    if complex_:
+        arguments = [torch.view_as_real(t) for t in arguments]
+    with projunn.backend(backend):
+        states = recurrence(*(t.float().to(device) for t in arguments), None, "identity")[0]
+    states = states.cpu().double().reshape(steps, 2, -1)
+    return ((states.norm(dim=-1) - exact) / exact).abs().max().item()
