@@ -57,11 +57,11 @@ def _block(problem: Problem, device: Device) -> Config | None:
 def _panels(problem: Problem, device: Device) -> Config:
     """Few rows a program: all programs read W at once, and each gets what one multiprocessor can."""
     rows = 8 if problem.m <= device.processors else 16
-    n = min(_tile(problem.n), 256 // problem.width)
     stages = 4 if device.shared_memory >= 160 << 10 else 2
-    if stages == 2:
-        n = min(n, 128 // problem.width)
-    return Config(rows, n, 8, depth=32, stages=stages)
+    columns, depth = (64, 32) if problem.pairs else (256 if stages == 4 else 128, 32)
+    if rows == 16:  # of which these spill
+        columns, depth = 128, 16 if problem.pairs else 32
+    return Config(rows, min(columns, _tile(problem.n)), 8, depth=depth, stages=stages)
 
 
 def _tile(n: int) -> int:

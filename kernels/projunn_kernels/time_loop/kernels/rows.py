@@ -78,6 +78,7 @@ def forward_row(
 ):
     """``h_t = f(x_t + h_{t-1} M)`` with M = W^T."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
     stride = batch.to(tl.int64) * n * WIDTH
     inputs += start
@@ -86,6 +87,9 @@ def forward_row(
     offset = load_bias(bias, 0, n, F, N)
     hr, hi = load_range(initial + start, 0, n, N, PAIRS)
     zr, zi = load_range(inputs, 0, n, N, PAIRS)
+    if FAR:  # a step is shorter than the way from memory: its inputs are loaded two steps ahead
+        inputs += stride
+        next_zr, next_zi = load_range(inputs, 0, tl.where(steps > 1, n, 0), N, PAIRS)
     if REST:
         br, bi = _block(m, 0, N, n, False, PAIRS, N, REST)
         cr, ci = _block(m, N, 0, n, False, PAIRS, REST, N)
@@ -96,8 +100,8 @@ def forward_row(
     for t in range(steps):
         # The inputs of the next step arrive while this one's product is made.
         inputs += stride
-        there = tl.where(t + 1 < steps, n, 0)
-        next_zr, next_zi = load_range(inputs, 0, there, N, PAIRS)
+        there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
+        last_zr, last_zi = load_range(inputs, 0, there, N, PAIRS)
         if REST:
             next_yr, next_yi = load_range(inputs, N, there, REST, PAIRS)
             yr, yi = _add(yr, yi, hr, hi, br, bi, PAIRS)
@@ -110,7 +114,11 @@ def forward_row(
         hr, hi = activate(zr, zi, offset, F, PAIRS)
         store_range(states, 0, n, hr, hi, N, PAIRS)
         states += stride
-        zr, zi = next_zr, next_zi
+        if FAR:
+            zr, zi = next_zr, next_zi
+            next_zr, next_zi = last_zr, last_zi
+        else:
+            zr, zi = last_zr, last_zi
 
 
 @triton.jit
@@ -132,6 +140,7 @@ def backward_row(
 ):
     """``d_t = f'(h_t) (g_t + d_{t+1} conj(M))`` with M = W, and ``d_1 conj(M)``."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
     stride = batch.to(tl.int64) * n * WIDTH
     last = start + (steps - 1) * stride
@@ -147,6 +156,12 @@ def backward_row(
     total = tl.zeros((N,), tl.float32)
     zr, zi = load_range(grad, 0, n, N, PAIRS)
     hr, hi = load_range(states, 0, n, N, PAIRS)
+    if FAR:
+        grad -= stride
+        states -= stride
+        there = tl.where(steps > 1, n, 0)
+        next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
+        next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
     if REST:
         br, bi = _block(m, 0, N, n, True, PAIRS, N, REST)
         cr, ci = _block(m, N, 0, n, True, PAIRS, REST, N)
@@ -160,9 +175,9 @@ def backward_row(
     for t in range(steps):
         grad -= stride
         states -= stride
-        there = tl.where(t + 1 < steps, n, 0)
-        next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
-        next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
+        there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
+        last_zr, last_zi = load_range(grad, 0, there, N, PAIRS)
+        last_hr, last_hi = load_range(states, 0, there, N, PAIRS)
         if REST:
             next_yr, next_yi = load_range(grad, N, there, REST, PAIRS)
             next_gr, next_gi = load_range(states, N, there, REST, PAIRS)
@@ -179,8 +194,14 @@ def backward_row(
         total += along
         store_range(grad_inputs, 0, n, dr, di, N, PAIRS)
         grad_inputs -= stride
-        zr, zi = next_zr, next_zi
-        hr, hi = next_hr, next_hi
+        if FAR:
+            zr, zi = next_zr, next_zi
+            hr, hi = next_hr, next_hi
+            next_zr, next_zi = last_zr, last_zi
+            next_hr, next_hi = last_hr, last_hi
+        else:
+            zr, zi = last_zr, last_zi
+            hr, hi = last_hr, last_hi
     # zr and yr are the zeros that were loaded beyond the first step.
     zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
     if REST:
