@@ -99,13 +99,13 @@ def _config(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -
 
 
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
-    rest = weight.shape[0] - config.columns
+    rest, least = weight.shape[0] - config.columns, 32 if config.rows == 1 else 16
     return {
         "F": CODES[nonlinearity],
         "PAIRS": weight.ndim == 3,
         "BB": config.rows,
         "BN": config.columns,
-        "BK": (max(16, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
+        "BK": (max(least, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
         "HOLD": config.hold,
         "OPERAND": _operand(weight.dtype),
         "PRECISION": dot_precision(weight.dtype),

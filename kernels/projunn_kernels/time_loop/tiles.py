@@ -47,11 +47,11 @@ def _block(problem: Problem, device: Device) -> Config | None:
     rest = _tile(problem.n - n) if problem.n > n else 0
     if rest > 64 or (rest and problem.pairs):
         return None
-    rows = 8 if rest or n * problem.width > 128 else 16
+    rows = 8 if rest or problem.pairs else 16
     floats = (n + rest) * problem.width * ((n + rest) * (2 if problem.k == 1 else 1) + 2 * rows)
     if 4 * floats > device.shared_memory:
         return None
-    return Config(rows, n, 8 if n > 64 else 4, hold=True)
+    return Config(rows, n, 8 if n * problem.width > 64 else 4, hold=True)
 
 
 def _panels(problem: Problem, device: Device) -> Config:

@@ -48,16 +48,41 @@ def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.const
 
 
 @triton.jit
-def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
-    """``z + h M`` for rows z and h."""
+def _terms(hr, hi, mr, mi, PAIRS: tl.constexpr):
+    """The terms ``h_k M_ku`` of ``h M`` for a row h."""
     hr = hr[:, None]
     if PAIRS:
         hi = hi[:, None]
-        zr += tl.sum(mr * hr - mi * hi, axis=0)
-        zi += tl.sum(mr * hi + mi * hr, axis=0)
+        re = mr * hr - mi * hi
+        im = mr * hi + mi * hr
     else:
-        zr += tl.sum(mr * hr, axis=0)
-        zi = zr
+        re = mr * hr
+        im = re
+    return re, im
+
+
+@triton.jit
+def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
+    """``z + h M`` for rows z and h."""
+    re, im = _terms(hr, hi, mr, mi, PAIRS)
+    zr += tl.sum(re, axis=0)
+    zi = zi + tl.sum(im, axis=0) if PAIRS else zr
+    return zr, zi
+
+
+@triton.jit
+def _in_eighths(terms):
+    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
+    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
+
+
+@triton.jit
+def _add_both(zr, zi, hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
+    """``z + h M + g L``, with one exchange among threads for the two products."""
+    re, im = _terms(hr, hi, mr, mi, PAIRS)
+    more, more_im = _terms(gr, gi, lr, li, PAIRS)
+    zr += tl.sum(_in_eighths(re) + _in_eighths(more), axis=0)
+    zi = zi + tl.sum(_in_eighths(im) + _in_eighths(more_im), axis=0) if PAIRS else zr
     return zr, zi
 
 
@@ -104,13 +129,13 @@ def forward_row(
         last_zr, last_zi = load_range(inputs, 0, there, N, PAIRS)
         if REST:
             next_yr, next_yi = load_range(inputs, N, there, REST, PAIRS)
-            yr, yi = _add(yr, yi, hr, hi, br, bi, PAIRS)
-            yr, yi = _add(yr, yi, gr, gi, dr, di, PAIRS)
-            zr, zi = _add(zr, zi, gr, gi, cr, ci, PAIRS)
+            yr, yi = _add_both(yr, yi, hr, hi, br, bi, gr, gi, dr, di, PAIRS)
+            zr, zi = _add_both(zr, zi, hr, hi, ar, ai, gr, gi, cr, ci, PAIRS)
             gr, gi = activate(yr, yi, more_offset, F, PAIRS)
             store_range(states, N, n, gr, gi, REST, PAIRS)
             yr, yi = next_yr, next_yi
-        zr, zi = _add(zr, zi, hr, hi, ar, ai, PAIRS)
+        else:
+            zr, zi = _add(zr, zi, hr, hi, ar, ai, PAIRS)
         hr, hi = activate(zr, zi, offset, F, PAIRS)
         store_range(states, 0, n, hr, hi, N, PAIRS)
         states += stride
@@ -172,27 +197,32 @@ def backward_row(
         more_total = tl.zeros((REST,), tl.float32)
         yr, yi = load_range(grad, N, n, REST, PAIRS)
         gr, gi = load_range(states, N, n, REST, PAIRS)
-    for t in range(steps):
+    # The last turn, with g = 0 and h = 0, has the gradient of h_0.  A product after the loop took
+    # registers that were not there.
+    for t in range(steps + 1):
         grad -= stride
         states -= stride
+        target = tl.where(t < steps, grad_inputs, grad_initial)
         there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
         last_zr, last_zi = load_range(grad, 0, there, N, PAIRS)
         last_hr, last_hi = load_range(states, 0, there, N, PAIRS)
         if REST:
             next_yr, next_yi = load_range(grad, N, there, REST, PAIRS)
             next_gr, next_gi = load_range(states, N, there, REST, PAIRS)
-            yr, yi = _add(yr, yi, dr, di, br, bi, PAIRS)
-            yr, yi = _add(yr, yi, fr, fi, er, ei, PAIRS)
-            zr, zi = _add(zr, zi, fr, fi, cr, ci, PAIRS)
+            yr, yi = _add_both(yr, yi, dr, di, br, bi, fr, fi, er, ei, PAIRS)
+            zr, zi = _add_both(zr, zi, dr, di, ar, ai, fr, fi, cr, ci, PAIRS)
             fr, fi, along = activation_gradient(yr, yi, gr, gi, more_offset, F, PAIRS)
+            fr, fi = tl.where(t < steps, fr, yr), tl.where(t < steps, fi, yi)
             more_total += along
-            store_range(grad_inputs, N, n, fr, fi, REST, PAIRS)
+            store_range(target, N, n, fr, fi, REST, PAIRS)
             yr, yi = next_yr, next_yi
             gr, gi = next_gr, next_gi
-        zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
+        else:
+            zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
         dr, di, along = activation_gradient(zr, zi, hr, hi, offset, F, PAIRS)
+        dr, di = tl.where(t < steps, dr, zr), tl.where(t < steps, di, zi)
         total += along
-        store_range(grad_inputs, 0, n, dr, di, N, PAIRS)
+        store_range(target, 0, n, dr, di, N, PAIRS)
         grad_inputs -= stride
         if FAR:
             zr, zi = next_zr, next_zi
@@ -202,14 +232,6 @@ def backward_row(
         else:
             zr, zi = last_zr, last_zi
             hr, hi = last_hr, last_hi
-    # zr and yr are the zeros that were loaded beyond the first step.
-    zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
-    if REST:
-        zr, zi = _add(zr, zi, fr, fi, cr, ci, PAIRS)
-        yr, yi = _add(yr, yi, dr, di, br, bi, PAIRS)
-        yr, yi = _add(yr, yi, fr, fi, er, ei, PAIRS)
-        store_range(grad_initial, N, n, yr, yi, REST, PAIRS)
-    store_range(grad_initial, 0, n, zr, zi, N, PAIRS)
     if F == MODRELU:
         store_range(partial, 0, n, total, total, N, False)
         if REST:
