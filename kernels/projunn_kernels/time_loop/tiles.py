@@ -47,6 +47,8 @@ def _block(problem: Problem, device: Device) -> Config | None:
     rest = _tile(problem.n - n) if problem.n > n else 0
     if rest > 64 or (rest and problem.pairs):
         return None
+    if device.capability.startswith("10.") and problem.k == 1 and n > 64:
+        return None  # there the compiler keeps the two terms in registers, which spill
     rows = 8 if rest or problem.pairs else 16
     floats = (n + rest) * problem.width * ((n + rest) * (2 if problem.k == 1 else 1) + 2 * rows)
     if 4 * floats > device.shared_memory:
