@@ -27,7 +27,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
     row, block = _row(problem), _block(problem, device)
     if row is not None and (problem.m <= waves * device.processors or block is None):
         return row
-    return block or _panels(problem, device)
+    return block or _panels(problem, device, 8 if problem.m <= device.processors else 16)
 
 
 def _row(problem: Problem) -> Config | None:
@@ -44,9 +44,9 @@ def _block(problem: Problem, device: Device) -> Config | None:
     Two terms of a product of float32's accuracy, each of the size of W, are held, or one.
     """
     n = min(128, _tile(problem.n))
-    rest = _tile(problem.n - n) if problem.n > n else 0
-    if rest > 64 or (rest and problem.pairs):
+    if problem.n > MAX_HELD or (problem.n > n and problem.pairs):
         return None
+    rest = MAX_HELD - n if problem.n > n else 0  # for all sizes of a bucket
     if device.capability.startswith("10.") and problem.k == 1 and n > 64:
         return None  # there the compiler keeps the two terms in registers, which spill
     rows = 8 if rest or problem.pairs else 16
@@ -56,9 +56,8 @@ def _block(problem: Problem, device: Device) -> Config | None:
     return Config(rows, n, 8 if n * problem.width > 64 else 4, hold=True)
 
 
-def _panels(problem: Problem, device: Device) -> Config:
+def _panels(problem: Problem, device: Device, rows: int) -> Config:
     """Few rows a program: all programs read W at once, and each gets what one multiprocessor can."""
-    rows = 8 if problem.m <= device.processors else 16
     stages = 4 if device.shared_memory >= 160 << 10 else 2
     columns, depth = (64, 32) if problem.pairs else (256 if stages == 4 else 128, 32)
     if rows == 16:  # of which these spill
@@ -72,21 +71,20 @@ def _tile(n: int) -> int:
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
     """The three forms with other numbers of warps and rows, panels of other shapes."""
-    found = [_tiles(problem, device)]
     row, block = _row(problem), _block(problem, device)
     tried = [] if row is None else [replace(row, warps=warps) for warps in (4, 8, 16)]
     if block is not None:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
-    if problem.n > 64:
-        first = _panels(problem, device)
-        tried += [
-            replace(first, rows=r, columns=c, depth=d, stages=s)
+    if problem.n > 64 or block is None:
+        few, many = (_panels(problem, device, rows) for rows in (8, 16))
+        tried += [few, many] + [
+            replace(many, rows=r, columns=c, depth=d, stages=s)
             for r in (8, 16, 32)
             for c, d in ((64, 64), (128, 32), (128, 64), (256, 32))
             for s in (2, 4)
             if c <= _tile(problem.n) and c * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
         ]
-    return list(dict.fromkeys(found + tried))
+    return list(dict.fromkeys([_tiles(problem, device), *tried]))
 
 
 def _small(problem: Problem, config: Config) -> Problem:
