@@ -24,16 +24,18 @@ def _tiles(problem: Problem, device: Device) -> Config:
     The number of waves is from the steps' predicted microseconds (docs/kernels.md).
     """
     waves = 4 if problem.k == 1 else 2
-    row, block = _row(problem), _block(problem, device)
+    row, block = _row(problem, device), _block(problem, device)
     if row is not None and (problem.m <= waves * device.processors or block is None):
         return row
     return block or _panels(problem, device, 8 if problem.m <= device.processors else 16)
 
 
-def _row(problem: Problem) -> Config | None:
+def _row(problem: Problem, device: Device) -> Config | None:
     """W in the registers of a program of one row, if there are enough."""
     if problem.n > (128 if problem.pairs else MAX_HELD):
         return None
+    if problem.n > 128 and device.capability == "12.0" and problem.operation.endswith("backward"):
+        return None  # there the backward spills 48 bytes
     n = min(128, _tile(problem.n))
     return Config(1, n, 4 if n * problem.width <= 64 else 8, hold=True)
 
@@ -71,7 +73,7 @@ def _tile(n: int) -> int:
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
     """The three forms with other numbers of warps and rows, panels of other shapes."""
-    row, block = _row(problem), _block(problem, device)
+    row, block = _row(problem, device), _block(problem, device)
     tried = [] if row is None else [replace(row, warps=warps) for warps in (4, 8, 16)]
     if block is not None:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
