@@ -185,13 +185,13 @@ class _SketchedConvolution(torch.autograd.Function):
         size: list[int],
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, *spectrum = fourier_convolution(input, weight, own_weight, bias, size, keep)
+        output, paired, own = fourier_convolution(input, weight, own_weight, bias, size, keep)
         ctx.set_materialize_grads(False)
         own_basis = None if own_start is None else own_start.stored_left
-        kept = spectrum if keep else (input, None)
+        kept = (paired, own) if keep else (input, None)
         ctx.save_for_backward(*kept, weight, own_weight, start.stored_left, own_basis)
         ctx.size, ctx.keep, ctx.group, ctx.chosen = size, keep, start.group, _chosen()
-        return output, *spectrum  # a second backward comes back through the spectrum
+        return output, paired, own  # a second backward comes back through the spectrum
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *by_spectrum: Tensor | None) -> Any:  # type: ignore[override]

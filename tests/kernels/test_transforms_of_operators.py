@@ -76,7 +76,7 @@ ARGUMENTS = {
     ],
     "fourier_convolution_sketch": lambda: [
         draw(2, 3, *SIZE),
-        *spectrum(2),
+        list(spectrum(2)),
         *matrices(),
         *bases(),
         SIZE,

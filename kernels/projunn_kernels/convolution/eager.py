@@ -15,7 +15,7 @@ from projunn_kernels.convolution.grid import Frequencies, frequencies
 
 # Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT, and
 # how many numbers are transformed at a time (docs/measured.md).
-LONGEST_LINE, LONGEST_SIDE = 64, 20
+LONGEST_LINE, LONGEST_SIDE = 40, 20
 AT_A_TIME = 1 << 18
 
 

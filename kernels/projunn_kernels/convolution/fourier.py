@@ -104,8 +104,7 @@ def fourier_convolution_sketch(
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
         grad=grad,
-        paired=spectrum[0],
-        own=spectrum[1],
+        spectrum=list(spectrum),
         weight=weight,
         own_weight=own_weight,
         basis=bases[0],
@@ -225,8 +224,7 @@ def _fake_gradients(
 
 def _sketched_gradients(
     grad: Tensor,
-    paired: Tensor,
-    own: Tensor,
+    spectrum: list[Tensor],
     weight: Tensor,
     own_weight: Tensor | None,
     basis: Tensor,
@@ -244,10 +242,10 @@ def _sketched_gradients(
     if wanted[1]:
         # Of conjugated spectra it is the conjugate of the gradient that is sketched.
         conjugate = basis.new_tensor([1.0, -1.0])
-        factors = sketch([paired], [g], basis * conjugate, True, group)
+        factors = sketch(spectrum[:1], [g], basis * conjugate, True, group)
         results[1:3] = [factor * conjugate for factor in factors]
         if own_basis is not None:
-            results[3:5] = sketch([own], [g_own], own_basis, False, group)
+            results[3:5] = sketch(spectrum[1:], [g_own], own_basis, False, group)
     if wanted[2]:
         results[5] = _sum_of_points((g, g_own), size, real)
     return results[0], results[1], results[2], results[3], results[4], results[5]
@@ -255,8 +253,7 @@ def _sketched_gradients(
 
 def _fake_sketched_gradients(
     grad: Tensor,
-    paired: Tensor,
-    own: Tensor,
+    spectrum: list[Tensor],
     weight: Tensor,
     own_weight: Tensor | None,
     basis: Tensor,
@@ -266,7 +263,7 @@ def _fake_sketched_gradients(
     *,
     group: str = "",
 ) -> tuple[Tensor, ...]:
-    (batch, n), m, real = paired.shape[1:3], weight.shape[1], own_weight is not None
+    (batch, n), m, real = spectrum[0].shape[1:3], weight.shape[1], own_weight is not None
     shapes: list[tuple[int, ...]] = [(0,)] * 6
     if wanted[0]:
         shapes[0] = (batch, n, *grad.shape[2:])
@@ -302,8 +299,8 @@ def _backward(ctx: Any, grad: Tensor | None, *by_spectrum: Tensor | None) -> tup
     wanted = [needs[0], needs[1] or needs[2], needs[3]]
     kept: list[Tensor | None] = [None] * 4
     if grad is not None:
-        spectrum = (first, second) if ctx.keep else fourier_transform(first, size, real)
-        grads = fourier_convolution_backward(grad, *spectrum, weight, own_weight, size, wanted)
+        paired, own = (first, second) if ctx.keep else fourier_transform(first, size, real)
+        grads = fourier_convolution_backward(grad, paired, own, weight, own_weight, size, wanted)
         kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
     if ctx.keep and needs[0]:
         kept[0] = through_transform(kept[0], (first, second), by_spectrum, size, real)
@@ -344,29 +341,29 @@ def _second_backward(
 
     Made of operators that are differentiable again.
     """
-    grad, *spectrum, weight, own_weight = ctx.saved_tensors
+    grad, paired, own, weight, own_weight = ctx.saved_tensors
     size, real = ctx.size, own_weight is not None
-    by_grad, by_spectrum, by_weight, by_own = None, (None, None), None, None
+    by_grad, by_paired, by_own_bins, by_weight, by_own = None, None, None, None, None
     if tangent_input is not None and ctx.wanted[0]:
-        by_grad, *transformed = fourier_convolution(tangent_input, weight, own_weight, None, size)
+        by_grad, u, u_own = fourier_convolution(tangent_input, weight, own_weight, None, size)
         only_weights = [False, True, False]
-        _, by_weight, own, _ = fourier_convolution_backward(
-            grad, *transformed, weight, own_weight, size, only_weights
+        _, by_weight, for_own, _ = fourier_convolution_backward(
+            grad, u, u_own, weight, own_weight, size, only_weights
         )
-        by_own = own if real else None
+        by_own = for_own if real else None
     if ctx.wanted[1] and (tangent_weight is not None or tangent_own is not None):
         v = torch.zeros_like(weight) if tangent_weight is None else tangent_weight
         v_own = None
         if own_weight is not None:
             v_own = torch.zeros_like(own_weight) if tangent_own is None else tangent_own
-        moved = products.product(tuple(spectrum), v, v_own)
+        moved = products.product((paired, own), v, v_own)
         along = fourier_inverse(*moved, None, size, real)
         by_grad = along if by_grad is None else by_grad + along
-        by_spectrum = products.adjoint(fourier_transform(grad, size, real), v, v_own)
+        by_paired, by_own_bins = products.adjoint(fourier_transform(grad, size, real), v, v_own)
     if tangent_bias is not None and ctx.wanted[2]:
         every = tangent_bias.view(-1, *(1 for _ in size), *tangent_bias.shape[1:]).expand_as(grad)
         by_grad = every if by_grad is None else by_grad + every
-    return by_grad, *by_spectrum, by_weight, by_own, None, None
+    return by_grad, by_paired, by_own_bins, by_weight, by_own, None, None
 
 
 _convolution = Operation(
