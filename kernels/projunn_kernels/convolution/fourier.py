@@ -382,10 +382,12 @@ _convolution_backward = Operation(
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
     plain=_plain_gradients,
+    autocast=True,
 )
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",
     eager=_sketched_gradients,
     fake=_fake_sketched_gradients,
     on="grad",
+    autocast=True,
 )

@@ -108,6 +108,7 @@ _transform = Operation(
     on="signal",
     derivative=Derivative(_setup_transform, _transform_backward),
     plain=plain.transform,
+    autocast=True,
 )
 _inverse = Operation(
     name="fourier_inverse",
@@ -119,4 +120,5 @@ _inverse = Operation(
     on="paired",
     derivative=Derivative(_setup_inverse, _inverse_backward),
     plain=plain.inverse,
+    autocast=True,
 )
