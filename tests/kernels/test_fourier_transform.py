@@ -28,12 +28,12 @@ def matrices(size, real, m=3, n=2, dtype=torch.float64):
 
 def both_ways(monkeypatch):
     """By products and by the FFT, all planes at once and one by one."""
-    for longest in (0, 64):
+    monkeypatch.setattr(eager, "AT_A_TIME", 1)
+    for longest, planes in ((0, 1), (0, 100), (64, 1), (64, 100)):
         monkeypatch.setattr(eager, "LONGEST_LINE", longest)
         monkeypatch.setattr(eager, "LONGEST_SIDE", longest)
-        for at_a_time in (1, 1 << 20):
-            monkeypatch.setattr(eager, "AT_A_TIME", at_a_time)
-            yield
+        monkeypatch.setattr(eager, "LEAST_PLANES", planes)
+        yield
 
 
 @pytest.mark.parametrize(("size", "real"), CASES)

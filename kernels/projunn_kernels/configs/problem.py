@@ -33,8 +33,8 @@ class Config:
 class Problem:
     """What a configuration is chosen for: ``matrices`` matrices m x n, rank k.
 
-    Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a spectral
-    product: k images, spectra of complex signals if ``pairs``, ``matrices`` frequencies.
+    Of a time loop: a batch of m rows and n units, k = 1, whatever the number of steps.  Of a
+    Fourier transform: ``matrices`` planes of m x n points, or lines of n, k = 1.
     """
 
     operation: str

@@ -13,7 +13,7 @@ from projunn_kernels.convolution.fourier import (
     through_transform,
 )
 from projunn_kernels.convolution.grid import Frequencies, frequencies
-from projunn_kernels.convolution.transform import fourier_inverse, fourier_transform
+from projunn_kernels.convolution.transform import fourier_inverse, fourier_transform, ways
 
 __all__ = [
     "Frequencies",
@@ -24,4 +24,5 @@ __all__ = [
     "fourier_transform",
     "frequencies",
     "through_transform",
+    "ways",
 ]

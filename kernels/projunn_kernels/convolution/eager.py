@@ -15,8 +15,9 @@ from projunn_kernels.convolution.grid import Frequencies, frequencies
 
 # Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT, and
 # how many numbers are transformed at a time (docs/measured.md).
-LONGEST_LINE, LONGEST_SIDE = 40, 20
-AT_A_TIME = 1 << 18
+LONGEST_LINE, LONGEST_SIDE = 40, 28
+LEAST_ROW = 16  # points of a row that MKL's products write as fast as others
+AT_A_TIME, LEAST_PLANES = 1 << 18, 64
 
 
 def by_products(size: list[int], real: bool, device: torch.device) -> bool:
@@ -50,11 +51,13 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     signal = paired.new_empty(batch, m, *size, *(() if real else (2,)))
     if signal.numel() == 0:
         return signal
-    way = _inverse_products if by_products(size, real, paired.device) else _irfft if real else _ifft
     if bias is not None and real:  # at the zero frequency
         first = own[0] + sqrt(grid.points) * bias
         own = torch.cat([first[None], own[1:]])
     step = _step(signal)
+    way = _inverse_products if by_products(size, real, paired.device) else _irfft if real else _ifft
+    if way is _irfft and step >= batch * m:
+        return _points(paired.flatten(1, 2), own.flatten(1), grid).view_as(signal)
     pieces = (paired.flatten(1, 2).split(step, 1), own.flatten(1).split(step, 1))
     for from_paired, from_own, piece in zip(*pieces, signal.flatten(0, 1).split(step), strict=True):
         way(from_paired, from_own, piece, grid)
@@ -66,14 +69,14 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
 def _step(signal: Tensor) -> int:
     """How many planes are transformed at a time: all of them on a GPU."""
     planes = signal.shape[0] * signal.shape[1]
-    return max(1, AT_A_TIME * planes // signal.numel()) if signal.is_cpu else planes
+    return max(LEAST_PLANES, AT_A_TIME * planes // signal.numel()) if signal.is_cpu else planes
 
 
 def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
     """Along the rows, then along the columns: (planes, height, width) to (frequencies, planes)."""
     height, width, edge = _sides(grid)
     planes = len(x)
-    points = x.reshape(planes, -1).mT.contiguous().view(height, width, planes)
+    points = x.view(planes, height, width).permute(1, 2, 0)  # BLAS transposes as it reads
     rows = torch.bmm(_every(waves(width, x), height), points).view(height, -1)
     ends, re, im = rows.split(_widths(width, planes), 1)
     columns = torch.mm(waves(height, x), ends).view(height, edge, planes)
@@ -106,15 +109,20 @@ def _inverse_products(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequen
         along, across = conjugate_columns(height, own)
         torch.mm(along.mT, both, out=re)
         torch.mm(across.mT, both, out=im)
-    points = torch.bmm(_every(waves(width, own).mT, height), rows.view(height, width, planes))
-    signal.view(planes, -1).copy_(points.view(-1, planes).mT)
+    rows, wave = rows.view(height, width, planes), waves(width, own)
+    if width < LEAST_ROW:
+        points = torch.bmm(_every(wave.mT, height), rows)
+        signal.view(planes, -1).copy_(points.view(-1, planes).mT)
+    else:
+        points = torch.bmm(rows.mT, _every(wave, height))
+        signal.view(planes, height, width).copy_(points.transpose(0, 1))
 
 
 def _rfft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
     spectrum = torch.fft.rfftn(x, dim=tuple(range(1, x.ndim)), norm="ortho")
     bins = torch.view_as_real(spectrum.reshape(len(x), -1).mT.contiguous())
-    boundary, _, selves = index(grid, x.device)
-    conjugate = (sqrt(2) * _conjugation(bins)).expand_as(bins[0]).contiguous()
+    boundary, _, selves = index(grid.size, x.device)
+    conjugate = _conjugation(sqrt(2), len(x), x.dtype, x.device)
     inner = paired[: grid.inner_count].unflatten(0, grid.inner_shape)
     torch.mul(
         bins.view(*grid.shape, len(x), 2)[(..., grid.inner, slice(None), slice(None))],
@@ -127,36 +135,41 @@ def _rfft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
 
 
 def _irfft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
-    planes = len(signal)
-    conjugate = (sqrt(0.5) * _conjugation(paired)).expand(planes, 2).contiguous()
-    bins = signal.new_empty(grid.bins, planes, 2)
+    signal.copy_(_points(paired, own, grid))
+
+
+def _points(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
+    planes = own.shape[1]
+    conjugate = _conjugation(sqrt(0.5), planes, own.dtype, own.device)
+    bins = paired.new_empty(grid.bins, planes, 2)
     inner = bins.view(*grid.shape, planes, 2)[(..., grid.inner, slice(None), slice(None))]
     torch.mul(paired[: grid.inner_count].unflatten(0, grid.inner_shape), conjugate, out=inner)
-    boundary, mirrored, selves = index(grid, paired.device)
+    boundary, mirrored, selves = index(grid.size, paired.device)
     if grid.boundary:
         pairs = paired[grid.inner_count :]
         bins[boundary], bins[mirrored] = pairs * conjugate, pairs * sqrt(0.5)
     bins[selves] = torch.stack([own, torch.zeros_like(own)], -1)
     spectrum = torch.view_as_complex(bins).mT.contiguous().view(planes, *grid.shape)
     dims = tuple(range(1, spectrum.ndim))
-    signal.copy_(torch.fft.irfftn(spectrum, s=grid.size, dim=dims, norm="ortho"))
+    return torch.fft.irfftn(spectrum, s=grid.size, dim=dims, norm="ortho")
 
 
 def _fft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
     bins = torch.fft.fftn(torch.view_as_complex(x), dim=tuple(range(1, x.ndim - 1)), norm="ortho")
-    torch.view_as_complex(paired).copy_(bins.reshape(len(x), -1).mT)
-    paired[..., 1].neg_()
+    torch.conj_physical(bins.reshape(len(x), -1).mT, out=torch.view_as_complex(paired))
 
 
 def _ifft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
-    bins = torch.view_as_complex(paired.transpose(0, 1).contiguous()).conj_physical_()
-    numbers = bins.view(-1, *grid.size)
+    numbers = torch.view_as_complex(signal)
+    torch.conj_physical(torch.view_as_complex(paired).mT, out=numbers.view(len(signal), -1))
     points = torch.fft.ifftn(numbers, dim=tuple(range(1, numbers.ndim)), norm="ortho")
-    torch.view_as_complex(signal).copy_(points)
+    numbers.copy_(points)
 
 
-def _conjugation(like: Tensor) -> Tensor:
-    return like.new_tensor([1.0, -1.0])
+@lru_cache(maxsize=64)
+def _conjugation(scale: float, planes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Scales and conjugates the pairs of a row of planes, (planes, 2)."""
+    return torch.tensor([scale, -scale], dtype=dtype, device=device).repeat(planes, 1)
 
 
 def _apart(pairs: Tensor, parts: Tensor) -> None:
@@ -223,8 +236,9 @@ def conjugate_columns(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=256)
-def index(grid: Frequencies, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def index(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of the boundary, mirrored and own bins in the flattened half grid."""
+    grid = frequencies(size, True)
     bins = (grid.boundary, grid.mirrored, grid.own)
     boundary, mirrored, own = (torch.tensor(b, dtype=torch.long, device=device) for b in bins)
     return boundary, mirrored, own

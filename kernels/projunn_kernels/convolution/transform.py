@@ -53,6 +53,17 @@ def fourier_inverse(
     return result
 
 
+def ways() -> list[str]:
+    """Which path `auto` takes for which convolution, in words."""
+    line, side = eager.LONGEST_LINE, eager.LONGEST_SIDE
+    return [
+        f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, others by FFT",
+        f"on a GPU, transforms of up to {LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_LINE} points by Triton"
+        " kernels; those of larger, three-dimensional and complex signals by cuFFT",
+        "products at the frequencies by PyTorch's batched GEMM",
+    ]
+
+
 def _fits(tensor: Tensor, size: list[int], real: bool) -> bool:
     if not real or len(size) > 2 or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
