@@ -55,11 +55,11 @@ def fourier_inverse(
 
 def ways() -> list[str]:
     """Which path `auto` takes for which convolution, in words."""
-    line, side = eager.LONGEST_LINE, eager.LONGEST_SIDE
+    side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
+    kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_LINE} points by Triton kernels"
     return [
-        f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, others by FFT",
-        f"on a GPU, transforms of up to {LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_LINE} points by Triton"
-        " kernels; those of larger, three-dimensional and complex signals by cuFFT",
+        f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, else FFT",
+        f"on a GPU, transforms of up to {kernel}; larger, three-dimensional and complex ones by cuFFT",
         "products at the frequencies by PyTorch's batched GEMM",
     ]
 
