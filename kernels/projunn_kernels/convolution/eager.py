@@ -47,6 +47,7 @@ def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tens
 def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], real: bool) -> Tensor:
     """``F^-1`` of such a spectrum, plus ``bias``: see `projunn_kernels.fourier_inverse`."""
     grid = frequencies(tuple(size), real)
+    paired, own = paired.contiguous(), own.contiguous()
     batch, m = paired.shape[1:3]
     signal = paired.new_empty(batch, m, *size, *(() if real else (2,)))
     if signal.numel() == 0:

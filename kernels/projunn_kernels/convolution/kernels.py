@@ -41,9 +41,11 @@ def _turned(cos, sin, re, im, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _points(rows, first, planes, channels, height, by_image, by_channel, by_row, HEIGHT: tl.constexpr):
-    """Where the rows (planes x HEIGHT) of a program's planes are, and which of them exist."""
-    plane, row = first + rows // HEIGHT, rows % HEIGHT
+def _points(
+    rows, first, top, planes, channels, height, by_image, by_channel, by_row, ROWS: tl.constexpr
+):
+    """Where the rows (planes x ROWS) of a program's planes are, from row ``top`` on, and which exist."""
+    plane, row = first + rows // ROWS, top + rows % ROWS
     image, channel = (plane // channels).to(tl.int64), (plane % channels).to(tl.int64)
     at = image * by_image + channel * by_channel + row * by_row
     return at, (plane < planes) & (row < height)
@@ -103,9 +105,8 @@ def transform_kernel(
     first = tl.program_id(0) * BP
     count = (width - 1) // 2
     edge = tl.minimum(width, 2 - width % 2)
-    at, there = _points(
-        tl.arange(0, BP * HEIGHT), first, planes, channels, height, by_image, by_channel, by_row, HEIGHT
-    )
+    rows = tl.arange(0, BP * HEIGHT)
+    at, there = _points(rows, first, 0, planes, channels, height, by_image, by_channel, by_row, HEIGHT)
     frequency = tl.arange(0, HEIGHT)
     if tl.program_id(1) == 0:  # it reads the planes first, and what follows finds them in cache
         sums = tl.zeros((BP * HEIGHT,), tl.float32)
@@ -176,17 +177,18 @@ def inverse_kernel(
     scale,
     BIAS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
-    BW: tl.constexpr,
+    BF: tl.constexpr,
 ):
-    """Signals of spectra, plus the bias of their channel.  Grid (tiles of planes, tiles of points)."""
-    first = tl.program_id(0) * BP
+    """Signals of spectra, plus the bias of their channel.  Grid (tiles of planes, tiles of BF rows)."""
+    first, top = tl.program_id(0) * BP, tl.program_id(1) * BF
     count = (width - 1) // 2
     edge = tl.minimum(width, 2 - width % 2)
     frequency = tl.arange(0, HEIGHT)
-    hcos, hsin = _wave(wave_of_columns, frequency, frequency, height)
+    hcos, hsin = _wave(wave_of_columns, top + tl.arange(0, BF), frequency, height)
     own_at, boundary_at, is_own, is_boundary = _edges(
         height, edge, planes, first, height * count, HEIGHT, BP
     )
@@ -196,9 +198,9 @@ def inverse_kernel(
         ei = 1.4142135623730951 * tl.load(paired + 2 * boundary_at + 1, mask=is_boundary, other=0.0)
         ends = tl.dot(hcos, ends + er, input_precision=PRECISION)
         ends = tl.dot(hsin, ei, ends, input_precision=PRECISION)
-    ends = tl.permute(tl.reshape(scale * ends, (HEIGHT, 2, BP)), (2, 0, 1))
-    sums, signed = tl.split(tl.reshape(ends, (BP * HEIGHT, 2)))
-    points = tl.program_id(1) * BW + tl.arange(0, BW)
+    ends = tl.permute(tl.reshape(scale * ends, (BF, 2, BP)), (2, 0, 1))
+    sums, signed = tl.split(tl.reshape(ends, (BP * BF, 2)))
+    points = tl.arange(0, WIDTH)
     x = sums[:, None] + signed[:, None] * (1.0 - 2.0 * (points % 2).to(tl.float32))[None, :]
     scale *= 1.4142135623730951
     for start in tl.range(0, count, BC, num_stages=1):
@@ -212,14 +214,14 @@ def inverse_kernel(
         else:
             re = zr
             im = zi
-        re = tl.reshape(tl.permute(tl.reshape(re, (HEIGHT, BC, BP)), (2, 0, 1)), (BP * HEIGHT, BC))
-        im = tl.reshape(tl.permute(tl.reshape(im, (HEIGHT, BC, BP)), (2, 0, 1)), (BP * HEIGHT, BC))
+        re = tl.reshape(tl.permute(tl.reshape(re, (BF, BC, BP)), (2, 0, 1)), (BP * BF, BC))
+        im = tl.reshape(tl.permute(tl.reshape(im, (BF, BC, BP)), (2, 0, 1)), (BP * BF, BC))
         cos, sin = _wave(wave_of_rows, start + 1 + tl.arange(0, BC), points, width)
         x = tl.dot(re, cos, x, input_precision=PRECISION)
         x = tl.dot(im, sin, x, input_precision=PRECISION)
-    rows = tl.arange(0, BP * HEIGHT)
-    at, there = _points(rows, first, planes, channels, height, by_image, by_channel, by_row, HEIGHT)
+    rows = tl.arange(0, BP * BF)
+    at, there = _points(rows, first, top, planes, channels, height, by_image, by_channel, by_row, BF)
     if BIAS:
-        x += tl.load(bias + (first + rows // HEIGHT) % channels, mask=there, other=0.0)[:, None]
+        x += tl.load(bias + (first + rows // BF) % channels, mask=there, other=0.0)[:, None]
     mask = there[:, None] & (points < width)[None, :]
     tl.store(signal + at[:, None] + points[None, :] * by_point, x, mask=mask)

@@ -46,7 +46,7 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[Config,
         "PRECISION": dot_precision(torch.float32),
         "BP": config.rows,
         "BC": config.columns,
-        "BW": config.depth,
+        "BF": 1 if height == 1 else LEAST,
         **options(config.warps),
     }
 
@@ -61,9 +61,7 @@ def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tens
     bins, shape = frequencies(tuple(size), real), signal.shape[:2]
     paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
     grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
-    launch(
-        transform_kernel, grid, paired=paired, own=own, BF=min(LEAST, arguments["HEIGHT"]), **arguments
-    )
+    launch(transform_kernel, grid, paired=paired, own=own, BW=config.depth, **arguments)
     return paired, own
 
 
@@ -74,11 +72,12 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     config, arguments = _arguments("fourier_inverse", signal, size)
     launch(
         inverse_kernel,
-        (_tiles(arguments["planes"], config.rows), _tiles(size[-1], config.depth)),
+        (_tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])),
         paired=paired,
         own=own,
         bias=own if bias is None else bias.contiguous(),
         BIAS=bias is not None,
+        WIDTH=max(LEAST, power_of_two(size[-1])),
         **arguments,
     )
     return signal
