@@ -34,6 +34,7 @@ class _UnitaryConv(UnitaryModule):
     """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
 
     _reals_only = True
+    keep_spectrum = True
     axes: int
     bias: nn.Parameter | None
 
@@ -61,7 +62,6 @@ class _UnitaryConv(UnitaryModule):
             )
         self.output_size = tuple(s // r for s, r in zip(self.spatial_size, self.stride, strict=True))
         self._grid = frequencies(self.output_size, real=not self.is_complex)
-        self.keep_spectrum = True
         shape = (out_channels, in_channels * prod(self.stride))
         self.weight = self._matrices(
             self._grid.paired, *shape, device=device, sketch_rank=sketch_rank, pairs=True
