@@ -31,10 +31,10 @@ def _wave(table, left, right, points):
 
 
 @triton.jit
-def _turned(cos, sin, re, im, PRECISION: tl.constexpr):
-    """(C + i S) (re + i im).  An operand's products follow each other, so that it is split but once."""
-    yr = tl.dot(cos, re, input_precision=PRECISION)
-    yi = tl.dot(sin, re, input_precision=PRECISION)
+def _turned(cos, sin, re, im, yr, yi, PRECISION: tl.constexpr):
+    """y + (C + i S) (re + i im).  An operand's products follow each other, so that it is split once."""
+    yr = tl.dot(cos, re, yr, input_precision=PRECISION)
+    yi = tl.dot(sin, re, yi, input_precision=PRECISION)
     yr = tl.dot(-sin, im, yr, input_precision=PRECISION)
     yi = tl.dot(cos, im, yi, input_precision=PRECISION)
     return yr, yi
@@ -146,7 +146,8 @@ def transform_kernel(
     for at_row in tl.range(0, height, BF, num_stages=1):
         if HEIGHT > 1:
             cos, sin = _wave(wave_of_columns, at_row + tl.arange(0, BF), frequency, height)
-            zr, zi = _turned(cos, sin, re, im, PRECISION)
+            zero = tl.zeros((BF, BC * BP), tl.float32)
+            zr, zi = _turned(cos, sin, re, im, zero, zero, PRECISION)
         else:
             zr = re
             zi = im
@@ -187,8 +188,6 @@ def inverse_kernel(
     first, top = tl.program_id(0) * BP, tl.program_id(1) * BF
     count = (width - 1) // 2
     edge = tl.minimum(width, 2 - width % 2)
-    frequency = tl.arange(0, HEIGHT)
-    hcos, hsin = _wave(wave_of_columns, top + tl.arange(0, BF), frequency, height)
     own_at, boundary_at, is_own, is_boundary = _edges(
         height, edge, planes, first, height * count, HEIGHT, BP
     )
@@ -196,24 +195,31 @@ def inverse_kernel(
     if HEIGHT > 1:
         er = 1.4142135623730951 * tl.load(paired + 2 * boundary_at, mask=is_boundary, other=0.0)
         ei = 1.4142135623730951 * tl.load(paired + 2 * boundary_at + 1, mask=is_boundary, other=0.0)
-        ends = tl.dot(hcos, ends + er, input_precision=PRECISION)
-        ends = tl.dot(hsin, ei, ends, input_precision=PRECISION)
+        every = tl.arange(0, HEIGHT)
+        ecos, esin = _wave(wave_of_columns, top + tl.arange(0, BF), every, height)
+        ends = tl.dot(ecos, ends + er, input_precision=PRECISION)
+        ends = tl.dot(esin, ei, ends, input_precision=PRECISION)
     ends = tl.permute(tl.reshape(scale * ends, (BF, 2, BP)), (2, 0, 1))
     sums, signed = tl.split(tl.reshape(ends, (BP * BF, 2)))
     points = tl.arange(0, WIDTH)
     x = sums[:, None] + signed[:, None] * (1.0 - 2.0 * (points % 2).to(tl.float32))[None, :]
     scale *= 1.4142135623730951
     for start in tl.range(0, count, BC, num_stages=1):
-        place, mask = _inner(0, start, first, planes, height, count, HEIGHT, BP, BC)
-        pairs = tl.load(
-            paired + 2 * place[:, :, None] + tl.arange(0, 2), mask=mask[:, :, None], other=0.0
-        )
-        zr, zi = tl.split(scale * pairs)
-        if HEIGHT > 1:
-            re, im = _turned(hcos, -hsin, zr, zi, PRECISION)
-        else:
-            re = zr
-            im = zi
+        re = tl.zeros((BF, BC * BP), tl.float32)
+        im = tl.zeros((BF, BC * BP), tl.float32)
+        for low in tl.range(0, height, BF, num_stages=1):
+            place, mask = _inner(low, start, first, planes, height, count, BF, BP, BC)
+            pairs = tl.load(
+                paired + 2 * place[:, :, None] + tl.arange(0, 2), mask=mask[:, :, None], other=0.0
+            )
+            zr, zi = tl.split(scale * pairs)
+            if HEIGHT > 1:
+                frequency = low + tl.arange(0, BF)
+                hcos, hsin = _wave(wave_of_columns, top + tl.arange(0, BF), frequency, height)
+                re, im = _turned(hcos, -hsin, zr, zi, re, im, PRECISION)
+            else:
+                re += zr
+                im += zi
         re = tl.reshape(tl.permute(tl.reshape(re, (BF, BC, BP)), (2, 0, 1)), (BP * BF, BC))
         im = tl.reshape(tl.permute(tl.reshape(im, (BF, BC, BP)), (2, 0, 1)), (BP * BF, BC))
         cos, sin = _wave(wave_of_rows, start + 1 + tl.arange(0, BC), points, width)
