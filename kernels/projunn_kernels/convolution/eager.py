@@ -53,8 +53,8 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     if signal.numel() == 0:
         return signal
     if bias is not None and real:  # at the zero frequency
-        first = own[0] + sqrt(grid.points) * bias
-        own = torch.cat([first[None], own[1:]])
+        own = own.clone()
+        own[0].add_(bias, alpha=sqrt(grid.points))
     step = _step(signal)
     way = _inverse_products if by_products(size, real, paired.device) else _irfft if real else _ifft
     if way is _irfft and step >= batch * m:
@@ -80,7 +80,8 @@ def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None
     points = x.view(planes, height, width).permute(1, 2, 0)  # BLAS transposes as it reads
     rows = torch.bmm(_every(waves(width, x), height), points).view(height, -1)
     ends, re, im = rows.split(_widths(width, planes), 1)
-    columns = torch.mm(waves(height, x), ends).view(height, edge, planes)
+    columns = torch.mm(waves(height, x), ends) if height > 1 else ends
+    columns = columns.view(height, edge, planes)
     free = _own(height)
     own.copy_(columns[:free].flatten(0, 1))
     if grid.boundary:
