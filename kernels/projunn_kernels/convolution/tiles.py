@@ -32,20 +32,21 @@ def _height(problem: Problem) -> int:
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    height = _height(problem)
-    return [
+    height, usual = _height(problem), _tiles(problem, device)
+    tried = [
         Config(planes, LEAST, warps, depth=depth)
         for planes in ((16, 32, 64) if height == 1 else (8, 16, 32))
         for warps in (4, 8, 16)
         for depth in (16, 32)
         if planes * height <= 32 * warps or height == 1
     ]
+    return [usual, *(config for config in tried if config != usual)]
 
 
 def _small(problem: Problem, config: Config) -> Problem:
-    """Several tiles of columns and a tail of planes; no power of two."""
-    height = 1 if problem.m == 1 else 6
-    return Problem(problem.operation, False, 1, height, 2 * config.columns + 4, config.rows + 3)
+    """A tail of planes; as many rows and columns with what pads them, but no power of two."""
+    height, width = _height(problem), max(LEAST, power_of_two(problem.n))
+    return Problem(problem.operation, False, 1, max(1, height - 3), width - 2, config.rows + 3)
 
 
 def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]:
