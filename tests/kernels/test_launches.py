@@ -221,7 +221,7 @@ def test_a_transform_moves_every_number_once(passes, launches):
     paired, own = fourier_transform(x, [12, 10], True)
     assert paired.numel() + own.numel() == x.numel()
     y = fourier_inverse(paired, own, torch.randn(6), [12, 10], True)
-    assert launches == [("transform", 2), ("inverse", 2)]
+    assert launches == [("fourier_transform", 2), ("fourier_inverse", 2)]
     assert passes(x) == (2, 0)
     assert passes(y) == (0, 1)
     for part in (paired, own):
@@ -235,6 +235,12 @@ def test_a_layer_is_four_transforms_and_plain_products(kernels, launches, keep):
     layer.keep_spectrum = keep
     x = torch.randn(4, 2, 5, 6, device=kernels.device, requires_grad=True)
     layer(x).sum().backward()
-    again = [] if keep else ["transform"]
+    again = [] if keep else ["fourier_transform"]
     names = [name for name, _ in launches]
-    assert names == ["transform", "inverse", *again, "transform", "inverse"]
+    assert names == [
+        "fourier_transform",
+        "fourier_inverse",
+        *again,
+        "fourier_transform",
+        "fourier_inverse",
+    ]

@@ -79,7 +79,7 @@ def _inner(
 
 
 @triton.jit
-def transform_kernel(
+def fourier_transform_kernel(
     signal,
     paired,
     own,
@@ -160,7 +160,7 @@ def transform_kernel(
 
 
 @triton.jit
-def inverse_kernel(
+def fourier_inverse_kernel(
     paired,
     own,
     bias,

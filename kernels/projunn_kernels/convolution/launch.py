@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.kernels import inverse_kernel, transform_kernel
+from projunn_kernels.convolution.kernels import fourier_inverse_kernel, fourier_transform_kernel
 from projunn_kernels.convolution.tiles import LEAST
 from projunn_kernels.launching import choose, dot_precision, launch, options, product_setting
 
@@ -61,7 +61,7 @@ def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tens
     bins, shape = frequencies(tuple(size), real), signal.shape[:2]
     paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
     grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
-    launch(transform_kernel, grid, paired=paired, own=own, BW=config.depth, **arguments)
+    launch(fourier_transform_kernel, grid, paired=paired, own=own, BW=config.depth, **arguments)
     return paired, own
 
 
@@ -71,7 +71,7 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     signal = paired.new_empty(*own.shape[1:], *size)
     config, arguments = _arguments("fourier_inverse", signal, size)
     launch(
-        inverse_kernel,
+        fourier_inverse_kernel,
         (_tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])),
         paired=paired,
         own=own,

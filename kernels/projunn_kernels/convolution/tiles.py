@@ -120,5 +120,5 @@ def _declared(name: str, function: str, case: Callable[..., Case]) -> Kernel:
     )
 
 
-FOURIER_TRANSFORM = _declared("fourier_transform", "transform_kernel", _transform_case)
-FOURIER_INVERSE = _declared("fourier_inverse", "inverse_kernel", _inverse_case)
+FOURIER_TRANSFORM = _declared("fourier_transform", "fourier_transform_kernel", _transform_case)
+FOURIER_INVERSE = _declared("fourier_inverse", "fourier_inverse_kernel", _inverse_case)
