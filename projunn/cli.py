@@ -18,6 +18,7 @@ from projunn_kernels.backends import chosen_backend
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.problem import device_of
+from projunn_kernels.convolution import ways
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +75,7 @@ def _info(arguments: argparse.Namespace) -> int:
         rows += [("table", found.described(device)) for found in tuning.found_tables(device)]
         reasons = tuning.in_force(device).items()
         rows += [(operation, f"{device.name}: {reason}") for operation, reason in reasons]
+    rows += [("convolution", way) for way in ways()]
     rows.append(("self-check", _said_of_verdicts()))
     rows += [("distrusted", one.said) for one in selfcheck.verdicts() if one.problem]
     width = 2 + max(len(name) for name, _ in rows)

@@ -111,3 +111,7 @@ def test_info_tells_versions_and_backend(capsys):
     printed = capsys.readouterr().out
     for word in ("projunn", "torch", "triton", "python", "backend", "gpu"):
         assert word in printed
+    said = [line for line in printed.splitlines() if line.startswith("convolution")]
+    assert len(said) == 3
+    assert "up to 28 x 28 or 40 points as matrix products" in said[0]
+    assert "up to 32 x 32 or 64 points by Triton kernels" in said[1]

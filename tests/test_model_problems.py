@@ -61,9 +61,9 @@ def test_time_loops_and_convolutions_are_asked_for_with_their_batch():
     ]
     assert found[2:] == [Problem("fused_step", False, 1, 40, 40, 2)]
     found = asked(projunn.nn.UnitaryConv2d(4, 8, 6))
-    assert found[0] == Problem("spectral_product", False, 256, 8, 4, 24)
-    assert found[1].operation == "spectral_gradient"
-    assert asked(projunn.nn.UnitaryConv2d(4, 8, 6), batch=16)[0].k == 16
+    assert found[0] == Problem("fourier_transform", False, 1, 6, 6, 4 * 256)
+    assert found[1] == Problem("fourier_inverse", False, 1, 6, 6, 8 * 256)
+    assert asked(projunn.nn.UnitaryConv2d(4, 8, 6), batch=16)[0].matrices == 4 * 16
 
 
 @interpreted

@@ -1,9 +1,10 @@
-"""Convolutions: spectral products against float64; layers and ResNet9 against cuDNN.
+"""Convolutions: transforms and products against float64; layers and ResNet9 against cuDNN.
 
 layers      forward and backward of ResNet9's layers on 256 images of CIFAR10's size, as a CUDA graph
             with nothing in cache: ours as users get it and on PyTorch's operations, in float32 and in
             TF32, against a 3 x 3 ``nn.Conv2d``; and the published layer, eagerly
-products    the spectral products alone, a copy of as many bytes, and a large matrix product
+parts       the transforms and the products at every frequency alone, copies of as many bytes, and a
+            large matrix product
 ResNet9     forward and backward, eager and compiled, with unitary and with plain convolutions
 """
 
@@ -23,7 +24,8 @@ from bench.gpu.machine import Machine, matmul_precision
 from bench.gpu.timing import Timing
 from projunn.models import ResNet9
 from projunn.nn import UnitaryConv2d
-from projunn_kernels import frequencies, spectral_gradient, spectral_product
+from projunn_kernels import fourier_inverse, fourier_transform, frequencies
+from projunn_kernels.convolution import products
 
 BATCH = 256
 # Channels in and out and side of the layers, width 64; the first stand for the rest.
@@ -40,12 +42,12 @@ SHAPES = (
 )
 OURS, ON_TORCH = "UnitaryConv2d", "UnitaryConv2d on PyTorch"
 CUDNN, PUBLISHED = "nn.Conv2d 3x3", "published layer"
-PRODUCTS = ("spectral_product", "spectral_gradient")
+PARTS = ("transform", "inverse", "spectral product", "spectral gradient")
 NETWORKS = (("highest", False), ("high", False), ("high", True))  # precision, compiled
 
 
 def checks(on: Machine, small: bool) -> list[Case]:
-    """Products, adjoints and gradients, by the error of float32 PyTorch."""
+    """Transforms, products, adjoints and gradients, by the error of float32 PyTorch."""
     shapes = SHAPES[:2] if small or on.dry else SHAPES
     kinds = {True: "spectral real", False: "spectral complex"}
     return [Case(f"spectral {shape}", kinds[shape[1]], _check(on, *shape)) for shape in shapes]
@@ -56,22 +58,21 @@ def _check(
 ) -> Callable[[], float]:
     def call() -> float:
         grid, line = frequencies(size, real), list(size)
-        weight = torch.randn(grid.paired, m, n, 2)
-        own = torch.randn(len(grid.own), m, n) if real else None
+        pair = () if real else (2,)
+        tensors = (
+            torch.randn(batch, n, *size, *pair),
+            torch.randn(batch, m, *size, *pair),
+            torch.randn(grid.paired, m, n, 2),
+            torch.randn(len(grid.own), m, n) if real else None,
+            torch.randn(m, *pair),
+        )
 
-        def spectrum(channels: int) -> Tensor:
-            dims = tuple(range(2, 2 + len(size)))
-            if real:
-                numbers = torch.fft.rfftn(torch.randn(batch, channels, *size), dim=dims)
-            else:
-                numbers = torch.randn(batch, channels, *size, dtype=torch.complex64)
-            return torch.view_as_real(numbers).contiguous()
+        def everything(x: Tensor, y: Tensor, w: Tensor, r: Tensor | None, bias: Tensor) -> list[Tensor]:
+            x_bins, y_bins = (fourier_transform(t, line, real) for t in (x, y))
+            there, back = products.product(x_bins, w, r), products.adjoint(y_bins, w, r)
+            signals = fourier_inverse(*there, bias, line, real), fourier_inverse(*back, None, line, real)
+            return [*x_bins, *signals, *products.gradient(y_bins, x_bins)]
 
-        def everything(x: Tensor, y: Tensor, w: Tensor, r: Tensor | None) -> list[Tensor]:
-            products = (spectral_product(x, w, r, line, False), spectral_product(y, w, r, line, True))
-            return [*products, *spectral_gradient(y, x, line, real, 0.5)]
-
-        tensors = (spectrum(n), spectrum(m), weight, own)
         exact = everything(*(t if t is None else t.double() for t in tensors))
         there = tuple(t if t is None else t.to(on.device) for t in tensors)
         with matmul_precision("highest"):
@@ -95,7 +96,7 @@ def network_name(conv: str, precision: str, compiled: bool) -> str:
 
 
 def timings(on: Machine) -> list[Timing]:
-    """Two layers, ResNet9, the published layer, products alone, the other layers."""
+    """Two layers, ResNet9, the published layer, parts alone, the other layers."""
     found = [
         _timing(on, what, layer, precision)
         for layer in LAYERS
@@ -108,7 +109,7 @@ def timings(on: Machine) -> list[Timing]:
         for conv in ("plain", "unitary")
     ]
     alone = [_timing(on, PUBLISHED, layer, "highest") for layer in LAYERS if layer[0] == layer[1]]
-    return found[:12] + networks + alone + _products(on) + found[12:]
+    return found[:12] + networks + alone + _parts(on) + found[12:]
 
 
 def _timing(on: Machine, what: str, layer: tuple[int, int, int], precision: str) -> Timing:
@@ -145,20 +146,26 @@ def _network(on: Machine, conv: str, precision: str, compiled: bool) -> Timing:
     return Timing(row, f"ResNet9 {conv}", build, "eager", says, compile, precision)
 
 
-def product_name(what: str, layer: tuple[int, int, int], precision: str) -> str:
-    """Of a row: ``spectral_product 64 at 32, high``."""
+def part_name(what: str, layer: tuple[int, int, int], precision: str) -> str:
+    """Of a row: ``spectral product 64 at 32, high``."""
     return f"{what} {layer[0]} at {layer[2]}, {precision}"
 
 
-def product_cases() -> list[tuple[str, tuple[int, int, int], str]]:
-    """Of the spectral products that are timed alone: which, layer and precision."""
+def part_cases() -> list[tuple[str, tuple[int, int, int], str]]:
+    """Of the parts that are timed alone: which, layer and precision."""
     return [
         (what, layer, precision)
         for layer in LAYERS
         if layer[0] == layer[1]
         for precision in ("highest", "high")
-        for what in PRODUCTS
+        for what in PARTS
     ]
+
+
+def copy_name(what: str, layer: tuple[int, int, int]) -> str:
+    """Of a row: the copy that moves as many bytes as that part of that layer."""
+    kind = "products" if what.startswith("spectral") else "transforms"
+    return f"copy for {kind} {layer[0]} at {layer[2]}, captured"
 
 
 def matrix_product_name(precision: str) -> str:
@@ -166,8 +173,8 @@ def matrix_product_name(precision: str) -> str:
     return f"matrix product 4096, {precision}"
 
 
-def _products(on: Machine) -> list[Timing]:
-    """The spectral products, and what says how fast they could be: a copy and a large matrix product."""
+def _parts(on: Machine) -> list[Timing]:
+    """Transforms and products, and what says how fast they could be: copies, and a large product."""
     found = []
     size = on.size(4096, 8)
     for precision in ("highest", "high"):
@@ -176,26 +183,24 @@ def _products(on: Machine) -> list[Timing]:
         options: dict[str, Any] = {"compile": False, "precision": precision}
         found.append(Timing(title, "matrix product", build, says=says, **options))
     copied = set()
-    for what, layer, precision in product_cases():
+    for what, layer, precision in part_cases():
         n, side, batch = on.size(layer[0], 4), on.size(layer[2], 4), on.size(BATCH, 2)
         grid = frequencies((side, side), True)
-        spectrum = batch * n * side * (side // 2 + 1) * 2
-        matrices = grid.paired * n * n * 2 + len(grid.own) * n * n
-        says = {"bytes": 4 * (2 * spectrum + matrices), "flops": 8 * grid.paired * n * n * batch}
-        if layer not in copied:
-            copied.add(layer)
+        numbers, flops = 2 * batch * n * grid.points, 0
+        if what.startswith("spectral"):
+            numbers += grid.points * n * n  # every W is read, or its gradient written
+            flops = 8 * grid.paired * n * n * batch
+        says = {"bytes": 4 * numbers, "flops": flops}
+        title = copy_name(what, layer)
+        if title not in copied:
+            copied.add(title)
             build = functools.partial(_copy, on, says["bytes"])
             row = {"what": "copy", "bytes": says["bytes"]}
-            found.append(Timing(copy_name(layer), "copy", build, says=row, compile=False))
-        build = functools.partial(_product, on, what, n, side, batch)
-        title, row = product_name(what, layer, precision), {"what": what} | says
-        found.append(Timing(title, what, build, says=row, precision=precision, compile=False))
+            found.append(Timing(title, "copy", build, says=row, compile=False))
+        build = functools.partial(_part, on, what, n, side, batch)
+        title, row = part_name(what, layer, precision), {"what": what} | says
+        found.append(Timing(title, what, build, says=row, precision=precision))
     return found
-
-
-def copy_name(layer: tuple[int, int, int]) -> str:
-    """Of a row: the copy that moves as many bytes as a spectral product of that layer."""
-    return f"copy for {layer[0]} at {layer[2]}, captured"
 
 
 def _copy(on: Machine, moved: int) -> Step:
@@ -209,12 +214,17 @@ def _matrix_product(on: Machine, size: int) -> Step:
     return lambda: left @ right
 
 
-def _product(on: Machine, what: str, n: int, side: int, batch: int) -> Step:
+def _part(on: Machine, what: str, n: int, side: int, batch: int) -> Step:
     line = [side, side]
     grid = frequencies((side, side), True)
-    x, y = (torch.randn(batch, n, side, side // 2 + 1, 2, device=on.device) for _ in range(2))
-    if what == "spectral_gradient":
-        return lambda: spectral_gradient(y, x, line, True, 1.0)
+    signal = torch.randn(batch, n, side, side, device=on.device)
+    x, y = (fourier_transform(signal, line, True) for _ in range(2))
     weight = torch.randn(grid.paired, n, n, 2, device=on.device)
     own = torch.randn(len(grid.own), n, n, device=on.device)
-    return lambda: spectral_product(x, weight, own, line, False)
+    bias = torch.randn(n, device=on.device)
+    return {
+        "transform": lambda: fourier_transform(signal, line, True),
+        "inverse": lambda: fourier_inverse(*x, bias, line, True),
+        "spectral product": lambda: products.product(x, weight, own),
+        "spectral gradient": lambda: products.gradient(y, x),
+    }[what]

@@ -196,10 +196,11 @@ def _convolution() -> list[Target]:
         )
         label = f"{precision} {'compiled' if compiled else 'eager'}"
         found.append(Target("ResNet9 step / plain net's", label, own, 1.3, peer))
-    for what, layer, precision in convolution.product_cases():
-        own = convolution.product_name(what, layer, precision)
-        label = f"{what.removeprefix('spectral_')} {layer[0]}@{layer[2]} {precision}"
-        group = "spectral products, of what the device can do"
+    for what, layer, precision in convolution.part_cases():
+        own = convolution.part_name(what, layer, precision)
+        label = f"{what.removeprefix('spectral ')} {layer[0]}@{layer[2]} {precision}"
+        kind = "products" if what.startswith("spectral") else "transforms"
+        group = f"spectral {kind}, of what the device can do"
         found.append(
             Target(group, label, f"{own}, of the limit", 0.6, field="share_of_limit", least=True)
         )
@@ -207,12 +208,12 @@ def _convolution() -> list[Target]:
 
 
 def _of_the_limit(known: Mapping[str, Row]) -> list[Row]:
-    """The larger of a product's shares of a copy's bandwidth and of a matrix product's rate."""
+    """The larger of a part's shares of a copy's bandwidth and of a matrix product's rate."""
     found = []
-    for what, layer, precision in convolution.product_cases():
+    for what, layer, precision in convolution.part_cases():
         names = (
-            convolution.product_name(what, layer, precision),
-            convolution.copy_name(layer),
+            convolution.part_name(what, layer, precision),
+            convolution.copy_name(what, layer),
             convolution.matrix_product_name(precision),
         )
         rows = [known.get(name, {}) for name in names]

@@ -24,9 +24,9 @@ from projunn_kernels.convolution import (
     Frequencies,
     fourier_convolution,
     fourier_convolution_sketch,
+    fourier_inverse,
+    fourier_transform,
     frequencies,
-    spectral_gradient,
-    spectral_product,
 )
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.polish import polish_, polish_near_, polish_when_due_
@@ -60,6 +60,8 @@ __all__ = [
     "factored_step_",
     "fourier_convolution",
     "fourier_convolution_sketch",
+    "fourier_inverse",
+    "fourier_transform",
     "frequencies",
     "fused_step_",
     "orthonormalize",
@@ -76,8 +78,6 @@ __all__ = [
     "rotation",
     "seeded_normal",
     "sketch",
-    "spectral_gradient",
-    "spectral_product",
     "step_basis",
     "tangent_factors",
 ]

@@ -123,7 +123,8 @@ class Operation:
             return self.registered(**{n: values[n] for n in self._names if n in values})
         inside = private.is_below_autograd()  # of the body of another operation
         by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
-        if by_autograd and not inside:
+        cast = self.autocast and torch.is_autocast_enabled(tensor.device.type)
+        if (by_autograd or cast) and not inside:
             return self.registered(**values)
         if inside or torch.is_grad_enabled():
             return self._run(tensor, bundle, arguments)

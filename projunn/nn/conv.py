@@ -34,6 +34,7 @@ class _UnitaryConv(UnitaryModule):
     """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
 
     _reals_only = True
+    keep_spectrum = True
     axes: int
     bias: nn.Parameter | None
 
@@ -113,10 +114,11 @@ class _UnitaryConv(UnitaryModule):
             x = torch.view_as_real(x if x.is_complex() else x.to(numbers))
         x = self._gather_positions(x)
         size = list(self.output_size)
+        arguments = x, weight, self.own_weight, self.bias, size, self.keep_spectrum
         if sketch_of(weight) is None:
-            y, _ = fourier_convolution(x, weight, self.own_weight, self.bias, size)
+            y, *_ = fourier_convolution(*arguments)
         else:
-            y = sketched_convolution(x, weight, self.own_weight, self.bias, size)
+            y = sketched_convolution(*arguments)
         if self.is_complex:
             y = torch.view_as_complex(y)
         return y.squeeze(0) if unbatched else y
@@ -192,6 +194,7 @@ class _UnitaryConv(UnitaryModule):
             dtype=dtype,
             sketch_rank=self.sketch_rank,
         )
+        layer.keep_spectrum = self.keep_spectrum
         with torch.no_grad():
             taps = filter_taps(*self._matrix_pair(), self._grid)
             paired, own = resample(taps, layer._grid)
@@ -308,7 +311,10 @@ class UnitaryConv2d(_UnitaryConv):
 
     Shape:
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also
-        without the batch axis.  A complex layer takes real input too.
+        without the batch axis.  A complex layer takes real input too.  Under ``torch.autocast`` input of
+        half precision is computed with in float32, and the output is float32: the norm is that of the
+        input as it was rounded, to float32's accuracy.  ``channels_last`` input is read as it is by the
+        GPU kernels, and copied elsewhere; the output is contiguous.
 
     Attributes:
         weight: the free complex matrices, a `projunn.UnitaryParameter` (P, out_channels, in_channels
@@ -318,6 +324,9 @@ class UnitaryConv2d(_UnitaryConv):
             layer, all of whose frequencies have a free complex matrix.
         bias: (out_channels), with a trailing axis (re, im) if complex, or None.  It starts at zero.
         output_size: spatial_size / stride.
+        keep_spectrum: True, the default, keeps the spectrum of the input for the backward: as many
+            numbers as the input has, in float32 or float64.  False keeps the input in its place, which
+            costs no memory where its maker keeps it too (as a ReLU does), and one transform more.
 
     Raises:
         ValueError: a size that is not positive, a stride that does not divide ``spatial_size``, or input

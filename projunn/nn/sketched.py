@@ -17,13 +17,14 @@ from projunn_kernels import (
     RecurrenceBackward,
     fourier_convolution,
     fourier_convolution_sketch,
+    fourier_transform,
     private,
     recurrence,
     recurrence_backward,
     sketch,
 )
 from projunn_kernels.backends import Choice, chosen_backend, run_under
-from projunn_kernels.convolution import fourier_convolution_backward, transform_adjoint
+from projunn_kernels.convolution import fourier_convolution_backward, through_transform
 
 
 def _wants_dense(*grads: Tensor | None) -> bool:
@@ -182,54 +183,57 @@ class _SketchedConvolution(torch.autograd.Function):
         start: FactoredTensor,
         own_start: FactoredTensor | None,
         size: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        output, spectrum = fourier_convolution(input, weight, own_weight, bias, size)
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, paired, own = fourier_convolution(input, weight, own_weight, bias, size, keep)
         ctx.set_materialize_grads(False)
         own_basis = None if own_start is None else own_start.stored_left
-        ctx.save_for_backward(spectrum, weight, own_weight, start.stored_left, own_basis)
-        ctx.size, ctx.group, ctx.chosen = size, start.group, _chosen()
-        return output, spectrum  # a second backward comes back through the spectrum
+        kept = (paired, own) if keep else (input, None)
+        ctx.save_for_backward(*kept, weight, own_weight, start.stored_left, own_basis)
+        ctx.size, ctx.keep, ctx.group, ctx.chosen = size, keep, start.group, _chosen()
+        return output, paired, own  # a second backward comes back through the spectrum
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> Any:  # type: ignore[override]
-        spectrum, weight, own_weight, basis, own_basis = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, *by_spectrum: Tensor | None) -> Any:  # type: ignore[override]
+        *kept, weight, own_weight, basis, own_basis = ctx.saved_tensors
+        real = own_weight is not None
         wants_input, wants_weight, wants_own, wants_bias, *_ = ctx.needs_input_grad
         wanted = [wants_input, wants_weight or wants_own, wants_bias]
         by_input, by_weight, by_own, by_bias = None, None, None, None
-        if grad is not None and _wants_dense(grad):
-            dense = grad, spectrum, weight, own_weight, ctx.size, wanted
-            by_input, by_weight, by_own, by_bias = run_under(
-                ctx.chosen, fourier_convolution_backward, *dense
-            )
-        elif grad is not None:
-            by_input, left, right, own_left, own_right, by_bias = run_under(
-                ctx.chosen,
-                fourier_convolution_sketch,
-                grad.contiguous(),
-                spectrum,
-                weight,
-                own_weight,
-                basis,
-                own_basis,
-                ctx.size,
-                wanted,
-                group=ctx.group,
-            )
-            if wants_weight:
-                by_weight = _gradient(left, right, True)
-            if wants_own:
-                by_own = _gradient(own_left, own_right, False)
-        if grad_spectrum is not None and wants_input:
-            through = transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
-            by_input = through if by_input is None else by_input + through
+        if grad is not None:
+            spectrum = kept
+            if not ctx.keep:
+                spectrum = run_under(ctx.chosen, fourier_transform, kept[0], ctx.size, real)
+            if _wants_dense(grad):
+                dense = grad, *spectrum, weight, own_weight, ctx.size, wanted
+                by_input, by_weight, by_own, by_bias = run_under(
+                    ctx.chosen, fourier_convolution_backward, *dense
+                )
+            else:
+                by_input, left, right, own_left, own_right, by_bias = run_under(
+                    ctx.chosen,
+                    fourier_convolution_sketch,
+                    grad.contiguous(),
+                    tuple(spectrum),
+                    weight,
+                    own_weight,
+                    (basis, own_basis),
+                    ctx.size,
+                    wanted,
+                    group=ctx.group,
+                )
+                if wants_weight:
+                    by_weight = _gradient(left, right, True)
+                if wants_own:
+                    by_own = _gradient(own_left, own_right, False)
+        if ctx.keep and wants_input:
+            by_input = through_transform(by_input, tuple(kept), by_spectrum, ctx.size, real)
         return (
             by_input if wants_input else None,
             by_weight if wants_weight else None,
             by_own if wants_own else None,
             by_bias if wants_bias else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -239,13 +243,14 @@ def sketched_convolution(
     own_weight: UnitaryParameter | None,
     bias: Tensor | None,
     size: list[int],
+    keep: bool,
 ) -> Tensor:
     """`projunn_kernels.fourier_convolution` with gradients of the weights that are `FactoredTensor`.
 
     The gradient at every frequency is sketched, starting from the ``sketch`` of its parameter.
     """
     own_start = None if own_weight is None else own_weight.sketch
-    arguments = input, weight, own_weight, bias, weight.sketch, own_start, size
+    arguments = input, weight, own_weight, bias, weight.sketch, own_start, size, keep
     output: Tensor
-    output, _ = _SketchedConvolution.apply(*arguments)  # type: ignore[no-untyped-call]
+    output, *_ = _SketchedConvolution.apply(*arguments)  # type: ignore[no-untyped-call]
     return output

@@ -72,7 +72,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
         "UnitaryConv2d 64 to 64 at 32, highest, captured",
         "UnitaryConv2d on PyTorch 64 to 64 at 32, highest, captured",
         "ResNet9 unitary, highest, eager",
-        "spectral_product 64 at 32, highest",
+        "spectral product 64 at 32, highest",
     }
     missing = {row["absent"] for row in found if "absent" in row}
     assert "the published code: PUBLISHED is not set" in missing

@@ -132,8 +132,45 @@ def test_error_in_single_precision():
     assert ours <= 4 * theirs + 1e-6
 
 
-def test_autocast_computes_in_single_precision():
-    tensors = [t.detach().float() for t in draw((4, 4), True)]
-    with torch.autocast("cpu", torch.bfloat16):
-        result = convolve(tensors[0].bfloat16(), *tensors[1:], (4, 4))
-    assert result.dtype == torch.float32
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(4, 4), (24, 3)])  # products, and the FFT
+def test_autocast_computes_in_single_precision(half, size):
+    """Forward and backward, of input and gradients in half precision as they were rounded."""
+    tensors = [t.detach().float() for t in draw(size, True, n=4)]
+    tensors[0] = tensors[0].to(half)
+    expected = results_of([tensors[0].float(), *tensors[1:]], size)
+    with torch.autocast("cpu", half):
+        found = results_of(tensors, size)
+    assert [t.dtype for t in found] == [torch.float32, half, *[torch.float32] * 3]
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        tolerance = torch.finfo(half).eps if number == 1 else 1e-5
+        torch.testing.assert_close(ours.float(), theirs, rtol=tolerance, atol=tolerance)
+
+
+def results_of(tensors, size):
+    """The output and all gradients."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    y = convolve(*tensors, size)
+    return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+
+@pytest.mark.parametrize(("size", "real"), CASES)
+def test_the_input_is_kept_in_place_of_its_spectrum(size, real):
+    tensors = draw(size, real)
+    wanted = [t for t in tensors if t is not None]
+    results, shapes = [], []
+    for keep in (True, False):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, id):
+            y, *spectrum = fourier_convolution(*tensors, list(size), keep)
+        shapes.append([t.shape for t in kept if t.shape == tensors[0].shape])
+        assert all(bool(s.numel()) <= keep for s in spectrum)
+        y, *_ = fourier_convolution(*tensors, list(size), keep)
+        first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), wanted)
+        results.append([y, *first, *second])
+    assert len(shapes[1]) == 1
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    arguments = (*tensors, list(size), False)
+    torch.library.opcheck(torch.ops.projunn.fourier_convolution.default, arguments)

@@ -37,19 +37,3 @@ def test_complex_signals_have_only_free_bins():
     assert grid.paired == 12
     assert grid.shape == (3, 4)
     assert grid.wavenumbers().tolist() == [list(k) for k in product(range(3), range(4))]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_lookup_sends_every_bin_to_the_matrix_of_its_frequency(size):
-    grid = frequencies(size, real=True)
-    source, matrix = (t.tolist() for t in grid.lookup())
-    bins = torch.arange(grid.bins).view(grid.shape)
-    known = [tuple(k) for k in grid.wavenumbers().tolist()]
-    for number, k in enumerate(known):
-        own = number - grid.paired
-        assert matrix[bins[k]] == (number if own < 0 else -1 - own)
-        assert source[bins[k]] == bins[k]
-    for here, there in zip(grid.boundary, grid.mirrored, strict=True):
-        assert (source[there], matrix[there]) == (here, matrix[here])
-    plain = frequencies(size, real=False)
-    assert all(t.tolist() == list(range(plain.points)) for t in plain.lookup())

@@ -18,14 +18,13 @@ from projunn.optim import SGD
 from projunn_kernels import (
     FusedStep,
     factor,
-    frequencies,
+    fourier_inverse,
+    fourier_transform,
     fused_step_,
     rank_update_,
     recurrence,
     retract_,
     sketch,
-    spectral_gradient,
-    spectral_product,
 )
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs.problem import Config
@@ -215,18 +214,33 @@ def test_all_of_time_is_one_launch_each_way(kernels, launches, n, config):
     assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
 
 
-def test_every_frequency_at_once_is_one_launch(kernels, launches):
-    """8 bins a program; tiles of 16 channels and 32 images or channels."""
-    size = [4, 6]
-    grid = frequencies((4, 6), True)
-    shapes = (40, 3, 4, 4, 2), (40, 20, 4, 4, 2), (grid.paired, 20, 3, 2), (len(grid.own), 20, 3)
-    x, y, weight, own = (torch.randn(shape).to(kernels.device) for shape in shapes)
-    with tuning.using(dict.fromkeys(("spectral_product", "spectral_gradient"), Config(16, 32, 8))):
-        spectral_product(x, weight, own, size, False)
-        spectral_product(y, weight, own, size, True)
-        spectral_gradient(y, x, size, True, 1.0)
-    bins = -(-grid.bins // 8)
-    assert launches == [
-        ("spectral_product", 2 * 2 * bins), ("spectral_product", 2 * bins),
-        ("spectral_gradient", 2 * bins),
-    ]  # fmt: skip
+@pytest.mark.interpreter_only
+def test_a_transform_moves_every_number_once(passes, launches):
+    """But for the signal, which the program of its edges reads twice, the second time from cache."""
+    x = torch.randn(4, 6, 12, 10)
+    paired, own = fourier_transform(x, [12, 10], True)
+    assert paired.numel() + own.numel() == x.numel()
+    y = fourier_inverse(paired, own, torch.randn(6), [12, 10], True)
+    assert launches == [("fourier_transform", 2), ("fourier_inverse", 2)]
+    assert passes(x) == (2, 0)
+    assert passes(y) == (0, 1)
+    for part in (paired, own):
+        assert passes(part) == (1, 1)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_layer_is_four_transforms_and_plain_products(kernels, launches, keep):
+    """Forward: there and back.  Backward: the same, and x once more if its spectrum was not kept."""
+    layer = projunn.nn.UnitaryConv2d(2, 3, (5, 6)).to(kernels.device)
+    layer.keep_spectrum = keep
+    x = torch.randn(4, 2, 5, 6, device=kernels.device, requires_grad=True)
+    layer(x).sum().backward()
+    again = [] if keep else ["fourier_transform"]
+    names = [name for name, _ in launches]
+    assert names == [
+        "fourier_transform",
+        "fourier_inverse",
+        *again,
+        "fourier_transform",
+        "fourier_inverse",
+    ]

@@ -8,9 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from projunn.init import haar_
-from projunn_kernels import frequencies
-from projunn_kernels.convolution import eager as convolution
-from projunn_kernels.convolution import plain as plain_convolution
+from projunn_kernels import fourier_transform, frequencies
 from projunn_kernels.operation import OPERATIONS
 from projunn_kernels.time_loop import eager as time_loop
 from projunn_kernels.time_loop import plain as plain_time_loop
@@ -32,11 +30,7 @@ def counter():
 
 
 def spectrum(channels):
-    return convolution_transform(draw(2, channels, *SIZE))
-
-
-def convolution_transform(signal):
-    return torch.view_as_real(torch.fft.rfftn(signal, dim=(2, 3))).contiguous()
+    return fourier_transform(draw(2, channels, *SIZE), SIZE, True)
 
 
 def matrices():
@@ -72,22 +66,24 @@ ARGUMENTS = {
         "exp",
         False,
     ],
-    "fourier_convolution": lambda: [draw(2, 2, *SIZE), *matrices(), draw(3), SIZE],
+    "fourier_convolution": lambda: [draw(2, 2, *SIZE), *matrices(), draw(3), SIZE, True],
     "fourier_convolution_backward": lambda: [
         draw(2, 3, *SIZE),
-        spectrum(2),
+        *spectrum(2),
         *matrices(),
         SIZE,
         [True, True, True],
     ],
     "fourier_convolution_sketch": lambda: [
         draw(2, 3, *SIZE),
-        spectrum(2),
+        list(spectrum(2)),
         *matrices(),
         *bases(),
         SIZE,
         [True, True, True],
     ],
+    "fourier_inverse": lambda: [*spectrum(3), draw(3), SIZE, True],
+    "fourier_transform": lambda: [draw(2, 3, *SIZE), SIZE, True],
     "fused_step_": lambda: [
         [unitary()],
         [draw(4, 4)],
@@ -111,8 +107,6 @@ ARGUMENTS = {
     "retract_pulled_": lambda: [unitary(), draw(4, 1), draw(4, 1), draw(4, 1), "exp", None],
     "seeded_normal": lambda: [draw(3), [2, 4], 7],
     "sketch": lambda: [[draw(6, 4)], [draw(6, 5)], draw(5, 2), False],
-    "spectral_gradient": lambda: [spectrum(3), spectrum(2), SIZE, True, 0.5],
-    "spectral_product": lambda: [spectrum(2), *matrices(), SIZE, False],
     "tangent_factors": lambda: [draw(4, 4), unitary(), draw(4, 1), None],
 }
 OURS = [n for n, o in OPERATIONS.items() if o.eager.__module__.startswith("projunn_kernels")]
@@ -253,25 +247,6 @@ def test_what_has_no_derivative_runs_on_constants_inside_of_a_transform():
 
     x = draw(4)
     torch.testing.assert_close(torch.func.grad(function)(x), expected.sum(0))
-
-
-@pytest.mark.parametrize("real", [True, False])
-@pytest.mark.parametrize(
-    "size", [(1,), (6,), (5,), (4, 3), (1, 4), (2, 2), (2, 3, 4), (4, 2, 3), (3, 3, 5)], ids=str
-)
-def test_the_plain_products_are_those_of_the_frequencies(size, real):
-    grid = frequencies(size, real)
-    weight, own = draw(grid.paired, 3, 2, 2), draw(len(grid.own), 3, 2) if real else None
-    x, y = draw(2, 2, *grid.shape, 2), draw(2, 3, *grid.shape, 2)
-    for module, name in ((plain_convolution, "found"), (convolution, "expected")):
-        products = [
-            module.spectral_product(x, weight, own, list(size), False),
-            module.spectral_product(y, weight, own, list(size), True),
-            *module.spectral_gradient(y, x, list(size), real, 0.3),
-        ]
-        if name == "found":
-            found = products
-    torch.testing.assert_close(found, products)
 
 
 @pytest.mark.parametrize("parts", [(), (2,)], ids=["real", "complex"])

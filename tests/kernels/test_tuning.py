@@ -83,8 +83,8 @@ def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
     for _ in range(2000):
         operation = draw.choice(tuned())
         m, n = (draw.randint(1, 128 if operation == "fused_step" else 5000) for _ in range(2))
-        k = draw.randint(1, 8) if not operation.startswith("spectral") else 256
-        problem = Problem(operation, draw.random() < 0.5, k, m, n, draw.randint(1, 2000))
+        k, pairs = draw.randint(1, 8), draw.random() < 0.5
+        problem = Problem(operation, pairs, k, m, n, draw.randint(1, 2000))
         bucket = Problem.of_bucket(problem.bucket)
         assert bucket.bucket == problem.bucket
         assert set(candidates(problem, GPU)) <= set(candidates(bucket, GPU)), problem

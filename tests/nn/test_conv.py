@@ -304,6 +304,36 @@ def test_compiles_to_one_graph_without_complex_numbers(recwarn):
     assert not [w for w in recwarn if "complex" in str(w.message)]
 
 
+@pytest.mark.parametrize("sketch_rank", [None, 2])
+def test_a_layer_that_keeps_its_input_trains_as_one_that_keeps_its_spectrum(sketch_rank):
+    layer = make(3, 4, (4, 6), sketch_rank=sketch_rank)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    grads = []
+    for keep in (True, False):
+        layer.keep_spectrum = keep
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        parts = [(p.grad, layer.bias.grad) for p in projunn.unitary_parameters(layer)]
+        factored = projunn.FactoredTensor
+        flat = [t for part in parts for t in part]
+        grads.append([t.to_dense() if isinstance(t, factored) else t for t in flat])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert layer.resized((3, 3)).keep_spectrum is False
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_norm_under_autocast_is_that_of_the_rounded_input(half):
+    layer = make(3, 5, (8, 7), torch.float32, bias=False)
+    x = torch.randn(16, 3, 8, 7).to(half).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", half):
+        y = layer(x)
+    assert y.dtype == torch.float32
+    sizes = y.flatten(1).double().norm(dim=1) / x.flatten(1).double().norm(dim=1)
+    assert (sizes - 1).abs().max() < 1e-6
+    torch.testing.assert_close(y, layer(x.float().contiguous()))
+
+
 def test_marks_survive_and_state_loads():
     layer = make(2, 2, (3, 4), torch.float32)
     other = make(2, 2, (3, 4), torch.float32)

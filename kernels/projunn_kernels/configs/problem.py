@@ -37,7 +37,7 @@ class Problem:
 
     Of a time loop: a batch of m rows and n units, whatever the number of steps; k = 1 if products are
     as accurate as float32, 2 if their factors are rounded to TF32 or are of half precision.  Of a
-    spectral product: k images, spectra of complex signals if ``pairs``, ``matrices`` frequencies.
+    Fourier transform: ``matrices`` planes of m x n points, or lines of n, k = 1.
     """
 
     operation: str

@@ -1,98 +1,246 @@
-"""The spectral products in PyTorch: batched complex GEMMs with a matrix for each frequency.
+"""The transforms in PyTorch: products with constant matrices, or the FFT, and one transposition.
 
-The FFT stores the frequencies side by side, the GEMMs want them apart; the copies between the two cost a
-tenth of the products on a CPU.  Conjugates are taken of the smaller operand.
+Points lie side by side in signals, frequencies apart in spectra, so that something has to transpose.
+That is done for as many planes at a time as leave everything in cache.  `by_products` says where two
+products with constant matrices are faster than an FFT: on a CPU, where the sides are short.
 """
 
 from functools import lru_cache
+from math import pi, sqrt
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.convolution.grid import Frequencies, frequencies
 
-
-def spectral_product(
-    spectrum: Tensor, weight: Tensor, own_weight: Tensor | None, size: list[int], adjoint: bool
-) -> Tensor:
-    """``W_k x_k``, or ``W_k^H x_k``, at every frequency: see `projunn_kernels.spectral_product`."""
-    grid = frequencies(tuple(size), own_weight is not None)
-    x, w = torch.view_as_complex(spectrum.contiguous()), torch.view_as_complex(weight.contiguous())
-    # W^H y = conj(W^T conj(y)): so W itself is never conjugated.
-    paired, own = gather_bins(x, grid, conjugate=adjoint)
-    channels = w.shape[2 if adjoint else 1]
-    values = paired.new_empty(*paired.shape[:2], channels)
-    torch.bmm(paired, w if adjoint else w.mT, out=values)
-    if adjoint:
-        values.conj_physical_()
-    if own_weight is not None:
-        own = own @ (own_weight if adjoint else own_weight.mT)
-    return torch.view_as_real(_scatter_bins(values, own, grid))
+# Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT, and
+# how many numbers are transformed at a time (docs/measured.md).
+LONGEST_LINE, LONGEST_SIDE = 40, 28
+LEAST_ROW = 16  # points of a row that MKL's products write as fast as others
+AT_A_TIME, LEAST_PLANES = 1 << 18, 64
 
 
-def spectral_gradient(
-    grad: Tensor, spectrum: Tensor, size: list[int], real: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """``sum_b g_k conj(x_k)^T`` at every free frequency: see `projunn_kernels.spectral_gradient`."""
+def by_products(size: list[int], real: bool, device: torch.device) -> bool:
+    """True if PyTorch transforms signals of that size by products with constant matrices."""
+    if not real or len(size) > 2 or device.type != "cpu":
+        return False
+    return max(size) <= (LONGEST_LINE if min(1, *size, len(size) - 1) == 0 else LONGEST_SIDE)
+
+
+def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
+    """``conj(F x)`` at the free bins: see `projunn_kernels.fourier_transform`."""
     grid = frequencies(tuple(size), real)
-    g, x = torch.view_as_complex(grad.contiguous()), torch.view_as_complex(spectrum.contiguous())
-    g_paired, g_own = gather_bins(g, grid)
-    x_paired, x_own = gather_bins(x, grid, conjugate=True)
-    result = g.new_empty(grid.paired, g.shape[1], x.shape[1])
-    alpha = 2 * scale if real else scale
-    torch.baddbmm(result, g_paired.mT, x_paired, beta=0, alpha=alpha, out=result)
-    return torch.view_as_real(result), (g_own.mT @ x_own).mul_(scale)
+    batch, n = signal.shape[:2]
+    paired = signal.new_empty(grid.paired, batch, n, 2)
+    own = signal.new_empty(len(grid.own), batch, n)
+    if signal.numel() == 0:  # MKL refuses empty batches
+        return paired, own
+    planes = signal.contiguous().flatten(0, 1)
+    way = _products if by_products(size, real, signal.device) else _rfft if real else _fft
+    step = _step(signal)
+    pieces = (paired.flatten(1, 2).split(step, 1), own.flatten(1).split(step, 1), planes.split(step))
+    for to_paired, to_own, piece in zip(*pieces, strict=True):
+        way(piece, to_paired, to_own, grid)
+    return paired, own
 
 
-def counts(spectrum: Tensor, size: list[int], real: bool, scale: float) -> Tensor:
-    """The factor with which each frequency enters the weights' gradient, (*grid, 1).
-
-    It is ``scale``, for ``real`` signals twice that at paired bins, and 0 at mirrored bins.
-    """
+def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], real: bool) -> Tensor:
+    """``F^-1`` of such a spectrum, plus ``bias``: see `projunn_kernels.fourier_inverse`."""
     grid = frequencies(tuple(size), real)
-    result = spectrum.new_full((grid.bins,), 2 * scale if real else scale)
-    if grid.own:
-        _, mirrored, own = index(grid.size, True, spectrum.device)
-        result[own], result[mirrored] = scale, 0
-    return result.view(*grid.shape, 1)
+    paired, own = paired.contiguous(), own.contiguous()
+    batch, m = paired.shape[1:3]
+    signal = paired.new_empty(batch, m, *size, *(() if real else (2,)))
+    if signal.numel() == 0:
+        return signal
+    if bias is not None and real:  # at the zero frequency
+        own = own.clone()
+        own[0].add_(bias, alpha=sqrt(grid.points))
+    step = _step(signal)
+    way = _inverse_products if by_products(size, real, paired.device) else _irfft if real else _ifft
+    if way is _irfft and step >= batch * m:
+        return _points(paired.flatten(1, 2), own.flatten(1), grid).view_as(signal)
+    pieces = (paired.flatten(1, 2).split(step, 1), own.flatten(1).split(step, 1))
+    for from_paired, from_own, piece in zip(*pieces, signal.flatten(0, 1).split(step), strict=True):
+        way(from_paired, from_own, piece, grid)
+    if bias is not None and not real:
+        signal += bias.view(-1, *(1 for _ in size), 2)
+    return signal
 
 
-def gather_bins(x: Tensor, grid: Frequencies, *, conjugate: bool = False) -> tuple[Tensor, Tensor]:
-    """A spectrum's paired bins (paired, batch, n), complex, and own bins (own, batch, n), real."""
-    batch, n = x.shape[:2]
-    paired = x.new_empty(grid.paired, batch, n)
-    inner = x[..., grid.inner]
-    axes = (*range(2, x.ndim), 0, 1)
-    source = inner.conj() if conjugate else inner
-    count = grid.paired - len(grid.boundary)
-    paired[:count].view(*grid.inner_shape, batch, n).copy_(source.permute(axes))
-    boundary, _, own = index(grid.size, bool(grid.own), x.device)
-    flat = x.flatten(2)
-    if len(grid.boundary):
-        chosen = flat[..., boundary]
-        paired[count:].copy_((chosen.conj_physical() if conjugate else chosen).permute(2, 0, 1))
-    return paired, flat[..., own].real.permute(2, 0, 1).contiguous()
+def _step(signal: Tensor) -> int:
+    """How many planes are transformed at a time: all of them on a GPU."""
+    planes = signal.shape[0] * signal.shape[1]
+    return max(LEAST_PLANES, AT_A_TIME * planes // signal.numel()) if signal.is_cpu else planes
 
 
-def _scatter_bins(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
-    """The inverse of `gather_bins`.  Mirrored bins are filled in by conjugation."""
-    _, batch, m = paired.shape
-    result = paired.new_empty(batch, m, *grid.shape)
-    axes = (-2, -1, *range(len(grid.shape)))
-    count = grid.paired - len(grid.boundary)
-    result[..., grid.inner].copy_(paired[:count].view(*grid.inner_shape, batch, m).permute(axes))
-    if grid.own:
-        boundary, mirrored, selves = index(grid.size, True, paired.device)
-        flat, values = result.flatten(2), paired[count:].permute(1, 2, 0)
-        flat[..., boundary] = values
-        flat[..., mirrored] = values.conj_physical()
-        flat[..., selves] = own.permute(1, 2, 0).to(paired.dtype)
-    return result
+def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
+    """Along the rows, then along the columns: (planes, height, width) to (frequencies, planes)."""
+    height, width, edge = _sides(grid)
+    planes = len(x)
+    points = x.view(planes, height, width).permute(1, 2, 0)  # BLAS transposes as it reads
+    rows = torch.bmm(_every(waves(width, x), height), points).view(height, -1)
+    ends, re, im = rows.split(_widths(width, planes), 1)
+    columns = torch.mm(waves(height, x), ends) if height > 1 else ends
+    columns = columns.view(height, edge, planes)
+    free = _own(height)
+    own.copy_(columns[:free].flatten(0, 1))
+    if grid.boundary:
+        first, second = columns[free:].flatten(0, 1).chunk(2)
+        torch.complex(first, second, out=torch.view_as_complex(paired[grid.inner_count :]))
+    if grid.inner_count:
+        along, across = conjugate_columns(height, x)
+        both = torch.mm(along, re).addmm_(across, im) if height > 1 else torch.cat([re, im])
+        first, second = both.view(2, -1, planes)
+        torch.complex(first, second, out=torch.view_as_complex(paired[: grid.inner_count]))
+
+
+def _inverse_products(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
+    """The transposed products in the opposite order."""
+    height, width, edge = _sides(grid)
+    planes, free = len(signal), _own(height)
+    rows = signal.new_empty(height, width * planes)
+    ends, re, im = rows.split(_widths(width, planes), 1)
+    columns = signal.new_empty(height, edge, planes)
+    columns[:free].view(own.shape).copy_(own)
+    if grid.boundary:
+        _apart(paired[grid.inner_count :], columns[free:])
+    torch.mm(waves(height, own).mT, columns.view(height, -1), out=ends)
+    if grid.inner_count:
+        both = signal.new_empty(2 * height, re.shape[1])
+        _apart(paired[: grid.inner_count], both)
+        along, across = conjugate_columns(height, own)
+        torch.mm(along.mT, both, out=re)
+        torch.mm(across.mT, both, out=im)
+    rows, wave = rows.view(height, width, planes), waves(width, own)
+    if width < LEAST_ROW:
+        points = torch.bmm(_every(wave.mT, height), rows)
+        signal.view(planes, -1).copy_(points.view(-1, planes).mT)
+    else:
+        points = torch.bmm(rows.mT, _every(wave, height))
+        signal.view(planes, height, width).copy_(points.transpose(0, 1))
+
+
+def _rfft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
+    spectrum = torch.fft.rfftn(x, dim=tuple(range(1, x.ndim)), norm="ortho")
+    bins = torch.view_as_real(spectrum.reshape(len(x), -1).mT.contiguous())
+    boundary, _, selves = index(grid.size, x.device)
+    conjugate = _conjugation(sqrt(2), len(x), x.dtype, x.device)
+    inner = paired[: grid.inner_count].unflatten(0, grid.inner_shape)
+    torch.mul(
+        bins.view(*grid.shape, len(x), 2)[(..., grid.inner, slice(None), slice(None))],
+        conjugate,
+        out=inner,
+    )
+    if grid.boundary:
+        paired[grid.inner_count :] = bins[boundary] * conjugate
+    own.copy_(bins[selves][..., 0])
+
+
+def _irfft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
+    signal.copy_(_points(paired, own, grid))
+
+
+def _points(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
+    planes = own.shape[1]
+    conjugate = _conjugation(sqrt(0.5), planes, own.dtype, own.device)
+    bins = paired.new_empty(grid.bins, planes, 2)
+    inner = bins.view(*grid.shape, planes, 2)[(..., grid.inner, slice(None), slice(None))]
+    torch.mul(paired[: grid.inner_count].unflatten(0, grid.inner_shape), conjugate, out=inner)
+    boundary, mirrored, selves = index(grid.size, paired.device)
+    if grid.boundary:
+        pairs = paired[grid.inner_count :]
+        bins[boundary], bins[mirrored] = pairs * conjugate, pairs * sqrt(0.5)
+    bins[selves] = torch.stack([own, torch.zeros_like(own)], -1)
+    spectrum = torch.view_as_complex(bins).mT.contiguous().view(planes, *grid.shape)
+    dims = tuple(range(1, spectrum.ndim))
+    return torch.fft.irfftn(spectrum, s=grid.size, dim=dims, norm="ortho")
+
+
+def _fft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
+    bins = torch.fft.fftn(torch.view_as_complex(x), dim=tuple(range(1, x.ndim - 1)), norm="ortho")
+    torch.conj_physical(bins.reshape(len(x), -1).mT, out=torch.view_as_complex(paired))
+
+
+def _ifft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
+    numbers = torch.view_as_complex(signal)
+    torch.conj_physical(torch.view_as_complex(paired).mT, out=numbers.view(len(signal), -1))
+    points = torch.fft.ifftn(numbers, dim=tuple(range(1, numbers.ndim)), norm="ortho")
+    numbers.copy_(points)
+
+
+@lru_cache(maxsize=64)
+def _conjugation(scale: float, planes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Scales and conjugates the pairs of a row of planes, (planes, 2)."""
+    return torch.tensor([scale, -scale], dtype=dtype, device=device).repeat(planes, 1)
+
+
+def _apart(pairs: Tensor, parts: Tensor) -> None:
+    """Real and then imaginary parts, copied to ``parts``."""
+    for part, target in zip(pairs.unbind(-1), parts.view(2, *pairs.shape[:-1]), strict=True):
+        target.copy_(part)
+
+
+def _every(matrix: Tensor, count: int) -> Tensor:
+    return matrix.expand(count, -1, -1)
+
+
+def _own(count: int) -> int:
+    """Self-conjugate frequencies of a line of ``count`` points."""
+    return min(count, 2 - count % 2)
+
+
+def _sides(grid: Frequencies) -> tuple[int, int, int]:
+    """Height and width of a plane (a line has height 1), and the self-conjugate bins of a row."""
+    height, width = (1, *grid.size)[-2:]
+    return height, width, _own(width)
+
+
+def _widths(width: int, planes: int) -> list[int]:
+    """The columns of self-conjugate frequencies, and of the real and the imaginary parts of others."""
+    edge = _own(width)
+    half = (width - edge) // 2
+    return [edge * planes, half * planes, half * planes]
 
 
 @lru_cache(maxsize=256)
-def index(size: tuple[int, ...], real: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    grid = frequencies(size, real)
+def _waves(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    index = torch.arange(count, dtype=torch.float64)
+    angle = torch.outer(index, index).remainder(count) * (2 * pi / count)
+    own, half = [0, count // 2][: _own(count)], torch.arange(1, (count + 1) // 2)
+    paired = sqrt(2) * torch.cat([angle[half].cos(), angle[half].sin()])
+    return (torch.cat([angle[own].cos(), paired]) / sqrt(count)).to(dtype).to(device)
+
+
+def waves(count: int, like: Tensor) -> Tensor:
+    """The DFT conj(F) of a real line, an orthogonal matrix (count, count).
+
+    Its rows are the self-conjugate frequencies, then the real parts of the others times sqrt(2), then
+    their imaginary parts times sqrt(2).
+    """
+    return _waves(count, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def _conjugate_columns(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    index = torch.arange(count, dtype=torch.float64)
+    angle = torch.outer(index, index).remainder(count) * (2 * pi / count)
+    cos, sin = angle.cos() / sqrt(count), angle.sin() / sqrt(count)
+    along, across = torch.cat([cos, sin]), torch.cat([-sin, cos])
+    return along.to(dtype).to(device), across.to(dtype).to(device)
+
+
+def conjugate_columns(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The complex DFT conj(F) = C + iS of a line, for real and for imaginary parts.
+
+    Both are (2 count, count): [C; S] and [-S; C].
+    """
+    return _conjugate_columns(count, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def index(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the boundary, mirrored and own bins in the flattened half grid."""
+    grid = frequencies(size, True)
     bins = (grid.boundary, grid.mirrored, grid.own)
     boundary, mirrored, own = (torch.tensor(b, dtype=torch.long, device=device) for b in bins)
     return boundary, mirrored, own

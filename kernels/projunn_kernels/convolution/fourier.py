@@ -1,33 +1,42 @@
 """Circular convolution by a full-size filter held in the Fourier domain, forward and backward.
 
-    y = F^-1 (W F x) + b        F the discrete Fourier transform over the spatial axes
+    y = F^-1 (W F x) + b        F the orthonormal discrete Fourier transform over the spatial axes
 
 x (batch, n, *size) and y (batch, m, *size) are real, and W consists of ``weight`` (paired, m, n, 2) and
-``own_weight`` (own, m, n), as in `spectral`.  Complex signals have no ``own_weight``, and are stored as
-real pairs, with a trailing axis of size 2.  The bias b, (m) or (m, 2), adds N b at the zero frequency.
-With F F^H = N the backward is
+``own_weight`` (own, m, n), as in `Frequencies`.  Complex signals have no ``own_weight``, and are stored
+as real pairs, with a trailing axis of size 2.  The backward is
 
-    dx = F^-1 (W^H F dy)        dW_k = c/N sum_b (F dy)_k conj(F x)_k^T        db = sum_b (F dy)_0
+    dx = F^-1 (W^H F dy)        dW_k = sum_b (F dy)_k conj(F x)_k^T        db = sum_b,p dy
 
-with c = 1, but c = 2 at paired bins of real signals, because W_-k = conj(W_k) changes with W_k.  All of
-it is one operator on real tensors, so that ``torch.compile`` sees no complex number.
+where paired bins of real signals count twice, because W_-k = conj(W_k) changes with W_k: the spectra
+have that in them (`projunn_kernels.fourier_transform`).  Data goes from signals to spectra, frequency by
+frequency (`transform`), through batched GEMMs (`products`), and back.  All of it is one operator on real
+tensors, so that ``torch.compile`` sees no complex number.
 """
 
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from projunn_kernels.convolution.eager import counts
+from projunn_kernels.convolution import plain, products
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.spectral import spectral_gradient, spectral_product, spectral_sketch
+from projunn_kernels.convolution.products import Spectrum
+from projunn_kernels.convolution.transform import fourier_inverse, fourier_transform
 from projunn_kernels.operation import Derivative, Operation
+from projunn_kernels.sketching import sketch
 
 
 def fourier_convolution(
-    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
-) -> tuple[Tensor, Tensor]:
-    """``y = F^-1 (W F x) + b``, and the spectrum F x, which the backward needs.
+    input: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    bias: Tensor | None,
+    size: list[int],
+    keep: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y = F^-1 (W F x) + b``, and the spectrum of x.
 
     Args:
         input: x, (batch, n, *size), real, or (batch, n, *size, 2) for complex signals.
@@ -35,20 +44,23 @@ def fourier_convolution(
         own_weight: the real matrices of the self-conjugate bins, (own, m, n); None for complex signals.
         bias: b, (m,), or (m, 2) for complex signals, or None.
         size: the points along each spatial axis.
+        keep: whether the backward has the spectrum from here, N numbers for N points.  If not, it keeps
+            x, and transforms it again.
 
     Returns:
-        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum (batch, n, *grid, 2) in the layout
-        of ``torch.fft.rfftn`` or, for complex signals, ``fftn``.
+        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum as `fourier_transform` returns it,
+        or two empty tensors if it is not to be kept.
     """
-    output, spectrum = _convolution(
-        input=input, weight=weight, own_weight=own_weight, bias=bias, size=size
+    output, paired, own = _convolution(
+        input=input, weight=weight, own_weight=own_weight, bias=bias, size=size, keep=keep
     )
-    return output, spectrum
+    return output, paired, own
 
 
 def fourier_convolution_backward(
     grad: Tensor,
-    spectrum: Tensor,
+    paired: Tensor,
+    own: Tensor,
     weight: Tensor,
     own_weight: Tensor | None,
     size: list[int],
@@ -56,22 +68,27 @@ def fourier_convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of input, weight, own_weight and bias.  Those that are not ``wanted`` are empty.
 
-    ``grad`` is the gradient of y, and ``spectrum`` what `fourier_convolution` returned.  ``wanted`` has
-    three entries: for the input, for both weights, and for the bias.
+    ``grad`` is the gradient of y, and ``paired`` and ``own`` the spectrum of x.  ``wanted`` has three
+    entries: for the input, for both weights, and for the bias.
     """
     by_input, by_weight, by_own, by_bias = _convolution_backward(
-        grad=grad, spectrum=spectrum, weight=weight, own_weight=own_weight, size=size, wanted=wanted
+        grad=grad,
+        paired=paired,
+        own=own,
+        weight=weight,
+        own_weight=own_weight,
+        size=size,
+        wanted=wanted,
     )
     return by_input, by_weight, by_own, by_bias
 
 
 def fourier_convolution_sketch(
     grad: Tensor,
-    spectrum: Tensor,
+    spectrum: Spectrum,
     weight: Tensor,
     own_weight: Tensor | None,
-    basis: Tensor,
-    own_basis: Tensor | None,
+    bases: tuple[Tensor, Tensor | None],
     size: list[int],
     wanted: list[bool],
     *,
@@ -79,19 +96,19 @@ def fourier_convolution_sketch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`fourier_convolution_backward` with low-rank factors X Y^H in place of the weights' gradients.
 
-    The factors start from ``basis`` and ``own_basis``, and are averaged over the processes of ``group``:
-    `projunn_kernels.convolution.spectral_sketch`.
+    The factors start from the ``bases``, (paired, m, k, 2) for ``weight`` and (own, m, k) or None for
+    ``own_weight``, and are averaged over the processes of ``group``: `projunn_kernels.sketch`.
     Returns the gradient of the input; X (paired, m, k, 2) and Y (paired, n, k, 2) for ``weight``; X
     (own, m, k) and Y (own, n, k) for ``own_weight``; and the gradient of the bias.  What is not wanted,
     or does not exist, is an empty tensor.
     """
     by_input, left, right, own_left, own_right, by_bias = _convolution_sketch(
         grad=grad,
-        spectrum=spectrum,
+        spectrum=list(spectrum),
         weight=weight,
         own_weight=own_weight,
-        basis=basis,
-        own_basis=own_basis,
+        basis=bases[0],
+        own_basis=bases[1],
         size=size,
         wanted=wanted,
         group=group,
@@ -100,84 +117,114 @@ def fourier_convolution_sketch(
 
 
 def _convolve(
-    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
-) -> tuple[Tensor, Tensor]:
-    spectrum = _transform(input, size, own_weight is not None)
-    product = spectral_product(spectrum, weight, own_weight, size, False)
-    if bias is not None:
-        points = frequencies(tuple(size), own_weight is not None).points
-        _zero_bin(product, own_weight is not None).add_(bias, alpha=points)
-    return _inverse(product, size, own_weight is not None), spectrum
+    input: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    bias: Tensor | None,
+    size: list[int],
+    keep: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    real = own_weight is not None
+    spectrum = fourier_transform(input, size, real)
+    output = fourier_inverse(*products.product(spectrum, weight, own_weight), bias, size, real)
+    paired, own = spectrum if keep else (input.new_empty(0), input.new_empty(0))
+    return output, paired, own
 
 
 def _plainly(
-    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
-) -> tuple[Tensor, Tensor]:
-    """`_convolve` without a change in place."""
+    input: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    bias: Tensor | None,
+    size: list[int],
+    keep: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
     real = own_weight is not None
-    spectrum = _transform(input, size, real)
-    output = _inverse(spectral_product(spectrum, weight, own_weight, size, False), size, real)
-    if bias is not None:
-        output = output + bias.view(-1, *(1 for _ in size), *bias.shape[1:])
-    return output, spectrum
+    spectrum = plain.transform(input, size, real)
+    output = plain.inverse(*plain.product(spectrum, weight, own_weight), bias, size, real)
+    paired, own = spectrum if keep else (input.new_zeros(0), input.new_zeros(0))
+    return output, paired, own
 
 
 def _fake_convolve(
-    input: Tensor, weight: Tensor, own_weight: Tensor | None, bias: Tensor | None, size: list[int]
-) -> tuple[Tensor, Tensor]:
-    real = own_weight is not None
+    input: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    bias: Tensor | None,
+    size: list[int],
+    keep: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, n, *rest = input.shape
-    shape = frequencies(tuple(size), real).shape
-    return input.new_empty(batch, weight.shape[1], *rest), input.new_empty(batch, n, *shape, 2)
+    grid = frequencies(tuple(size), own_weight is not None)
+    shapes = ((grid.paired, batch, n, 2), (len(grid.own), batch, n)) if keep else ((0,), (0,))
+    output = input.new_empty(batch, weight.shape[1], *rest)
+    return output, input.new_empty(shapes[0]), input.new_empty(shapes[1])
 
 
 def _gradients(
     grad: Tensor,
-    spectrum: Tensor,
+    paired: Tensor,
+    own: Tensor,
     weight: Tensor,
     own_weight: Tensor | None,
     size: list[int],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
-    g = _transform(grad, size, real)
-    grad_input = grad_weight = grad_own = grad_bias = None
+    results = [grad.new_empty(0) for _ in range(4)]
+    g = fourier_transform(grad, size, real)
     if wanted[0]:
-        grad_input = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
+        results[0] = fourier_inverse(*products.adjoint(g, weight, own_weight), None, size, real)
     if wanted[1]:
-        scale = 1 / frequencies(tuple(size), real).points
-        grad_weight, grad_own = spectral_gradient(g, spectrum, size, real, scale)
+        results[1:3] = products.gradient(g, (paired, own))
     if wanted[2]:
-        grad_bias = _zero_bin(g, real).sum(0)
-    empty = [grad.new_empty(0) for _ in range(4)]
-    results = (grad_input, grad_weight, grad_own, grad_bias)
-    first, second, third, fourth = (e if r is None else r for r, e in zip(results, empty, strict=True))
-    return first, second, third, fourth
+        results[3] = _sum_of_points(g, size, real)
+    return results[0], results[1], results[2], results[3]
+
+
+def _plain_gradients(
+    grad: Tensor,
+    paired: Tensor,
+    own: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    size: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    real = own_weight is not None
+    results = [grad.new_zeros(0) for _ in range(4)]
+    g = plain.transform(grad, size, real)
+    if wanted[0]:
+        results[0] = plain.inverse(*plain.adjoint(g, weight, own_weight), None, size, real)
+    if wanted[1]:
+        results[1:3] = plain.gradient(g, (paired, own))
+    if wanted[2]:
+        results[3] = _sum_of_points(g, size, real)
+    return results[0], results[1], results[2], results[3]
 
 
 def _fake_gradients(
     grad: Tensor,
-    spectrum: Tensor,
+    paired: Tensor,
+    own: Tensor,
     weight: Tensor,
     own_weight: Tensor | None,
     size: list[int],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, n = spectrum.shape[:2]
-    m = weight.shape[1]
+    (batch, n), (count, m, *_) = paired.shape[1:3], weight.shape
     real = own_weight is not None
-    own = len(frequencies(tuple(size), real).own)
     return (
         grad.new_empty((batch, n, *grad.shape[2:]) if wanted[0] else 0),
-        grad.new_empty(weight.shape if wanted[1] else 0),
-        grad.new_empty((own, *weight.shape[1:3]) if wanted[1] else 0),
+        grad.new_empty((count, m, n, 2) if wanted[1] else 0),
+        grad.new_empty((own.shape[0], m, n) if wanted[1] else 0),
         grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
     )
 
 
 def _sketched_gradients(
     grad: Tensor,
-    spectrum: Tensor,
+    spectrum: list[Tensor],
     weight: Tensor,
     own_weight: Tensor | None,
     basis: Tensor,
@@ -188,23 +235,25 @@ def _sketched_gradients(
     group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
-    g = _transform(grad, size, real)
     results = [grad.new_empty(0) for _ in range(6)]
+    g, g_own = fourier_transform(grad, size, real)
     if wanted[0]:
-        results[0] = _inverse(spectral_product(g, weight, own_weight, size, True), size, real)
+        results[0] = fourier_inverse(*products.adjoint((g, g_own), weight, own_weight), None, size, real)
     if wanted[1]:
-        scale = 1 / frequencies(tuple(size), real).points
-        found = spectral_sketch(g, spectrum, basis, own_basis, size, scale, group)
-        results[1 : 1 + len(found)] = found
+        # Of conjugated spectra it is the conjugate of the gradient that is sketched.
+        conjugate = basis.new_tensor([1.0, -1.0])
+        factors = sketch(spectrum[:1], [g], basis * conjugate, True, group)
+        results[1:3] = [factor * conjugate for factor in factors]
+        if own_basis is not None:
+            results[3:5] = sketch(spectrum[1:], [g_own], own_basis, False, group)
     if wanted[2]:
-        results[5] = _zero_bin(g, real).sum(0)
-    first, second, third, fourth, fifth, sixth = results
-    return first, second, third, fourth, fifth, sixth
+        results[5] = _sum_of_points((g, g_own), size, real)
+    return results[0], results[1], results[2], results[3], results[4], results[5]
 
 
 def _fake_sketched_gradients(
     grad: Tensor,
-    spectrum: Tensor,
+    spectrum: list[Tensor],
     weight: Tensor,
     own_weight: Tensor | None,
     basis: Tensor,
@@ -214,7 +263,7 @@ def _fake_sketched_gradients(
     *,
     group: str = "",
 ) -> tuple[Tensor, ...]:
-    (batch, n), m, real = spectrum.shape[:2], weight.shape[1], own_weight is not None
+    (batch, n), m, real = spectrum[0].shape[1:3], weight.shape[1], own_weight is not None
     shapes: list[tuple[int, ...]] = [(0,)] * 6
     if wanted[0]:
         shapes[0] = (batch, n, *grad.shape[2:])
@@ -227,57 +276,56 @@ def _fake_sketched_gradients(
     return tuple(grad.new_empty(shape) for shape in shapes)
 
 
-def _transform(signal: Tensor, size: list[int], real: bool) -> Tensor:
-    dims = tuple(range(2, 2 + len(size)))
-    if signal.numel() == 0:  # MKL refuses empty batches
-        return signal.new_zeros(*signal.shape[:2], *frequencies(tuple(size), real).shape, 2)
+def _sum_of_points(spectrum: Spectrum, size: list[int], real: bool) -> Tensor:
+    """The sum over images and points, from the zero frequency: (channels,), or (channels, 2)."""
+    paired, own = spectrum
+    points = sqrt(frequencies(tuple(size), real).points)
     if real:
-        return torch.view_as_real(torch.fft.rfftn(signal, dim=dims)).contiguous()
-    numbers = torch.view_as_complex(signal.contiguous())
-    return torch.view_as_real(torch.fft.fftn(numbers, dim=dims)).contiguous()
-
-
-def _inverse(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
-    dims = tuple(range(2, 2 + len(size)))
-    if spectrum.numel() == 0:
-        return spectrum.new_zeros(*spectrum.shape[:2], *size, *(() if real else (2,)))
-    numbers = torch.view_as_complex(spectrum)
-    if real:
-        return torch.fft.irfftn(numbers, s=size, dim=dims).contiguous()
-    return torch.view_as_real(torch.fft.ifftn(numbers, dim=dims)).contiguous()
-
-
-def _zero_bin(spectrum: Tensor, real: bool) -> Tensor:
-    """The zero frequency, (batch, channels) or, of complex signals, (batch, channels, 2); a view."""
-    first = spectrum.flatten(2, -2)[:, :, 0]
-    return first[..., 0] if real else first
+        return own[0].sum(0) * points
+    return paired[0].sum(0) * paired.new_tensor([points, -points])
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    _, weight, own_weight, _, ctx.size = inputs
-    _, spectrum = output  # differentiable: a second backward comes back through it
+    input, weight, own_weight, _, ctx.size, ctx.keep = inputs
+    _, paired, own = output  # differentiable: a second backward comes back through them
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(spectrum, weight, own_weight)
+    kept = (paired, own) if ctx.keep else (input, None)
+    ctx.save_for_backward(*kept, weight, own_weight)
 
 
-def _backward(ctx: Any, grad: Tensor | None, grad_spectrum: Tensor | None) -> tuple[Any, ...]:
-    spectrum, weight, own_weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+def _backward(ctx: Any, grad: Tensor | None, *by_spectrum: Tensor | None) -> tuple[Any, ...]:
+    first, second, weight, own_weight = ctx.saved_tensors
+    size, real, needs = ctx.size, own_weight is not None, ctx.needs_input_grad
     wanted = [needs[0], needs[1] or needs[2], needs[3]]
     kept: list[Tensor | None] = [None] * 4
     if grad is not None:
-        grads = fourier_convolution_backward(grad, spectrum, weight, own_weight, ctx.size, wanted)
+        paired, own = (first, second) if ctx.keep else fourier_transform(first, size, real)
+        grads = fourier_convolution_backward(grad, paired, own, weight, own_weight, size, wanted)
         kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
-    if grad_spectrum is not None and needs[0]:
-        through = transform_adjoint(grad_spectrum, ctx.size, own_weight is not None)
-        kept[0] = through if kept[0] is None else kept[0] + through
-    return *kept, None
+    if ctx.keep and needs[0]:
+        kept[0] = through_transform(kept[0], (first, second), by_spectrum, size, real)
+    return *kept, None, None
+
+
+def through_transform(
+    total: Tensor | None,
+    spectrum: Spectrum,
+    grads: tuple[Tensor | None, ...],
+    size: list[int],
+    real: bool,
+) -> Tensor | None:
+    """``total``, the gradient of x so far, and what comes back through the spectrum of x."""
+    if all(grad is None for grad in grads):
+        return total
+    paired, own = (torch.zeros_like(s) if g is None else g for s, g in zip(spectrum, grads, strict=True))
+    through = fourier_inverse(paired, own, None, size, real)
+    return through if total is None else total + through
 
 
 def _setup_second(ctx: Any, inputs: Any, output: Any) -> None:
-    grad, spectrum, weight, own_weight, ctx.size, ctx.wanted = inputs
+    grad, paired, own, weight, own_weight, ctx.size, ctx.wanted = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad, spectrum, weight, own_weight)
+    ctx.save_for_backward(grad, paired, own, weight, own_weight)
 
 
 def _second_backward(
@@ -287,50 +335,35 @@ def _second_backward(
     tangent_own: Tensor | None,
     tangent_bias: Tensor | None,
 ) -> tuple[Any, ...]:
-    """Gradients of <u, dx> + <V, dW> + <v, db>, which is linear in dy, in x, and in W.
+    """Gradients of <u, dx> + <V, dW> + <v, db>, which is linear in dy, in F x, and in W.
 
-    By dy:  W * u + V * x + v        by W:  as if u were the input        by F x:  c/N V^H F dy
+    By dy:  W * u + F^-1 (V F x) + v        by W:  as if u were the input        by F x:  V^H F dy
 
     Made of operators that are differentiable again.
     """
-    grad, spectrum, weight, own_weight = ctx.saved_tensors
+    grad, paired, own, weight, own_weight = ctx.saved_tensors
     size, real = ctx.size, own_weight is not None
-    by_grad, by_spectrum, by_weight, by_own = None, None, None, None
+    by_grad, by_paired, by_own_bins, by_weight, by_own = None, None, None, None, None
     if tangent_input is not None and ctx.wanted[0]:
-        by_grad, transformed = fourier_convolution(tangent_input, weight, own_weight, None, size)
+        by_grad, u, u_own = fourier_convolution(tangent_input, weight, own_weight, None, size)
         only_weights = [False, True, False]
-        _, by_weight, own, _ = fourier_convolution_backward(
-            grad, transformed, weight, own_weight, size, only_weights
+        _, by_weight, for_own, _ = fourier_convolution_backward(
+            grad, u, u_own, weight, own_weight, size, only_weights
         )
-        by_own = own if real else None
+        by_own = for_own if real else None
     if ctx.wanted[1] and (tangent_weight is not None or tangent_own is not None):
         v = torch.zeros_like(weight) if tangent_weight is None else tangent_weight
         v_own = None
         if own_weight is not None:
             v_own = torch.zeros_like(own_weight) if tangent_own is None else tangent_own
-        along = _inverse(spectral_product(spectrum, v, v_own, size, False), size, real)
+        moved = products.product((paired, own), v, v_own)
+        along = fourier_inverse(*moved, None, size, real)
         by_grad = along if by_grad is None else by_grad + along
-        product = spectral_product(_transform(grad, size, real), v, v_own, size, True)
-        points = frequencies(tuple(size), real).points
-        by_spectrum = product * counts(product, size, real, 1 / points)
+        by_paired, by_own_bins = products.adjoint(fourier_transform(grad, size, real), v, v_own)
     if tangent_bias is not None and ctx.wanted[2]:
         every = tangent_bias.view(-1, *(1 for _ in size), *tangent_bias.shape[1:]).expand_as(grad)
         by_grad = every if by_grad is None else by_grad + every
-    return by_grad, by_spectrum, by_weight, by_own, None, None
-
-
-def transform_adjoint(spectrum: Tensor, size: list[int], real: bool) -> Tensor:
-    """The adjoint of F: sum_k s_k exp(2 pi i k p / N), of real signals its real part."""
-    numbers = torch.view_as_complex(spectrum.contiguous())
-    dims = tuple(range(2, 2 + len(size)))
-    if real:  # the stored half of the grid, zeros for the other
-        full = numbers.new_zeros(*numbers.shape[:-1], size[-1])
-        full[..., : numbers.shape[-1]] = numbers
-        numbers = full
-    if numbers.numel() == 0:
-        return spectrum.new_zeros(*spectrum.shape[:2], *size, *(() if real else (2,)))
-    signal = torch.fft.ifftn(numbers, dim=dims, norm="forward")
-    return signal.real.contiguous() if real else torch.view_as_real(signal).contiguous()
+    return by_grad, by_paired, by_own_bins, by_weight, by_own, None, None
 
 
 _convolution = Operation(
@@ -348,11 +381,13 @@ _convolution_backward = Operation(
     fake=_fake_gradients,
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
-    plain=_gradients,
+    plain=_plain_gradients,
+    autocast=True,
 )
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",
     eager=_sketched_gradients,
     fake=_fake_sketched_gradients,
     on="grad",
+    autocast=True,
 )

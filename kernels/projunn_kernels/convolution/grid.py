@@ -59,33 +59,19 @@ class Frequencies:
         return (*self.shape[:-1], self.last - self.first)
 
     @property
+    def inner_count(self) -> int:
+        """How many inner bins there are: the first of the paired ones."""
+        return prod(self.inner_shape)
+
+    @property
     def paired(self) -> int:
         """How many matrices are free and complex."""
-        return prod(self.inner_shape) + len(self.boundary)
+        return self.inner_count + len(self.boundary)
 
     @property
     def bins(self) -> int:
         """Bins of the spectrum, mirrored ones too."""
         return prod(self.shape)
-
-    def lookup(self) -> tuple[Tensor, Tensor]:
-        """For every bin, its source and its matrix: two int32 tensors (bins), on the CPU.
-
-        The source is the bin whose value it takes: a mirrored bin's partner, else the bin itself.  The
-        matrix is p for the p-th paired bin and for its mirrored partner, and -1 - r for the r-th own
-        bin.
-        """
-        source = torch.arange(self.bins, dtype=torch.int32)
-        matrix = torch.empty_like(source)
-        inner = prod(self.inner_shape)
-        grid = matrix.view(self.shape)
-        grid[..., self.inner] = torch.arange(inner, dtype=torch.int32).view(self.inner_shape)
-        for number, (bin, partner) in enumerate(zip(self.boundary, self.mirrored, strict=True), inner):
-            matrix[bin] = matrix[partner] = number
-            source[partner] = bin
-        for number, bin in enumerate(self.own):
-            matrix[bin] = -1 - number
-        return source, matrix
 
     def wavenumbers(self) -> Tensor:
         """Integer wavenumbers of the paired bins and then of the own bins, (paired + own, axes)."""

@@ -1,119 +1,83 @@
-"""Launches of the spectral products, with their tables of frequencies, precision and grids.
-
-Spectra are (batch, channels, *grid, 2) and weights (paired, m, n, 2) and (own, m, n), as in `spectral`;
-all are float32 and contiguous.
-"""
+"""Launches of the transforms, with their tables of cosines and sines, precision and grids."""
 
 from functools import lru_cache
+from math import pi, sqrt
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from projunn_kernels.configs.problem import Config, Problem
-from projunn_kernels.convolution.grid import Frequencies, frequencies
-from projunn_kernels.convolution.kernels import spectral_gradient_kernel, spectral_product_kernel
+from projunn_kernels.configs.problem import Config, Problem, power_of_two
+from projunn_kernels.convolution.grid import frequencies
+from projunn_kernels.convolution.kernels import fourier_inverse_kernel, fourier_transform_kernel
+from projunn_kernels.convolution.tiles import LEAST
 from projunn_kernels.launching import choose, dot_precision, launch, options, product_setting
-
-# Steps of the sums, over channels or images: 16 spill a register or two of `tf32x3` on some GPUs with
-# Triton 3.8; before that `tl.dot` has no 8.
-_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-DEPTH = 8 if _VERSION >= (3, 8) else 16
 
 
 @lru_cache(maxsize=256)
-def _tables(grid: Frequencies, device: torch.device) -> tuple[Tensor, Tensor]:
-    source, matrix = grid.lookup()
-    return source.to(device), matrix.to(device)
+def _wave(points: int, device: torch.device) -> Tensor:
+    """cos and sin of 2 pi j / points, (2, points)."""
+    angle = torch.arange(points, dtype=torch.float64) * (2 * pi / points)
+    return torch.stack([angle.cos(), angle.sin()]).float().to(device)
 
 
-def _chosen(
-    operation: str, m: int, n: int, batch: int, grid: Frequencies, x: Tensor, **variant: bool
-) -> Config:
-    problem = Problem(operation, not grid.own, batch, m, n, grid.bins)
-    return choose(problem, x.device, **variant, precision=product_setting(torch.float32))
-
-
-def spectral_product(
-    spectrum: Tensor,
-    weight: Tensor,
-    own_weight: Tensor | None,
-    size: list[int],
-    adjoint: bool,
-) -> Tensor:
-    """W x, or W^H x if ``adjoint``, at every frequency: one launch."""
-    spectrum, weight = spectrum.contiguous(), weight.contiguous()
-    own_weight = None if own_weight is None else own_weight.contiguous()
-    grid = frequencies(tuple(size), own_weight is not None)
-    batch, (m, n) = spectrum.shape[0], weight.shape[1:3]
-    outer = n if adjoint else m
-    result = spectrum.new_empty(batch, outer, *spectrum.shape[2:])
-    if result.numel() == 0:
-        return result
-    config = _chosen("spectral_product", m, n, batch, grid, spectrum, adjoint=adjoint)
-    source, matrix = _tables(grid, spectrum.device)
-    tiles = -(-outer // config.rows) * -(-batch // config.columns)
-    launch(
-        spectral_product_kernel,
-        (tiles, -(-grid.bins // config.warps)),
-        spectrum=spectrum,
-        weight=weight,
-        own_weight=weight if own_weight is None else own_weight,
-        result=result,
-        source=source,
-        matrix=matrix,
-        batch=batch,
-        m=m,
-        n=n,
-        frequencies=grid.bins,
-        ADJOINT=adjoint,
-        HALF=own_weight is not None,
-        PRECISION=dot_precision(torch.float32),
-        BM=config.rows,
-        BB=config.columns,
-        BK=DEPTH,
-        F=config.warps,
+def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a launch, and the arguments that both kernels have."""
+    height, width = (1, *size)[-2:]
+    channels = signal.shape[1]
+    planes = signal.shape[0] * channels
+    problem = Problem(operation, False, 1, height, width, planes)
+    config = choose(problem, signal.device, precision=product_setting(torch.float32))
+    by_image, by_channel, *by_axis = signal.stride()
+    return config, {
+        "signal": signal,
+        "wave_of_rows": _wave(width, signal.device),
+        "wave_of_columns": _wave(height, signal.device),
+        "planes": planes,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "by_image": by_image,
+        "by_channel": by_channel,
+        "by_row": (0, *by_axis)[-2],
+        "by_point": by_axis[-1],
+        "scale": 1 / sqrt(height * width),
+        "HEIGHT": 1 if height == 1 else max(LEAST, power_of_two(height)),
+        "PRECISION": dot_precision(torch.float32),
+        "BP": config.rows,
+        "BC": config.columns,
+        "BF": 1 if height == 1 else LEAST,
         **options(config.warps),
-    )
-    return result
+    }
 
 
-def spectral_gradient(
-    grad: Tensor,
-    spectrum: Tensor,
-    size: list[int],
-    real: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of ``weight`` and ``own_weight``: one launch."""
-    grad, spectrum = grad.contiguous(), spectrum.contiguous()
-    grid = frequencies(tuple(size), real)
-    batch, m, n = grad.shape[0], grad.shape[1], spectrum.shape[1]
-    result = grad.new_empty(grid.paired, m, n, 2)
-    own = grad.new_empty(len(grid.own), m, n)
-    config = _chosen("spectral_gradient", m, n, batch, grid, grad)
-    source, matrix = _tables(grid, grad.device)
-    tiles = -(-m // config.rows) * -(-n // config.columns)
+def _tiles(numbers: int, tile: int) -> int:
+    return -(-numbers // tile)
+
+
+def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
+    """The spectra of real signals (batch, channels, *size) of any strides: one launch."""
+    config, arguments = _arguments("fourier_transform", signal, size)
+    bins, shape = frequencies(tuple(size), real), signal.shape[:2]
+    paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
+    grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
+    launch(fourier_transform_kernel, grid, paired=paired, own=own, BW=config.depth, **arguments)
+    return paired, own
+
+
+def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], real: bool) -> Tensor:
+    """The signals of spectra, plus ``bias``: one launch."""
+    paired, own = paired.contiguous(), own.contiguous()
+    signal = paired.new_empty(*own.shape[1:], *size)
+    config, arguments = _arguments("fourier_inverse", signal, size)
     launch(
-        spectral_gradient_kernel,
-        (tiles, -(-grid.bins // config.warps)),
-        grad=grad,
-        spectrum=spectrum,
-        weight_grad=result,
-        own_grad=own if real else result,
-        source=source,
-        matrix=matrix,
-        batch=batch,
-        m=m,
-        n=n,
-        frequencies=grid.bins,
-        scale=scale,
-        HALF=real,
-        PRECISION=dot_precision(torch.float32),
-        BM=config.rows,
-        BN=config.columns,
-        BK=DEPTH,
-        F=config.warps,
-        **options(config.warps),
+        fourier_inverse_kernel,
+        (_tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])),
+        paired=paired,
+        own=own,
+        bias=own if bias is None else bias.contiguous(),
+        BIAS=bias is not None,
+        WIDTH=max(LEAST, power_of_two(size[-1])),
+        **arguments,
     )
-    return result, own
+    return signal

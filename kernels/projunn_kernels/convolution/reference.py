@@ -1,9 +1,23 @@
 """The Fourier-domain convolution bin by bin, real or complex, with autograd's own gradient."""
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 
 from projunn_kernels.convolution.grid import frequencies
+
+
+def spectrum(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
+    """``conj(F x)`` at the free bins, one after the other: `projunn_kernels.fourier_transform`."""
+    grid = frequencies(tuple(size), real)
+    x = signal if real else torch.view_as_complex(signal)
+    full = torch.fft.fftn(x, dim=tuple(range(2, 2 + len(size))), norm="ortho").conj()
+    empty = [full.new_empty(0, *x.shape[:2])]
+    bins = torch.cat(empty + [full[:, :, *k][None] for k in grid.wavenumbers().tolist()])
+    scale = sqrt(2) if real else 1.0
+    paired = torch.view_as_real((bins[: grid.paired] * scale).resolve_conj())
+    return paired, bins[grid.paired :].real
 
 
 def spectral_product(

@@ -1,134 +1,124 @@
-"""How the spectral products are tiled."""
+"""How the transforms are tiled, and what they are tuned and checked on."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, matmul_precision
-from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
 
-_IMAGES = 256  # that spectral products are tuned for
+LONGEST_LINE, LONGEST_SIDE = 64, 32  # points of a line, and of a plane's sides, that kernels transform
+LEAST = 16  # rows and columns of the operands of `tl.dot`
+_IMAGES = 256  # that transforms are tuned for
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
-    return Config(16, 32, 8)  # channels x images or channels; a frequency a warp
+    """Planes x columns, and points of a row at a time (``depth``).
+
+    Planes lie side by side in the spectrum: 8 of them are 64 bytes.
+    """
+    height = _height(problem)
+    planes = 32 if height == 1 else max(8, 256 // height)
+    return Config(planes, LEAST, 4 if height == 1 else 8, depth=LEAST)
+
+
+def _height(problem: Problem) -> int:
+    """With what pads it for `tl.dot`."""
+    return 1 if problem.m == 1 else max(LEAST, power_of_two(problem.m))
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    """Larger tiles spill."""
-    sizes = [(16, 32), (16, 16)] + [(32, 16)] * (problem.operation == "spectral_gradient")
-    return [Config(rows, columns, warps) for rows, columns in sizes for warps in (8, 4)]
+    height, usual = _height(problem), _tiles(problem, device)
+    tried = [
+        Config(planes, LEAST, warps, depth=depth)
+        for planes in ((16, 32, 64) if height == 1 else (8, 16, 32))
+        for warps in (4, 8, 16)
+        for depth in (16, 32)
+        if planes * height <= 32 * warps or height == 1
+    ]
+    return [usual, *(config for config in tried if config != usual)]
 
 
 def _small(problem: Problem, config: Config) -> Problem:
-    """A tile and a tail of channels and images; more frequencies than a program has warps."""
-    p, m, n = problem, config.rows + 3, config.columns + 5
-    return Problem(p.operation, p.pairs, config.columns + 1, m, n, config.warps + 3)
+    """A tail of planes; as many rows and columns with what pads them, but no power of two."""
+    height, width = _height(problem), max(LEAST, power_of_two(problem.n))
+    return Problem(problem.operation, False, 1, max(1, height - 3), width - 2, config.rows + 3)
 
 
-def _problem(name: str) -> Callable[..., Problem | None]:
-    def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
-        return Problem(name, pairs, _IMAGES, m, n, matrices) if matrices > 1 else None
-
-    return problem
+def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]:
+    return [Problem(name, False, 1, *size) for size in sizes]
 
 
-def _standard(name: str) -> list[Problem]:
-    """ResNet9 on images of 32 x 32."""
-    layers = ((64, 544), (128, 144), (256, 40))
-    return [Problem(name, False, _IMAGES, channels, channels, bins) for channels, bins in layers]
+# ResNet9 on 256 images of 32 x 32: height, width, planes.
+_NETWORK = ((32, 32, 64 * _IMAGES), (16, 16, 128 * _IMAGES), (8, 8, 256 * _IMAGES))
+_COMPILED = (*_NETWORK, (28, 28, 4096), (7, 14, 4096), (1, 64, 4096))
 
 
-def _compiled(name: str) -> list[Problem]:
-    """Layers of networks, and an odd one with the channels of a first layer."""
-    sizes = ((256, 64, 64, 544), (256, 256, 256, 40), (25, 33, 3, 35))
-    return [Problem(name, pairs, *size) for pairs in (False, True) for size in sizes]
+def _transform_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
+    p, size = problem, _size(problem)
+
+    def launch(signal: Tensor) -> list[Tensor]:
+        from projunn_kernels.convolution.launch import transform
+
+        with matmul_precision(precision):
+            return _given(transform(signal, size, True))
+
+    def in_eager(signal: Tensor) -> list[Tensor]:
+        return _given(eager.transform(signal, size, True))
+
+    shape = 1, p.matrices, *size
+    # A recorded launch has the strides of a contiguous signal too.
+    signal = torch.empty(shape, device="meta") if inputs.hollow else inputs.normal(*shape)
+    return Case({"signal": signal}, launch, in_eager)
 
 
-def _line(problem: Problem) -> tuple[list[int], bool]:
-    """A line of points with that many frequencies, and whether its signals are real.
-
-    An even number of points, if they are real, so that there are two self-conjugate bins.
-    """
-    real = not problem.pairs
-    return [max(1, 2 * (problem.matrices - 1)) if real else problem.matrices], real
-
-
-def _product_case(problem: Problem, inputs: Inputs, *, adjoint: bool, precision: str) -> Case:
-    p, (size, real) = problem, _line(problem)
-    grid = frequencies(tuple(size), real)
+def _inverse_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
+    p, size = problem, _size(problem)
+    grid = frequencies(tuple(size), True)
 
     def launch(**tensors: Any) -> list[Tensor]:
-        from projunn_kernels.convolution.launch import spectral_product
+        from projunn_kernels.convolution.launch import inverse
 
         with matmul_precision(precision):
-            return [spectral_product(**tensors, size=size, adjoint=adjoint)]
+            return [inverse(**tensors, size=size, real=True)]
 
     def in_eager(**tensors: Any) -> list[Tensor]:
-        return [eager.spectral_product(**tensors, size=size, adjoint=adjoint)]
+        return [eager.inverse(**tensors, size=size, real=True)]
 
     tensors = {
-        "spectrum": inputs.normal(p.k, p.m if adjoint else p.n, p.matrices, 2),
-        "weight": inputs.normal(grid.paired, p.m, p.n, 2, scale=p.n**-0.5),
-        "own_weight": inputs.normal(len(grid.own), p.m, p.n, scale=p.n**-0.5) if real else None,
+        "paired": inputs.normal(grid.paired, 1, p.matrices, 2),
+        "own": inputs.normal(len(grid.own), 1, p.matrices),
+        "bias": inputs.normal(p.matrices),
     }
     return Case(tensors, launch, in_eager)
 
 
-def _gradient_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
-    p, (size, real) = problem, _line(problem)
-
-    def launch(grad: Tensor, spectrum: Tensor) -> list[Tensor]:
-        from projunn_kernels.convolution.launch import spectral_gradient
-
-        with matmul_precision(precision):
-            return _given(spectral_gradient(grad, spectrum, size, real, 0.5))
-
-    def in_eager(grad: Tensor, spectrum: Tensor) -> list[Tensor]:
-        return _given(eager.spectral_gradient(grad, spectrum, size, real, 0.5))
-
-    def _given(gradients: tuple[Tensor, Tensor]) -> list[Tensor]:
-        return [gradient for gradient in gradients if gradient.numel()]
-
-    tensors = {
-        "grad": inputs.normal(p.k, p.m, p.matrices, 2),
-        "spectrum": inputs.normal(p.k, p.n, p.matrices, 2),
-    }
-    return Case(tensors, launch, in_eager)
+def _size(problem: Problem) -> list[int]:
+    return [problem.n] if problem.m == 1 else [problem.m, problem.n]
 
 
-def _numbers(problem: Problem) -> int:
-    """Two spectra and the matrices, complex at every frequency."""
-    p = problem
-    return 2 * p.matrices * (p.k * (p.m + p.n) + p.m * p.n) // p.width
+def _given(spectrum: tuple[Tensor, Tensor]) -> list[Tensor]:
+    return [part for part in spectrum if part.numel()]
 
 
-SPECTRAL_PRODUCT = Kernel(
-    name="spectral_product",
-    functions=("spectral_product_kernel",),
-    closed_form=_tiles,
-    candidates=_candidates,
-    case=_product_case,
-    small=_small,
-    variants={"adjoint": (False, True), "precision": ("highest", "high")},
-    problem=_problem("spectral_product"),
-    standard=_standard("spectral_product"),
-    compiled=_compiled("spectral_product"),
-    numbers=_numbers,
-)
-SPECTRAL_GRADIENT = Kernel(
-    name="spectral_gradient",
-    functions=("spectral_gradient_kernel",),
-    closed_form=_tiles,
-    candidates=_candidates,
-    case=_gradient_case,
-    small=_small,
-    variants={"precision": ("highest", "high")},
-    problem=_problem("spectral_gradient"),
-    standard=_standard("spectral_gradient"),
-    compiled=_compiled("spectral_gradient"),
-    numbers=_numbers,
-)
+def _declared(name: str, function: str, case: Callable[..., Case]) -> Kernel:
+    return Kernel(
+        name=name,
+        functions=(function,),
+        closed_form=_tiles,
+        candidates=_candidates,
+        case=case,
+        small=_small,
+        variants={"precision": ("highest", "high")},
+        standard=_planes(name, _NETWORK),
+        compiled=_planes(name, _COMPILED),
+        numbers=lambda problem: 2 * problem.m * problem.n * problem.matrices,
+    )
+
+
+FOURIER_TRANSFORM = _declared("fourier_transform", "fourier_transform_kernel", _transform_case)
+FOURIER_INVERSE = _declared("fourier_inverse", "fourier_inverse_kernel", _inverse_case)
