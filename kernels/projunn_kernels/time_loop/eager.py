@@ -8,35 +8,22 @@ are real; all other tensors are real or complex.
 """
 
 import threading
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.steps import Steps
 from projunn_kernels.time_loop.sums import TimeSums
 
-_PANEL = 512  # rows
 
-
-def recurrence(
-    inputs: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    nonlinearity: str,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """All states, and a copy of the last."""
-    states = inputs.new_empty(states_shape(inputs, weight))
-    x = inputs
-    if input_weight is None:
-        (x,) = numbers(weight, inputs)
-    h, w, out = numbers(weight, initial, weight, states)
-    _fill_states(x, h, w, bias, nonlinearity, input_weight, input_bias, out)
-    return states, states[-1].clone()
+def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
+    """All states, and a copy of the last of each sequence."""
+    states = call.inputs.new_empty(states_shape(call))
+    steps = Steps(states.shape, call.batch_sizes, call.resets)
+    _fill_states(call, steps, states)
+    return states, steps.last(states)
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
@@ -46,37 +33,45 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         None if t is None else numbers(call.weight, t)[0]
         for t in (call.grad, call.grad_last, call.basis)
     )
-    sums = TimeSums(h, h0, call, sums_bias=call.bias is not None, basis=basis)
+    steps = Steps(h.shape, call.batch_sizes, call.resets)
+    sums = TimeSums(h, h0, call, sums_bias=call.bias is not None, basis=basis, steps=steps)
     return _gradients(grad, grad_last, h, w, call.bias, call.nonlinearity, sums)
 
 
-def _fill_states(
-    inputs: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    nonlinearity: str,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Write all states into ``out`` (T, batch, n)."""
+def _fill_states(call: Recurrence, steps: Steps, states: Tensor) -> None:
+    """Write all states into ``states``."""
+    h, weight, out = numbers(call.weight, call.initial, call.weight, states)
+    inputs, bias = call.inputs, call.bias
+    if call.input_weight is None:
+        (inputs,) = numbers(call.weight, inputs)
     n, padded = weight.shape[0], _padded_size(weight)
     transposed = functional.pad(weight.mT, (0, padded - n))
     offset = None if bias is None else functional.pad(bias, (0, padded - n))
-    h, scratch = initial, None
+    panels, scratch, held = steps.panels(), None, steps.sizes[0]
     if padded > n:  # two: the first step of a panel reads the last state of the one before
-        scratch = [out.new_zeros(_panel_length(out), out.shape[1], padded) for _ in range(2)]
-    for number, (begin, end) in enumerate(_panels(out)):
-        panel = out[begin:end] if scratch is None else scratch[number % 2][: end - begin]
-        rows = panel[..., :n]
-        _project(inputs[begin:end], input_weight, input_bias, rows)
-        for z, z_rows in zip(panel.unbind(), rows.unbind(), strict=True):
+        scratch = [out.new_zeros(steps.longest(panels), padded) for _ in range(2)]
+    for number, (begin, end) in enumerate(panels):
+        panel = target = steps.rows(out, begin, end)
+        if scratch is not None:
+            panel = scratch[number % 2][: len(target)]
+        rows = panel[:, :n]
+        _project(steps.rows(inputs, begin, end), call.input_weight, call.input_bias, rows)
+        for z, z_rows, size, reset in zip(
+            steps.split(panel, begin, end),
+            steps.split(rows, begin, end),
+            steps.sizes[begin:end],
+            steps.resets[begin:end],
+            strict=True,
+        ):
+            if size != held:
+                h, held = h[:size], size
+            if reset is not None:
+                h = h.masked_fill(reset, 0)
             z.addmm_(h, transposed)
-            _activate_(z, offset, nonlinearity)
+            _activate_(z, offset, call.nonlinearity)
             h = z_rows
         if scratch is not None:
-            out[begin:end].copy_(rows)
+            target.copy_(rows)
 
 
 def _gradients(
@@ -89,30 +84,45 @@ def _gradients(
     sums: TimeSums,
 ) -> list[Tensor]:
     """The gradients, from ``grad`` of all states and ``grad_last`` of the last; each may be None."""
-    n, (steps, batch) = weight.shape[0], states.shape[:2]
-    padded = _padded_size(weight)
+    steps, n = sums.steps, weight.shape[0]
+    padded, held, panels = _padded_size(weight), steps.sizes[-1], steps.panels()
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
-    grads = [None] * steps if grad is None else list(grad.unbind())
+    grads = [None] * len(steps.sizes) if grad is None else steps.each(grad)
     before = [None, *grads[:-1]]  # of h_{t-1}
-    carry = states.new_zeros(batch, padded)  # the gradient of h_t
-    carried = carry[:, :n]
-    for last in (grads[-1], grad_last):
-        if last is not None:
-            carried.add_(last)
+    every = states.new_zeros(steps.sizes[0], padded)  # the gradient of h_t, of each row of the batch
+    carry, carried = every[:held], every[:held, :n]
+    if grads[-1] is not None:
+        carried.add_(grads[-1])
+    if grad_last is not None:
+        every[:, :n].add_(grad_last)
     if not sums.keeps_all:
-        kept = torch.empty_like(states[: _panel_length(states)])
+        kept = states.new_empty(steps.longest(panels), n)
     else:
         kept = torch.empty_like(states) if sums.returns_all else _workspace.like(states)
-    for begin, end in reversed(list(_panels(states))):
-        panel = kept[begin:end] if sums.keeps_all else kept[: end - begin]
-        steps_of_panel = zip(states[begin:end], panel, before[begin:end], strict=True)
-        for h, dz, g in reversed(list(steps_of_panel)):
+    for begin, end in reversed(panels):
+        h_rows = steps.rows(states, begin, end)
+        panel = steps.rows(kept, begin, end) if sums.keeps_all else kept[: len(h_rows)]
+        steps_of_panel = zip(
+            steps.split(h_rows, begin, end),
+            steps.split(panel, begin, end),
+            before[begin:end],
+            steps.sizes[begin:end],
+            steps.resets[begin:end],
+            strict=True,
+        )
+        for h, dz, g, size, reset in reversed(list(steps_of_panel)):
+            if size != held:
+                carry, carried, held = every[:size], every[:size, :n], size
             _activation_gradient(carried, h, bias, nonlinearity, dz)
             if g is None:
                 carry.zero_()
-            else:
+            elif len(g) == size:
                 carried.copy_(g)
-            carry.addmm_(dz, conjugate)  # faster than a product that overwrites
+            else:  # h_{t-1} is the last state of the rows from ``size`` on
+                carried.copy_(g[:size])
+                every[size : len(g), :n].add_(g[size:])
+            through = dz if reset is None else dz.masked_fill(reset, 0)
+            carry.addmm_(through, conjugate)  # faster than a product that overwrites
         sums.add(begin, end, panel)
     return sums.finish(carried, kept if sums.keeps_all else None)
 
@@ -142,17 +152,6 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def _panel_length(states: Tensor) -> int:
-    steps, batch = states.shape[:2]
-    return min(steps, max(1, _PANEL // max(1, batch)))
-
-
-def _panels(states: Tensor) -> Iterator[tuple[int, int]]:
-    """First time step of each panel, and the one after its last."""
-    steps, length = states.shape[0], _panel_length(states)
-    return ((begin, min(begin + length, steps)) for begin in range(0, steps, length))
-
-
 def _padded_size(w: Tensor) -> int:
     """n, or for real matrices that are worth it the next multiple of 16: full vectors for the BLAS."""
     n = w.shape[-1]
@@ -160,15 +159,15 @@ def _padded_size(w: Tensor) -> int:
 
 
 def _project(u: Tensor, input_weight: Tensor | None, input_bias: Tensor | None, out: Tensor) -> None:
-    """``U u_t + c``, or u_t itself, of a few time steps."""
+    """``U u_t + c``, or u_t itself, of the rows of a few time steps."""
     if input_weight is None:
         out.copy_(u)
         return
     columns = torch.view_as_real(out).flatten(-2) if out.is_complex() else out
     if input_bias is None:
-        torch.mm(u.flatten(0, 1), input_weight.mT, out=columns.flatten(0, 1))
+        torch.mm(u, input_weight.mT, out=columns)
     else:
-        torch.addmm(input_bias, u.flatten(0, 1), input_weight.mT, out=columns.flatten(0, 1))
+        torch.addmm(input_bias, u, input_weight.mT, out=columns)
 
 
 def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:
