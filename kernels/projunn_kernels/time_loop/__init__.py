@@ -83,6 +83,9 @@ def recurrence(
     if nonlinearity not in NONLINEARITIES:
         wanted = ", ".join(NONLINEARITIES)
         raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
+    more: dict[str, Any] = {}  # each argument of an operator costs time, also one that is None
+    if batch_sizes is not None or resets is not None:
+        more = {"batch_sizes": batch_sizes, "resets": resets}
     states, last = _recurrence(
         inputs=inputs,
         initial=initial,
@@ -91,8 +94,7 @@ def recurrence(
         nonlinearity=nonlinearity,
         input_weight=input_weight,
         input_bias=input_bias,
-        batch_sizes=batch_sizes,
-        resets=resets,
+        **more,
     )
     return states, last
 

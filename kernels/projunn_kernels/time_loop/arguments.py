@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recurrence:
     """The arguments of `projunn_kernels.recurrence`, which says what they are."""
 

@@ -47,29 +47,29 @@ def _fill_states(call: Recurrence, steps: Steps, states: Tensor) -> None:
     n, padded = weight.shape[0], _padded_size(weight)
     transposed = functional.pad(weight.mT, (0, padded - n))
     offset = None if bias is None else functional.pad(bias, (0, padded - n))
-    panels, scratch, held = steps.panels(), None, steps.sizes[0]
+    panels, scratch = steps.panels(), None
     if padded > n:  # two: the first step of a panel reads the last state of the one before
-        scratch = [out.new_zeros(steps.longest(panels), padded) for _ in range(2)]
+        scratch = [steps.scratch(out, padded, panels).zero_() for _ in range(2)]
     for number, (begin, end) in enumerate(panels):
-        panel = target = steps.rows(out, begin, end)
+        panel = rows = target = steps.part(out, begin, end)
         if scratch is not None:
             panel = scratch[number % 2][: len(target)]
-        rows = panel[:, :n]
+            rows = panel[..., :n]
         _project(steps.rows(inputs, begin, end), call.input_weight, call.input_bias, rows)
-        for z, z_rows, size, reset in zip(
-            steps.split(panel, begin, end),
-            steps.split(rows, begin, end),
-            steps.sizes[begin:end],
-            steps.resets[begin:end],
-            strict=True,
-        ):
-            if size != held:
-                h, held = h[:size], size
-            if reset is not None:
-                h = h.masked_fill(reset, 0)
-            z.addmm_(h, transposed)
-            _activate_(z, offset, call.nonlinearity)
-            h = z_rows
+        whole = steps.each(panel, begin, end)
+        each = zip(whole, whole if scratch is None else steps.each(rows, begin, end), strict=True)
+        if steps.even:
+            for z, z_rows in each:
+                z.addmm_(h, transposed)
+                _activate_(z, offset, call.nonlinearity)
+                h = z_rows
+        else:
+            of_step = zip(each, steps.sizes[begin:end], steps.resets[begin:end], strict=True)
+            for (z, z_rows), size, reset in of_step:
+                h = h if len(h) == size else h[:size]
+                z.addmm_(h if reset is None else h.masked_fill(reset, 0), transposed)
+                _activate_(z, offset, call.nonlinearity)
+                h = z_rows
         if scratch is not None:
             target.copy_(rows)
 
@@ -85,46 +85,52 @@ def _gradients(
 ) -> list[Tensor]:
     """The gradients, from ``grad`` of all states and ``grad_last`` of the last; each may be None."""
     steps, n = sums.steps, weight.shape[0]
-    padded, held, panels = _padded_size(weight), steps.sizes[-1], steps.panels()
+    padded, panels, last = _padded_size(weight), steps.panels(), steps.sizes[-1]
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
-    grads = [None] * len(steps.sizes) if grad is None else steps.each(grad)
+    count = len(steps.sizes)
+    grads = [None] * count if grad is None else list(steps.each(grad, 0, count))
     before = [None, *grads[:-1]]  # of h_{t-1}
     every = states.new_zeros(steps.sizes[0], padded)  # the gradient of h_t, of each row of the batch
-    carry, carried = every[:held], every[:held, :n]
+    carry, carried = every[:last], every[:last, :n]
     if grads[-1] is not None:
         carried.add_(grads[-1])
     if grad_last is not None:
         every[:, :n].add_(grad_last)
     if not sums.keeps_all:
-        kept = states.new_empty(steps.longest(panels), n)
+        kept = steps.scratch(states, n, panels)
     else:
         kept = torch.empty_like(states) if sums.returns_all else _workspace.like(states)
     for begin, end in reversed(panels):
-        h_rows = steps.rows(states, begin, end)
-        panel = steps.rows(kept, begin, end) if sums.keeps_all else kept[: len(h_rows)]
-        steps_of_panel = zip(
-            steps.split(h_rows, begin, end),
-            steps.split(panel, begin, end),
-            before[begin:end],
-            steps.sizes[begin:end],
-            steps.resets[begin:end],
-            strict=True,
+        part = steps.part(states, begin, end)
+        panel = steps.part(kept, begin, end) if sums.keeps_all else kept[: len(part)]
+        each = list(
+            zip(
+                steps.each(part, begin, end),
+                steps.each(panel, begin, end),
+                before[begin:end],
+                strict=True,
+            )
         )
-        for h, dz, g, size, reset in reversed(list(steps_of_panel)):
-            if size != held:
-                carry, carried, held = every[:size], every[:size, :n], size
-            _activation_gradient(carried, h, bias, nonlinearity, dz)
-            if g is None:
-                carry.zero_()
-            elif len(g) == size:
-                carried.copy_(g)
-            else:  # h_{t-1} is the last state of the rows from ``size`` on
-                carried.copy_(g[:size])
-                every[size : len(g), :n].add_(g[size:])
-            through = dz if reset is None else dz.masked_fill(reset, 0)
-            carry.addmm_(through, conjugate)  # faster than a product that overwrites
+        if not steps.even:
+            for (h, dz, g), reset in zip(reversed(each), reversed(steps.resets[begin:end]), strict=True):
+                carry, carried = every[: len(h)], every[: len(h), :n]
+                _activation_gradient(carried, h, bias, nonlinearity, dz)
+                if g is None:
+                    carry.zero_()
+                else:  # some sequences may end at h_{t-1}
+                    carried.copy_(g[: len(h)])
+                    every[len(h) : len(g), :n].add_(g[len(h) :])
+                carry.addmm_(dz if reset is None else dz.masked_fill(reset, 0), conjugate)
+        else:
+            for h, dz, g in reversed(each):
+                _activation_gradient(carried, h, bias, nonlinearity, dz)
+                if g is None:
+                    carry.zero_()
+                else:
+                    carried.copy_(g)
+                carry.addmm_(dz, conjugate)  # faster than a product that overwrites
         sums.add(begin, end, panel)
-    return sums.finish(carried, kept if sums.keeps_all else None)
+    return sums.finish(every[:, :n], kept if sums.keeps_all else None)
 
 
 class _Workspace(threading.local):
@@ -159,11 +165,12 @@ def _padded_size(w: Tensor) -> int:
 
 
 def _project(u: Tensor, input_weight: Tensor | None, input_bias: Tensor | None, out: Tensor) -> None:
-    """``U u_t + c``, or u_t itself, of the rows of a few time steps."""
+    """``U u_t + c``, or u_t itself, from the rows of a few time steps."""
     if input_weight is None:
-        out.copy_(u)
+        out.copy_(u.view(out.shape))
         return
     columns = torch.view_as_real(out).flatten(-2) if out.is_complex() else out
+    columns = columns if columns.ndim == 2 else columns.flatten(0, 1)
     if input_bias is None:
         torch.mm(u, input_weight.mT, out=columns)
     else:

@@ -23,6 +23,7 @@ class Steps:
     Attributes:
         sizes: the rows of each time step.
         offsets: the first row of each time step among all rows, and at the end the number of all rows.
+        even: True if all time steps are alike.
         resets: for each time step (size, 1) booleans, or None where no row is known to start anew.
     """
 
@@ -39,6 +40,7 @@ class Steps:
         else:
             self.sizes = batch_sizes
             self.offsets = [0, *accumulate(batch_sizes)]
+        self.even = batch_sizes is None and resets is None
         self._mask = None if resets is None else resets.reshape(-1, 1)
         self.resets: list[Tensor | None] = [None] * len(self.sizes)
         if self._mask is not None:
@@ -66,24 +68,27 @@ class Steps:
                 begins.append(t)
         return list(zip(begins, [*begins[1:], steps], strict=True))
 
-    def longest(self, panels: list[tuple[int, int]]) -> int:
-        """The most rows of a panel."""
-        return max(self.offsets[end] - self.offsets[begin] for begin, end in panels)
+    def scratch(self, like: Tensor, columns: int, panels: list[tuple[int, int]]) -> Tensor:
+        """Memory for the largest panel of a tensor like ``like`` with so many columns."""
+        if not self.packed:
+            return like.new_empty(panels[0][1], self.sizes[0], columns)
+        most = max(self.offsets[end] - self.offsets[begin] for begin, end in panels)
+        return like.new_empty(most, columns)
+
+    def part(self, tensor: Tensor, begin: int, end: int) -> Tensor:
+        """The time steps ``begin`` to ``end - 1`` of a tensor that has all of them."""
+        if not self.packed:
+            return tensor[begin:end]
+        return tensor[self.offsets[begin] : self.offsets[end]]
 
     def rows(self, tensor: Tensor, begin: int, end: int) -> Tensor:
-        """Rows of the time steps ``begin`` to ``end - 1``, on one axis."""
-        if self.packed:
-            return tensor[self.offsets[begin] : self.offsets[end]]
-        return tensor[begin:end].flatten(0, 1)
+        """The rows of `part`, on one axis."""
+        part = self.part(tensor, begin, end)
+        return part if self.packed else part.flatten(0, 1)
 
-    def split(self, rows: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:
-        """What `rows` returned, step by step."""
-        size = self.sizes[begin]
-        return rows.split(self.sizes[begin:end] if self.packed or not size else size)
-
-    def each(self, tensor: Tensor) -> list[Tensor]:
-        """All time steps of a tensor, one by one."""
-        return list(tensor.split(self.sizes) if self.packed else tensor.unbind())
+    def each(self, part: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:
+        """What `part` returned, step by step."""
+        return part.split(self.sizes[begin:end]) if self.packed else part.unbind()
 
     def last(self, states: Tensor) -> Tensor:
         """The last state of each sequence, (batch, ...): a copy."""
@@ -115,5 +120,5 @@ class Steps:
         inner = self.rows(states, begin, end - 1)
         if not self.packed:
             return torch.cat([*earlier, inner])
-        earlier += self.split(inner, begin, end - 1)
+        earlier += self.each(inner, begin, end - 1)
         return torch.cat([rows[:size] for rows, size in zip(earlier, sizes[begin:end], strict=True)])

@@ -59,7 +59,7 @@ class UnitaryRNNCell(RecurrentModule):
         h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
         if self._is_best_left_to_pytorch():
             return self._step(x, h).reshape(wanted)
-        return self._run(x.unsqueeze(0), h, "", Sequences(1))[1].reshape(wanted)
+        return self._run(x.unsqueeze(0), h, self._layer(""), Sequences(1))[1].reshape(wanted)
 
     def _is_best_left_to_pytorch(self) -> bool:
         """True where the operations of the formula are faster than the operator of the time loop."""

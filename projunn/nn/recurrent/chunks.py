@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from projunn.arguments import positive
 from projunn.nn.recurrent.sequences import Sequences
 from projunn_kernels import private
+from projunn_kernels.backends import chosen_backend, run_under
 
 Pass = Callable[[Tensor, list[Tensor | None], Sequences], tuple[Tensor, list[Tensor]]]
 
@@ -46,6 +47,7 @@ def in_chunks(
         random: whether ``run`` draws random numbers, which are to be the same when it runs again.
     """
     length = max(1, isqrt(sequences.steps)) if isinstance(every, str) else every
+    chosen = None if torch.compiler.is_compiling() else chosen_backend()  # for the backward's thread
     recompute = torch.is_grad_enabled() and not private.in_transform_or_export()
 
     states: list[Tensor] = []
@@ -55,7 +57,7 @@ def in_chunks(
         def through(
             part: Tensor, *before: Tensor | None, chunk: Sequences = chunk
         ) -> tuple[Tensor | None, ...]:
-            states, last = run(part, list(before), chunk)
+            states, last = run_under(chosen, run, part, list(before), chunk)
             return (states if outputs else None, *last)
 
         size = None if chunk.batch_sizes is None else chunk.batch_sizes[0]

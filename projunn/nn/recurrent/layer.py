@@ -1,6 +1,6 @@
 """The parameters of recurrent layers, and one layer's pass through time."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,6 +14,15 @@ from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.recurrent.sequences import Sequences
 from projunn.nn.sketched import sketched_recurrence
 from projunn_kernels import NONLINEARITIES, recurrence
+
+
+class Layer(NamedTuple):
+    """The parameters of one layer and direction, as they are stored."""
+
+    weight_ih: Tensor
+    weight_hh: Any  # a `UnitaryParameter`, or what stands for one
+    bias_ih: Tensor | None
+    modrelu_bias: Tensor | None
 
 
 class RecurrentModule(UnitaryModule):
@@ -79,24 +88,22 @@ class RecurrentModule(UnitaryModule):
                 bound = (6 / parts / (parameter.shape[0] + parameter.shape[1])) ** 0.5
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def _run(
-        self,
-        input: Tensor,
-        initial: Tensor | None,
-        suffix: str,
-        sequences: Sequences,
-        weight: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """All states and the last of each sequence, from the input of one layer.
+    def _layer(self, suffix: str) -> Layer:
+        """The parameters whose names end in ``suffix``, as they are now."""
+        return Layer(
+            getattr(self, f"weight_ih{suffix}"),
+            getattr(self, f"weight_hh{suffix}"),
+            getattr(self, f"bias_ih{suffix}") if self.bias else None,
+            getattr(self, f"modrelu_bias{suffix}") if self.nonlinearity == "modrelu" else None,
+        )
 
-        ``weight`` stands for W_hh where its gradient is to take another way than usual.
-        """
-        if weight is None:
-            weight = getattr(self, f"weight_hh{suffix}")
-            assert weight is not None
-        is_complex = self.is_complex
+    def _run(
+        self, input: Tensor, initial: Tensor | None, layer: Layer, sequences: Sequences
+    ) -> tuple[Tensor, Tensor]:
+        """All states and the last of each sequence, from the input of one layer."""
+        weight, is_complex = layer.weight_hh, self.is_complex
         check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
-        u, input_weight, input_bias = self._entry(input, suffix)
+        u, input_weight, input_bias = self._entry(input, layer)
         if initial is None:
             sizes = sequences.batch_sizes
             batch = u.shape[1] if sizes is None else sizes[0]
@@ -105,31 +112,27 @@ class RecurrentModule(UnitaryModule):
             check_numbers("hx", initial, weight, is_complex, "all numbers")
             if is_complex:
                 initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
-        offset = getattr(self, f"modrelu_bias{suffix}", None)
         arguments = (
             u,
             initial.to(weight.dtype),
             weight,
-            offset,
+            layer.modrelu_bias,
             self.nonlinearity,
             input_weight,
             input_bias,
         )
         run = recurrence if sketch_of(weight) is None else sketched_recurrence
-        states, last = run(
-            *arguments, batch_sizes=sequences.batch_sizes, resets=sequences.resets
-        )
+        states, last = run(*arguments, batch_sizes=sequences.batch_sizes, resets=sequences.resets)
         return self._numbers(states), self._numbers(last)
 
-    def _entry(self, input: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _entry(self, input: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns (input, weight, bias) if the time loop is to project the input.
 
         Otherwise returns (projected input, None, None): on a GPU, and under autocast, one GEMM for all
         time steps is best left to PyTorch.
         """
-        weight: Tensor = getattr(self, f"weight_ih{suffix}")
+        weight, bias = layer.weight_ih, layer.bias_ih
         stored = weight.dtype
-        bias: Tensor | None = getattr(self, f"bias_ih{suffix}", None)
         if self.is_complex:  # real and imaginary parts become separate real columns
             times_i = torch.stack([-weight[..., 1], weight[..., 0]], -1)
             columns = torch.stack([weight, times_i], 2) if input.is_complex() else weight.unsqueeze(2)

@@ -40,7 +40,9 @@ class Sequences:
         if resets is not None:
             later = self.flip(resets)
             if self.batch_sizes is None:
-                resets = torch.cat([torch.zeros_like(later[:1]), later[:-1]])
+                # No slice of T - 1 steps: `torch.export` would ask whether that is 1.
+                inner = torch.arange(later.shape[0], device=later.device) > 0
+                resets = later.roll(1, 0) & inner.unsqueeze(1)
             else:
                 sizes, first = torch.tensor(self.batch_sizes), self.batch_sizes[0]
                 earlier = sizes[:-1].repeat_interleave(sizes[1:])  # how far off the last step's row is
@@ -72,5 +74,5 @@ def _mirror(batch_sizes: list[int]) -> Tensor:
     offsets = sizes.cumsum(0) - sizes
     lengths = (torch.arange(batch_sizes[0]) < sizes.unsqueeze(1)).sum(0)
     time = torch.arange(len(batch_sizes)).repeat_interleave(sizes)
-    sequence = torch.arange(int(sizes.sum())) - offsets[time]
+    sequence = torch.arange(sum(batch_sizes)) - offsets[time]
     return offsets[lengths[sequence] - 1 - time] + sequence

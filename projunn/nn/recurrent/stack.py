@@ -161,7 +161,7 @@ class UnitaryRNN(RecurrentModule):
             resets = resets.unsqueeze(1) if unbatched else resets
             resets = resets.mT if batch_comes_first else resets
         initial = hx.unsqueeze(1) if hx is not None and unbatched else hx
-        x, h_n = self._layers(x, initial, Sequences(len(x), None, resets), outputs)
+        x, h_n = self._layers(x, initial, Sequences(x.shape[0], None, resets), outputs)
         if unbatched:
             return x if x is None else x.squeeze(1), h_n.squeeze(1)
         if batch_comes_first and x is not None:
@@ -177,12 +177,12 @@ class UnitaryRNN(RecurrentModule):
     ) -> tuple[PackedSequence | None, Tensor]:
         data, batch_sizes, order, original = input
         check_tensors(data, hx)
-        if data.ndim != 2 or data.shape[1] != self.input_size or batch_sizes.sum() != len(data):
-            raise ValueError(
-                f"input: got a PackedSequence of shape {tuple(data.shape)} for {int(batch_sizes.sum())}"
-                f" time steps of all sequences, wanted ({int(batch_sizes.sum())}, {self.input_size})"
-            )
         sizes: list[int] = batch_sizes.tolist()
+        if data.shape != (sum(sizes), self.input_size):
+            raise ValueError(
+                f"input: got a PackedSequence of shape {tuple(data.shape)}, wanted"
+                f" ({sum(sizes)}, {self.input_size}) as its batch_sizes add up"
+            )
         self._check_state(hx, (sizes[0],))
         if resets is not None:
             if not isinstance(resets, PackedSequence) or not resets.batch_sizes.equal(batch_sizes):
@@ -237,26 +237,25 @@ class UnitaryRNN(RecurrentModule):
         outputs: bool,
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Layers that go the same way, each on the states of the one before."""
-        weights: dict[str, Tensor] = {}
+        layers = [self._layer(suffix) for suffix in suffixes]
 
         def run(
             x: Tensor, initial: list[Tensor | None], sequences: Sequences
         ) -> tuple[Tensor, list[Tensor]]:
             last = []
-            for i, (suffix, start) in enumerate(zip(suffixes, initial, strict=True)):
+            for i, (layer, start) in enumerate(zip(layers, initial, strict=True)):
                 if i and self.dropout:
                     x = self._drop(x)
-                x, h = self._run(x, start, suffix, sequences, weights.get(suffix))
+                x, h = self._run(x, start, layer, sequences)
                 last.append(h)
             return x, last
 
         if self.checkpoint_every is None:
             states, last = run(x, initial, sequences)
             return states if outputs else None, last
-        for suffix in suffixes:
-            weight = getattr(self, f"weight_hh{suffix}")
-            if sketch_of(weight) is not None:
-                weights[suffix] = sketched_weight(weight)
+        for i, layer in enumerate(layers):
+            if sketch_of(layer.weight_hh) is not None:
+                layers[i] = layer._replace(weight_hh=sketched_weight(layer.weight_hh))
         return in_chunks(
             run,
             x,
