@@ -47,7 +47,7 @@ def _fill_states(call: Recurrence, steps: Steps, states: Tensor) -> None:
     n, padded = weight.shape[0], _padded_size(weight)
     transposed = functional.pad(weight.mT, (0, padded - n))
     offset = None if bias is None else functional.pad(bias, (0, padded - n))
-    panels, scratch = steps.panels(), None
+    panels, scratch, held = steps.panels(), None, steps.sizes[0]
     if padded > n:  # two: the first step of a panel reads the last state of the one before
         scratch = [steps.scratch(out, padded, panels).zero_() for _ in range(2)]
     for number, (begin, end) in enumerate(panels):
@@ -66,7 +66,8 @@ def _fill_states(call: Recurrence, steps: Steps, states: Tensor) -> None:
         else:
             of_step = zip(each, steps.sizes[begin:end], steps.resets[begin:end], strict=True)
             for (z, z_rows), size, reset in of_step:
-                h = h if len(h) == size else h[:size]
+                if size != held:
+                    h, held = h[:size], size
                 z.addmm_(h if reset is None else h.masked_fill(reset, 0), transposed)
                 _activate_(z, offset, call.nonlinearity)
                 h = z_rows
@@ -85,13 +86,13 @@ def _gradients(
 ) -> list[Tensor]:
     """The gradients, from ``grad`` of all states and ``grad_last`` of the last; each may be None."""
     steps, n = sums.steps, weight.shape[0]
-    padded, panels, last = _padded_size(weight), steps.panels(), steps.sizes[-1]
+    padded, panels, held = _padded_size(weight), steps.panels(), steps.sizes[-1]
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
     count = len(steps.sizes)
     grads = [None] * count if grad is None else list(steps.each(grad, 0, count))
     before = [None, *grads[:-1]]  # of h_{t-1}
     every = states.new_zeros(steps.sizes[0], padded)  # the gradient of h_t, of each row of the batch
-    carry, carried = every[:last], every[:last, :n]
+    carry, carried = every[:held], every[:held, :n]
     if grads[-1] is not None:
         carried.add_(grads[-1])
     if grad_last is not None:
@@ -112,14 +113,18 @@ def _gradients(
             )
         )
         if not steps.even:
-            for (h, dz, g), reset in zip(reversed(each), reversed(steps.resets[begin:end]), strict=True):
-                carry, carried = every[: len(h)], every[: len(h), :n]
+            of_step = zip(each, steps.sizes[begin:end], steps.resets[begin:end], strict=True)
+            for (h, dz, g), size, reset in reversed(list(of_step)):
+                if size != held:
+                    carry, carried, held = every[:size], every[:size, :n], size
                 _activation_gradient(carried, h, bias, nonlinearity, dz)
                 if g is None:
                     carry.zero_()
-                else:  # some sequences may end at h_{t-1}
-                    carried.copy_(g[: len(h)])
-                    every[len(h) : len(g), :n].add_(g[len(h) :])
+                elif len(g) == size:
+                    carried.copy_(g)
+                else:  # some sequences end at h_{t-1}
+                    carried.copy_(g[:size])
+                    every[size : len(g), :n].add_(g[size:])
                 carry.addmm_(dz if reset is None else dz.masked_fill(reset, 0), conjugate)
         else:
             for h, dz, g in reversed(each):
