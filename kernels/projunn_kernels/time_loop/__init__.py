@@ -18,8 +18,8 @@ was, so that several sequences may follow one another in one row.
 
 The last state is a separate output, for losses that need no other.  Only the states are kept for the
 backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
-same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it, to
-which packed sequences go padded (`padded`); elsewhere, and with ``resets``, it is a loop of GEMMs
+same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it,
+and takes packed sequences padded (`padded`); elsewhere, and with ``resets``, it is a loop of GEMMs
 (`eager`).
 
 modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.

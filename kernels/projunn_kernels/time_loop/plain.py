@@ -27,7 +27,8 @@ def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
             "input: got a dynamic number of time steps, wanted a fixed one for ONNX, which gets the loop"
             " over time unrolled; torch.export takes any"
         )
-    states, ended = [], []
+    states: list[Tensor] = []
+    ended: list[Tensor] = []
     for x, reset in zip(*_steps(call, u, call.resets), strict=True):
         h = _kept(h, len(x), ended)
         if reset is not None:

@@ -18,7 +18,8 @@ class Steps:
     Args:
         leading: the shape of all states; its first two axes, or its first one if they are packed, count.
         batch_sizes: the rows of each time step of packed tensors; None for padded ones.
-        resets: True for each row whose state is zero before its time step: (T, batch), or (rows,); or None.
+        resets: True for each row whose state is zero before its time step, (T, batch) or (rows,); or
+            None.
 
     Attributes:
         sizes: the rows of each time step.

@@ -115,7 +115,7 @@ class TimeSums:
         return [_stored(self._inputs.new_empty(0) if t is None else t) for t in results]
 
     def _pieces(self, grads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """dz_t of all time steps in a few pieces, and h_{t-1} of the same: without copies if possible."""
+        """dz_t of all time steps in pieces, and h_{t-1} of the same; without copies if possible."""
         steps, count = self.steps, len(self.steps.sizes)
         panels = [(0, 1), (1, count)] if count > 1 else [(0, 1)]
         if steps.packed or any(reset is not None for reset in steps.resets):

@@ -5,9 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from projunn.arguments import check_numbers
-from projunn.manifold import UnitaryParameter
 from projunn.nn.module import sketch_of
-from projunn.nn.recurrent.layer import RecurrentModule, check_tensors
+from projunn.nn.recurrent.layer import Layer, RecurrentModule, check_tensors
 from projunn.nn.recurrent.sequences import Sequences
 from projunn_kernels import apply_nonlinearity
 from projunn_kernels.backends import uses_triton
@@ -57,29 +56,28 @@ class UnitaryRNNCell(RecurrentModule):
             raise ValueError(f"hx: got shape {tuple(hx.shape)}, wanted {wanted}")
         x = input if input.ndim == 2 else input.unsqueeze(0)
         h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
-        if self._is_best_left_to_pytorch():
-            return self._step(x, h).reshape(wanted)
-        return self._run(x.unsqueeze(0), h, self._layer(""), Sequences(1))[1].reshape(wanted)
+        layer = self._layer("")
+        if _is_best_left_to_pytorch(layer.weight_hh):
+            return self._step(x, h, layer).reshape(wanted)
+        return self._run(x.unsqueeze(0), h, layer, Sequences(1))[1].reshape(wanted)
 
-    def _is_best_left_to_pytorch(self) -> bool:
-        """True where the operations of the formula are faster than the operator of the time loop."""
-        weight = self.weight_hh
-        return not (
-            torch.compiler.is_compiling()
-            or uses_triton(weight)
-            or torch.is_autocast_enabled(weight.device.type)
-            or (torch.is_grad_enabled() and sketch_of(weight) is not None)
-        )
-
-    def _step(self, x: Tensor, h: Tensor | None) -> Tensor:
-        weight, inner = self._numbers(self.weight_ih), self._numbers(self.weight_hh)
-        bias = self._numbers(self.bias_ih) if self.bias else None
-        check_numbers(
-            "input", x, self.weight_hh, self.is_complex, "reals" if self.is_complex else "nothing"
-        )
-        z = functional.linear(x.to(weight.dtype) if self.is_complex else x, weight, bias)
+    def _step(self, x: Tensor, h: Tensor | None, layer: Layer) -> Tensor:
+        stored, is_complex = layer.weight_hh, self.is_complex
+        check_numbers("input", x, stored, is_complex, "reals" if is_complex else "nothing")
+        weight, inner = self._numbers(layer.weight_ih), self._numbers(stored)
+        bias = None if layer.bias_ih is None else self._numbers(layer.bias_ih)
+        z = functional.linear(x.to(weight.dtype) if is_complex else x, weight, bias)
         if h is not None:
-            check_numbers("hx", h, self.weight_hh, self.is_complex, "all numbers")
+            check_numbers("hx", h, stored, is_complex, "all numbers")
             z = torch.addmm(z, h.to(inner.dtype), inner.mT)
-        offset = self.modrelu_bias if self.nonlinearity == "modrelu" else None
-        return apply_nonlinearity(z, offset, self.nonlinearity)
+        return apply_nonlinearity(z, layer.modrelu_bias, self.nonlinearity)
+
+
+def _is_best_left_to_pytorch(weight: Tensor) -> bool:
+    """True where the formula in PyTorch's operations is faster than the operator of the time loop."""
+    return not (
+        torch.compiler.is_compiling()
+        or uses_triton(weight)
+        or torch.is_autocast_enabled(weight.device.type)
+        or (torch.is_grad_enabled() and sketch_of(weight) is not None)
+    )

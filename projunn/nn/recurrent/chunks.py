@@ -1,4 +1,4 @@
-"""A pass through time that keeps few states: those at the ends of chunks; its backward recomputes the others."""
+"""A pass through time that keeps few states, those at the ends of chunks, and recomputes the others."""
 
 from collections.abc import Callable
 from math import isqrt

@@ -14,7 +14,8 @@ class Sequences:
         batch_sizes: of packed sequences, whose tensors are (rows, features), how many sequences each
             time step has, as in `torch.nn.utils.rnn.PackedSequence`; None for tensors
             (T, batch, features).
-        resets: booleans, (T, batch) or (rows,): where the state before a time step becomes zero; or None.
+        resets: booleans, (T, batch) or (rows,), or None: where one is True, the state before that time
+            step becomes zero.
     """
 
     def __init__(

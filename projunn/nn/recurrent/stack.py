@@ -53,12 +53,13 @@ class UnitaryRNN(RecurrentModule):
         input too.  ``hx`` is (D num_layers, batch, n), or (D num_layers, n) without batch, where D is 2
         if ``bidirectional`` and else 1; zeros if not given.  Returns ``output``, the states of the last
         layer, (T, batch, D n) with its axes ordered as those of ``input``, or a ``PackedSequence``; and
-        ``h_n`` (D num_layers, batch, n), the last state of each sequence.  Both are complex for a complex
-        layer.
+        ``h_n`` (D num_layers, batch, n), the last state of each sequence.  Both are complex for a
+        complex layer.
 
-        ``resets``, booleans (T, batch) with the axes of ``input`` in their order, or a ``PackedSequence``
-        of them if ``input`` is one: where one is True, a new sequence begins, and the state before that
-        time step is zero in the place of what it was.  With ``outputs=False``, ``output`` is None.
+        ``resets`` are booleans (T, batch), with their axes ordered as those of ``input``, or a
+        ``PackedSequence`` of them if ``input`` is one.  Where one is True, a new sequence begins: the
+        state before that time step is zero in the place of what it was.  With ``outputs=False``,
+        ``output`` is None.
 
     Attributes:
         weight_hh_l[k]: W_hh of layer k, a `projunn.UnitaryParameter` (n, n), which
@@ -101,9 +102,7 @@ class UnitaryRNN(RecurrentModule):
             raise ValueError(f"proj_size: got {proj_size}, wanted 0: the state of an RNN is its output")
         inner = directions * positive("hidden_size", hidden_size)
         ends = ("", "_reverse")[:directions]
-        suffixes = {
-            f"_l{i}{end}": inner if i else input_size for i in range(layers) for end in ends
-        }
+        suffixes = {f"_l{i}{end}": inner if i else input_size for i in range(layers) for end in ends}
         super().__init__(
             input_size, hidden_size, nonlinearity, bias, suffixes, device, dtype, sketch_rank
         )
@@ -115,8 +114,8 @@ class UnitaryRNN(RecurrentModule):
         self.checkpoint_every = checkpoint_every
         if dropout and layers == 1:
             warnings.warn(
-                f"dropout: got {dropout} with num_layers=1, which has no effect: it acts on the output of"
-                " each layer but the last",
+                f"dropout: got {dropout} with num_layers=1, which has no effect: it acts on the output"
+                " of each layer but the last",
                 stacklevel=2,
             )
 
@@ -161,12 +160,12 @@ class UnitaryRNN(RecurrentModule):
             resets = resets.unsqueeze(1) if unbatched else resets
             resets = resets.mT if batch_comes_first else resets
         initial = hx.unsqueeze(1) if hx is not None and unbatched else hx
-        x, h_n = self._layers(x, initial, Sequences(x.shape[0], None, resets), outputs)
+        states, h_n = self._layers(x, initial, Sequences(x.shape[0], None, resets), outputs)
         if unbatched:
-            return x if x is None else x.squeeze(1), h_n.squeeze(1)
-        if batch_comes_first and x is not None:
-            x = rearrange(x, "time batch unit -> batch time unit")
-        return x, h_n
+            return states if states is None else states.squeeze(1), h_n.squeeze(1)
+        if batch_comes_first and states is not None:
+            states = rearrange(states, "time batch unit -> batch time unit")
+        return states, h_n
 
     def _of_packed(
         self,
@@ -190,7 +189,7 @@ class UnitaryRNN(RecurrentModule):
                     "resets: got other sequences than those of the input, wanted a PackedSequence of the"
                     " same batch_sizes"
                 )
-            resets = _checked_resets(resets.data, data.shape[:1], data.device)
+            resets = _checked_resets(resets.data, (len(data),), data.device)
         if hx is not None and order is not None:
             hx = hx.index_select(1, order)
         x, h_n = self._layers(data, hx, Sequences(len(sizes), sizes, resets), outputs)
@@ -208,14 +207,14 @@ class UnitaryRNN(RecurrentModule):
     ) -> tuple[Tensor | None, Tensor]:
         """The output, or None, and the last states, (layers and directions, batch, n)."""
         suffixes = self._suffixes
-        starts = [None] * len(suffixes) if initial is None else list(initial.unbind())
+        starts: list[Tensor | None] = [None] * len(suffixes)
+        if initial is not None:
+            starts = list(initial.unbind())
         if not self.bidirectional:
             states, last = self._chain(suffixes, x, starts, sequences, outputs)
             return states, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
-        flipped, last = sequences.flipped(), []
-        states = x
+        flipped, states, last = sequences.flipped(), x, list[Tensor]()
         for i in range(0, len(suffixes), 2):
-            assert states is not None
             x = self._drop(states) if i and self.dropout else states
             wanted = outputs or i + 2 < len(suffixes)
             ahead, h = self._chain(suffixes[i : i + 1], x, starts[i : i + 1], sequences, wanted)
@@ -223,9 +222,9 @@ class UnitaryRNN(RecurrentModule):
                 suffixes[i + 1 : i + 2], sequences.flip(x), starts[i + 1 : i + 2], flipped, wanted
             )
             last += [*h, *g]
-            states = None
-            if ahead is not None and back is not None:
-                states = torch.cat([ahead, sequences.flip(back)], -1)
+            if ahead is None or back is None:
+                return None, torch.stack(last)
+            states = torch.cat([ahead, sequences.flip(back)], -1)
         return states, torch.stack(last)
 
     def _chain(
@@ -285,7 +284,7 @@ class UnitaryRNN(RecurrentModule):
         return text
 
 
-def _checked_resets(resets: Any, wanted: torch.Size, device: torch.device) -> Tensor:
+def _checked_resets(resets: Any, wanted: tuple[int, ...], device: torch.device) -> Tensor:
     check_strided("resets", tensor("resets", resets))
     if resets.dtype is not torch.bool or resets.shape != wanted:
         raise ValueError(
