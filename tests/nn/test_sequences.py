@@ -337,7 +337,7 @@ def test_an_exported_layer_takes_any_batch_and_length(strict):
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = drawn(2, bidirectional=True)
+            self.rnn = drawn(2, bidirectional=True, checkpoint_every="sqrt")
 
         def forward(self, x, resets):
             return self.rnn(x, resets=resets)

@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from projunn.arguments import positive
 from projunn.nn.recurrent.sequences import Sequences
-from projunn_kernels import private
 from projunn_kernels.backends import chosen_backend, run_under
 
 Pass = Callable[[Tensor, list[Tensor | None], Sequences], tuple[Tensor, list[Tensor]]]
@@ -48,7 +47,7 @@ def in_chunks(
     """
     length = max(1, isqrt(sequences.steps)) if isinstance(every, str) else every
     chosen = None if torch.compiler.is_compiling() else chosen_backend()  # for the backward's thread
-    recompute = torch.is_grad_enabled() and not private.in_transform_or_export()
+    recompute = torch.is_grad_enabled()
 
     states: list[Tensor] = []
     held = initial

@@ -15,6 +15,7 @@ from projunn.nn.recurrent.chunks import checked, in_chunks
 from projunn.nn.recurrent.layer import RecurrentModule, check_tensors
 from projunn.nn.recurrent.sequences import Sequences
 from projunn.nn.sketched import sketched_weight
+from projunn_kernels import private
 
 
 class UnitaryRNN(RecurrentModule):
@@ -210,10 +211,16 @@ class UnitaryRNN(RecurrentModule):
         starts: list[Tensor | None] = [None] * len(suffixes)
         if initial is not None:
             starts = list(initial.unbind())
-        if not self.bidirectional:
-            states, last = self._chain(suffixes, x, starts, sequences, outputs)
-            return states, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
-        flipped, states, last = sequences.flipped(), x, list[Tensor]()
+        if self.bidirectional:
+            return self._both_ways(x, starts, sequences, outputs)
+        states, last = self._chain(suffixes, x, starts, sequences, outputs)
+        return states, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
+
+    def _both_ways(
+        self, states: Tensor, starts: list[Tensor | None], sequences: Sequences, outputs: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        suffixes, flipped = self._suffixes, sequences.flipped()
+        last: list[Tensor] = []
         for i in range(0, len(suffixes), 2):
             x = self._drop(states) if i and self.dropout else states
             wanted = outputs or i + 2 < len(suffixes)
@@ -249,7 +256,7 @@ class UnitaryRNN(RecurrentModule):
                 last.append(h)
             return x, last
 
-        if self.checkpoint_every is None:
+        if self.checkpoint_every is None or private.in_transform_or_export():
             states, last = run(x, initial, sequences)
             return states if outputs else None, last
         for i, layer in enumerate(layers):
