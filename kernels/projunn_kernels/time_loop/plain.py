@@ -114,7 +114,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         by_projection = columns.mT @ call.inputs.reshape(-1, call.inputs.shape[-1])
         by_shift = columns.sum(0)
     if call.bias is not None:
-        by_bias = (h.sgn().conj() * dz).real.flatten(0, -2).sum(0)
+        by_bias = (h.sgn().conj() * dz).real.sum(tuple(range(h.ndim - 1)))
     found = [
         by_inputs if call.wants_inputs or call.input_weight is None else None,
         carry,

@@ -16,7 +16,7 @@ Pass = Callable[[Tensor, list[Tensor | None], Sequences], tuple[Tensor, list[Ten
 
 def checked(value: object) -> int | str | None:
     """``checkpoint_every``, checked: a positive integer, ``"sqrt"`` or None."""
-    if value is None or value == "sqrt":
+    if value is None or (isinstance(value, str) and value == "sqrt"):
         return value
     try:
         return positive("checkpoint_every", value)
