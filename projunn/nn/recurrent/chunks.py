@@ -1,7 +1,6 @@
 """A pass through time that keeps few states, those at the ends of chunks, and recomputes the others."""
 
 from collections.abc import Callable
-from math import isqrt
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ def in_chunks(
         outputs: whether all states are wanted.
         random: whether ``run`` draws random numbers, which are to be the same when it runs again.
     """
-    length = max(1, isqrt(sequences.steps)) if isinstance(every, str) else every
+    length = max(1, int(sequences.steps**0.5)) if isinstance(every, str) else every
     chosen = None if torch.compiler.is_compiling() else chosen_backend()  # for the backward's thread
     recompute = torch.is_grad_enabled()
 
