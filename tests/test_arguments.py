@@ -21,6 +21,8 @@ COMMON = {"bias": True, "device": None, "dtype": None, "sketch_rank": None}
 IMAGES = {"in_channels": 1, "num_classes": 2, "image_size": 4, "conv": "unitary", "width": 2}
 CONV = {"in_channels": 2, "out_channels": 3, "spatial_size": 4, "stride": 1}
 RECURRENT = {"input_size": 3, "hidden_size": 4, "nonlinearity": "modrelu"}
+STACKED = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+STACKED |= {"checkpoint_every": None, "proj_size": 0}
 
 # the arguments of the constructor, and the shape of an input
 LAYERS = {
@@ -30,7 +32,7 @@ LAYERS = {
     unn.UnitaryConv2d: ({**CONV, **COMMON}, (2, 2, 4, 4)),
     unn.UnitaryConv3d: ({**CONV, **COMMON}, (2, 2, 4, 4, 4)),
     unn.UnitaryRNN: (
-        {**RECURRENT, "num_layers": 1, "batch_first": False, "dropout": 0.0, **COMMON},
+        {**RECURRENT, **STACKED, **COMMON},
         (5, 2, 3),
     ),
     unn.UnitaryRNNCell: ({**RECURRENT, **COMMON}, (2, 3)),
@@ -45,6 +47,7 @@ LAYERS = {
 NO_NUMBER = [None, "4", "a", b"4", [4], (4,), (2, 2), {}, 4j, NAN, object(), len, torch.float32]
 COUNTS = [*NO_NUMBER, 0, -1, 1.5, 2.0, float("inf"), True, False, 10**30, np.float32(4)]
 COUNTS += [torch.tensor(4), torch.tensor(1.5)]
+OPTIONAL_COUNTS = [value for value in COUNTS if value is not None]
 SIZES = [None, 0, -1, 1.5, 2.0, NAN, True, "4", "44", [4, 1.5], (4,) * 4, (), [0, 4], [[4], [4]], {}, 4j]
 SIZES += [torch.tensor([4, 4]), torch.tensor(4), range(2), iter([4, 4, 4, 4]), object()]
 FLAGS = [None, 2, "yes", "", 1.5, [], [1], {}, torch.tensor([1, 2]), torch.float32, "cuda"]
@@ -54,14 +57,15 @@ WORDS = ["zzz", "", None, 3, ["modrelu"], nn.ReLU, True, "MODRELU"]
 AXES = [5, -5, 2, 1.5, "1", None, [1], (1,), True, NAN, torch.tensor(1)]
 WRONG = {
     **dict.fromkeys(("spatial_size", "stride", "image_size"), SIZES),
-    **dict.fromkeys(("bias", "batch_first"), FLAGS),
+    **dict.fromkeys(("bias", "batch_first", "bidirectional"), FLAGS),
     **dict.fromkeys(("nonlinearity", "conv"), WORDS),
     "device": DEVICES,
     "dtype": DTYPES,
     "dropout": [-0.1, 1.1, NAN, "0.5", None, [0.5], True, 2, 4j],
     "dim": AXES,
     "activation": [None, 3, "MaxMin", nn.Linear, unn.MaxMin()],
-    "sketch_rank": [value for value in COUNTS if value is not None],
+    **dict.fromkeys(("sketch_rank", "checkpoint_every"), OPTIONAL_COUNTS),
+    "proj_size": [*NO_NUMBER, 1, -1, 1.5, True],
 }
 FINE = [np.int64(4), np.bool_(True), 1, [4, 4], (4,), torch.Size([4, 4]), np.array([4, 4])]
 
@@ -128,6 +132,8 @@ def test_inputs_of_unitary_layers(cls, dtype, sketch_rank):
         return dtype.is_complex and not other.is_complex
 
     for value in [None, *wrong_inputs(shape, dtype, is_converted)]:
+        if cls is unn.UnitaryRNN and isinstance(value, nn.utils.rnn.PackedSequence):
+            continue
         assert refused("input", lambda value=value: layer(value)), f"{value!r:.80} was taken"
     x = torch.randn(shape, dtype=dtype)
     assert refused("input", lambda: layer(x.to_sparse())) or (cls, sketch_rank) == (OURS[0], None)

@@ -113,19 +113,22 @@ class _SketchedRecurrence(torch.autograd.Function):
         nonlinearity: str,
         input_weight: Tensor | None,
         input_bias: Tensor | None,
-        start: FactoredTensor,
+        *others: Any,
     ) -> tuple[Tensor, Tensor]:
+        start, batch_sizes, resets = others
         arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
-        states, last = recurrence(*arguments)
+        states, last = recurrence(*arguments, batch_sizes=batch_sizes, resets=resets)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs, states, initial, weight, bias, input_weight, start.stored_left)
+        saved = inputs, states, initial, weight, bias, input_weight, start.stored_left, resets
+        ctx.save_for_backward(*saved)
         ctx.nonlinearity, ctx.pairs, ctx.group = nonlinearity, start.pairs, start.group
+        ctx.batch_sizes = batch_sizes
         ctx.chosen = _chosen()
         return states, last
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Any:  # type: ignore[override]
-        u, states, initial_state, weight, offset, input_weight, basis = ctx.saved_tensors
+        u, states, initial_state, weight, offset, input_weight, basis, resets = ctx.saved_tensors
         needs = ctx.needs_input_grad
         sketched = not _wants_dense(grad, grad_last)
         inputs, initial, bias, projection, shift, *found = run_under(
@@ -146,12 +149,14 @@ class _SketchedRecurrence(torch.autograd.Function):
                 wants_weight=needs[2],
                 basis=basis if sketched else None,
                 group=ctx.group,
+                batch_sizes=ctx.batch_sizes,
+                resets=resets,
             ),
         )
         by_weight: Tensor | None = None
         if found:
             by_weight = _gradient(found[0], found[1], ctx.pairs) if sketched else found[0]
-        grads = inputs, initial, by_weight, bias, None, projection, shift, None
+        grads = inputs, initial, by_weight, bias, None, projection, shift, None, None, None
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
@@ -163,13 +168,46 @@ def sketched_recurrence(
     nonlinearity: str,
     input_weight: Tensor | None,
     input_bias: Tensor | None,
+    *,
+    batch_sizes: list[int] | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`projunn_kernels.recurrence` with a gradient of the weight that is a `projunn.FactoredTensor`.
 
     It is a sketch of the gradient summed over all time steps, and starts from ``weight.sketch``.
     """
     arguments = inputs, initial, weight, bias, nonlinearity, input_weight, input_bias
-    return _SketchedRecurrence.apply(*arguments, weight.sketch)  # type: ignore[no-untyped-call]
+    others = weight.sketch, batch_sizes, resets
+    return _SketchedRecurrence.apply(*arguments, *others)  # type: ignore[no-untyped-call]
+
+
+class _SketchedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, start: FactoredTensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(start.stored_left)
+        ctx.pairs, ctx.group, ctx.chosen = start.pairs, start.group, _chosen()
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        if _wants_dense(grad):
+            return grad, None
+        (basis,) = ctx.saved_tensors
+        dense = torch.view_as_complex(grad.contiguous()) if ctx.pairs else grad
+        rows = torch.eye(dense.shape[0], dtype=dense.dtype, device=dense.device)
+        sketched = [dense.conj().resolve_conj()], [rows], basis, ctx.pairs, ctx.group
+        left, right = run_under(ctx.chosen, sketch, *sketched)
+        return _gradient(left, right, ctx.pairs), None
+
+
+def sketched_weight(weight: UnitaryParameter) -> Tensor:
+    """The weight, to be used many times: its gradient is a sketch of the sum of their gradients.
+
+    That sum is formed once, in the backward.  Sketches of each would have a rank that grows with their
+    number.
+    """
+    result: Tensor = _SketchedWeight.apply(weight, weight.sketch)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _SketchedConvolution(torch.autograd.Function):

@@ -121,6 +121,11 @@ def layers(draw):
         }
         if kind == "rnn":
             wrong |= {"num_layers": NO_COUNT, "dropout": (-0.1, 1.5, "x", None)}
+            wrong |= {
+                "bidirectional": (2, None, "x"),
+                "proj_size": (1, None),
+                "checkpoint_every": NO_RANK,
+            }
         cls = unn.UnitaryRNN if kind == "rnn" else unn.UnitaryRNNCell
         return cls, lambda: {"input_size": 3, "hidden_size": 4}, wrong
     if kind == "conv":

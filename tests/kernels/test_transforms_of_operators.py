@@ -12,6 +12,7 @@ from projunn_kernels import fourier_transform, frequencies
 from projunn_kernels.operation import OPERATIONS
 from projunn_kernels.time_loop import eager as time_loop
 from projunn_kernels.time_loop import plain as plain_time_loop
+from projunn_kernels.time_loop.arguments import Recurrence
 
 SIZE = [4, 3]
 GRID = frequencies(tuple(SIZE), True)
@@ -261,5 +262,6 @@ def test_the_plain_loop_is_the_loop(nonlinearity, parts):
         (draw(5, 2, 3), h, w, b, nonlinearity, draw(rows, 3), None),
         (draw(5, 2, 4, *parts), h, w, b, nonlinearity, None, None),
     ):
-        found = plain_time_loop.recurrence(*arguments)
-        torch.testing.assert_close(found, time_loop.recurrence(*arguments))
+        call = Recurrence(*arguments)
+        found = plain_time_loop.recurrence(call)
+        torch.testing.assert_close(found, time_loop.recurrence(call))

@@ -69,7 +69,7 @@ def test_a_complex_projection_has_the_columns_of_its_parts(of_input):
     rnn = UnitaryRNN(3, 4, dtype=torch.complex64)
     torch.nn.init.normal_(rnn.bias_ih_l0)
     x = torch.randn(5, 2, 3, dtype=of_input)
-    u, weight, bias = rnn._entry(x, "_l0")
+    u, weight, bias = rnn._entry(x, rnn._layer("_l0"))
     numbers = (torch.view_as_complex(p.detach()) for p in (rnn.weight_ih_l0, rnn.bias_ih_l0))
     expected = torch.nn.functional.linear(x.to(torch.complex64), *numbers)
     found = torch.nn.functional.linear(u, weight, bias).detach()

@@ -11,10 +11,16 @@ Without U, the input is (T, batch, n) and stands for U u_t + c.  Complex numbers
 reals, with a trailing axis of size 2.  But u, U and c are real where U is given: for complex states U
 then has 2 n rows, which alternately give the real and the imaginary part of a unit.
 
+Packed sequences have tensors of one axis less: ``batch_sizes`` says how many sequences of the batch,
+longest first, each time step has, and the rows of all time steps follow one another, as in
+`torch.nn.utils.rnn.PackedSequence`.  Where ``resets`` is True, h_{t-1} is zero in the place of what it
+was, so that several sequences may follow one another in one row.
+
 The last state is a separate output, for losses that need no other.  Only the states are kept for the
 backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
-same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it;
-elsewhere it is a loop of GEMMs (`eager`).
+same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it,
+and takes packed sequences padded (`padded`); elsewhere, and with ``resets``, it is a loop of GEMMs
+(`eager`).
 
 modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 """
@@ -26,7 +32,7 @@ from torch import Tensor
 from projunn_kernels import private
 from projunn_kernels.operation import Derivative, Operation
 from projunn_kernels.time_loop import eager, plain
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, states_shape
+from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward, states_shape
 from projunn_kernels.time_loop.plain import nonlinearity_of_parts
 from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity
 from projunn_kernels.time_loop.tiles import RECURRENCE, RECURRENCE_BACKWARD
@@ -49,10 +55,13 @@ def recurrence(
     nonlinearity: str,
     input_weight: Tensor | None = None,
     input_bias: Tensor | None = None,
+    *,
+    batch_sizes: list[int] | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``h_t = f(U u_t + c + h_{t-1} W^T)`` for t = 1..T; differentiable.
 
-    Returns all states (T, batch, n) and a copy of the last (batch, n).
+    Returns all states (T, batch, n) and a copy of the last (batch, n) of each sequence.
 
     Args:
         inputs: u, (T, batch, m), or (T, batch, n) without ``input_weight``.
@@ -63,12 +72,20 @@ def recurrence(
         nonlinearity: f, one of `NONLINEARITIES`.
         input_weight, input_bias: U (n, m) and c (n,), or None; 2 n rows for complex states.
 
+        batch_sizes: of packed sequences, the rows of each time step, which never grow; else None.  With
+            it u and the states are (sum(batch_sizes), m) and (sum(batch_sizes), n).
+        resets: booleans of the shape (T, batch), or (sum(batch_sizes),), or None: where one is True, the
+            state before that time step is replaced by zero.
+
     Raises:
         ValueError: a ``nonlinearity`` that is none of `NONLINEARITIES`.
     """
     if nonlinearity not in NONLINEARITIES:
         wanted = ", ".join(NONLINEARITIES)
         raise ValueError(f"nonlinearity: got {nonlinearity!r}, wanted one of {wanted}")
+    more: dict[str, Any] = {}  # each argument of an operator costs time, also one that is None
+    if batch_sizes is not None or resets is not None:
+        more = {"batch_sizes": batch_sizes, "resets": resets}
     states, last = _recurrence(
         inputs=inputs,
         initial=initial,
@@ -77,6 +94,7 @@ def recurrence(
         nonlinearity=nonlinearity,
         input_weight=input_weight,
         input_bias=input_bias,
+        **more,
     )
     return states, last
 
@@ -94,9 +112,8 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     return gradients
 
 
-def _fake_states(inputs: Tensor, weight: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    shape = states_shape(inputs, weight)
-    return inputs.new_empty(shape), inputs.new_empty(shape[1:])
+def _fake_states(call: Recurrence) -> tuple[Tensor, Tensor]:
+    return call.inputs.new_empty(states_shape(call)), call.inputs.new_empty(call.initial.shape)
 
 
 def _fake_gradients(call: RecurrenceBackward) -> list[Tensor]:
@@ -121,14 +138,14 @@ def _fake_gradients(call: RecurrenceBackward) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    u, initial, weight, bias, ctx.nonlinearity, input_weight, _ = inputs
+    u, initial, weight, bias, ctx.nonlinearity, input_weight, _, ctx.batch_sizes, resets = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(u, output[0], initial, weight, bias, input_weight)
+    ctx.save_for_backward(u, output[0], initial, weight, bias, input_weight, resets)
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
-    u, states, initial, weight, bias, input_weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    u, states, initial, weight, bias, input_weight, resets = ctx.saved_tensors
+    needs = ctx.needs_input_grad  # without those of trailing arguments that have their defaults
     by_u, by_initial, by_bias, by_input_weight, by_input_bias, *by_weight = recurrence_backward(
         RecurrenceBackward(
             grad=grad,
@@ -143,20 +160,29 @@ def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[
             wants_inputs=needs[0],
             wants_input_bias=needs[6],
             wants_weight=needs[2],
+            batch_sizes=ctx.batch_sizes,
+            resets=resets,
         )
     )
     found = by_weight[0] if by_weight else None
-    grads = by_u, by_initial, found, by_bias, None, by_input_weight, by_input_bias
-    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+    grads = by_u, by_initial, found, by_bias, None, by_input_weight, by_input_bias, None, None
+    return tuple(g if need else None for g, need in zip(grads, needs, strict=False))
+
+
+def _without_resets(call: Recurrence | RecurrenceBackward) -> bool:
+    """The kernels know no resets: on a GPU, too, such a loop is one of PyTorch's operations."""
+    return call.resets is None
 
 
 _recurrence = Operation(
     name="recurrence",
     eager=eager.recurrence,
-    launches="projunn_kernels.time_loop.launch:recurrence",
+    launches="projunn_kernels.time_loop.padded:recurrence",
+    fits=_without_resets,
     fake=_fake_states,
     on="inputs",
     kernels=(RECURRENCE,),
+    bundle=Recurrence,
     derivative=Derivative(_setup_context, _backward),
     plain=plain.recurrence,
     autocast=True,
@@ -164,7 +190,8 @@ _recurrence = Operation(
 _recurrence_backward = Operation(
     name="recurrence_backward",
     eager=eager.recurrence_backward,
-    launches="projunn_kernels.time_loop.launch:recurrence_backward",
+    launches="projunn_kernels.time_loop.padded:recurrence_backward",
+    fits=_without_resets,
     fake=_fake_gradients,
     on="states",
     kernels=(RECURRENCE_BACKWARD,),

@@ -1,9 +1,24 @@
-"""The arguments of the time loop's backward, and how real and complex states are stored."""
+"""The arguments of the time loop and of its backward, and how real and complex states are stored."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Recurrence:
+    """The arguments of `projunn_kernels.recurrence`, which says what they are."""
+
+    inputs: Tensor
+    initial: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    nonlinearity: str
+    input_weight: Tensor | None
+    input_bias: Tensor | None
+    batch_sizes: list[int] | None = None
+    resets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -18,6 +33,8 @@ class RecurrenceBackward:
         wants_inputs, wants_input_bias, wants_weight: whether the gradients of u, c and W are wanted.
         basis: R (n, k), if the gradient of W is wanted as low-rank factors, else None.
         group: the processes over which those are averaged, as in `projunn_kernels.sketch`.
+        batch_sizes, resets: what `projunn_kernels.recurrence` got.  With ``batch_sizes`` the first two
+            axes of ``grad``, ``inputs`` and ``states`` are one, (rows, n).
     """
 
     grad: Tensor | None
@@ -34,11 +51,14 @@ class RecurrenceBackward:
     wants_weight: bool = True
     basis: Tensor | None = None
     group: str = ""
+    batch_sizes: list[int] | None = None
+    resets: Tensor | None = None
 
 
-def states_shape(inputs: Tensor, weight: Tensor) -> tuple[int, ...]:
-    """The shape of all states, with a trailing axis of 2 where ``weight`` holds pairs."""
-    return (*inputs.shape[:2], *weight.shape[1:])
+def states_shape(call: Recurrence) -> tuple[int, ...]:
+    """The shape of all states, with a trailing axis of 2 where the weight holds pairs."""
+    leading = 2 if call.batch_sizes is None else 1
+    return (*call.inputs.shape[:leading], *call.weight.shape[1:])
 
 
 def numbers(weight: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

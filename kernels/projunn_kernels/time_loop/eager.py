@@ -8,35 +8,22 @@ are real; all other tensors are real or complex.
 """
 
 import threading
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.steps import Steps
 from projunn_kernels.time_loop.sums import TimeSums
 
-_PANEL = 512  # rows
 
-
-def recurrence(
-    inputs: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    nonlinearity: str,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """All states, and a copy of the last."""
-    states = inputs.new_empty(states_shape(inputs, weight))
-    x = inputs
-    if input_weight is None:
-        (x,) = numbers(weight, inputs)
-    h, w, out = numbers(weight, initial, weight, states)
-    _fill_states(x, h, w, bias, nonlinearity, input_weight, input_bias, out)
-    return states, states[-1].clone()
+def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
+    """All states, and a copy of the last of each sequence."""
+    states = call.inputs.new_empty(states_shape(call))
+    steps = Steps(states.shape, call.batch_sizes, call.resets)
+    _fill_states(call, steps, states)
+    return states, steps.last(states)
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
@@ -46,37 +33,46 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         None if t is None else numbers(call.weight, t)[0]
         for t in (call.grad, call.grad_last, call.basis)
     )
-    sums = TimeSums(h, h0, call, sums_bias=call.bias is not None, basis=basis)
+    steps = Steps(h.shape, call.batch_sizes, call.resets)
+    sums = TimeSums(h, h0, call, sums_bias=call.bias is not None, basis=basis, steps=steps)
     return _gradients(grad, grad_last, h, w, call.bias, call.nonlinearity, sums)
 
 
-def _fill_states(
-    inputs: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    nonlinearity: str,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Write all states into ``out`` (T, batch, n)."""
+def _fill_states(call: Recurrence, steps: Steps, states: Tensor) -> None:
+    """Write all states into ``states``."""
+    h, weight, out = numbers(call.weight, call.initial, call.weight, states)
+    inputs, bias = call.inputs, call.bias
+    if call.input_weight is None:
+        (inputs,) = numbers(call.weight, inputs)
     n, padded = weight.shape[0], _padded_size(weight)
     transposed = functional.pad(weight.mT, (0, padded - n))
     offset = None if bias is None else functional.pad(bias, (0, padded - n))
-    h, scratch = initial, None
+    panels, scratch, held = steps.panels(), None, steps.sizes[0]
     if padded > n:  # two: the first step of a panel reads the last state of the one before
-        scratch = [out.new_zeros(_panel_length(out), out.shape[1], padded) for _ in range(2)]
-    for number, (begin, end) in enumerate(_panels(out)):
-        panel = out[begin:end] if scratch is None else scratch[number % 2][: end - begin]
-        rows = panel[..., :n]
-        _project(inputs[begin:end], input_weight, input_bias, rows)
-        for z, z_rows in zip(panel.unbind(), rows.unbind(), strict=True):
-            z.addmm_(h, transposed)
-            _activate_(z, offset, nonlinearity)
-            h = z_rows
+        scratch = [steps.scratch(out, padded, panels).zero_() for _ in range(2)]
+    for number, (begin, end) in enumerate(panels):
+        panel = rows = target = steps.part(out, begin, end)
         if scratch is not None:
-            out[begin:end].copy_(rows)
+            panel = scratch[number % 2][: len(target)]
+            rows = panel[..., :n]
+        _project(steps.rows(inputs, begin, end), call.input_weight, call.input_bias, rows)
+        whole = steps.each(panel, begin, end)
+        each = zip(whole, whole if scratch is None else steps.each(rows, begin, end), strict=True)
+        if steps.even:
+            for z, z_rows in each:
+                z.addmm_(h, transposed)
+                _activate_(z, offset, call.nonlinearity)
+                h = z_rows
+        else:
+            of_step = zip(each, steps.sizes[begin:end], steps.resets[begin:end], strict=True)
+            for (z, z_rows), size, reset in of_step:
+                if size != held:
+                    h, held = h[:size], size
+                z.addmm_(h if reset is None else h.masked_fill(reset, 0), transposed)
+                _activate_(z, offset, call.nonlinearity)
+                h = z_rows
+        if scratch is not None:
+            target.copy_(rows)
 
 
 def _gradients(
@@ -89,32 +85,57 @@ def _gradients(
     sums: TimeSums,
 ) -> list[Tensor]:
     """The gradients, from ``grad`` of all states and ``grad_last`` of the last; each may be None."""
-    n, (steps, batch) = weight.shape[0], states.shape[:2]
-    padded = _padded_size(weight)
+    steps, n = sums.steps, weight.shape[0]
+    padded, panels, held = _padded_size(weight), steps.panels(), steps.sizes[-1]
     conjugate = functional.pad(weight.conj().resolve_conj(), (0, padded - n))
-    grads = [None] * steps if grad is None else list(grad.unbind())
+    count = len(steps.sizes)
+    grads = [None] * count if grad is None else list(steps.each(grad, 0, count))
     before = [None, *grads[:-1]]  # of h_{t-1}
-    carry = states.new_zeros(batch, padded)  # the gradient of h_t
-    carried = carry[:, :n]
-    for last in (grads[-1], grad_last):
-        if last is not None:
-            carried.add_(last)
+    every = states.new_zeros(steps.sizes[0], padded)  # the gradient of h_t, of each row of the batch
+    carry, carried = every[:held], every[:held, :n]
+    if grads[-1] is not None:
+        carried.add_(grads[-1])
+    if grad_last is not None:
+        every[:, :n].add_(grad_last)
     if not sums.keeps_all:
-        kept = torch.empty_like(states[: _panel_length(states)])
+        kept = steps.scratch(states, n, panels)
     else:
         kept = torch.empty_like(states) if sums.returns_all else _workspace.like(states)
-    for begin, end in reversed(list(_panels(states))):
-        panel = kept[begin:end] if sums.keeps_all else kept[: end - begin]
-        steps_of_panel = zip(states[begin:end], panel, before[begin:end], strict=True)
-        for h, dz, g in reversed(list(steps_of_panel)):
-            _activation_gradient(carried, h, bias, nonlinearity, dz)
-            if g is None:
-                carry.zero_()
-            else:
-                carried.copy_(g)
-            carry.addmm_(dz, conjugate)  # faster than a product that overwrites
+    for begin, end in reversed(panels):
+        part = steps.part(states, begin, end)
+        panel = steps.part(kept, begin, end) if sums.keeps_all else kept[: len(part)]
+        each = list(
+            zip(
+                steps.each(part, begin, end),
+                steps.each(panel, begin, end),
+                before[begin:end],
+                strict=True,
+            )
+        )
+        if not steps.even:
+            of_step = zip(each, steps.sizes[begin:end], steps.resets[begin:end], strict=True)
+            for (h, dz, g), size, reset in reversed(list(of_step)):
+                if size != held:
+                    carry, carried, held = every[:size], every[:size, :n], size
+                _activation_gradient(carried, h, bias, nonlinearity, dz)
+                if g is None:
+                    carry.zero_()
+                elif len(g) == size:
+                    carried.copy_(g)
+                else:  # some sequences end at h_{t-1}
+                    carried.copy_(g[:size])
+                    every[size : len(g), :n].add_(g[size:])
+                carry.addmm_(dz if reset is None else dz.masked_fill(reset, 0), conjugate)
+        else:
+            for h, dz, g in reversed(each):
+                _activation_gradient(carried, h, bias, nonlinearity, dz)
+                if g is None:
+                    carry.zero_()
+                else:
+                    carried.copy_(g)
+                carry.addmm_(dz, conjugate)  # faster than a product that overwrites
         sums.add(begin, end, panel)
-    return sums.finish(carried, kept if sums.keeps_all else None)
+    return sums.finish(every[:, :n], kept if sums.keeps_all else None)
 
 
 class _Workspace(threading.local):
@@ -142,17 +163,6 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def _panel_length(states: Tensor) -> int:
-    steps, batch = states.shape[:2]
-    return min(steps, max(1, _PANEL // max(1, batch)))
-
-
-def _panels(states: Tensor) -> Iterator[tuple[int, int]]:
-    """First time step of each panel, and the one after its last."""
-    steps, length = states.shape[0], _panel_length(states)
-    return ((begin, min(begin + length, steps)) for begin in range(0, steps, length))
-
-
 def _padded_size(w: Tensor) -> int:
     """n, or for real matrices that are worth it the next multiple of 16: full vectors for the BLAS."""
     n = w.shape[-1]
@@ -160,15 +170,16 @@ def _padded_size(w: Tensor) -> int:
 
 
 def _project(u: Tensor, input_weight: Tensor | None, input_bias: Tensor | None, out: Tensor) -> None:
-    """``U u_t + c``, or u_t itself, of a few time steps."""
+    """``U u_t + c``, or u_t itself, from the rows of a few time steps."""
     if input_weight is None:
-        out.copy_(u)
+        out.copy_(u.view(out.shape))
         return
     columns = torch.view_as_real(out).flatten(-2) if out.is_complex() else out
+    columns = columns if columns.ndim == 2 else columns.flatten(0, 1)
     if input_bias is None:
-        torch.mm(u.flatten(0, 1), input_weight.mT, out=columns.flatten(0, 1))
+        torch.mm(u, input_weight.mT, out=columns)
     else:
-        torch.addmm(input_bias, u.flatten(0, 1), input_weight.mT, out=columns.flatten(0, 1))
+        torch.addmm(input_bias, u, input_weight.mT, out=columns)
 
 
 def _activate_(z: Tensor, bias: Tensor | None, nonlinearity: str) -> None:

@@ -9,35 +9,55 @@ from torch.nn import functional
 
 from projunn_kernels import private
 from projunn_kernels.pairs import real_matrix
-from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers, states_shape
+from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward, numbers, states_shape
 from projunn_kernels.time_loop.reference import apply_nonlinearity
 
 
-def recurrence(
-    inputs: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    nonlinearity: str,
-    input_weight: Tensor | None = None,
-    input_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
     """All states, and the last: see `projunn_kernels.recurrence`."""
-    u = inputs if input_weight is None else functional.linear(inputs, input_weight, input_bias)
-    h, w, apply = initial, weight, apply_nonlinearity
+    u, weight = call.inputs, call.weight
+    if call.input_weight is not None:
+        u = functional.linear(u, call.input_weight, call.input_bias)
+    h, w, apply = call.initial, weight, apply_nonlinearity
     if weight.ndim == 3:
-        u, h, w, apply = u.flatten(2), initial.flatten(1), real_matrix(weight), nonlinearity_of_parts
+        leading = 2 if call.batch_sizes is None else 1
+        u, h, w, apply = u.flatten(leading), h.flatten(1), real_matrix(weight), nonlinearity_of_parts
     if isinstance(u.shape[0], torch.SymInt) and private.in_onnx_export():
         raise ValueError(
             "input: got a dynamic number of time steps, wanted a fixed one for ONNX, which gets the loop"
             " over time unrolled; torch.export takes any"
         )
-    states = []
-    for x in u.unbind():
-        h = apply(x + h @ w.mT, bias, nonlinearity)
+    states: list[Tensor] = []
+    ended: list[Tensor] = []
+    for x, reset in zip(*_steps(call, u, call.resets), strict=True):
+        h = _kept(h, len(x), ended)
+        if reset is not None:
+            h = torch.where(reset.unsqueeze(-1), 0.0, h)
+        h = apply(x + h @ w.mT, call.bias, call.nonlinearity)
         states.append(h)
-    found = torch.stack(states).reshape(states_shape(inputs, weight))
-    return found, found[-1].clone()
+    last = torch.cat([h, *ended[::-1]]) if ended else h.clone()
+    found = torch.stack(states) if call.batch_sizes is None else torch.cat(states)
+    return found.reshape(states_shape(call)), last.reshape(call.initial.shape)
+
+
+def _steps(
+    call: Recurrence | RecurrenceBackward, *tensors: Tensor | None
+) -> list[tuple[Tensor | None, ...]]:
+    """Each tensor step by step, in tuples of one length."""
+    sizes = call.batch_sizes
+    length = call.inputs.shape[0] if sizes is None else len(sizes)
+    return [
+        (None,) * length if t is None else tuple(t.unbind() if sizes is None else t.split(sizes))
+        for t in tensors
+    ]
+
+
+def _kept(h: Tensor, size: int, ended: list[Tensor]) -> Tensor:
+    """The states of the sequences that go on; those of the others are added to ``ended``."""
+    if size == len(h):
+        return h
+    ended.append(h[size:])
+    return h[:size]
 
 
 def nonlinearity_of_parts(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:
@@ -69,26 +89,32 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
             "basis: got a tensor, wanted None: the factors of a sketch have no derivative"
         )
     h, h0, w = numbers(call.weight, call.states, call.initial, call.weight)
-    grad, carry = (
+    grad, grad_last = (
         None if t is None else numbers(call.weight, t)[0] for t in (call.grad, call.grad_last)
     )
-    carry = torch.zeros_like(h0) if carry is None else carry
-    every = [None] * len(h) if grad is None else list(grad.unbind())
-    reversed_steps = []
-    for state, g in zip(reversed(h.unbind()), reversed(every), strict=True):
+    grad_last = torch.zeros_like(h0) if grad_last is None else grad_last
+    every = list(zip(*_steps(call, h, grad, call.resets), strict=True))
+    size = len(every[-1][0])
+    carry, reversed_steps = grad_last[:size], []
+    for state, g, reset in reversed(every):
+        if len(state) > len(carry):  # h_t is the last state of some sequences
+            carry = torch.cat([carry, grad_last[len(carry) : len(state)]])
         carry = carry if g is None else carry + g
         reversed_steps.append(_activation_gradient(carry, state, call.bias, call.nonlinearity))
         carry = reversed_steps[-1] @ w.conj()
-    dz = torch.stack(reversed_steps[::-1])
+        if reset is not None:
+            carry = torch.where(reset.unsqueeze(-1), 0.0, carry)
+    whole = torch.stack if call.batch_sizes is None else torch.cat
+    dz = whole(reversed_steps[::-1])
     rows = dz.reshape(-1, dz.shape[-1])
     by_inputs, by_projection, by_shift, by_bias = dz, None, None, None
     if call.input_weight is not None:
         columns = torch.view_as_real(rows).reshape(len(rows), -1) if dz.is_complex() else rows
         by_inputs = (columns @ call.input_weight).reshape(call.inputs.shape)
-        by_projection = columns.mT @ call.inputs.flatten(0, 1)
+        by_projection = columns.mT @ call.inputs.reshape(-1, call.inputs.shape[-1])
         by_shift = columns.sum(0)
     if call.bias is not None:
-        by_bias = (h.sgn().conj() * dz).real.sum((0, 1))
+        by_bias = (h.sgn().conj() * dz).real.sum(tuple(range(h.ndim - 1)))
     found = [
         by_inputs if call.wants_inputs or call.input_weight is None else None,
         carry,
@@ -97,9 +123,17 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
         by_shift if call.wants_input_bias else None,
     ]
     if call.wants_weight:
-        before = torch.cat([h0[None], h[:-1]]).flatten(0, 1)
-        found.append(rows.mT @ before.conj())
+        found.append(rows.mT @ _before(call, h0, [step[0] for step in every]).conj())
     return [_stored(call.states.new_empty(0) if t is None else t) for t in found]
+
+
+def _before(call: RecurrenceBackward, initial: Tensor, states: list[Tensor]) -> Tensor:
+    """h_{t-1} of all time steps, (rows, n)."""
+    earlier = [initial, *states[:-1]]
+    before = torch.cat([h[: len(state)] for h, state in zip(earlier, states, strict=True)])
+    if call.resets is None:
+        return before
+    return torch.where(call.resets.reshape(-1, 1), 0.0, before)
 
 
 def _activation_gradient(carry: Tensor, h: Tensor, bias: Tensor | None, nonlinearity: str) -> Tensor:

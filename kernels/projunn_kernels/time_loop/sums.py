@@ -9,13 +9,13 @@ U and c are real.  For them the real and imaginary parts of dz_t count as separa
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.sketching import ranks
 from projunn_kernels.sketching.eager import through
 from projunn_kernels.time_loop.arguments import RecurrenceBackward
+from projunn_kernels.time_loop.steps import Steps
 
 
 class TimeSums:
@@ -26,6 +26,7 @@ class TimeSums:
         call: the arguments of the backward; u, U and what is wanted are read from it.
         sums_bias: whether the gradient of b is to be summed here.
         basis: R of the sketch, real or complex, if dW is wanted as factors, else None.
+        steps: the rows of each time step; by default as ``call`` says.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class TimeSums:
         *,
         sums_bias: bool,
         basis: Tensor | None,
+        steps: Steps | None = None,
     ) -> None:
         n = states.shape[-1]
+        self.steps = Steps(states.shape, call.batch_sizes, call.resets) if steps is None else steps
         self._states, self._initial = states, initial
         self._inputs, self._input_weight = call.inputs, call.input_weight
         self._basis = basis if call.wants_weight else None
@@ -66,10 +69,10 @@ class TimeSums:
         return self._input_weight is None
 
     def add(self, begin: int, end: int, grads: Tensor) -> None:
-        """Add dz_t (end - begin, batch, n) of the time steps ``begin`` to ``end - 1``."""
-        rows = grads.flatten(0, 1)
+        """Add dz_t of the time steps ``begin`` to ``end - 1``, (steps, batch, n) or their rows."""
+        rows = grads if grads.ndim == 2 else grads.flatten(0, 1)
         if self._bias is not None:
-            phases = self._states[begin:end].sgn().flatten(0, 1)
+            phases = self.steps.rows(self._states, begin, end).sgn()
             self._bias += (phases.conj() * rows).real.sum(0)
         if self._weight is not None:
             self._weight.addmm_(self._before(begin, end).mH, rows)
@@ -79,11 +82,11 @@ class TimeSums:
         if self._projection is None or self._input_weight is None:
             return
         columns = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
-        self._projection.addmm_(self._inputs[begin:end].flatten(0, 1).mT, columns)
+        self._projection.addmm_(self.steps.rows(self._inputs, begin, end).mT, columns)
         if self._shift is not None:
             self._shift += columns.sum(0)
         if self._grad_inputs is not None:
-            torch.mm(columns, self._input_weight, out=self._grad_inputs[begin:end].flatten(0, 1))
+            torch.mm(columns, self._input_weight, out=self.steps.rows(self._grad_inputs, begin, end))
 
     def finish(
         self, grad_initial: Tensor, grads: Tensor | None, grad_bias: Tensor | None = None
@@ -92,7 +95,7 @@ class TimeSums:
 
         Args:
             grad_initial: the gradient of h_0.
-            grads: dz_t of all time steps, (T, batch, n), if `keeps_all`.
+            grads: dz_t of all time steps, of the shape of the states, if `keeps_all`.
             grad_bias: the gradient of b, if it was summed elsewhere.
         """
         results = [
@@ -107,19 +110,21 @@ class TimeSums:
         elif self._pulled is not None:
             assert grads is not None
             right = orthonormalize(ranks.total(self._pulled, self._group))
-            outer = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
-            before = rearrange(self._states[:-1], "time batch unit -> (time batch) unit")
-            inner = [self._initial, before]
+            outer, inner = self._pieces(grads)
             results += [ranks.mean(through(outer, inner, right), self._group), right]
         return [_stored(self._inputs.new_empty(0) if t is None else t) for t in results]
 
+    def _pieces(self, grads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """dz_t of all time steps in pieces, and h_{t-1} of the same; without copies if possible."""
+        steps, count = self.steps, len(self.steps.sizes)
+        panels = [(0, 1), (1, count)] if count > 1 else [(0, 1)]
+        if steps.packed or any(reset is not None for reset in steps.resets):
+            panels = steps.panels()
+        return [steps.rows(grads, *p) for p in panels], [self._before(*p) for p in panels]
+
     def _before(self, begin: int, end: int) -> Tensor:
         """h_{t-1} of those time steps, (rows, n)."""
-        if begin:
-            return self._states[begin - 1 : end - 1].flatten(0, 1)
-        if end == 1:
-            return self._initial
-        return torch.cat([self._initial[None], self._states[: end - 1]]).flatten(0, 1)
+        return self.steps.before(self._initial, self._states, begin, end)
 
 
 def _stored(numbers: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""One time step of a recurrent layer with a unitary weight."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from projunn.arguments import check_numbers
+from projunn.nn.module import sketch_of
+from projunn.nn.recurrent.layer import Layer, RecurrentModule, check_tensors
+from projunn.nn.recurrent.sequences import Sequences
+from projunn_kernels import apply_nonlinearity
+from projunn_kernels.backends import uses_triton
+
+
+class UnitaryRNNCell(RecurrentModule):
+    """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called like `torch.nn.RNNCell`.
+
+    It is for programs that write the loop over time themselves; over a whole sequence `UnitaryRNN` is
+    faster.  Its arguments are those of `UnitaryRNN` without ``num_layers``, ``batch_first`` and
+    ``dropout``.  So are its attributes, whose names lack ``_l[k]``: ``weight_hh``, ``weight_ih``,
+    ``bias_ih``, ``modrelu_bias``.
+
+    Shape:
+        ``input`` is (batch, input_size) or (input_size,), and ``hx`` (batch, n) or (n,), zeros if not
+        given.  Returns h', of the shape of ``hx``.
+
+    Raises:
+        ValueError: a size, shape or option that does not fit.
+        TypeError: ``dtype`` is not float32, float64, complex64 or complex128, or input of another dtype.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "modrelu",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        sketch_rank: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, nonlinearity, bias, {"": input_size}, device, dtype, sketch_rank
+        )
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        check_tensors(input, hx)
+        if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: got shape {tuple(input.shape)}, wanted (batch, {self.input_size}) or"
+                f" ({self.input_size},)"
+            )
+        wanted = (*input.shape[:-1], self.hidden_size)
+        if hx is not None and hx.shape != wanted:
+            raise ValueError(f"hx: got shape {tuple(hx.shape)}, wanted {wanted}")
+        x = input if input.ndim == 2 else input.unsqueeze(0)
+        h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
+        layer = self._layer("")
+        if _is_best_left_to_pytorch(layer.weight_hh):
+            return self._step(x, h, layer).reshape(wanted)
+        return self._run(x.unsqueeze(0), h, layer, Sequences(1))[1].reshape(wanted)
+
+    def _step(self, x: Tensor, h: Tensor | None, layer: Layer) -> Tensor:
+        stored, is_complex = layer.weight_hh, self.is_complex
+        check_numbers("input", x, stored, is_complex, "reals" if is_complex else "nothing")
+        weight, inner = self._numbers(layer.weight_ih), self._numbers(stored)
+        bias = None if layer.bias_ih is None else self._numbers(layer.bias_ih)
+        z = functional.linear(x.to(weight.dtype) if is_complex else x, weight, bias)
+        if h is not None:
+            check_numbers("hx", h, stored, is_complex, "all numbers")
+            z = torch.addmm(z, h.to(inner.dtype), inner.mT)
+        return apply_nonlinearity(z, layer.modrelu_bias, self.nonlinearity)
+
+
+def _is_best_left_to_pytorch(weight: Tensor) -> bool:
+    """True where the formula in PyTorch's operations is faster than the operator of the time loop."""
+    return not (
+        torch.compiler.is_compiling()
+        or uses_triton(weight)
+        or torch.is_autocast_enabled(weight.device.type)
+        or (torch.is_grad_enabled() and sketch_of(weight) is not None)
+    )

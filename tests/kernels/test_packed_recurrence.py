@@ -1,0 +1,125 @@
+"""The time loop of packed sequences and with resets: the operator, its formula, and the kernels."""
+
+import pytest
+import torch
+
+import projunn
+from projunn_kernels import RecurrenceBackward, recurrence, recurrence_backward
+from projunn_kernels.time_loop import eager, plain
+from projunn_kernels.time_loop.arguments import Recurrence
+
+SIZES = [5, 5, 4, 4, 1, 1]
+CASES = [("tanh", False), ("relu", False), ("modrelu", False), ("modrelu", True), ("tanh", True)]
+
+
+def draw(nonlinearity, complex_, n, dtype, projects):
+    """Arguments of the loop; with states that stay away from the poles of the complex tanh."""
+    pair, rows = (2,) * complex_, sum(SIZES)
+    small = 0.1 if complex_ and nonlinearity == "tanh" else 0.4
+    u = (
+        torch.randn(rows, 3, dtype=dtype)
+        if projects
+        else small * torch.randn(rows, n, *pair, dtype=dtype)
+    )
+    h, w = (small * torch.randn(s, n, *pair, dtype=dtype) for s in (SIZES[0], n))
+    b = 0.1 * torch.randn(n, dtype=dtype) if nonlinearity == "modrelu" else None
+    projection = [None, None]
+    if projects:
+        outputs = n * (1 + complex_)
+        projection = [small * torch.randn(*s, dtype=dtype) for s in ((outputs, 3), (outputs,))]
+    return [u, h, w / n**0.5, b, nonlinearity, *projection]
+
+
+def gradients(arguments, resets, cotangents):
+    leaves = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
+    results = recurrence(*leaves, batch_sizes=SIZES, resets=resets)
+    wanted = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [*results, *torch.autograd.grad(results, wanted, cotangents)]
+
+
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+@pytest.mark.parametrize("with_resets", [False, True])
+def test_operator_and_formula(nonlinearity, complex_, with_resets):
+    arguments = draw(nonlinearity, complex_, 4, torch.float64, projects=not with_resets)
+    resets = torch.rand(sum(SIZES)) < 0.3 if with_resets else None
+    call = Recurrence(*arguments, batch_sizes=SIZES, resets=resets)
+    torch.testing.assert_close(plain.recurrence(call), eager.recurrence(call))
+    states, last = eager.recurrence(call)
+    backward = RecurrenceBackward(
+        grad=torch.randn_like(states),
+        grad_last=torch.randn_like(last),
+        inputs=arguments[0],
+        states=states,
+        initial=arguments[1],
+        weight=arguments[2],
+        bias=arguments[3],
+        nonlinearity=nonlinearity,
+        input_weight=arguments[5],
+        batch_sizes=SIZES,
+        resets=resets,
+    )
+    with torch.no_grad():
+        for own, other in zip(
+            recurrence_backward(backward), plain.recurrence_backward(backward), strict=True
+        ):
+            torch.testing.assert_close(own, other)
+
+    leaves = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
+    torch.library.opcheck(torch.ops.projunn.recurrence.default, (*leaves, SIZES, resets))
+
+
+@pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
+@pytest.mark.parametrize("projects", [False, True])
+def test_kernels_take_packed_sequences(kernels, nonlinearity, complex_, projects):
+    exact = draw(nonlinearity, complex_, 6, torch.float64, projects)
+    with projunn.backend("torch"):
+        states, last = recurrence(*exact, batch_sizes=SIZES)
+        cotangents = [torch.randn_like(states), torch.randn_like(last)]
+        expected = gradients(exact, None, cotangents)
+    single = [a.to(kernels.device, torch.float32) if isinstance(a, torch.Tensor) else a for a in exact]
+    with kernels.backend():
+        found = gradients(single, None, [c.to(kernels.device, torch.float32) for c in cotangents])
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.cpu().double(), other, atol=1e-5, rtol=1e-4)
+
+
+def test_only_packed_sequences_without_resets_are_launched(launches, kernels):
+    arguments = draw("tanh", False, 6, torch.float32, projects=False)
+    arguments = [a.to(kernels.device) if isinstance(a, torch.Tensor) else a for a in arguments]
+    found = recurrence(*arguments, batch_sizes=SIZES)
+    assert [name for name, _ in launches] == ["recurrence"]
+    none = torch.zeros(sum(SIZES), dtype=torch.bool, device=kernels.device)
+    others = recurrence(*arguments, batch_sizes=SIZES, resets=none)
+    assert len(launches) == 1
+    for own, other in zip(found, others, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_factors_of_packed_sequences_are_those_of_the_kernels(kernels, complex_):
+    u, h, w, b, name, *_ = draw("modrelu", complex_, 6, torch.float64, projects=False)
+    states, last = recurrence(u, h, w, b, name, batch_sizes=SIZES)
+    call = {
+        "grad": None,
+        "grad_last": torch.randn_like(last),
+        "inputs": u,
+        "states": states,
+        "initial": h,
+        "weight": w,
+        "bias": b,
+        "basis": torch.randn(6, 2, *(2,) * complex_, dtype=torch.float64),
+    }
+    more = {"nonlinearity": name, "batch_sizes": SIZES}
+    expected = recurrence_backward(RecurrenceBackward(**call, **more))
+    single = {k: None if t is None else t.to(kernels.device, torch.float32) for k, t in call.items()}
+    with kernels.backend():
+        found = recurrence_backward(RecurrenceBackward(**single, **more))
+    products = []
+    for result in (found, expected):
+        left, right = (_numbers(t.cpu().double(), complex_) for t in result[-2:])
+        products.append(left @ right.mH)
+    torch.testing.assert_close(*products, atol=1e-5, rtol=1e-4)
+
+
+def _numbers(tensor, complex_):
+    return torch.view_as_complex(tensor) if complex_ else tensor
