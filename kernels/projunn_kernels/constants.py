@@ -6,9 +6,7 @@ MAX_RANK = 8
 # The share of a fixed random matrix, the probe, that is added to a warm basis.  Without it a gradient
 # that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01
-# The widest matrices whose step is one launch, and the most floats of their n x k factors.  More do not
-# fit into registers.
-MAX_FUSED = 128
-MAX_FACTOR_FLOATS = 1024
+# The widest matrices whose step is one launch, at k = 1 and beyond.  More do not fit into registers.
+MAX_FUSED, MAX_FUSED_WIDE = 128, 64
 # The most units of a time loop whose real W one multiprocessor holds for all of time.
 MAX_HELD = 192

@@ -41,7 +41,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# Above 128 columns a step takes a launch for each pass (`projunn_kernels.step.passes`).
+# Above 128 columns (64 for k > 1) a step takes a launch for each pass (`projunn_kernels.step.passes`).
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def expected(weight, direction, basis, retraction):
         (33, 20, 1),
         (130, 130, 1),
         (132, 144, 2),
+        (65, 65, 8),
         (9, 129, 3),
         (16, 16, 2),
         (7, 12, 3),

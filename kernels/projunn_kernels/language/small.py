@@ -1,4 +1,7 @@
-"""Functions of one S x S matrix held in registers, S = 2k <= 16, in float64: what k > 1 needs.
+"""Functions of one S x S matrix held in registers, S = 16, in float64: what 1 < k <= 8 needs.
+
+Columns beyond those of the step are zero: products of 16 x 16 are the smallest that tensor cores and
+both Tritons take.
 
 Nothing is decomposed by a library: elimination, powers and Newton's iteration only, so that a program
 needs no other and the host never waits.
@@ -18,7 +21,6 @@ from projunn_kernels.language.plane import TINY
 _SHIFT = tl.constexpr(1e-15)
 # A step from this size on has rounding in directions that its basis lacks.
 LARGE = tl.constexpr(1e4)
-SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
 
 
 @triton.jit
@@ -34,27 +36,20 @@ def row(x, j, S: tl.constexpr):
 
 
 @triton.jit
-def matmul(ar, ai, br, bi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """A B: S outer products; a small one is one sum, since loops that unroll fill the registers."""
-    cr = tl.zeros((S, S), tl.float64)
-    ci = tl.zeros((S, S), tl.float64)
-    if S <= SMALL:
-        xr, yr = ar[:, :, None], br[None, :, :]
-        if PAIRS:
-            xi, yi = ai[:, :, None], bi[None, :, :]
-            cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
-        else:
-            cr = tl.sum(xr * yr, axis=1)
-    else:
-        for j in range(S):
-            xr, yr = column(ar, j, S)[:, None], row(br, j, S)[None, :]
-            if PAIRS:
-                xi, yi = column(ai, j, S)[:, None], row(bi, j, S)[None, :]
-                cr += xr * yr - xi * yi
-                ci += xr * yi + xi * yr
-            else:
-                cr += xr * yr
-    return cr, ci
+def dot(a, b):
+    """A B in float64: on tensor cores where a GPU has them for it.  A has 16 columns or more."""
+    return tl.dot(a, b, input_precision="ieee", out_dtype=tl.float64)
+
+
+@triton.jit
+def matmul(ar, ai, br, bi, PAIRS: tl.constexpr):
+    """A B, real or complex."""
+    re = dot(ar, br)
+    im = re
+    if PAIRS:
+        re -= dot(ai, bi)
+        im = dot(ar, bi) + dot(ai, br)
+    return re, im
 
 
 @triton.jit
@@ -158,7 +153,7 @@ def rotation(er, ei, precision, S: tl.constexpr, ROTATE: tl.constexpr, PAIRS: tl
     ar, ai = 0.5 * (er - tl.trans(er)), 0.5 * (ei + tl.trans(ei))
     fr, fi, taken = ROTATE(er, ei, ar, ai, precision, S, PAIRS)
     # I + F is unitary: F + F^H + F^H F = 0
-    gr, gi = matmul(tl.trans(fr), -tl.trans(fi), fr, fi, S, PAIRS)
+    gr, gi = matmul(tl.trans(fr), -tl.trans(fi), fr, fi, PAIRS)
     error = frobenius(gr + fr + tl.trans(fr), gi + fi - tl.trans(fi), PAIRS)
     taken = taken & finite & (error < 1e-9)
     return tl.where(taken, fr, 0.0), tl.where(taken, fi, 0.0), taken
@@ -170,9 +165,9 @@ def turns_only(fr, fi, gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
 
     It misses that by Q X Q^H with X = F + F^H + F^H G F, whose square has the trace of (G X)^2.
     """
-    xr, xi = matmul(gr, gi, fr, fi, S, PAIRS)
-    xr, xi = matmul(tl.trans(fr), -tl.trans(fi), xr, xi, S, PAIRS)
-    xr, xi = matmul(gr, gi, xr + fr + tl.trans(fr), xi + fi - tl.trans(fi), S, PAIRS)
+    xr, xi = matmul(gr, gi, fr, fi, PAIRS)
+    xr, xi = matmul(tl.trans(fr), -tl.trans(fi), xr, xi, PAIRS)
+    xr, xi = matmul(gr, gi, xr + fr + tl.trans(fr), xi + fi - tl.trans(fi), PAIRS)
     squares = xr * tl.trans(xr)
     if PAIRS:
         squares -= xi * tl.trans(xi)

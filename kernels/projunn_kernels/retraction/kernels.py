@@ -12,7 +12,7 @@ cache.
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.columns import combine, gram, step_matrix
+from projunn_kernels.language.columns import combine, gram, stack, step_matrix, stored_rows
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import ROUNDING, TINY, dot, rotated
@@ -123,6 +123,13 @@ def plane_basis_kernel(
 
 
 @triton.jit
+def _chosen(q, rows, first, n, ur, ui, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
+    """BN columns of the stacked tile in memory, its rows combined by U."""
+    pr, pi = load_tile(q, rows, first, 2 * K, n, BN, PAIRS)
+    return combine(ur, ui, pr.to(tl.float64), pi.to(tl.float64), PAIRS)
+
+
+@triton.jit
 def basis_kernel(
     right,
     partial,
@@ -142,16 +149,16 @@ def basis_kernel(
     K: tl.constexpr,
 ):
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
-    S: tl.constexpr = 2 * K
-    y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, S, PAIRS)
+    S: tl.constexpr = 16
+    rows = stored_rows(K)
+    y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, 2 * K, PAIRS)
     for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
-        yr, yi = load_columns(y, first, n, k, BN, K, PAIRS)
-        zr, zi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
-        store_columns(q, first, n, K, yr, yi, BN, K, PAIRS)
-        store_columns(q + K * n * WIDTH, first, n, K, -rate * zr, -rate * zi, BN, K, PAIRS)
+        yr, yi = load_columns(y, first, n, k, BN, 8, PAIRS)
+        zr, zi = sum_partials(source, first, n, k, splits, BN, 8, PAIRS)
+        pr, pi = stack(yr, -rate * zr).to(tl.float32), stack(yi, -rate * zi).to(tl.float32)
+        store_tile(q, rows, first, 2 * K, n, pr, pi, BN, PAIRS)
     tl.debug_barrier()
     ur, ui = eye(S), tl.zeros((S, S), tl.float64)
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
@@ -160,38 +167,36 @@ def basis_kernel(
         gr = tl.zeros((S, S), tl.float64)
         gi = tl.zeros((S, S), tl.float64)
         for first in range(0, n, BN):
-            pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
-            pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
-            ar, ai = gram(pr, pi, S, PAIRS)
+            pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
+            ar, ai = gram(pr, pi, PAIRS)
             gr += ar
             gi += ai
         if repeat == 0:
             finite, large = tl.sum(tl.abs(gr)) < 1e300, tl.sum(tl.abs(gr)) > LARGE * LARGE
         tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
-        ur, ui = matmul(ur, ui, tr, ti, S, PAIRS)
-        rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
-    er, ei = step_matrix(rr, ri, K, PAIRS)
+        ur, ui = matmul(ur, ui, tr, ti, PAIRS)
+        rr, ri = matmul(sr, si, rr, ri, PAIRS)
+    er, ei = step_matrix(rr, ri, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     if large & taken:
         gr = tl.zeros((S, S), tl.float64)
         gi = tl.zeros((S, S), tl.float64)
         for first in range(0, n, BN):
-            pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
-            pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
-            ar, ai = gram(pr, pi, S, PAIRS)
+            pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
+            ar, ai = gram(pr, pi, PAIRS)
             gr += ar
             gi += ai
         taken = turns_only(fr, fi, gr, gi, S, PAIRS)
     _report(taken_mask, taken)
     for first in range(0, n, BN):
-        pr, pi = load_columns(q, first, n, S, BN, S, PAIRS)
-        pr, pi = combine(ur, ui, pr, pi, S, PAIRS)
+        pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
         pr, pi = tl.where(taken, pr, 0.0), tl.where(taken, pi, 0.0)
-        vr, vi = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
+        vr, vi = combine(tl.trans(fr), -tl.trans(fi), pr, pi, PAIRS)
         tl.debug_barrier()
-        store_columns(q, first, n, S, pr, pi, BN, S, PAIRS)
-        store_columns(t, first, n, S, vr, vi, BN, S, PAIRS)
+        pr, pi, vr, vi = pr.to(tl.float32), pi.to(tl.float32), vr.to(tl.float32), vi.to(tl.float32)
+        store_tile(q, rows, first, 2 * K, n, pr, pi, BN, PAIRS)
+        store_tile(t, rows, first, 2 * K, n, vr, vi, BN, PAIRS)
 
 
 @triton.jit

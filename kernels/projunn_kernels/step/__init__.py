@@ -7,7 +7,7 @@
 parameter whose direction is already in factors, with the left factor S of its gradient.  A matrix whose
 step cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
 
-On a GPU, matrices of up to `MAX_FUSED` columns with m <= n, whose factors fit the registers, go in one
+On a GPU, matrices of up to 128 columns (64 for k > 1) with m <= n go in one
 launch for all parameters, each matrix read and written once; larger ones in a launch for each pass, for
 all parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
@@ -16,7 +16,7 @@ Which of the two it is depends on sizes and dtypes alone: tensors that are not c
 import torch
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED, MAX_RANK
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
@@ -68,11 +68,8 @@ def _fake_factored(step: FactoredStep) -> Tensor:
 
 def _fits_launches(step: FusedStep) -> bool:
     """Whether the kernels take the step: all parameters of one shape in one launch, or one a pass."""
-    shape = step.weights[0].shape[:-1] if step.pairs else step.weights[0].shape
-    (m, n), k = shape[-2:], step.bases[0].shape[-2 if step.pairs else -1]
-    width = 2 if step.pairs or step.weights[0].is_complex() else 1
-    one_launch = n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
-    few = 0 < k <= MAX_RANK and (one_launch or step.active is None)
+    m, n, k = step.sizes
+    few = 0 < k <= MAX_RANK and (step.fits_a_program or step.active is None)
     few = few and step.factorization == "subspace"
     return few and m <= n and named(step.retraction).kernels is not None
 

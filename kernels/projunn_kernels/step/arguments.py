@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from projunn_kernels.constants import MAX_FUSED, MAX_FUSED_WIDE
+
 
 @dataclass(frozen=True)
 class FusedStep:
@@ -35,6 +37,19 @@ class FusedStep:
     pairs: bool = False
     active: Tensor | None = None
     factorization: str = "subspace"
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """m, n and k."""
+        weight, basis = self.weights[0].shape, self.bases[0].shape
+        weight, basis = (weight[:-1], basis[:-1]) if self.pairs else (weight, basis)
+        return weight[-2], weight[-1], basis[-1]
+
+    @property
+    def fits_a_program(self) -> bool:
+        """Whether the kernel of whole steps holds a matrix in registers."""
+        _, n, k = self.sizes
+        return n <= (MAX_FUSED if k == 1 else MAX_FUSED_WIDE)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ direction is zero touches its basis only.  `projunn_kernels.step.eager` has the 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.columns import combine, gram, stack, step_matrix
+from projunn_kernels.language.columns import combine, gram, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
 from projunn_kernels.language.small import (
@@ -247,37 +247,26 @@ def plane_step_kernel(
 
 
 @triton.jit
-def _refresh_basis(
-    r,
-    x,
-    g,
-    kept,
-    m,
-    k,
-    PAIRS: tl.constexpr,
-    BM: tl.constexpr,
-    PANELS: tl.constexpr,
-    K: tl.constexpr,
-):
-    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows."""
-    lane, index = tl.arange(0, BM), tl.arange(0, K)
-    gr = tl.zeros((K, K), tl.float64)
-    gi = tl.zeros((K, K), tl.float64)
-    for panel in range(PANELS):
-        rows = panel * BM + lane
+def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr):
+    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows, BX of them at a time."""
+    lane, index = tl.arange(0, BX), tl.arange(0, 16)
+    gr = tl.zeros((16, 16), tl.float64)
+    gi = tl.zeros((16, 16), tl.float64)
+    for first in range(0, m, BX):
+        rows = first + lane
         at = rows[None, :] * k + index[:, None]
         xr, xi = load_column(x, at, (rows < m)[None, :] & (index < k)[:, None], PAIRS)
-        ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), K, PAIRS)
+        ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), PAIRS)
         gr += ar
         gi += ai
-    tr, ti, _r, _i = orthonormalizer(gr, gi, K, PAIRS)
-    for panel in range(PANELS):
-        rows = panel * BM + lane
+    tr, ti, _r, _i = orthonormalizer(gr, gi, 16, PAIRS)
+    for first in range(0, m, BX):
+        rows = first + lane
         at = rows[None, :] * k + index[:, None]
         inside = (rows < kept)[None, :] & (index < k)[:, None]
         xr, xi = load_column(x, at, inside, PAIRS)
         pr, pi = load_column(g, at, inside, PAIRS)
-        br, bi = combine(tr, ti, xr.to(tl.float64), xi.to(tl.float64), K, PAIRS)
+        br, bi = combine(tr, ti, xr.to(tl.float64), xi.to(tl.float64), PAIRS)
         store_column(
             r, at, inside, br.to(tl.float32) + PROBE * pr, bi.to(tl.float32) + PROBE * pi, PAIRS
         )
@@ -309,14 +298,17 @@ def wide_step_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     PANELS: tl.constexpr,
-    K: tl.constexpr,
+    BX: tl.constexpr,
 ):
-    """1 < k <= K: the same in a basis of 2K columns, those beyond k zero."""
+    """1 < k <= 8: the same in a basis of 8 + 8 columns, those beyond k of each eight zero.
+
+    Y is in the first rows of a tile of 16, Z from the eighth on.
+    """
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         tl.store(taken_mask + tl.program_id(0), 0)
         return
-    S: tl.constexpr = 2 * K
+    S: tl.constexpr = 16
     w, d, r, g, x = _places(
         weights, directions, bases, probes, scratch, entry, matrix, m, n, k, D_TYPE, PAIRS, ACTIVE
     )
@@ -324,58 +316,58 @@ def wide_step_kernel(
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)
 
-    yr = tl.zeros((K, BN), tl.float32)
-    yi = tl.zeros((K, BN), tl.float32)
+    yr = tl.zeros((S, BN), tl.float32)
+    yi = tl.zeros((S, BN), tl.float32)
     for panel in range(PANELS):
         rows = panel * BM + lane
         dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
         for j in range(k):
             br, bi = load_column(r, rows * k + j, rows < m, PAIRS)
             pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
-            here = (tl.arange(0, K) == j)[:, None]
+            here = (tl.arange(0, S) == j)[:, None]
             yr += tl.where(here, pr[None, :], 0.0)
             yi += tl.where(here, pi[None, :], 0.0)
     size = square_sum(yr, yi, PAIRS)
     moves = size != 0.0
     pr, pi = yr.to(tl.float64), yi.to(tl.float64)
     for _ in range(2):
-        gr, gi = gram(pr, pi, K, PAIRS)
-        tr, ti, _r, _i = orthonormalizer(gr, gi, K, PAIRS)
-        pr, pi = combine(tr, ti, pr, pi, K, PAIRS)
+        gr, gi = gram(pr, pi, PAIRS)
+        tr, ti, _r, _i = orthonormalizer(gr, gi, S, PAIRS)
+        pr, pi = combine(tr, ti, pr, pi, PAIRS)
     yr, yi = pr.to(tl.float32), pi.to(tl.float32)
 
-    zr = tl.zeros((K, BN), tl.float32)
-    zi = tl.zeros((K, BN), tl.float32)
+    zr = tl.zeros((S, BN), tl.float32)
+    zi = tl.zeros((S, BN), tl.float32)
     kept = tl.where(moves, m, 0)
     for panel in range(PANELS):
         rows = panel * BM + lane
         dr, di = load_tile(d, rows, 0, kept, n, BN, PAIRS)
         wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
         for j in range(k):
-            xr, xi = times(dr, di, row(yr, j, K), row(yi, j, K), PAIRS)
+            xr, xi = times(dr, di, row(yr, j, S), row(yi, j, S), PAIRS)
             store_column(x, rows * k + j, rows < m, xr, xi, PAIRS)
             ar, ai = adjoint_times(wr, wi, xr, xi, PAIRS)
-            here = (tl.arange(0, K) == j)[:, None]
+            here = (tl.arange(0, S) == 8 + j)[:, None]
             zr += tl.where(here, ar[None, :], 0.0)
             zi += tl.where(here, ai[None, :], 0.0)
     zr, zi = -rate * zr, -rate * zi
 
-    pr, pi = stack(yr, zr, K).to(tl.float64), stack(yi, zi, K).to(tl.float64)
-    ar, ai = gram(pr, pi, S, PAIRS)
+    pr, pi = (yr + zr).to(tl.float64), (yi + zi).to(tl.float64)
+    ar, ai = gram(pr, pi, PAIRS)
     finite, large = tl.sum(tl.abs(ar)) < 1e300, tl.sum(tl.abs(ar)) > LARGE * LARGE
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
     for _ in range(3):
-        gr, gi = gram(pr, pi, S, PAIRS)
+        gr, gi = gram(pr, pi, PAIRS)
         tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
-        pr, pi = combine(tr, ti, pr, pi, S, PAIRS)
-        rr, ri = matmul(sr, si, rr, ri, S, PAIRS)
-    er, ei = step_matrix(rr, ri, K, PAIRS)
+        pr, pi = combine(tr, ti, pr, pi, PAIRS)
+        rr, ri = matmul(sr, si, rr, ri, PAIRS)
+    er, ei = step_matrix(rr, ri, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     if large & taken:
-        gr, gi = gram(pr, pi, S, PAIRS)
+        gr, gi = gram(pr, pi, PAIRS)
         taken = turns_only(fr, fi, gr, gi, S, PAIRS)
-    ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, S, PAIRS)
+    ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, PAIRS)
     qr, qi, ur, ui = (
         pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
     )  # fmt: skip
@@ -388,10 +380,11 @@ def wide_step_kernel(
         rows = panel * BM + lane
         wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
         vr, vi = wr, wi
-        for j in range(S):
-            lr, li = times(wr, wi, row(qr, j, S), row(qi, j, S), PAIRS)
-            vr, vi = add_outer(vr, vi, lr, li, row(ur, j, S), row(ui, j, S), PAIRS)
+        for j in range(2 * k):
+            at = tl.where(j < k, j, 8 - k + j)
+            lr, li = times(wr, wi, row(qr, at, S), row(qi, at, S), PAIRS)
+            vr, vi = add_outer(vr, vi, lr, li, row(ur, at, S), row(ui, at, S), PAIRS)
         store_tile(w, rows, 0, kept, n, vr, vi, BN, PAIRS)
 
     tl.debug_barrier()
-    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BM, PANELS, K)
+    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BX)

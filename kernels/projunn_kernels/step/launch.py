@@ -17,7 +17,6 @@ from projunn_kernels import selfcheck
 from projunn_kernels.batches import contiguous_matrices, flattened, is_aligned
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.problem import power_of_two
-from projunn_kernels.constants import MAX_FACTOR_FLOATS, MAX_FUSED
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
@@ -116,11 +115,7 @@ def _stream(tensor: Tensor) -> int:
 
 
 def _fresh(step: FusedStep) -> "Program | Passes":
-    n = step.weights[0].shape[-2 if step.pairs else -1]
-    k = step.bases[0].shape[-2 if step.pairs else -1]
-    width = 2 if step.pairs or step.weights[0].is_complex() else 1
-    one_program = n <= MAX_FUSED and n * k * width <= MAX_FACTOR_FLOATS
-    return (Program if one_program else Passes)(step)
+    return (Program if step.fits_a_program else Passes)(step)
 
 
 class Program:
@@ -175,7 +170,7 @@ class Program:
             "PANELS": panels,
         } | options(config.warps)
         if k > 1:
-            arguments |= {"k": k, "K": power_of_two(k)}
+            arguments |= {"k": k, "BN": max(16, power_of_two(n)), "BX": 32 // (2 if pairs else 1)}
         self._launch = Launch(plane_step_kernel if k == 1 else wide_step_kernel, (count,), **arguments)
 
     def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:

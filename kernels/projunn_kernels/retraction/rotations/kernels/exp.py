@@ -53,8 +53,8 @@ def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
     """e^A - I: Taylor to degree 12 of A / 2^p, of norm 1/4 at most, squared p times."""
     times, scale = doublings(norm)
     ar, ai = ar * scale, ai * scale
-    br, bi = matmul(ar, ai, ar, ai, S, PAIRS)
-    cr, ci = matmul(br, bi, ar, ai, S, PAIRS)
+    br, bi = matmul(ar, ai, ar, ai, PAIRS)
+    cr, ci = matmul(br, bi, ar, ai, PAIRS)
     identity = eye(S)
     # sum of A^j / j! for j = 1..12, in groups of three powers around C = A^3; constants are inverted by
     # the compiler, since a division would be a subroutine
@@ -65,13 +65,12 @@ def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
         + cr * (1.0 / 479001600.0)
     )
     fi = ai * (1.0 / 3628800.0) + bi * (1.0 / 39916800.0) + ci * (1.0 / 479001600.0)
-    fr, fi = matmul(cr, ci, fr, fi, S, PAIRS)
+    fr, fi = matmul(cr, ci, fr, fi, PAIRS)
     fr, fi = matmul(
         cr,
         ci,
         fr + identity * (1.0 / 720.0) + ar * (1.0 / 5040.0) + br * (1.0 / 40320.0),
         fi + ai * (1.0 / 5040.0) + bi * (1.0 / 40320.0),
-        S,
         PAIRS,
     )
     fr, fi = matmul(
@@ -79,11 +78,10 @@ def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
         ci,
         fr + identity * (1.0 / 6.0) + ar * (1.0 / 24.0) + br * (1.0 / 120.0),
         fi + ai * (1.0 / 24.0) + bi * (1.0 / 120.0),
-        S,
         PAIRS,
     )
     fr, fi = fr + ar + br * 0.5, fi + ai + bi * 0.5
     for _ in range(times):
-        sr, si = matmul(fr, fi, fr, fi, S, PAIRS)
+        sr, si = matmul(fr, fi, fr, fi, PAIRS)
         fr, fi = 2.0 * fr + sr, 2.0 * fi + si
     return fr, fi

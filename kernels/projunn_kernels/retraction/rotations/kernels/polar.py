@@ -33,9 +33,9 @@ def plane(e1r, e1i, e2, precision, PAIRS: tl.constexpr):
 @triton.jit
 def _inverse_adjoint(xr, xi, S: tl.constexpr, PAIRS: tl.constexpr):
     """X^-H = X (X^H X)^-1."""
-    gr, gi = matmul(tl.trans(xr), -tl.trans(xi), xr, xi, S, PAIRS)
+    gr, gi = matmul(tl.trans(xr), -tl.trans(xi), xr, xi, PAIRS)
     hr, hi = solve(gr, gi, eye(S), tl.zeros((S, S), tl.float64), S, PAIRS)
-    return matmul(xr, xi, hr, hi, S, PAIRS)
+    return matmul(xr, xi, hr, hi, PAIRS)
 
 
 @triton.jit
