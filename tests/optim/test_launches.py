@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 import projunn
 from projunn import init, optim
 from projunn.nn import UnitaryLinear
+from projunn_kernels.step.arguments import widest
 from tests.dense import RETRACTIONS, defect
 from tests.launches import watched
 
@@ -42,9 +43,9 @@ def feed(*parameters):
         p.grad = torch.randn_like(p)
 
 
-def budget(k, m, n):
+def budget(k, m, n, pairs):
     """Kernels of a step of one bank."""
-    if m <= n <= (128 if k == 1 else 64) and k <= 8:
+    if m <= n <= widest(k, pairs) and k <= 8:
         return ["plane_step" if k == 1 else "wide_step"]
     if k > 8:  # products by eight columns; what lies between them is library calls
         pulled, pushed = ("product", "adjoint_product") if m > n else ("adjoint_product", "product")
@@ -74,7 +75,7 @@ def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, kind, k, size
             optimizer.step()
             seen.clear()
             optimizer.step()
-        assert seen.kernels == budget(k, *size), batch
+        assert seen.kernels == budget(k, *size, kind.is_complex), batch
         asked.append(list(seen.calls))
     assert asked[1] == asked[2]
     # the gradient of several batch axes is viewed differently, not treated differently
@@ -149,7 +150,7 @@ def test_large_parameters_of_one_shape_share_the_launches(kernels, rule, kind, k
             optimizer.step()
             seen.clear()
             optimizer.step()
-        assert seen.kernels == budget(k, 130, 130)
+        assert seen.kernels == budget(k, 130, 130, False)
 
 
 @pytest.mark.parametrize("k", [2, 8, 16])
@@ -226,7 +227,7 @@ def test_strides_change_no_launch_and_no_number(kernels, kind, k, size):
         weight.grad = layout(gradient)
         with watched(kernels) as seen:
             optimizer.step()
-        assert seen.kernels == budget(k, *size)
+        assert seen.kernels == budget(k, *size, kind.is_complex)
         results.append(weight.detach().contiguous())
     assert not torch.equal(results[0], start)
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=0)

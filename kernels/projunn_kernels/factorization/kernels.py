@@ -29,9 +29,9 @@ def orthonormal_kernel(
 ):
     """``orth`` of the columns whose partial sums are given, (k, n): Cholesky of the Gram matrix, twice.
 
-    One program a matrix, in tiles of K rows, 1 or 16.  k = 1 is a division by the norm.  Columns that
-    depend on those before them come out zero: both factors are applied at once, and would blow rounding
-    up to any size.
+    One program a matrix, in tiles of K rows: 16 for real k > 1.  k = 1 is a division by the norm.
+    Columns that depend on those before them come out zero: both factors are applied at once, and would
+    blow rounding up to any size.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(0).to(tl.int64)
@@ -51,21 +51,21 @@ def orthonormal_kernel(
         for first in range(0, n, BN):
             yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
             store_columns(out, first, n, k, yr * tr, yi * tr, BN, K, PAIRS)
-        return
-    hr = tl.zeros((K, K), tl.float64)
-    hi = tl.zeros((K, K), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
-        yr, yi = combine(tr, ti, yr, yi, PAIRS)
-        ar, ai = gram(yr, yi, PAIRS)
-        hr += ar
-        hi += ai
-    kept = tl.where(tl.sum(hr * eye(K), axis=0) < _DEPENDENT, 0.0, 1.0)  # NaN is kept
-    both = kept[:, None] * kept[None, :]
-    ur, ui, _r, _i = orthonormalizer(hr * both, hi * both, K, PAIRS)
-    tr, ti = matmul(tr, ti, ur, ui, PAIRS)
-    for first in range(0, n, BN):
-        yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
-        yr, yi = combine(tr, ti, yr, yi, PAIRS)
-        tl.debug_barrier()
-        store_columns(out, first, n, k, yr, yi, BN, K, PAIRS)
+    else:
+        hr = tl.zeros((K, K), tl.float64)
+        hi = tl.zeros((K, K), tl.float64)
+        for first in range(0, n, BN):
+            yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
+            yr, yi = combine(tr, ti, yr, yi, PAIRS)
+            ar, ai = gram(yr, yi, PAIRS)
+            hr += ar
+            hi += ai
+        kept = tl.where(tl.sum(hr * eye(K), axis=0) < _DEPENDENT, 0.0, 1.0)  # NaN is kept
+        both = kept[:, None] * kept[None, :]
+        ur, ui, _r, _i = orthonormalizer(hr * both, hi * both, K, PAIRS)
+        tr, ti = matmul(tr, ti, ur, ui, PAIRS)
+        for first in range(0, n, BN):
+            yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
+            yr, yi = combine(tr, ti, yr, yi, PAIRS)
+            tl.debug_barrier()
+            store_columns(out, first, n, k, yr, yi, BN, K, PAIRS)

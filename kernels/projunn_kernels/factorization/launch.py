@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
-from projunn_kernels.configs.problem import Problem
+from projunn_kernels.configs.problem import Problem, power_of_two
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
@@ -92,7 +92,7 @@ def orthonormal_launch(partial: Tensor) -> tuple[Launch, Tensor]:
         splits=splits,
         PAIRS=partial.is_complex(),
         BN=config.columns,
-        K=1 if k == 1 else 16,
+        K=power_of_two(k) if k == 1 or partial.is_complex() else 16,
         **options(config.warps),
     )
     return made, result

@@ -13,19 +13,23 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     p, n = problem, power_of_two(problem.n)
     if p.k == 1:
         return Config(1, min(n, 2048), 8 if n > 256 else 4)
-    # 16 rows, whatever k: products of float64 tiles want 16 columns or more
-    return Config(1, max(16, min(n, 64 // p.width)), 4)
+    if not p.pairs:  # 16 rows, whatever k: products of float64 tiles want 16 columns or more
+        return Config(1, max(16, min(n, 64)), 4)
+    # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
+    columns = min(n, max(16, 256 // p.columns))
+    return Config(1, columns, 8 if columns > 16 else 4)
 
 
 def column_candidates(problem: Problem, device: Device) -> list[Config]:
-    """Widths and warps around the closed form, with 1 to 16 numbers a thread."""
+    """Widths and warps around the closed form, with 1 to 16 numbers a thread (complex k > 1: 4)."""
     p, first = problem, column_tiles(problem, device)
-    found, n, rows = [first], power_of_two(problem.n), 1 if problem.k == 1 else 16
+    found, n = [first], power_of_two(problem.n)
+    rows, most = (16, 16) if p.k > 1 and not p.pairs else (p.columns, 16 if p.k == 1 else 4)
     for columns in around(first.columns):
         for warps in (first.warps // 2, first.warps, first.warps * 2):
             config = Config(1, columns, warps)
             fits = 1 <= warps <= 16 and min(16, n) <= columns <= max(n, first.columns)
-            if fits and config not in found and 1 <= columns * rows * p.width // (32 * warps) <= 16:
+            if fits and config not in found and 1 <= columns * rows * p.width // (32 * warps) <= most:
                 found.append(config)
     return found
 

@@ -1,7 +1,8 @@
-"""Functions of one S x S matrix held in registers, S = 16, in float64: what 1 < k <= 8 needs.
+"""Functions of one S x S matrix held in registers, S <= 16, in float64: what 1 < k <= 8 needs.
 
-Columns beyond those of the step are zero: products of 16 x 16 are the smallest that tensor cores and
-both Tritons take.
+Real matrices are 16 x 16, with zero columns beyond those of the step: products of that size are the
+smallest that tensor cores and both Tritons take.  Complex ones have S = 2k, and their products are sums
+of outer products: tiles of 16 x 16 of them do not fit the registers.
 
 Nothing is decomposed by a library: elimination, powers and Newton's iteration only, so that a program
 needs no other and the host never waits.
@@ -21,6 +22,7 @@ from projunn_kernels.language.plane import TINY
 _SHIFT = tl.constexpr(1e-15)
 # A step from this size on has rounding in directions that its basis lacks.
 LARGE = tl.constexpr(1e4)
+SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
 
 
 @triton.jit
@@ -43,13 +45,23 @@ def dot(a, b):
 
 @triton.jit
 def matmul(ar, ai, br, bi, PAIRS: tl.constexpr):
-    """A B, real or complex."""
-    re = dot(ar, br)
-    im = re
-    if PAIRS:
-        re -= dot(ai, bi)
-        im = dot(ar, bi) + dot(ai, br)
-    return re, im
+    """A B, real or complex; a small complex one is one sum: loops that unroll fill the registers."""
+    S: tl.constexpr = ar.shape[1]
+    if not PAIRS:
+        cr = dot(ar, br)
+        ci = cr
+    elif S <= SMALL:
+        xr, xi, yr, yi = ar[:, :, None], ai[:, :, None], br[None, :, :], bi[None, :, :]
+        cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
+    else:
+        cr = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
+        ci = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
+        for j in range(S):
+            xr, xi = column(ar, j, S)[:, None], column(ai, j, S)[:, None]
+            yr, yi = row(br, j, S)[None, :], row(bi, j, S)[None, :]
+            cr += xr * yr - xi * yi
+            ci += xr * yi + xi * yr
+    return cr, ci
 
 
 @triton.jit

@@ -151,12 +151,13 @@ def basis_kernel(
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
-    S: tl.constexpr = 16
-    rows = stored_rows(K)
+    P: tl.constexpr = K if PAIRS else 8
+    S: tl.constexpr = 2 * P
+    rows = stored_rows(K, P)
     y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, 2 * K, PAIRS)
     for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
-        yr, yi = load_columns(y, first, n, k, BN, 8, PAIRS)
-        zr, zi = sum_partials(source, first, n, k, splits, BN, 8, PAIRS)
+        yr, yi = load_columns(y, first, n, k, BN, P, PAIRS)
+        zr, zi = sum_partials(source, first, n, k, splits, BN, P, PAIRS)
         pr, pi = stack(yr, -rate * zr).to(tl.float32), stack(yi, -rate * zi).to(tl.float32)
         store_tile(q, rows, first, 2 * K, n, pr, pi, BN, PAIRS)
     tl.debug_barrier()
@@ -176,7 +177,7 @@ def basis_kernel(
         tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
         ur, ui = matmul(ur, ui, tr, ti, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, PAIRS)
-    er, ei = step_matrix(rr, ri, PAIRS)
+    er, ei = step_matrix(rr, ri, P, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     if large & taken:

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_FUSED, MAX_FUSED_WIDE
+from projunn_kernels.constants import MAX_COMPLEX, MAX_FUSED, MAX_REAL
+
+
+def widest(k: int, pairs: bool) -> int:
+    """The most columns of a matrix whose step, at rank k, is one program: more do not fit registers."""
+    if k == 1:
+        return MAX_FUSED
+    return min(MAX_FUSED, MAX_COMPLEX // k) if pairs else MAX_REAL
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class FusedStep:
     def fits_a_program(self) -> bool:
         """Whether the kernel of whole steps holds a matrix in registers."""
         _, n, k = self.sizes
-        return n <= (MAX_FUSED if k == 1 else MAX_FUSED_WIDE)
+        return n <= widest(k, self.pairs or self.weights[0].is_complex())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ direction is zero touches its basis only.  `projunn_kernels.step.eager` has the 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.columns import combine, gram, step_matrix
+from projunn_kernels.language.columns import combine, gram, stack, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
 from projunn_kernels.language.small import (
@@ -247,11 +247,11 @@ def plane_step_kernel(
 
 
 @triton.jit
-def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr):
-    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows, BX of them at a time."""
-    lane, index = tl.arange(0, BX), tl.arange(0, 16)
-    gr = tl.zeros((16, 16), tl.float64)
-    gi = tl.zeros((16, 16), tl.float64)
+def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr, Y: tl.constexpr):
+    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows, BX of them at a time; Y >= k."""
+    lane, index = tl.arange(0, BX), tl.arange(0, Y)
+    gr = tl.zeros((Y, Y), tl.float64)
+    gi = tl.zeros((Y, Y), tl.float64)
     for first in range(0, m, BX):
         rows = first + lane
         at = rows[None, :] * k + index[:, None]
@@ -259,7 +259,7 @@ def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr):
         ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), PAIRS)
         gr += ar
         gi += ai
-    tr, ti, _r, _i = orthonormalizer(gr, gi, 16, PAIRS)
+    tr, ti, _r, _i = orthonormalizer(gr, gi, Y, PAIRS)
     for first in range(0, m, BX):
         rows = first + lane
         at = rows[None, :] * k + index[:, None]
@@ -299,16 +299,17 @@ def wide_step_kernel(
     BN: tl.constexpr,
     PANELS: tl.constexpr,
     BX: tl.constexpr,
+    K: tl.constexpr,
 ):
-    """1 < k <= 8: the same in a basis of 8 + 8 columns, those beyond k of each eight zero.
-
-    Y is in the first rows of a tile of 16, Z from the eighth on.
-    """
+    """1 < k <= K: the same in a basis of P + P columns, those beyond k of each half zero."""
     entry, matrix, present = _matrix(active, matrices, ACTIVE)
     if not present:
         tl.store(taken_mask + tl.program_id(0), 0)
         return
-    S: tl.constexpr = 16
+    P: tl.constexpr = K if PAIRS else 8
+    S: tl.constexpr = 2 * P
+    Y: tl.constexpr = K if PAIRS else S  # rows of the tiles of k columns
+    Z: tl.constexpr = 0 if PAIRS else P  # the first row of Z in its tile
     w, d, r, g, x = _places(
         weights, directions, bases, probes, scratch, entry, matrix, m, n, k, D_TYPE, PAIRS, ACTIVE
     )
@@ -316,15 +317,15 @@ def wide_step_kernel(
         rate *= tl.load(rate_tensor).to(tl.float32)
     lane = tl.arange(0, BM)
 
-    yr = tl.zeros((S, BN), tl.float32)
-    yi = tl.zeros((S, BN), tl.float32)
+    yr = tl.zeros((Y, BN), tl.float32)
+    yi = tl.zeros((Y, BN), tl.float32)
     for panel in range(PANELS):
         rows = panel * BM + lane
         dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
         for j in range(k):
             br, bi = load_column(r, rows * k + j, rows < m, PAIRS)
             pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
-            here = (tl.arange(0, S) == j)[:, None]
+            here = (tl.arange(0, Y) == j)[:, None]
             yr += tl.where(here, pr[None, :], 0.0)
             yi += tl.where(here, pi[None, :], 0.0)
     size = square_sum(yr, yi, PAIRS)
@@ -332,27 +333,31 @@ def wide_step_kernel(
     pr, pi = yr.to(tl.float64), yi.to(tl.float64)
     for _ in range(2):
         gr, gi = gram(pr, pi, PAIRS)
-        tr, ti, _r, _i = orthonormalizer(gr, gi, S, PAIRS)
+        tr, ti, _r, _i = orthonormalizer(gr, gi, Y, PAIRS)
         pr, pi = combine(tr, ti, pr, pi, PAIRS)
     yr, yi = pr.to(tl.float32), pi.to(tl.float32)
 
-    zr = tl.zeros((S, BN), tl.float32)
-    zi = tl.zeros((S, BN), tl.float32)
+    zr = tl.zeros((Y, BN), tl.float32)
+    zi = tl.zeros((Y, BN), tl.float32)
     kept = tl.where(moves, m, 0)
     for panel in range(PANELS):
         rows = panel * BM + lane
         dr, di = load_tile(d, rows, 0, kept, n, BN, PAIRS)
         wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
         for j in range(k):
-            xr, xi = times(dr, di, row(yr, j, S), row(yi, j, S), PAIRS)
+            xr, xi = times(dr, di, row(yr, j, Y), row(yi, j, Y), PAIRS)
             store_column(x, rows * k + j, rows < m, xr, xi, PAIRS)
             ar, ai = adjoint_times(wr, wi, xr, xi, PAIRS)
-            here = (tl.arange(0, S) == 8 + j)[:, None]
+            here = (tl.arange(0, Y) == Z + j)[:, None]
             zr += tl.where(here, ar[None, :], 0.0)
             zi += tl.where(here, ai[None, :], 0.0)
     zr, zi = -rate * zr, -rate * zi
 
-    pr, pi = (yr + zr).to(tl.float64), (yi + zi).to(tl.float64)
+    if PAIRS:
+        yr, yi = stack(yr, zr), stack(yi, zi)
+    else:  # Z is below Y already
+        yr, yi = yr + zr, yi + zi
+    pr, pi = yr.to(tl.float64), yi.to(tl.float64)
     ar, ai = gram(pr, pi, PAIRS)
     finite, large = tl.sum(tl.abs(ar)) < 1e300, tl.sum(tl.abs(ar)) > LARGE * LARGE
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
@@ -361,7 +366,7 @@ def wide_step_kernel(
         tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
         pr, pi = combine(tr, ti, pr, pi, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, PAIRS)
-    er, ei = step_matrix(rr, ri, PAIRS)
+    er, ei = step_matrix(rr, ri, P, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     if large & taken:
@@ -380,11 +385,11 @@ def wide_step_kernel(
         rows = panel * BM + lane
         wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
         vr, vi = wr, wi
-        for j in range(2 * k):
-            at = tl.where(j < k, j, 8 - k + j)
+        for j in range(S if PAIRS else 2 * k):
+            at = j if PAIRS else tl.where(j < k, j, P - k + j)
             lr, li = times(wr, wi, row(qr, at, S), row(qi, at, S), PAIRS)
             vr, vi = add_outer(vr, vi, lr, li, row(ur, at, S), row(ui, at, S), PAIRS)
         store_tile(w, rows, 0, kept, n, vr, vi, BN, PAIRS)
 
     tl.debug_barrier()
-    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BX)
+    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BX, Y)

@@ -170,7 +170,8 @@ class Program:
             "PANELS": panels,
         } | options(config.warps)
         if k > 1:
-            arguments |= {"k": k, "BN": max(16, power_of_two(n)), "BX": 32 // (2 if pairs else 1)}
+            width = power_of_two(n) if pairs else max(16, power_of_two(n))
+            arguments |= {"k": k, "K": power_of_two(k), "BN": width, "BX": config.rows if pairs else 32}
         self._launch = Launch(plane_step_kernel if k == 1 else wide_step_kernel, (count,), **arguments)
 
     def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:

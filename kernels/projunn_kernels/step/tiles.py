@@ -8,24 +8,20 @@ from torch import Tensor
 from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, squares, warps_for
 from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
-from projunn_kernels.constants import MAX_FUSED, MAX_FUSED_WIDE, PROBE
+from projunn_kernels.constants import PROBE
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 from projunn_kernels.retraction.tiles import rotations_of
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FusedStep
+from projunn_kernels.step.arguments import FusedStep, widest
 
 _RATE = 0.25
 
 
-def _widest(k: int) -> int:
-    return MAX_FUSED if k == 1 else MAX_FUSED_WIDE
-
-
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
-    if p.columns >= 4 and not p.pairs:  # twice the rows spill: float32 8 bytes, bfloat16 48
-        rows = max(1, min(m, 1024 // n))
-        return Config(rows, n, warps_for(rows * n, 4))
+    if p.k > 1 and not p.pairs:  # twice the rows spill
+        rows = max(1, min(m, (2048 if p.k == 2 else 1024) // n))
+        return Config(rows, n, max(4, warps_for(rows * n, 8 if p.k == 2 else 4)))
     budget = 8192 if p.k == 1 else 2048
     rows = max(1, min(m, budget // (n * p.width)))
     return Config(rows, n, warps_for(rows * n * p.width, 32 if p.k == 1 else 8))
@@ -46,7 +42,7 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _allowed(problem: Problem, variant: Any) -> bool:
-    return no_complex_half(problem, variant) and problem.n <= _widest(problem.k)
+    return no_complex_half(problem, variant) and problem.n <= widest(problem.k, problem.pairs)
 
 
 def _case(
@@ -114,12 +110,12 @@ def _standard() -> list[Problem]:
         for k in (1, 2, 4, 8)
         for pairs in (False, True)
         for n, matrices in (banks if k < 4 else banks[2:3])
-        if n <= _widest(k)
+        if n <= widest(k, pairs)
     ]
 
 
 def _problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
-    return matrix_problem("fused_step", _widest(k))(matrices, m, n, k, pairs)
+    return matrix_problem("fused_step", widest(k, pairs))(matrices, m, n, k, pairs)
 
 
 FUSED_STEP = Kernel(
