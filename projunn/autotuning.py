@@ -180,7 +180,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     found = _wanted(arguments, problems_of(tuned(), shapes, ranks, [False, True]))
     if not found:
         raise ValueError(
-            "shapes: no operation has these: fused_step needs m <= n <= 128 (64 for rank > 1), and a"
+            "shapes: no operation has these: fused_step needs m <= n <= 128 (fewer for rank > 1), and a"
             " rank of at most m"
         )
     return found
