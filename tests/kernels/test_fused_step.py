@@ -41,7 +41,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# Above 128 columns (64 for k > 1) a step takes a launch for each pass (`projunn_kernels.step.passes`).
+# Above 128 columns (fewer for k > 1) a step takes a launch a pass (`projunn_kernels.step.passes`).
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@
 parameter whose direction is already in factors, with the left factor S of its gradient.  A matrix whose
 step cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
 
-On a GPU, matrices of up to 128 columns (64 for k > 1) with m <= n go in one
+On a GPU, matrices of up to 128 columns (fewer for k > 1) with m <= n go in one
 launch for all parameters, each matrix read and written once; larger ones in a launch for each pass, for
 all parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
