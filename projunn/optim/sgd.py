@@ -43,8 +43,9 @@ class SGD(UnitaryOptimizer):
             then counted on the GPU, where it is also decided when to correct drift.
 
     The weight of a layer with ``sketch_rank`` has its gradient in factors and steps along those.  Then
-    ``factorization`` has no effect, except that `step` refuses ``"tangent"`` with a ValueError, and B is
-    stored at low rank, truncated to its largest parts.
+    ``factorization`` has no effect (steps that have stopped go on from random columns), except that
+    `step` refuses ``"tangent"`` with a ValueError, and B is stored at low rank, truncated to its
+    largest parts.
 
     All arguments but ``params`` can be given in parameter groups.  If the gradient of a matrix is not
     finite, or the result of its step is not determined to working precision, the matrix and its state

@@ -7,7 +7,8 @@ D.  The step sees the skew-Hermitian part of W^H X Y^H alone.  Where those pairs
 manifold that part is zero, and the factors, which follow D, stay there for good, however much of the
 rest of D is tangent.  In training on random batches the share is about 0.7, and it is below 0.05 where
 steps have stopped (docs/mathematics.md).  So the share is looked at once in a while; where it is small,
-the parameter steps along the tangent part of D from then on, as with ``factorization="tangent"``.
+the parameter steps along the tangent part of D from then on, as with ``factorization="tangent"``.  A
+sketched gradient has no tangent part to step along: there each sketch starts from random columns.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from projunn.manifold import view_like
 from projunn.optim.gradient.dense import DenseGradient
+from projunn.optim.gradient.factored import REDRAWN
 from projunn.optim.member import Member, capturing
 from projunn.optim.options import WARM
 from projunn_kernels import adjoint_product, factor, product
@@ -73,21 +75,23 @@ def stopped(member: Member, gradient: Any, parts: int = 1) -> list[bool]:
         return none
     if int(state["step"].item()) % _EVERY or capturing(p):
         return none
-    if not isinstance(gradient, DenseGradient) or gradient.active is not None:
+    if gradient.active is not None or WARM["tangent"][0] in state or REDRAWN in state:
         return none
     view = view_like(p, p.detach())
-    only_signs = view.shape[-2:] == (1, 1) and not view.is_complex()  # which nothing turns
-    if only_signs or WARM["tangent"][0] in state:
+    if view.shape[-2:] == (1, 1) and not view.is_complex():  # signs, which nothing turns
         return none
-    normal = _is_normal(view, gradient.direction, gradient.view(state["basis"]))
+    if isinstance(gradient, DenseGradient):
+        left, right = factor(gradient.direction, gradient.view(state["basis"]))
+    else:
+        left, right = gradient.direction
+    normal = _are_normal(view, left, right)
     before, member.asked = member.asked, _Answer(normal.reshape(parts, -1).any(1))
     known = member.asked if member.asked.is_ready else before
     return none if known is None else known.read()
 
 
-def _is_normal(weight: Tensor, direction: Tensor, basis: Tensor) -> Tensor:
-    """Whether the factors of the direction are normal to the manifold, (*batch)."""
-    left, right = factor(direction, basis)
+def _are_normal(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Whether factors X, Y of the direction are normal to the manifold, (*batch)."""
     if weight.shape[-2] > weight.shape[-1]:
         right = product(weight, right)
     else:

@@ -171,8 +171,12 @@ class _Part:
 
     def _look(self, rule: Rule, member: Member, gradient: Any) -> None:
         """Let those step along the tangent part from now on whose steps have stopped."""
-        if stopped(member, gradient)[0]:
+        if not stopped(member, gradient)[0]:
+            return
+        if isinstance(gradient, DenseGradient):
             rule._start_basis(member, "tangent")
+        else:
+            gradient.redraw()
 
     def _all_counted(self) -> bool:
         """Whether the counters of the steps need nothing that the call has not done."""

@@ -140,3 +140,33 @@ def test_a_rank_that_is_changed_afterwards_changes_both_bases():
     optimizer.param_groups[0]["rank"] = 3
     climb(optimizer, weight, matrix, 1)
     assert {optimizer.state[weight][name].shape[-1] for name in ("basis", "tangent_basis")} == {3}
+
+
+@pytest.mark.parametrize("sketch_rank", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_sketched_layer_goes_on_too(dtype, sketch_rank):
+    matrix, start = problem(dtype=dtype)
+    layer = UnitaryLinear(16, 16, bias=False, sketch_rank=sketch_rank, dtype=dtype)
+    with torch.no_grad():
+        matrix_view(layer.weight).copy_(start)
+    optimizer = SGD(layer.parameters(), lr=3.2)
+    x = torch.eye(16, dtype=dtype)
+    for step in range(1500):
+        if step == 70:
+            saved = copy.deepcopy((layer.state_dict(), optimizer.state_dict()))
+        optimizer.zero_grad()
+        (-(matrix.conj() * layer(x).mT).real.sum()).backward()
+        optimizer.step()
+        if step == 100:
+            later = layer.weight.detach().clone()
+    assert (matrix.conj() * matrix_view(layer.weight.detach())).real.sum() > 31
+    assert unitarity_defect(layer.weight.detach()) < 2e-6
+    # and a resumed run draws the same columns
+    layer.load_state_dict(saved[0])
+    resumed = SGD(layer.parameters(), lr=3.2)
+    resumed.load_state_dict(saved[1])
+    for _ in range(70, 101):
+        resumed.zero_grad()
+        (-(matrix.conj() * layer(x).mT).real.sum()).backward()
+        resumed.step()
+    assert torch.equal(later, layer.weight)

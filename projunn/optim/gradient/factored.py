@@ -19,7 +19,7 @@ from projunn.factored import FactoredTensor
 from projunn.optim.gradient.dense import active_matrices, largest, stored_like
 from projunn.optim.member import Member
 from projunn.optim.options import unitary_learning_rate
-from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize
+from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize, seeded_normal
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 
@@ -28,6 +28,7 @@ Factors = tuple[Tensor, Tensor]
 # An average over many steps has more directions than a step; it is held at this multiple of the sketch's
 # rank, and at no less than the second number.
 _AVERAGE, _LEAST_AVERAGE = 4, 8
+REDRAWN = "redrawn"  # in the state of a parameter whose sketches start from random columns
 
 
 class FactoredGradient:
@@ -36,7 +37,7 @@ class FactoredGradient:
     The state of matrices whose gradient is not finite does not move.
 
     Attributes:
-        parameter, state, group: as in `Member`.
+        parameter, state, group, index: as in `Member`.
         factors: of the gradient.
         direction: the rule's, in factors, once `follow` has been called.
         taken: which steps were, (*batch), once they have been tried.
@@ -60,6 +61,7 @@ class FactoredGradient:
             )
         member.start_counting()
         self.parameter, self.state, self.group = p, state, member.group
+        self.index = member.index
         start, kept = p.sketch.stored_left, torch.contiguous_format
         if "probe" not in state or state["probe"].shape != start.shape:
             state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
@@ -111,8 +113,16 @@ class FactoredGradient:
                 pairs=p.pairs,
             )
         )
+        if REDRAWN in state:
+            seed = 1_000_003 * int(state["step"].item()) + self.index
+            drawn = seeded_normal(left, self.view(state["basis"]).shape, seed)
+            state["basis"].copy_(self.store(orthonormalize(drawn)))
         assert p.sketch is not None
         p.sketch.stored_left.copy_(state["basis"])
+
+    def redraw(self) -> None:
+        """Let each sketch from now on start from random columns, not from those of the last step."""
+        self.state[REDRAWN] = torch.ones((), dtype=torch.bool, device=self.parameter.device)
 
     @property
     def finite(self) -> Tensor:
