@@ -53,13 +53,18 @@ def trial(number, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As a terminal's programs have it: a shell's background ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    os.read(reading, 1)
-    os.close(reading)
-    os.close(writing)
-    time.sleep(wait)
-    process.send_signal(which)
-    output, errors = process.communicate(timeout=60)
+    try:
+        os.read(reading, 1)
+        time.sleep(wait)
+        process.send_signal(which)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        os.close(reading)
+        os.close(writing)
+        process.kill()  # if it still runs
     when = f"{which.name} {wait:.2f} s after the first line"
     if "Traceback" in output + errors:
         return f"a traceback: {when}"
