@@ -103,7 +103,7 @@ class Operation:
         if self.derivative is not None:
             self.registered.register_autograd(self._backward, setup_context=self._setup_context)
         if self.autocast:
-            for device in ("cpu", "cuda"):
+            for device in _AUTOCAST:
                 self.registered.register_autocast(device, torch.float32)
         private.watch(self.registered, self._watched, differentiable=self.derivative is not None)
         if self.plain is not None:
@@ -113,17 +113,13 @@ class Operation:
         values = arguments if bundle is None else vars(bundle)
         tensor = self._tensor(values)
         if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
-            if (
-                self.autocast
-                and private.in_transform()
-                and torch.is_autocast_enabled(tensor.device.type)
-            ):
+            if self.autocast and private.in_transform() and _is_autocast_on(tensor):
                 return self._in_float32(tensor.device.type, values)
             # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
             return self.registered(**{n: values[n] for n in self._names if n in values})
         inside = private.is_below_autograd()  # of the body of another operation
         by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
-        cast = self.autocast and torch.is_autocast_enabled(tensor.device.type)
+        cast = self.autocast and _is_autocast_on(tensor)
         if (by_autograd or cast) and not inside:
             return self.registered(**values)
         if inside or torch.is_grad_enabled():
@@ -230,6 +226,12 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
+_AUTOCAST = ("cpu", "cuda")
+
+
+def _is_autocast_on(tensor: Tensor) -> bool:
+    """Whether a device that operations are registered for has autocast on; others may not know it."""
+    return tensor.device.type in _AUTOCAST and torch.is_autocast_enabled(tensor.device.type)
 
 
 def _note_change(changed: list[Any]) -> None:

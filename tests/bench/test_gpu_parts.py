@@ -147,8 +147,7 @@ def test_names_are_unique_and_every_target_finds_its_rows():
     assert len(names) == len(set(names))
     known = {*names, "tests", "checks", "run"}
     known |= {
-        f"{targets.convolution.product_name(*c)}, of the limit"
-        for c in targets.convolution.product_cases()
+        f"{targets.convolution.part_name(*c)}, of the limit" for c in targets.convolution.part_cases()
     }
     wanted = {name for t in targets.targets() for name in (t.own, t.peer) if name is not None}
     assert wanted <= known

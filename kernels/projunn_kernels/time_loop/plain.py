@@ -30,7 +30,8 @@ def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
     states: list[Tensor] = []
     ended: list[Tensor] = []
     for x, reset in zip(*_steps(call, u, call.resets), strict=True):
-        h = _kept(h, len(x), ended)
+        if call.batch_sizes is not None:
+            h = _kept(h, x.shape[0], ended)
         if reset is not None:
             h = torch.where(reset.unsqueeze(-1), 0.0, h)
         h = apply(x + h @ w.mT, call.bias, call.nonlinearity)
@@ -54,7 +55,7 @@ def _steps(
 
 def _kept(h: Tensor, size: int, ended: list[Tensor]) -> Tensor:
     """The states of the sequences that go on; those of the others are added to ``ended``."""
-    if size == len(h):
+    if size == h.shape[0]:
         return h
     ended.append(h[size:])
     return h[:size]
@@ -94,11 +95,13 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     )
     grad_last = torch.zeros_like(h0) if grad_last is None else grad_last
     every = list(zip(*_steps(call, h, grad, call.resets), strict=True))
-    size = len(every[-1][0])
-    carry, reversed_steps = grad_last[:size], []
+    carry, reversed_steps = grad_last, []
+    if call.batch_sizes is not None:
+        carry = grad_last[: call.batch_sizes[-1]]
     for state, g, reset in reversed(every):
-        if len(state) > len(carry):  # h_t is the last state of some sequences
-            carry = torch.cat([carry, grad_last[len(carry) : len(state)]])
+        if call.batch_sizes is not None and state.shape[0] > carry.shape[0]:
+            # h_t is the last state of some sequences
+            carry = torch.cat([carry, grad_last[carry.shape[0] : state.shape[0]]])
         carry = carry if g is None else carry + g
         reversed_steps.append(_activation_gradient(carry, state, call.bias, call.nonlinearity))
         carry = reversed_steps[-1] @ w.conj()
@@ -109,7 +112,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     rows = dz.reshape(-1, dz.shape[-1])
     by_inputs, by_projection, by_shift, by_bias = dz, None, None, None
     if call.input_weight is not None:
-        columns = torch.view_as_real(rows).reshape(len(rows), -1) if dz.is_complex() else rows
+        columns = torch.view_as_real(rows).flatten(1) if dz.is_complex() else rows
         by_inputs = (columns @ call.input_weight).reshape(call.inputs.shape)
         by_projection = columns.mT @ call.inputs.reshape(-1, call.inputs.shape[-1])
         by_shift = columns.sum(0)
@@ -130,7 +133,9 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
 def _before(call: RecurrenceBackward, initial: Tensor, states: list[Tensor]) -> Tensor:
     """h_{t-1} of all time steps, (rows, n)."""
     earlier = [initial, *states[:-1]]
-    before = torch.cat([h[: len(state)] for h, state in zip(earlier, states, strict=True)])
+    if call.batch_sizes is not None:
+        earlier = [h[: state.shape[0]] for h, state in zip(earlier, states, strict=True)]
+    before = torch.cat(earlier)
     if call.resets is None:
         return before
     return torch.where(call.resets.reshape(-1, 1), 0.0, before)
