@@ -112,7 +112,7 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     rows = dz.reshape(-1, dz.shape[-1])
     by_inputs, by_projection, by_shift, by_bias = dz, None, None, None
     if call.input_weight is not None:
-        columns = torch.view_as_real(rows).flatten(1) if dz.is_complex() else rows
+        columns = torch.view_as_real(rows).reshape(rows.shape[0], -1) if dz.is_complex() else rows
         by_inputs = (columns @ call.input_weight).reshape(call.inputs.shape)
         by_projection = columns.mT @ call.inputs.reshape(-1, call.inputs.shape[-1])
         by_shift = columns.sum(0)
