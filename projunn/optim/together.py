@@ -98,7 +98,10 @@ class _Part:
     def __init__(self, members: list[Member], gradients: list[Any], alone: bool) -> None:
         self.members, self.gradients, self.alone = members, gradients, alone
         self._groups = list({id(member.group): member.group for member in members}.values())
-        self._quiet = 0  # steps in which nothing is due
+        self._last, self._due = (
+            -1,
+            0,
+        )  # the number of the last step, and of that in which something is due
         self._masks: Sequence[Tensor] = ()
         if alone:
             return
@@ -157,17 +160,24 @@ class _Part:
 
     def settle(self, rule: Rule) -> None:
         """Count what was missed, polish what is due, and look whether steps have stopped."""
-        self._quiet -= 1
-        if self._quiet > 0 and not self.alone and self._all_counted():
+        due = self._is_due()
+        if not due and not self.alone and self._all_counted():
             return
         masks = self._masks or self._taken.unbind()
         for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):
             mask = member.mask(taken, gradient.active, gradient.sound)
-            if self._quiet <= 0:
+            if due:
                 polish(member, mask)
                 self._look(rule, member, gradient)
-        if self._quiet <= 0:
-            self._quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
+        if due:
+            quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
+            self._due = self._last + quiet
+
+    def _is_due(self) -> bool:
+        """Whether a polish or a look may be due: so it may where the host does not see steps go by."""
+        count: Tensor = self.members[0].state["step"]
+        before, self._last = self._last, int(count.item()) if count.device.type == "cpu" else -1
+        return not before + 1 == self._last < self._due
 
     def _look(self, rule: Rule, member: Member, gradient: Any) -> None:
         """Let those step along the tangent part from now on whose steps have stopped."""
