@@ -52,7 +52,7 @@ class _Answer:
 
 
 def steps_to_look(member: Member) -> int:
-    """The number of steps after which `has_stopped` looks next."""
+    """The number of steps after which `stopped` looks next."""
     count: Tensor = member.state["step"]
     if member.group["factorization"] != "subspace" or count.device.type != "cpu":
         return _EVERY
@@ -63,7 +63,8 @@ def stopped(member: Member, gradient: Any, parts: int = 1) -> list[bool]:
     """Whether the steps of parameters have stopped where their direction is not zero.
 
     It looks at every 64th step.  On a GPU the answer is that of the look before, so that nothing waits.
-    Steps that are counted on the device are not looked at: the host does not know their number.
+    Steps that are counted on the device are not looked at: the host does not know their number.  Nor are
+    those of sharded parameters, whose processes could find different answers.
 
     Args:
         member: a parameter that has taken a step.

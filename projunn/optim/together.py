@@ -17,6 +17,7 @@ from projunn.optim.drift import polish, steps_to_polish
 from projunn.optim.gradient import DenseGradient, Gradient, gradient_of
 from projunn.optim.member import Member
 from projunn.optim.options import WARM, unitary_learning_rate
+from projunn.optim.sharded import LocalState
 from projunn.optim.stopping import steps_to_look, stopped
 from projunn_kernels import FusedStep, fused_step_
 from projunn_kernels.backends import on_device
@@ -65,6 +66,10 @@ class Together:
             counts = [together]
         self._steps = counts
         self._parts = _parts(rule, members, self._gradients, keep)
+        # Processes that share a parameter must not find different answers; a trace cannot follow one.
+        watched = keep and not any(isinstance(member.state, LocalState) for member in members)
+        for part in self._parts:
+            part.watched = watched
         self._states = [tuple(member.state.values()) for member in members]
 
     def renew(self, rule: Rule, members: list[Member]) -> bool:
@@ -98,10 +103,9 @@ class _Part:
     def __init__(self, members: list[Member], gradients: list[Any], alone: bool) -> None:
         self.members, self.gradients, self.alone = members, gradients, alone
         self._groups = list({id(member.group): member.group for member in members}.values())
-        self._last, self._due = (
-            -1,
-            0,
-        )  # the number of the last step, and of that in which something is due
+        # The number of the last step, and of that in which something is due.
+        self._last, self._due = -1, 0
+        self.watched = False  # whether it is looked whether steps have stopped
         self._masks: Sequence[Tensor] = ()
         if alone:
             return
@@ -168,7 +172,8 @@ class _Part:
             mask = member.mask(taken, gradient.active, gradient.sound)
             if due:
                 polish(member, mask)
-                self._look(rule, member, gradient)
+                if self.watched:
+                    self._look(rule, member, gradient)
         if due:
             quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
             self._due = self._last + quiet
@@ -204,7 +209,7 @@ class _Bank(_Part):
 
     def __init__(self, members: list[Member], gradients: list[Any], keep: bool) -> None:
         first, states = members[0], [member.state for member in members]
-        self._owners, self._sources, self._keep = members, gradients, keep
+        self._owners, self._sources = members, gradients
         self._weights = [gradient.stored_weight for gradient in gradients]
         self._states: dict[str, tuple[list[Tensor], Tensor]] = {}
         state = {"step": states[0]["step"], "skipped": torch.zeros_like(states[0]["skipped"])}

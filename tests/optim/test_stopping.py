@@ -11,6 +11,7 @@ import torch
 from projunn import UnitaryParameter, init, matrix_view, unitarity_defect
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD, AdamW, stopping
+from projunn.optim.member import Member
 
 STEPS = 300
 
@@ -170,3 +171,15 @@ def test_a_sketched_layer_goes_on_too(dtype, sketch_rank):
         (-(matrix.conj() * layer(x).mT).real.sum()).backward()
         resumed.step()
     assert torch.equal(later, layer.weight)
+
+
+def test_nobody_looks_where_the_members_of_a_step_do_not_last():
+    """As in a trace, whose state has entries of its own."""
+    matrix, start = problem()
+    weight, state = UnitaryParameter(start), {}
+    optimizer = SGD([weight], lr=3.2)
+    for _ in range(130):
+        with torch.no_grad():
+            optimizer._unitary_step([Member(0, weight, -matrix, state, optimizer.param_groups[0])])
+    assert state["step"] == 130
+    assert "tangent_basis" not in state
