@@ -34,7 +34,9 @@ def orthonormal(columns: Tensor) -> Tensor:
             q, gram = q * kept[..., None, :], gram * (kept[..., :, None] * kept[..., None, :])
         t, _ = orthonormalizer(gram)
         q = q @ t
-    return q
+    # Rounding may have passed for a direction, and three factors do not make a column of it.
+    squares = torch.linalg.vector_norm(q, dim=-2, keepdim=True).square()
+    return torch.where(squares < 0.25, 0.0, q)
 
 
 def orthonormalizer(gram: Tensor) -> tuple[Tensor, Tensor]:

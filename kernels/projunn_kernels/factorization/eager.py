@@ -11,8 +11,9 @@ from projunn_kernels.batches import surely_all
 from projunn_kernels.products.eager import adjoint_product, bank_product, product
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
-# Parts of QR's triangle below the first, or below the second relative to their columns, are rounding.
-_NOTHING, _DEPENDENT = 1e-30, 16
+# Parts of QR's triangle that are rounding: below 16 eps of their columns, or below these.
+_DEPENDENT = 16
+_NOTHING = {4: 1e-30, 8: 1e-290}  # by the bytes of a real number
 
 
 def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
@@ -91,14 +92,15 @@ def _regular(r: Tensor) -> Tensor | None:
     LAPACK's QR of other complex columns may hold NaN, and fills up with directions that they lack.
     """
     diagonal = r.diagonal(dim1=-2, dim2=-1)
+    nothing = _NOTHING[r.element_size() // (1 + r.is_complex())]
     if r.ndim == 2:
         # Not ``abs``, which raises where a complex number's overflows.
         parts = [hypot(x.real, x.imag) for x in diagonal.tolist()]
-        least_part = max(_NOTHING, 1e-4 * max(parts, default=0.0))
+        least_part = max(nothing, 1e-4 * max(parts, default=0.0))
         if all(part > least_part for part in parts):
             return None
     sizes, columns = diagonal.abs(), torch.linalg.vector_norm(r[..., : diagonal.shape[-1]], dim=-2)
-    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(_NOTHING)
+    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(nothing)
     regular = (sizes > least).all(-1)
     return None if bool(regular.all()) else regular
 

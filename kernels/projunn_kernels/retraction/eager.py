@@ -14,7 +14,8 @@ from projunn_kernels.rank_update.eager import rotate_rows_
 from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
-_LARGE = 1e4
+# Sizes of E, by the weight's dtype, whose rounding (in float64) is far below the weight's own.
+_LARGE = {torch.float32: 1e4, torch.float64: 1e1}
 _UNITARY = 1e-12  # what I + Q F Q^H may be off, in float64
 
 
@@ -111,7 +112,8 @@ def _rotated_triangle(
     triangle = by_right[..., :k, :]
     phases = triangle.diagonal(dim1=-2, dim2=-1).conj()
     sizes, of_y = r.abs(), phases.abs()
-    if r.numel() and not (sizes.amax().item() < _LARGE and of_y.amin().item() > 0.5):
+    large = _LARGE[dtype.to_real()]
+    if r.numel() and not (sizes.amax().item() < large and of_y.amin().item() > 0.5):
         return *rotated_basis(right, pulled, retraction, dtype), moved[..., :0]
     f, taken = rotation(by_pulled @ by_right.mH, retraction, torch.finfo(dtype).eps)
     inverse = torch.diag_embed(2 * phases) - phases[..., :, None] * triangle * phases[..., None, :]
@@ -132,32 +134,38 @@ def rotated_basis(
             return *plane, torch.tensor(True)
     q, e = step_basis(factor, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    if factor.shape[-1] > 1 and not _is_small(factor, pulled):
-        taken = taken & _is_unitary(f, q)
+    if factor.shape[-1] > 1 and factor.numel():
+        small = _small(factor, pulled, _LARGE[dtype.to_real()])
+        if not surely_all(small):
+            corrected, unitary = _made_unitary(f, q)
+            taken = taken & (small | unitary)
+            f = torch.where((taken & ~small)[..., None, None], corrected, f)
     if not surely_all(taken):
         q = torch.where(taken[..., None, None], q, 0.0)
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
 
 
-def _is_small(factor: Tensor, pulled: Tensor) -> bool:
-    """True if rounding of E, which a huge step has in directions that Q lacks, cannot matter.
+def _small(factor: Tensor, pulled: Tensor, large: float) -> Tensor:
+    """Where rounding of E cannot matter, which a huge step has in directions that Q lacks.
 
-    That is of the size of its factors; E itself may be what cancels out in their product.
+    That is of the size of E's factors; E itself may be what cancels out in their product.
     """
-    if on_device(pulled):
-        return False
-    return pulled.numel() == 0 or factor.abs().amax().item() * pulled.abs().amax().item() < _LARGE
+    sizes = [torch.linalg.vector_norm(t, torch.inf, dim=(-2, -1)) for t in (factor, pulled)]
+    return sizes[0] * sizes[1] < large
 
 
-def _is_unitary(f: Tensor, q: Tensor) -> Tensor:
-    """Whether I + Q F Q^H is unitary, also where columns of Q depend on each other and some are zero.
+def _made_unitary(f: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """F after one step of Newton and Schulz for I + Q F Q^H, and whether that was unitary to 1e-12.
 
-    With G = Q^H Q it misses that by Q X Q^H, X = F + F^H + F^H G F, whose square has the trace of
-    (G X)^2.
+    Also where columns of Q depend on each other and some are zero.  With G = Q^H Q, it misses a unitary
+    matrix by Q X Q^H, X = F + F^H + F^H G F, whose square has the trace of (G X)^2.  The step takes
+    F to F - (X + F G X) / 2, which misses one by the square of that.
     """
     gram = q.mH @ q
-    defect = gram @ (f + f.mH + f.mH @ gram @ f)
-    return (defect * defect.mT).sum((-2, -1)).abs() < _UNITARY**2
+    defect = f + f.mH + f.mH @ gram @ f
+    seen = gram @ defect
+    unitary = (seen * seen.mT).sum((-2, -1)).abs() < _UNITARY**2
+    return f - (defect + f @ seen) / 2, unitary
 
 
 def _rotated_plane(factor: Tensor, pulled: Tensor, retraction: str) -> tuple[Tensor, Tensor] | None:
