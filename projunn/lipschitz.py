@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from projunn.arguments import number
 from projunn.models.cayley import CayleyConv2d
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
-from projunn.nn.conv import _UnitaryConv
+from projunn.nn.convolution import UnitaryConvolution
 
 
 class _Bound(NamedTuple):
@@ -127,7 +127,10 @@ def _logits(
     x, stretch = inputs, 1.0
     error = radii.new_zeros(len(inputs), len(radii))
     for layer, bound in layers:
-        if isinstance(layer, _UnitaryConv | CayleyConv2d) and x.ndim != getattr(layer, "axes", 2) + 2:
+        if (
+            isinstance(layer, UnitaryConvolution | CayleyConv2d)
+            and x.ndim != getattr(layer, "axes", 2) + 2
+        ):
             raise TypeError(f"model: {type(layer).__name__} gets {x.ndim} axes, not those of a batch")
         if isinstance(layer, GroupSort) and layer.dim % x.ndim == 0:
             raise TypeError(f"model: {_name(layer)} sorts along the batch")
@@ -243,9 +246,12 @@ def _of_blocks(layer: BlockUnitaryLinear) -> _Bound:
     return _Bound(norm, rounding + norm, bias)
 
 
-def _of_convolution(layer: _UnitaryConv | CayleyConv2d) -> _Bound:
+def _of_convolution(layer: UnitaryConvolution | CayleyConv2d) -> _Bound:
     """The transforms and their inverses are unitary, once scaled, and round as products do."""
-    product = _of_product(layer.frequency_response(), 0.0)
+    matrices = layer.frequency_response()
+    if isinstance(layer, UnitaryConvolution):
+        matrices = matrices.unflatten(-2, (layer.groups, -1))
+    product = _of_product(matrices, 0.0)
     pixels = prod(layer.output_size)
     transform = 16 * (1 + log2(pixels))  # each; with room for sizes that are not powers of two
     bias = 0.0 if layer.bias is None else sqrt(pixels) * float(torch.linalg.vector_norm(layer.bias))
@@ -269,7 +275,7 @@ _BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
     nn.Linear: _of_linear,
     UnitaryLinear: _of_linear,
     BlockUnitaryLinear: _of_blocks,
-    _UnitaryConv: _of_convolution,
+    UnitaryConvolution: _of_convolution,
     CayleyConv2d: _of_convolution,
     GroupSort: _of_group_sort,
     nn.ReLU: _exact,

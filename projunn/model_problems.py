@@ -17,20 +17,17 @@ from torch import Tensor, nn
 from projunn.manifold import UnitaryParameter, unitary_parameters
 from projunn.nn import (
     BlockUnitaryLinear,
-    UnitaryConv1d,
-    UnitaryConv2d,
-    UnitaryConv3d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
 )
+from projunn.nn.convolution import UnitaryConvolution
 from projunn.optim import SGD
 from projunn.optim.base import UnitaryOptimizer
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs.problem import Problem
 
 _Model = tuple[nn.Module, UnitaryOptimizer | None]
-_CONVOLUTIONS = (UnitaryConv1d, UnitaryConv2d, UnitaryConv3d)
 IMAGES, SEQUENCES, LENGTH = 256, 128, 100  # the batch of images, that of anything else, and time steps
 
 
@@ -137,7 +134,7 @@ def _example(layer: nn.Module, batch: int | None, length: int, device: torch.dev
         shape = (*leading, layer.input_size)
     elif isinstance(layer, UnitaryRNNCell):
         shape = (rows, layer.input_size)
-    elif isinstance(layer, _CONVOLUTIONS):
+    elif isinstance(layer, UnitaryConvolution):
         images = IMAGES if batch is None else batch
         shape = (images, layer.in_channels, *layer.spatial_size)
     else:

@@ -20,6 +20,7 @@ NAN = float("nan")
 COMMON = {"bias": True, "device": None, "dtype": None, "sketch_rank": None}
 IMAGES = {"in_channels": 1, "num_classes": 2, "image_size": 4, "conv": "unitary", "width": 2}
 CONV = {"in_channels": 2, "out_channels": 3, "spatial_size": 4, "stride": 1}
+KINDS = {"dilation": 1, "groups": 1}
 RECURRENT = {"input_size": 3, "hidden_size": 4, "nonlinearity": "modrelu"}
 STACKED = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
 STACKED |= {"checkpoint_every": None, "proj_size": 0}
@@ -28,9 +29,10 @@ STACKED |= {"checkpoint_every": None, "proj_size": 0}
 LAYERS = {
     unn.UnitaryLinear: ({"in_features": 4, "out_features": 6, **COMMON}, (3, 4)),
     unn.BlockUnitaryLinear: ({"num_blocks": 2, "block_size": 3, "num_factors": 2, **COMMON}, (3, 6)),
-    unn.UnitaryConv1d: ({**CONV, **COMMON}, (2, 2, 4)),
-    unn.UnitaryConv2d: ({**CONV, **COMMON}, (2, 2, 4, 4)),
-    unn.UnitaryConv3d: ({**CONV, **COMMON}, (2, 2, 4, 4, 4)),
+    unn.UnitaryConv1d: ({**CONV, **KINDS, **COMMON}, (2, 2, 4)),
+    unn.UnitaryConv2d: ({**CONV, **KINDS, **COMMON}, (2, 2, 4, 4)),
+    unn.UnitaryConv3d: ({**CONV, **KINDS, **COMMON}, (2, 2, 4, 4, 4)),
+    unn.UnitaryConvTranspose2d: ({**CONV, **KINDS, **COMMON}, (2, 2, 4, 4)),
     unn.UnitaryRNN: (
         {**RECURRENT, **STACKED, **COMMON},
         (5, 2, 3),
@@ -56,7 +58,7 @@ DTYPES = ["float32", torch.int64, torch.complex32, torch.bool, float, np.float32
 WORDS = ["zzz", "", None, 3, ["modrelu"], nn.ReLU, True, "MODRELU"]
 AXES = [5, -5, 2, 1.5, "1", None, [1], (1,), True, NAN, torch.tensor(1)]
 WRONG = {
-    **dict.fromkeys(("spatial_size", "stride", "image_size"), SIZES),
+    **dict.fromkeys(("spatial_size", "stride", "dilation", "image_size"), SIZES),
     **dict.fromkeys(("bias", "batch_first", "bidirectional"), FLAGS),
     **dict.fromkeys(("nonlinearity", "conv"), WORDS),
     "device": DEVICES,

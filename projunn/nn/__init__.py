@@ -1,7 +1,17 @@
 """Layers with unitary (complex) and orthogonal (real) weights, to be trained with `projunn.optim`."""
 
 from projunn.nn.block import BlockUnitaryLinear
-from projunn.nn.conv import UnitaryConv1d, UnitaryConv2d, UnitaryConv3d
+from projunn.nn.convolution import (
+    LocalUnitaryConv1d,
+    LocalUnitaryConv2d,
+    LocalUnitaryConv3d,
+    UnitaryConv1d,
+    UnitaryConv2d,
+    UnitaryConv3d,
+    UnitaryConvTranspose1d,
+    UnitaryConvTranspose2d,
+    UnitaryConvTranspose3d,
+)
 from projunn.nn.groupsort import GroupSort, MaxMin
 from projunn.nn.linear import UnitaryLinear
 from projunn.nn.modrelu import ModReLU
@@ -11,11 +21,17 @@ from projunn.nn.select import select_blocks
 __all__ = [
     "BlockUnitaryLinear",
     "GroupSort",
+    "LocalUnitaryConv1d",
+    "LocalUnitaryConv2d",
+    "LocalUnitaryConv3d",
     "MaxMin",
     "ModReLU",
     "UnitaryConv1d",
     "UnitaryConv2d",
     "UnitaryConv3d",
+    "UnitaryConvTranspose1d",
+    "UnitaryConvTranspose2d",
+    "UnitaryConvTranspose3d",
     "UnitaryLinear",
     "UnitaryRNN",
     "UnitaryRNNCell",

@@ -17,14 +17,17 @@ from projunn_kernels import (
     RecurrenceBackward,
     fourier_convolution,
     fourier_convolution_sketch,
-    fourier_transform,
     private,
     recurrence,
     recurrence_backward,
     sketch,
 )
 from projunn_kernels.backends import Choice, chosen_backend, run_under
-from projunn_kernels.convolution import fourier_convolution_backward, through_transform
+from projunn_kernels.convolution import (
+    fourier_convolution_backward,
+    spectrum_of,
+    through_transform,
+)
 
 
 def _wants_dense(*grads: Tensor | None) -> bool:
@@ -241,7 +244,7 @@ class _SketchedConvolution(torch.autograd.Function):
         if grad is not None:
             spectrum = kept
             if not ctx.keep:
-                spectrum = run_under(ctx.chosen, fourier_transform, kept[0], ctx.size, real)
+                spectrum = run_under(ctx.chosen, spectrum_of, kept[0], weight, ctx.size, real)
             if _wants_dense(grad):
                 dense = grad, *spectrum, weight, own_weight, ctx.size, wanted
                 by_input, by_weight, by_own, by_bias = run_under(

@@ -7,6 +7,7 @@ activation, where gradients of two computations may differ by more than rounding
 import torch
 
 from projunn import nn as unn
+from tests.convolutions import by_filter
 
 FAR = float("inf")
 
@@ -36,6 +37,9 @@ def block(layer, x):
 
 def convolution(layer, x):
     batched = x.ndim == layer.axes + 2
+    filled = any(s % r for s, r in zip(layer.spatial_size, layer.stride, strict=True))
+    if layer.transposed or filled or layer.groups != 1 or layer.grid_size != layer.output_size:
+        return by_filter(layer, widened(layer, x)), FAR
     x = widened(layer, x if batched else x[None])
     axes = tuple(range(2, 2 + layer.axes))
     for i, r in enumerate(layer.stride):  # each cell's positions become channels, axis by axis
@@ -115,6 +119,9 @@ FORMULAS = {
     unn.UnitaryConv1d: convolution,
     unn.UnitaryConv2d: convolution,
     unn.UnitaryConv3d: convolution,
+    unn.UnitaryConvTranspose1d: convolution,
+    unn.UnitaryConvTranspose2d: convolution,
+    unn.UnitaryConvTranspose3d: convolution,
     unn.UnitaryRNN: recurrence,
     unn.ModReLU: modrelu,
     unn.GroupSort: sorted_groups,

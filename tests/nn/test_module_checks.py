@@ -21,11 +21,13 @@ from projunn.nn import (
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
+    UnitaryConvTranspose2d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
 )
 from projunn_kernels import apply_nonlinearity
+from tests.convolutions import by_filter
 from tests.torch_internals import internal
 
 pytestmark = pytest.mark.requires("expecttest", "numpy")
@@ -46,18 +48,7 @@ def blocks(module, parameters, x):
 
 
 def convolution(module, parameters, x):
-    """By the filter in space: a circular cross-correlation."""
-    kernel, axes = module.spatial_filter(), module.axes
-    shifts = torch.cartesian_prod(*(torch.arange(s) for s in module.spatial_size)).view(-1, axes)
-    channel_last = tuple(range(2, 2 + axes))
-    y = sum(
-        torch.einsum(
-            "oc,bc...->bo...", kernel[:, :, *q], x.roll([-k for k in q], channel_last).to(kernel.dtype)
-        )
-        for q in shifts.tolist()
-    )
-    y = y[(..., *(slice(None, None, s) for s in module.stride))]
-    return y + module._numbers(module.bias).view(-1, *(1 for _ in range(axes)))
+    return by_filter(module, x)
 
 
 def recurrence(module, parameters, x, hx=None):
@@ -82,6 +73,20 @@ CASES = {
     "UnitaryConv1d": (UnitaryConv1d, (2, 3, 5), {}, [(2, 2, 5)], convolution),
     "UnitaryConv2d": (UnitaryConv2d, (2, 2, (4, 3)), {}, [(2, 2, 4, 3)], convolution),
     "UnitaryConv2d, strided": (UnitaryConv2d, (1, 4, 4), {"stride": 2}, [(2, 1, 4, 4)], convolution),
+    "UnitaryConv2d, grouped": (
+        UnitaryConv2d,
+        (2, 4, (4, 3)),
+        {"groups": 2, "dilation": (2, 1)},
+        [(2, 2, 4, 3)],
+        convolution,
+    ),
+    "UnitaryConvTranspose2d": (
+        UnitaryConvTranspose2d,
+        (4, 2, (2, 3)),
+        {"stride": 2, "groups": 2},
+        [(2, 4, 2, 3)],
+        convolution,
+    ),
     "UnitaryConv3d": (UnitaryConv3d, (2, 1, (2, 3, 2)), {}, [(2, 2, 2, 3, 2)], convolution),
     "UnitaryRNN": (UnitaryRNN, (3, 4), {}, [(4, 2, 3)], recurrence),
     "UnitaryRNN, tanh": (

@@ -10,6 +10,7 @@ from projunn_kernels.convolution.fourier import (
     fourier_convolution,
     fourier_convolution_backward,
     fourier_convolution_sketch,
+    spectrum_of,
     through_transform,
 )
 from projunn_kernels.convolution.grid import Frequencies, frequencies
@@ -23,6 +24,7 @@ __all__ = [
     "fourier_inverse",
     "fourier_transform",
     "frequencies",
+    "spectrum_of",
     "through_transform",
     "ways",
 ]

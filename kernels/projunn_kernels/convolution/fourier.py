@@ -12,6 +12,9 @@ where paired bins of real signals count twice, because W_-k = conj(W_k) changes 
 have that in them (`projunn_kernels.fourier_transform`).  Data goes from signals to spectra, frequency by
 frequency (`transform`), through batched GEMMs (`products`), and back.  All of it is one operator on real
 tensors, so that ``torch.compile`` sees no complex number.
+
+With groups, matrices and spectra have ``paired groups`` and ``own groups`` entries, frequency by
+frequency, of m and n channels each, while x has ``groups n`` channels and y has ``groups m``.
 """
 
 from math import sqrt
@@ -20,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.convolution import plain, products
+from projunn_kernels.convolution import plain, products, shapes
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.products import Spectrum
+from projunn_kernels.convolution.shapes import groups_of
 from projunn_kernels.convolution.transform import fourier_inverse, fourier_transform
 from projunn_kernels.operation import Derivative, Operation
 from projunn_kernels.sketching import sketch
@@ -39,17 +43,18 @@ def fourier_convolution(
     """``y = F^-1 (W F x) + b``, and the spectrum of x.
 
     Args:
-        input: x, (batch, n, *size), real, or (batch, n, *size, 2) for complex signals.
-        weight: the complex matrices of the paired bins, (paired, m, n, 2): `Frequencies`.
-        own_weight: the real matrices of the self-conjugate bins, (own, m, n); None for complex signals.
-        bias: b, (m,), or (m, 2) for complex signals, or None.
+        input: x, (batch, groups n, *size), real, or (batch, groups n, *size, 2) for complex signals.
+        weight: the complex matrices of the paired bins, (paired groups, m, n, 2): `Frequencies`.
+        own_weight: the real matrices of the self-conjugate bins, (own groups, m, n); None for complex
+            signals.
+        bias: b, (groups m,), or (groups m, 2) for complex signals, or None.
         size: the points along each spatial axis.
         keep: whether the backward has the spectrum from here, N numbers for N points.  If not, it keeps
             x, and transforms it again.
 
     Returns:
-        y, (batch, m, *size) or (batch, m, *size, 2), and the spectrum as `fourier_transform` returns it,
-        or two empty tensors if it is not to be kept.
+        y, (batch, groups m, *size) or (batch, groups m, *size, 2), and the spectrum: that of
+        `fourier_transform`, group by group, or two empty tensors if it is not to be kept.
     """
     output, paired, own = _convolution(
         input=input, weight=weight, own_weight=own_weight, bias=bias, size=size, keep=keep
@@ -124,9 +129,10 @@ def _convolve(
     size: list[int],
     keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    real = own_weight is not None
-    spectrum = fourier_transform(input, size, real)
-    output = fourier_inverse(*products.product(spectrum, weight, own_weight), bias, size, real)
+    real, groups = own_weight is not None, groups_of(input, weight.shape[2])
+    spectrum = products.split(fourier_transform(input, size, real), groups)
+    moved = products.merge(products.product(spectrum, weight, own_weight), groups)
+    output = fourier_inverse(*moved, bias, size, real)
     paired, own = spectrum if keep else (input.new_empty(0), input.new_empty(0))
     return output, paired, own
 
@@ -139,26 +145,12 @@ def _plainly(
     size: list[int],
     keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    real = own_weight is not None
-    spectrum = plain.transform(input, size, real)
-    output = plain.inverse(*plain.product(spectrum, weight, own_weight), bias, size, real)
+    real, groups = own_weight is not None, groups_of(input, weight.shape[2])
+    spectrum = products.split(plain.transform(input, size, real), groups)
+    moved = products.merge(plain.product(spectrum, weight, own_weight), groups)
+    output = plain.inverse(*moved, bias, size, real)
     paired, own = spectrum if keep else (input.new_zeros(0), input.new_zeros(0))
     return output, paired, own
-
-
-def _fake_convolve(
-    input: Tensor,
-    weight: Tensor,
-    own_weight: Tensor | None,
-    bias: Tensor | None,
-    size: list[int],
-    keep: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, n, *rest = input.shape
-    grid = frequencies(tuple(size), own_weight is not None)
-    shapes = ((grid.paired, batch, n, 2), (len(grid.own), batch, n)) if keep else ((0,), (0,))
-    output = input.new_empty(batch, weight.shape[1], *rest)
-    return output, input.new_empty(shapes[0]), input.new_empty(shapes[1])
 
 
 def _gradients(
@@ -172,13 +164,15 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     results = [grad.new_empty(0) for _ in range(4)]
-    g = fourier_transform(grad, size, real)
+    whole, groups = fourier_transform(grad, size, real), groups_of(grad, weight.shape[1])
+    g = products.split(whole, groups)
     if wanted[0]:
-        results[0] = fourier_inverse(*products.adjoint(g, weight, own_weight), None, size, real)
+        moved = products.merge(products.adjoint(g, weight, own_weight), groups)
+        results[0] = fourier_inverse(*moved, None, size, real)
     if wanted[1]:
         results[1:3] = products.gradient(g, (paired, own))
     if wanted[2]:
-        results[3] = _sum_of_points(g, size, real)
+        results[3] = _sum_of_points(whole, size, real)
     return results[0], results[1], results[2], results[3]
 
 
@@ -193,33 +187,16 @@ def _plain_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     results = [grad.new_zeros(0) for _ in range(4)]
-    g = plain.transform(grad, size, real)
+    whole, groups = plain.transform(grad, size, real), groups_of(grad, weight.shape[1])
+    g = products.split(whole, groups)
     if wanted[0]:
-        results[0] = plain.inverse(*plain.adjoint(g, weight, own_weight), None, size, real)
+        moved = products.merge(plain.adjoint(g, weight, own_weight), groups)
+        results[0] = plain.inverse(*moved, None, size, real)
     if wanted[1]:
         results[1:3] = plain.gradient(g, (paired, own))
     if wanted[2]:
-        results[3] = _sum_of_points(g, size, real)
+        results[3] = _sum_of_points(whole, size, real)
     return results[0], results[1], results[2], results[3]
-
-
-def _fake_gradients(
-    grad: Tensor,
-    paired: Tensor,
-    own: Tensor,
-    weight: Tensor,
-    own_weight: Tensor | None,
-    size: list[int],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (batch, n), (count, m, *_) = paired.shape[1:3], weight.shape
-    real = own_weight is not None
-    return (
-        grad.new_empty((batch, n, *grad.shape[2:]) if wanted[0] else 0),
-        grad.new_empty((count, m, n, 2) if wanted[1] else 0),
-        grad.new_empty((own.shape[0], m, n) if wanted[1] else 0),
-        grad.new_empty(((m,) if real else (m, 2)) if wanted[2] else 0),
-    )
 
 
 def _sketched_gradients(
@@ -236,9 +213,11 @@ def _sketched_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     results = [grad.new_empty(0) for _ in range(6)]
-    g, g_own = fourier_transform(grad, size, real)
+    whole, groups = fourier_transform(grad, size, real), groups_of(grad, weight.shape[1])
+    g, g_own = products.split(whole, groups)
     if wanted[0]:
-        results[0] = fourier_inverse(*products.adjoint((g, g_own), weight, own_weight), None, size, real)
+        moved = products.merge(products.adjoint((g, g_own), weight, own_weight), groups)
+        results[0] = fourier_inverse(*moved, None, size, real)
     if wanted[1]:
         # Of conjugated spectra it is the conjugate of the gradient that is sketched.
         conjugate = basis.new_tensor([1.0, -1.0])
@@ -247,33 +226,8 @@ def _sketched_gradients(
         if own_basis is not None:
             results[3:5] = sketch(spectrum[1:], [g_own], own_basis, False, group)
     if wanted[2]:
-        results[5] = _sum_of_points((g, g_own), size, real)
+        results[5] = _sum_of_points(whole, size, real)
     return results[0], results[1], results[2], results[3], results[4], results[5]
-
-
-def _fake_sketched_gradients(
-    grad: Tensor,
-    spectrum: list[Tensor],
-    weight: Tensor,
-    own_weight: Tensor | None,
-    basis: Tensor,
-    own_basis: Tensor | None,
-    size: list[int],
-    wanted: list[bool],
-    *,
-    group: str = "",
-) -> tuple[Tensor, ...]:
-    (batch, n), m, real = spectrum[0].shape[1:3], weight.shape[1], own_weight is not None
-    shapes: list[tuple[int, ...]] = [(0,)] * 6
-    if wanted[0]:
-        shapes[0] = (batch, n, *grad.shape[2:])
-    if wanted[1]:
-        shapes[1], shapes[2] = basis.shape, (basis.shape[0], n, *basis.shape[2:])
-        if own_basis is not None:
-            shapes[3], shapes[4] = own_basis.shape, (own_basis.shape[0], n, own_basis.shape[2])
-    if wanted[2]:
-        shapes[5] = (m,) if real else (m, 2)
-    return tuple(grad.new_empty(shape) for shape in shapes)
 
 
 def _sum_of_points(spectrum: Spectrum, size: list[int], real: bool) -> Tensor:
@@ -299,12 +253,17 @@ def _backward(ctx: Any, grad: Tensor | None, *by_spectrum: Tensor | None) -> tup
     wanted = [needs[0], needs[1] or needs[2], needs[3]]
     kept: list[Tensor | None] = [None] * 4
     if grad is not None:
-        paired, own = (first, second) if ctx.keep else fourier_transform(first, size, real)
+        paired, own = (first, second) if ctx.keep else spectrum_of(first, weight, size, real)
         grads = fourier_convolution_backward(grad, paired, own, weight, own_weight, size, wanted)
         kept = [g if need else None for g, need in zip(grads, needs, strict=False)]
     if ctx.keep and needs[0]:
         kept[0] = through_transform(kept[0], (first, second), by_spectrum, size, real)
     return *kept, None, None
+
+
+def spectrum_of(input: Tensor, weight: Tensor, size: list[int], real: bool) -> Spectrum:
+    """The spectrum that `fourier_convolution` returns, of an input by itself."""
+    return products.split(fourier_transform(input, size, real), groups_of(input, weight.shape[2]))
 
 
 def through_transform(
@@ -318,7 +277,9 @@ def through_transform(
     if all(grad is None for grad in grads):
         return total
     paired, own = (torch.zeros_like(s) if g is None else g for s, g in zip(spectrum, grads, strict=True))
-    through = fourier_inverse(paired, own, None, size, real)
+    grid = frequencies(tuple(size), real)
+    groups = (len(paired) + len(own)) // (grid.paired + len(grid.own))
+    through = fourier_inverse(*products.merge((paired, own), groups), None, size, real)
     return through if total is None else total + through
 
 
@@ -356,10 +317,12 @@ def _second_backward(
         v_own = None
         if own_weight is not None:
             v_own = torch.zeros_like(own_weight) if tangent_own is None else tangent_own
-        moved = products.product((paired, own), v, v_own)
+        groups = groups_of(grad, weight.shape[1])
+        moved = products.merge(products.product((paired, own), v, v_own), groups)
         along = fourier_inverse(*moved, None, size, real)
         by_grad = along if by_grad is None else by_grad + along
-        by_paired, by_own_bins = products.adjoint(fourier_transform(grad, size, real), v, v_own)
+        g = products.split(fourier_transform(grad, size, real), groups)
+        by_paired, by_own_bins = products.adjoint(g, v, v_own)
     if tangent_bias is not None and ctx.wanted[2]:
         every = tangent_bias.view(-1, *(1 for _ in size), *tangent_bias.shape[1:]).expand_as(grad)
         by_grad = every if by_grad is None else by_grad + every
@@ -369,7 +332,7 @@ def _second_backward(
 _convolution = Operation(
     name="fourier_convolution",
     eager=_convolve,
-    fake=_fake_convolve,
+    fake=shapes.convolution,
     on="input",
     derivative=Derivative(_setup_context, _backward),
     plain=_plainly,
@@ -378,7 +341,7 @@ _convolution = Operation(
 _convolution_backward = Operation(
     name="fourier_convolution_backward",
     eager=_gradients,
-    fake=_fake_gradients,
+    fake=shapes.gradients,
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
     plain=_plain_gradients,
@@ -387,7 +350,7 @@ _convolution_backward = Operation(
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",
     eager=_sketched_gradients,
-    fake=_fake_sketched_gradients,
+    fake=shapes.sketched_gradients,
     on="grad",
     autocast=True,
 )

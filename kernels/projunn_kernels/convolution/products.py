@@ -5,7 +5,8 @@
 A row is an image.  Spectra are conjugated (`projunn_kernels.fourier_transform`), so that the only
 conjugates in these formulas are of transposed operands, which BLAS takes as they are: cuBLAS reads W
 and the spectra, and nothing is copied.  MKL's batched product knows no conjugates, and PyTorch copies
-what is conjugated; so on a CPU it is the smaller operand.
+what is conjugated; so on a CPU it is the smaller operand.  Groups of channels are more matrices: those
+of a frequency lie side by side.
 """
 
 import torch
@@ -45,3 +46,19 @@ def gradient(grad: Spectrum, spectrum: Spectrum) -> Spectrum:
     adjoint = adjoint.conj_physical().mT if y.is_cpu else adjoint.mH
     paired = torch.bmm(adjoint, torch.view_as_complex(x))
     return torch.view_as_real(paired), torch.bmm(y_own.mT, x_own)
+
+
+def split(spectrum: Spectrum, groups: int) -> Spectrum:
+    """Spectra of all channels as those of groups: (P groups, batch, n, 2) and (R groups, batch, n)."""
+    if groups == 1:
+        return spectrum
+    paired, own = (s.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1) for s in spectrum)
+    return paired, own
+
+
+def merge(spectrum: Spectrum, groups: int) -> Spectrum:
+    """The inverse of `split`."""
+    if groups == 1:
+        return spectrum
+    paired, own = (s.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3) for s in spectrum)
+    return paired, own

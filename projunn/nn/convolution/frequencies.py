@@ -39,8 +39,10 @@ def filter_taps(paired: Tensor, own: Tensor | None, grid: Frequencies) -> Tensor
     return taps if own is None else taps.real
 
 
-def resample(taps: Tensor, grid: Frequencies) -> tuple[Tensor, Tensor]:
+def resample(taps: Tensor, grid: Frequencies, groups: int) -> tuple[Tensor, Tensor]:
     """Matrices of another grid: the filter's Fourier transform there, each made unitary.
+
+    The taps are (*size, groups m, n), the matrices (P groups, m, n) and (R groups, m, n).
 
     The filter is read as centred, offsets -s/2 <= q < s/2 along an axis of s taps; its transform
     sum_q K[q] exp(-2 pi i k q / size) is evaluated at the wavenumbers k of ``grid`` and replaced by the
@@ -56,9 +58,9 @@ def resample(taps: Tensor, grid: Frequencies) -> tuple[Tensor, Tensor]:
         transform = torch.polar(torch.ones_like(angle), angle)
         response = torch.tensordot(transform, response.movedim(axis, 0), 1).movedim(0, axis)
     known = grid.wavenumbers().to(taps.device)
-    matrices = response[known.unbind(-1)]
-    paired, own = matrices[: grid.paired], matrices[grid.paired :].real
-    return nearest(paired), nearest(own)
+    matrices = response[known.unbind(-1)].unflatten(1, (groups, -1)).flatten(0, 1)
+    count = grid.paired * groups
+    return nearest(matrices[:count]), nearest(matrices[count:].real)
 
 
 def windowed(stored: Tensor, own: Tensor | None, grid: Frequencies, window: tuple[int, ...]) -> Tensor:
