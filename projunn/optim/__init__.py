@@ -6,8 +6,9 @@ one for `Lion`, which `torch.optim` lacks.  ``base.py`` has what the rules share
 """
 
 from projunn.optim.adamw import AdamW
+from projunn.optim.captured import CapturedStep
 from projunn.optim.lion import Lion
 from projunn.optim.rmsprop import RMSprop
 from projunn.optim.sgd import SGD
 
-__all__ = ["SGD", "AdamW", "Lion", "RMSprop"]
+__all__ = ["SGD", "AdamW", "CapturedStep", "Lion", "RMSprop"]
