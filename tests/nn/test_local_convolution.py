@@ -124,9 +124,8 @@ def test_any_image_goes_through():
         torch.testing.assert_close(layer(x).norm(), x.norm())
 
 
-@both_dtypes
-def test_compiles_to_one_graph(dtype):
-    layer = make((2, 3), (5, 5), 3, dtype)
+def test_compiles_to_one_graph():
+    layer = make((2, 3), (5, 5), 3)
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
