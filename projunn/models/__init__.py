@@ -1,9 +1,18 @@
-"""Networks of norm-preserving convolutions; each can be built of plain ones too, to compare with."""
+"""Networks of norm-preserving convolutions, which can be built of plain ones too, and baselines."""
 
 from projunn.models.cayley import CayleyConv2d
 from projunn.models.deep import DeepConvNet
+from projunn.models.eunn import EURNN, EUNNLinear
 from projunn.models.layers import CONVOLUTIONS
 from projunn.models.lipschitz import LipschitzConvNet
 from projunn.models.resnet9 import ResNet9
 
-__all__ = ["CONVOLUTIONS", "CayleyConv2d", "DeepConvNet", "LipschitzConvNet", "ResNet9"]
+__all__ = [
+    "CONVOLUTIONS",
+    "EURNN",
+    "CayleyConv2d",
+    "DeepConvNet",
+    "EUNNLinear",
+    "LipschitzConvNet",
+    "ResNet9",
+]
