@@ -1,0 +1,68 @@
+"""The tasks of the comparison, their sizes, and the budget of each training on a CPU."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.field import convolutions, matrices, recurrent
+from bench.field.contender import Contender
+from projunn.tasks import TASKS, Task, TaskOptions
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task of fixed sizes.
+
+    Args:
+        name: on the command line and in rows.
+        task: the name of the task.
+        contenders: the methods.
+        seconds: of CPU time, the budget of one training.
+        options: those of the task.
+        images: whether the task reads the images that ``--data`` names.
+    """
+
+    name: str
+    task: str
+    contenders: tuple[Contender, ...]
+    seconds: float
+    options: dict[str, Any] = field(default_factory=dict)
+    images: bool = False
+
+    def make(self, seed: int, data: Path | None = None) -> Task:
+        """The task for a seed."""
+        task = TASKS[self.task]
+        given = self.options | ({"data": str(data)} if self.images else {})
+        taken = {"batch_size", *(option.name for option in task.declares)}
+        chosen = {**task.defaults_for(given), **given}
+        return task(TaskOptions(**{k: v for k, v in chosen.items() if k in taken}, seed=seed))
+
+
+_ALL = (
+    Case("unitary", "unitary", matrices.CONTENDERS, 15, {"size": 512}),
+    Case("copying-200", "copying", recurrent.CONTENDERS, 40, {"length": 200}),
+    Case("adding-200", "adding", recurrent.CONTENDERS, 120, {"length": 200}),
+    Case("copying-1000", "copying", recurrent.CONTENDERS, 240, {"length": 1000}),
+    Case("adding-750", "adding", recurrent.CONTENDERS, 360, {"length": 750}),
+    Case("pixels-digits", "pixels", recurrent.CONTENDERS, 30, {"permuted": True}),
+    Case(
+        "pixels-mnist",
+        "pixels",
+        recurrent.CONTENDERS,
+        240,
+        {"permuted": True, "hidden": 116, "batch_size": 128},
+        images=True,
+    ),
+    Case("images-digits", "images", convolutions.CONTENDERS, 60, {"width": 8}),
+    Case("images-mnist", "images", convolutions.CONTENDERS, 240, {"width": 8}, images=True),
+    Case(
+        "deep-mnist",
+        "images",
+        convolutions.CONTENDERS,
+        360,
+        {"model": "deep", "width": 8, "depth": 100, "augment": False},
+        images=True,
+    ),
+)
+CASES = {case.name: case for case in _ALL}
+SHORT = ("unitary", "copying-200", "pixels-digits", "images-digits")
