@@ -12,6 +12,7 @@ import torch
 
 from projunn import autotuning, interruption
 from projunn.exit_status import INTERRUPTED
+from projunn.reproduce import command as reproduction
 from projunn.training import command
 from projunn_kernels import selfcheck
 from projunn_kernels.backends import chosen_backend
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version("projunn"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command.add_command(commands)
+    reproduction.add_command(commands)
     autotuning.add_command(commands)
     info = commands.add_parser(
         "info", help="show versions, devices, the backend in force and the tables of tile sizes"

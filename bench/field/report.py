@@ -98,7 +98,7 @@ def draw(folder: Path) -> list[Path]:
                         x, middle, color=style.color, linestyle=style.dashes, label=name, linewidth=1.4
                     )
                     one.fill_between(x, low, high, color=style.color, alpha=0.12, linewidth=0)
-            axes[0].set(title=case.name, xlabel="step", yscale="log", xscale="symlog")
+            axes[0].set(title=case.name, xlabel="step", yscale="log")
             axes[0].set_ylabel("held-out loss")
             axes[1].set(xlabel="seconds of CPU time, one thread")
             axes[1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))

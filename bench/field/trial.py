@@ -86,7 +86,7 @@ def _score(task: Task, model: nn.Module) -> list[float | None]:
 
 def _defect(model: nn.Module) -> float | None:
     """The largest unitarity defect of our weights, or of the matrix that a method of others holds."""
-    weights = projunn.unitary_parameters(model)
+    weights = [weight for weight in projunn.unitary_parameters(model) if weight.numel()]
     if weights:
         return max(projunn.unitarity_defect(w).max().item() for w in weights)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch.nn import functional
 from projunn.lipschitz import certified_accuracy
 from projunn.models import CayleyConv2d, DeepConvNet, LipschitzConvNet, ResNet9
 from projunn.nn import UnitaryConv2d
-from projunn.tasks.datasets import DATASETS, load_images
+from projunn.tasks.datasets import DATA, DATASETS, load_images, name_of
 from projunn.tasks.measurements import GREEN, ORANGE, Metric, Score, Trained
 from projunn.tasks.options import Option, TaskOptions, above_zero, at_least_one
 from projunn.tasks.task import Batch, Task
@@ -48,9 +48,9 @@ class Images(Task):
 
     ``digits``: 1,797 images of 8 x 8 that come with scikit-learn, a fifth of them held out.  ``mnist``,
     ``cifar10``, ``cifar100``: through torchvision, downloaded to ``data/`` where they are not there yet.
-    With ``augment`` each training image is shifted at random, by up to an eighth of its size, and
-    mirrored at random where mirrored objects exist (CIFAR).  A uniform guess scores the logarithm of the
-    number of classes.
+    ``data`` names other files.  With ``augment`` each training image is shifted at random, by up to an
+    eighth of its size, and mirrored at random where mirrored objects exist (CIFAR).  A uniform guess
+    scores the logarithm of the number of classes.
     """
 
     name = "images"
@@ -58,6 +58,7 @@ class Images(Task):
     loss_name = "cross-entropy"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=DATASETS),
+        DATA,
         Option("augment", bool, False, "shift (and, of CIFAR, mirror) the images"),
         Option("model", str, "resnet9", "the network", group="model", choices=tuple(_NETWORKS)),
         Option("width", int, 16, "channels of the first convolution", group="model", limit=at_least_one),
@@ -81,7 +82,8 @@ class Images(Task):
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
-        train, test = load_images(self.options.dataset)
+        train, test = load_images(self.options.dataset, self.options.data)
+        self._name = name_of(self.options.dataset, self.options.data, train, test)
         axes = (0, 2, 3)
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
         self._train = (train[0] - mean) / deviation, train[1]
@@ -108,7 +110,7 @@ class Images(Task):
 
     @property
     def title(self) -> str:
-        return f"{self.options.dataset}: {self.options.model}"
+        return f"{self._name}: {self.options.model}"
 
     def build(self, body: str) -> nn.Module:
         model = self.options.model

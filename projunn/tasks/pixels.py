@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from projunn.tasks.datasets import load_images
+from projunn.tasks.datasets import DATA, load_images, name_of
 from projunn.tasks.options import Option, TaskOptions
 from projunn.tasks.sequences import RECURRENT, SequenceTask
 from projunn.tasks.task import Batch
@@ -21,7 +21,8 @@ class Pixels(SequenceTask):
 
     ``digits``: 1,797 images of 8 x 8 that come with scikit-learn, a fifth of them held out.
     ``mnist``: 28 x 28, through torchvision, downloaded to ``data/`` where it is not there yet.
-    A uniform guess scores ln 10.  Source: Le, Jaitly, Hinton, arXiv 1504.00941.
+    ``data`` names other files.  A uniform guess scores the logarithm of the number of classes.  Source:
+    Le, Jaitly, Hinton, arXiv 1504.00941.
     """
 
     name = "pixels"
@@ -29,6 +30,7 @@ class Pixels(SequenceTask):
     loss_name = "cross-entropy"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=("digits", "mnist")),
+        DATA,
         Option("permuted", bool, False, "shuffle the pixels, all images alike"),
         *RECURRENT,
     )
@@ -36,8 +38,11 @@ class Pixels(SequenceTask):
 
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
-        self.input_size, self.output_size, self.naive = 1, 10, log(10)
-        train, test = load_images(self.options.dataset)
+        self.input_size = 1
+        train, test = load_images(self.options.dataset, self.options.data)
+        self._name = name_of(self.options.dataset, self.options.data, train, test)
+        self.output_size = int(train[1].max()) + 1
+        self.naive = log(self.output_size)
         order = torch.arange(train[0][0].numel())
         if self.options.permuted:
             source = torch.Generator().manual_seed(_PERMUTATION_SEED)
@@ -45,6 +50,11 @@ class Pixels(SequenceTask):
         images, held_out = (rearrange(part[0], "image c h w -> image (c h w)") for part in (train, test))
         self._images, self._labels = images[:, order], train[1]
         self._test = _one_each_step(held_out[:, order]), test[1]
+
+    @property
+    def title(self) -> str:
+        order = "permuted " if self.options.permuted else ""
+        return f"{order}pixels of {self._name}: {self.options.hidden} hidden units"
 
     def batch(self, generator: torch.Generator) -> Batch:
         size = (self.options.batch_size,)

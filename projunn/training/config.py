@@ -19,7 +19,7 @@ BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in
 OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
 DTYPES = ("float32", "complex64")
 _FOLLOWED = ("steps", "seconds", "device", "log_every")
-SCHEDULES = ("constant", "cooldown", "cosine", "step")
+SCHEDULES = ("constant", "cooldown", "cosine", "exponential", "step")
 
 # The values that general options may have, where those are words.
 CHOICES = {

@@ -15,6 +15,7 @@ from projunn.training.config import OPTIMIZERS, TrainConfig
 
 _HOPELESS = 100  # steps in a row without a finite loss, after which a model is given up
 _FAR = 1e-3  # a unitarity defect that no training leaves behind
+_LAST_FACTOR = 0.05  # of the rates under the exponential schedule
 _COOLDOWN = 3  # 1 over the share of the budget, at its end, in which the rates go to 0
 
 
@@ -176,6 +177,8 @@ def rate_factor(schedule: str, progress: float) -> float:
         return 1.0
     if schedule == "cosine":
         return (1 + cos(pi * done)) / 2
+    if schedule == "exponential":
+        return float(_LAST_FACTOR**done)
     if schedule == "step":
         return 0.1 ** int(done * 3)
     return min(1.0, _COOLDOWN * max(0.0, 1 - progress))

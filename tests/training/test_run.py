@@ -14,7 +14,7 @@ from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS
 from projunn.training import Run, TrainConfig, train
 from projunn.training.checkpoint import load_checkpoint
-from projunn.training.learner import Learner
+from projunn.training.learner import Learner, rate_factor
 from projunn_kernels.files import replacing
 
 pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
@@ -92,6 +92,11 @@ def test_cooldown_lowers_both_rates_to_zero_in_the_last_third(tmp_path, monkeypa
     assert plain[:9] == (0.3,) * 9
     assert plain[9:] == pytest.approx((0.225, 0.15, 0.075))
     assert unitary == pytest.approx([rate / 3 for rate in plain])
+
+
+def test_an_exponential_schedule_falls_by_the_same_factor_in_equal_shares_of_the_budget():
+    factors = [rate_factor("exponential", done) for done in (0.0, 0.5, 1.0, 1.5)]
+    assert factors == pytest.approx([1, 0.05**0.5, 0.05, 0.05])
 
 
 def test_clip_bounds_the_gradient(tmp_path):
