@@ -20,6 +20,7 @@ NAMES = (
     "drift",
     "soak",
     "factorization",
+    "field",
 )
 
 

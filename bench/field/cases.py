@@ -65,4 +65,4 @@ _ALL = (
     ),
 )
 CASES = {case.name: case for case in _ALL}
-SHORT = ("unitary", "copying-200", "pixels-digits", "images-digits")
+SHORT = ("unitary", "copying-200")

@@ -24,11 +24,11 @@ SEEDS = (0, 1, 2)
 Row = dict[str, Any]
 
 
-def rows(folder: Path) -> list[Row]:
-    """The rows of this protocol in a folder of results."""
+def rows(folder: Path, since: str = "") -> list[Row]:
+    """The rows of this protocol in a folder of results, of a date (ISO 8601) or later."""
     file = folder / f"{NAME}.jsonl"
     every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [row for row in every if row["protocol"] == PROTOCOL]
+    return [row for row in every if row["protocol"] == PROTOCOL and row["date"] >= since]
 
 
 def loss_of(row: Row) -> float:
@@ -51,6 +51,7 @@ class Comparison:
         seconds: the budget of each training in place of each case's own.
         seeds: of the trainings at the best rate; the first is that of the trials.
         data: the file of images, for the cases that read one.
+        since: rows of before this date do not count as done.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Comparison:
         seconds: float | None = None,
         seeds: tuple[int, ...] = SEEDS,
         data: Path | None = None,
+        since: str = "",
     ) -> None:
         self.results, self.cases, self.seeds, self.data = results, cases, seeds, data
-        self.seconds = seconds
+        self.seconds, self.since = seconds, since
         self.missing: dict[str, str] = {}
 
     def run(self, names: tuple[str, ...] = ()) -> None:
@@ -93,7 +95,7 @@ class Comparison:
     def _done(self, case: Case, contender: Contender) -> list[Row]:
         return [
             row
-            for row in rows(self.results.folder)
+            for row in rows(self.results.folder, self.since)
             if (row["case"], row["method"], row["budget_s"])
             == (case.name, contender.name, self._budget(case))
         ]

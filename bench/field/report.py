@@ -67,13 +67,13 @@ def _number(value: float) -> str:
     return "diverged" if math.isinf(value) else f"{value:.3g}"
 
 
-def tables(folder: Path) -> str:
-    """The tables of all cases that have rows."""
-    found = rows(folder)
+def tables(folder: Path, since: str = "") -> str:
+    """The tables of all cases that have rows, or rows of a date or later."""
+    found = rows(folder, since)
     return "\n".join(line for case in CASES.values() for line in table(found, case))
 
 
-def draw(folder: Path) -> list[Path]:
+def draw(folder: Path, since: str = "", suffix: str = "") -> list[Path]:
     """``field-CASE.png`` of every case that has rows: loss against steps and against seconds.
 
     A line is the median of the seeds, and the band around it reaches from the least to the most.
@@ -81,7 +81,7 @@ def draw(folder: Path) -> list[Path]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    found, drawn = rows(folder), []
+    found, drawn = rows(folder, since), []
     for case in CASES.values():
         methods = by_method(found, case)
         if not methods:
@@ -102,7 +102,7 @@ def draw(folder: Path) -> list[Path]:
             axes[0].set_ylabel("held-out loss")
             axes[1].set(xlabel="seconds of CPU time, one thread")
             axes[1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-            path = folder / f"field-{case.name}.png"
+            path = folder / f"field-{case.name}{suffix}.png"
             figure.savefig(path, dpi=110)
         drawn.append(path)
     return drawn

@@ -107,3 +107,13 @@ def test_batches_follow_the_generator(name):
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("size", [2, 64, 512])
+def test_a_real_matrix_to_learn_and_the_one_at_the_start_are_rotations_at_any_size(size):
+    """Else no path of rotations leads from one to the other, and the error stays at 2 / sqrt(n)."""
+    for seed in range(4):
+        task = Unitary(TaskOptions(size=size, seed=seed))
+        start = task.build("unitary").matrix.detach()
+        for matrix in (task.target, start):
+            assert torch.linalg.slogdet(matrix.double()).sign == 1
