@@ -14,13 +14,14 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup train test fuzz test-oldest lint bench aot gpu clean
+.PHONY: help setup train test fuzz test-oldest lint bench bench-long aot gpu clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
 	@echo "make fuzz    20,000 hostile cases, each against float64 (15 minutes on 2 cores; FUZZ_ARGS='--cases 500')"
-	@echo "make bench   the benchmarks: small ones against the last run (3 minutes), then the long ones"
-	@echo "             MICRO_ARGS='-k linear' chooses of the former, BENCH_ARGS='--quick update' of the latter"
+	@echo "make bench   the benchmarks in their short form, against the last run and against the field (15 minutes)"
+	@echo "             MICRO_ARGS='-k linear' chooses of the former, BENCH_ARGS='field' of the latter"
+	@echo "make bench-long  the rows of docs/results.md and docs/field.md, anew (hours)"
 	@echo "make clean   remove what was made"
 	@echo "make test-oldest  the oldest Triton supported: the kernels' tests, and every variant compiled"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
@@ -59,6 +60,10 @@ lint: setup
 bench: setup
 	@$(INSTALL) -e ".[dev,bench]"
 	$(BIN)/python -m bench.micro $(MICRO_ARGS)
+	$(BIN)/python -m bench --quick $(BENCH_ARGS)
+
+bench-long: setup
+	@$(INSTALL) -e ".[dev,bench]"
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
 # The kernels with the oldest Triton supported, in an environment of its own.  (Its interpreter needs

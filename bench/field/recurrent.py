@@ -1,7 +1,8 @@
 """Recurrent networks: the same network, whose recurrent matrix each method keeps orthogonal in its way.
 
-All of them but EUNN, LSTM, GRU and the plain RNN are ``h_t = f(W_ih x_t + b + W h_{t-1})`` in the time
-loop of this library, so that what differs is the matrix and its step.
+All of them but LSTM, GRU and the plain RNN are ``h_t = f(W_ih x_t + b + W h_{t-1})`` in the time loop of
+this library, so that what differs is the matrix and its step.  So is EUNN where that is faster; at other
+widths it applies its rotations at every time step (`EURNN`).
 
 A rate is that of the recurrent matrix, as the root mean square of the change of its entries that a rule
 asks for in one step.  RMSprop's learning rate is that; rules that normalise the whole gradient, to norm
@@ -21,12 +22,13 @@ from torch.nn.utils import parametrizations
 import projunn
 from bench.field.contender import LR, Contender, Made, Optimizers, low_rank, others
 from projunn import init
-from projunn.models import EURNN
+from projunn.models import EURNN, EUNNLinear
 from projunn.nn import UnitaryRNN
 from projunn.tasks.sequences import SequenceModel, SequenceTask
 from projunn_kernels import recurrence
 
 RATES = (5e-5, 2e-4, 8e-4)
+_FORMED_BELOW = 256  # hidden units
 WHOLE_RATES = (2.5e-4, 1e-3, 4e-3)
 _INITS: dict[str, Callable[[Tensor], Tensor]] = {"henaff": init.henaff_, "cayley": init.cayley_}
 
@@ -37,16 +39,25 @@ class DenseRNN(nn.Module):
     Args:
         input_size, hidden_size, nonlinearity: as in `UnitaryRNN`.
         matrix: called without arguments, returns W (n, n).
+        is_complex: whether W is complex.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, nonlinearity: str, matrix: Callable[[], Tensor]
+        self,
+        input_size: int,
+        hidden_size: int,
+        nonlinearity: str,
+        matrix: Callable[[], Tensor],
+        is_complex: bool = False,
     ) -> None:
         super().__init__()
-        self.enter = nn.Linear(input_size, hidden_size)
-        nn.init.xavier_uniform_(self.enter.weight)
+        parts = 2 if is_complex else 1
+        self.enter = nn.Linear(input_size, parts * hidden_size)
+        bound = (6 / parts / (input_size + hidden_size)) ** 0.5
+        nn.init.uniform_(self.enter.weight, -bound, bound)
         nn.init.zeros_(self.enter.bias)
         self.matrix, self.nonlinearity = matrix, nonlinearity
+        self.is_complex, self.hidden_size = is_complex, hidden_size
         self.modrelu_bias = (
             nn.Parameter(torch.empty(hidden_size).uniform_(-0.01, 0.01))
             if nonlinearity == "modrelu"
@@ -54,9 +65,12 @@ class DenseRNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = x.new_zeros(x.shape[1], self.enter.out_features)
+        h = x.new_zeros(x.shape[1], self.hidden_size, *([2] if self.is_complex else []))
+        weight = torch.view_as_real(self.matrix()) if self.is_complex else self.matrix()
         arguments = (self.modrelu_bias, self.nonlinearity, self.enter.weight, self.enter.bias)
-        states, last = recurrence(x, h, self.matrix(), *arguments)
+        states, last = recurrence(x, h, weight, *arguments)
+        if self.is_complex:
+            states, last = torch.view_as_complex(states), torch.view_as_complex(last)
         return states, last.unsqueeze(0)
 
 
@@ -69,6 +83,17 @@ class Held(nn.Module):
 
     def forward(self) -> Tensor:
         return self.weight.reshape(self.weight.shape[-2:])
+
+
+class Rotated(nn.Module):
+    """The matrix of an EUNN, formed."""
+
+    def __init__(self, n: int, depth: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = EUNNLinear(n, depth, dtype=dtype)
+
+    def forward(self) -> Tensor:
+        return self.layer.matrix()
 
 
 class Mapped(nn.Module):
@@ -127,7 +152,12 @@ def eunn(task: SequenceTask, rate: float, depth: int, dtype: torch.dtype) -> Mad
     hidden, nonlinearity = task.options.hidden, task.options.nonlinearity
     if dtype.is_complex and nonlinearity == "relu":
         nonlinearity = "modrelu"
-    body = EURNN(task.input_size, hidden, depth, nonlinearity=nonlinearity, dtype=dtype)
+    body: nn.Module
+    if hidden < _FORMED_BELOW:
+        matrix = Rotated(hidden, depth, dtype)
+        body = DenseRNN(task.input_size, hidden, nonlinearity, matrix, dtype.is_complex)
+    else:
+        body = EURNN(task.input_size, hidden, depth, nonlinearity=nonlinearity, dtype=dtype)
     whole = model(task, body, (2 if dtype.is_complex else 1) * hidden)
     return whole, Optimizers(torch.optim.RMSprop(whole.parameters(), lr=rate))
 
@@ -191,9 +221,9 @@ CONTENDERS = (
     low_rank(ours, RATES, 4, "exp", "--"),
     low_rank(ours, RATES, 16, "exp", ":"),
     low_rank(ours, RATES, 1, "polar"),
-    Contender("EUNN, depth 8", partial(eunn, depth=8, dtype=torch.float32), WHOLE_RATES, "#448361"),
+    Contender("EUNN, 8 layers", partial(eunn, depth=8, dtype=torch.float32), WHOLE_RATES, "#448361"),
     Contender(
-        "EUNN, complex, depth 2",
+        "EUNN, complex, 2 layers",
         partial(eunn, depth=2, dtype=torch.complex64),
         WHOLE_RATES,
         "#448361",

@@ -121,14 +121,14 @@ def _reproduce(recipe: Recipe, scale: str, folder: Path, arguments: argparse.Nam
 
 
 def _record(folder: Path, arguments: argparse.Namespace, scale: str, rows: list[Row]) -> None:
-    """Writes ``results.jsonl`` and prints its rows."""
+    """Writes ``results.jsonl``, and prints the rows of trainings; measurements have printed theirs."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     shared = {"experiment": arguments.name, "scale": scale, "dry": arguments.dry}
     shared |= {"seed": arguments.seed, "device": gpu, "torch": torch.__version__}
     shared |= {"projunn": importlib.metadata.version("projunn")}
     lines = [json.dumps(shared | row) for row in rows]
     (folder / "results.jsonl").write_text("\n".join(lines) + "\n")
-    for row in rows:
+    for row in (row for row in rows if "training" in row):
         print("  ".join(f"{key} {_text(value)}" for key, value in row.items() if value is not None))
     print(f"{folder / 'results.jsonl'}")
 

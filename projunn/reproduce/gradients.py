@@ -4,6 +4,7 @@ Measured is the weight of the last convolution, whose gradient is a matrix at ea
 over them is reported), and the recurrent matrix of the copying task.
 """
 
+from statistics import mean
 from typing import Any
 
 import projunn
@@ -56,6 +57,7 @@ def measure_gradients(measured: Measured) -> list[Row]:
             learner.take_step()
             if learner.step % every == 0:
                 rows += _energies(training.label, learner)
+        print(f"{training.label}: {_summary(training.label, rows)}", flush=True)
     _draw(measured, rows)
     return rows
 
@@ -76,6 +78,15 @@ def _energies(label: str, learner: Learner) -> list[Row]:
         for rank in _RANKS
         if rank <= largest
     ]
+
+
+def _summary(label: str, rows: list[Row]) -> str:
+    """The mean energy of each rank, over the steps."""
+    by_rank: dict[int, list[float]] = {}
+    for row in rows:
+        if row["network"] == label:
+            by_rank.setdefault(row["rank"], []).append(row["energy"])
+    return ", ".join(f"k = {rank} holds {mean(energies):.0%}" for rank, energies in by_rank.items())
 
 
 def _draw(measured: Measured, rows: list[Row]) -> None:

@@ -12,6 +12,7 @@ from bench.field.cases import CASES
 from bench.field.contender import Contender
 from bench.field.protocol import Comparison
 from bench.records import Results
+from projunn.models import EURNN
 from tests.dense import defect
 
 TINY = {"length": 12, "hidden": 8, "batch_size": 4}
@@ -85,6 +86,18 @@ def test_all_recurrent_networks_have_the_network_of_ours():
     torch.testing.assert_close(dense(x), ours(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_network_with_the_formed_matrix_of_an_eunn_is_the_one_of_its_rotations(dtype):
+    matrix = recurrent.Rotated(8, 3, dtype)
+    formed = recurrent.DenseRNN(2, 8, "modrelu", matrix, dtype.is_complex)
+    rotated = EURNN(2, 8, 3, dtype=dtype)
+    rotated.rotations.load_state_dict(matrix.layer.state_dict())
+    rotated.enter.load_state_dict(formed.enter.state_dict())
+    rotated.modrelu_bias.data.copy_(formed.modrelu_bias)
+    x = torch.randn(6, 3, 2)
+    torch.testing.assert_close(formed(x), rotated(x))
+
+
 def test_all_methods_see_the_same_batches(monkeypatch):
     seen = []
     original = trial._step
@@ -95,7 +108,7 @@ def test_all_methods_see_the_same_batches(monkeypatch):
 
     monkeypatch.setattr(trial, "_step", note)
     streams = []
-    for name in ("LSTM", "EUNN, depth 8", "projUNN-T, k = 1"):
+    for name in ("LSTM", "EUNN, 8 layers", "projUNN-T, k = 1"):
         (contender,) = (c for c in recurrent.CONTENDERS if c.name == name)
         seen.clear()
         trial.train(COPYING, contender, contender.rates[0], seed=1, seconds=0.05)
