@@ -144,7 +144,7 @@ def run(results: Results, quick: bool = False, steps: int | None = None) -> None
 
     ``steps`` is how many the bank takes; a matrix takes ``steps`` times the number in the bank.
     """
-    steps = steps or (1250 if quick else STEPS)
+    steps = steps or (600 if quick else STEPS)
     threads, rows, curves = torch.get_num_threads(), [], {}
     torch.set_num_threads(1)
     for rule, n, field in product(RULES, SIZES, DTYPES):

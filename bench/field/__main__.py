@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.no_draw:
         return
     print(report.tables(arguments.results))
-    for path in report.draw(arguments.results):
+    for path in report.write(arguments.results):
         print(path)
 
 

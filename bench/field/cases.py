@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.field import convolutions, matrices, recurrent
+from bench.field import choices, convolutions, matrices, recurrent
 from bench.field.contender import Contender
 from projunn.tasks import TASKS, Task, TaskOptions
 
@@ -53,6 +53,8 @@ _ALL = (
         {"permuted": True, "hidden": 116, "batch_size": 128},
         images=True,
     ),
+    Case("choices-copying", "copying", choices.CONTENDERS, 15, {"length": 200}),
+    Case("choices-pixels", "pixels", choices.CONTENDERS, 10, {"permuted": True}),
     Case("images-digits", "images", convolutions.CONTENDERS, 60, {"width": 8}),
     Case("images-mnist", "images", convolutions.CONTENDERS, 240, {"width": 8}, images=True),
     Case(

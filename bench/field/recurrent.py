@@ -30,7 +30,12 @@ from projunn_kernels import recurrence
 RATES = (5e-5, 2e-4, 8e-4)
 _FORMED_BELOW = 256  # hidden units
 WHOLE_RATES = (2.5e-4, 1e-3, 4e-3)
-_INITS: dict[str, Callable[[Tensor], Tensor]] = {"henaff": init.henaff_, "cayley": init.cayley_}
+INITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "henaff": init.henaff_,
+    "cayley": init.cayley_,
+    "identity": init.identity_,
+    "haar": init.haar_,
+}
 
 
 class DenseRNN(nn.Module):
@@ -113,7 +118,7 @@ class Mapped(nn.Module):
         layer = nn.Linear(n, n, bias=False)
         parametrizations.orthogonal(layer, orthogonal_map=orthogonal_map, use_trivialization=False)
         cayley = orthogonal_map == "cayley"
-        rotations = _INITS["cayley" if cayley else initial](torch.empty(n, n))
+        rotations = INITS["cayley" if cayley else initial](torch.empty(n, n))
         signs = torch.ones(n)
         with torch.no_grad():
             generator = layer.parametrizations.weight.original.zero_()
@@ -138,13 +143,21 @@ def model(task: SequenceTask, body: nn.Module, features: int | None = None) -> n
     return SequenceModel(body, features, task.output_size, task.every_step)
 
 
-def ours(task: SequenceTask, rate: float, rank: int, retraction: str) -> Made:
-    body = UnitaryRNN(task.input_size, task.options.hidden, nonlinearity=task.options.nonlinearity)
-    _INITS[task.options.init](body.weight_hh_l0)
+def ours(
+    task: SequenceTask,
+    rate: float,
+    rank: int = 1,
+    retraction: str = "exp",
+    factorization: str = "subspace",
+    initial: str | None = None,
+    sketch_rank: int | None = None,
+) -> Made:
+    hidden, nonlinearity = task.options.hidden, task.options.nonlinearity
+    body = UnitaryRNN(task.input_size, hidden, nonlinearity=nonlinearity, sketch_rank=sketch_rank)
+    INITS[task.options.init if initial is None else initial](body.weight_hh_l0)
     whole = model(task, body)
-    rule = projunn.optim.RMSprop(
-        whole.parameters(), lr=LR, unitary_lr=rate, rank=rank, retraction=retraction
-    )
+    options = {"rank": rank, "retraction": retraction, "factorization": factorization}
+    rule = projunn.optim.RMSprop(whole.parameters(), lr=LR, unitary_lr=rate, **options)
     return whole, Optimizers(rule)
 
 
@@ -178,7 +191,7 @@ def _dense(task: SequenceTask, matrix: Callable[[], Tensor]) -> nn.Module:
 
 def _start(task: SequenceTask) -> Tensor:
     n = task.options.hidden
-    return _INITS[task.options.init](torch.empty(n, n))
+    return INITS[task.options.init](torch.empty(n, n))
 
 
 def pogo(task: SequenceTask, rate: float) -> Made:

@@ -11,6 +11,8 @@ from bench.field.protocol import SEEDS, chosen, loss_of, rows
 
 Row = dict[str, Any]
 
+_MADE = "Made by `python -m bench.field` from `field.jsonl`, by [the protocol](../../docs/protocol.md)."
+
 
 def kept(found: list[Row], case: Case, contender: Contender) -> list[Row]:
     """The rows of a method at its best rate, one a seed: those of the largest budget it has all of."""
@@ -71,6 +73,19 @@ def tables(folder: Path, since: str = "") -> str:
     """The tables of all cases that have rows, or rows of a date or later."""
     found = rows(folder, since)
     return "\n".join(line for case in CASES.values() for line in table(found, case))
+
+
+def write(folder: Path) -> list[Path]:
+    """``field.md``, the tables with their pictures, and the pictures; returns their paths."""
+    found = rows(folder)
+    text = ["# Against the field: all tables", "", _MADE, ""]
+    for case in CASES.values():
+        lines = table(found, case)
+        if lines:
+            text += [*lines, f"![{case.name}](field-{case.name}.png)", ""]
+    page = folder / "field.md"
+    page.write_text("\n".join(text))
+    return [page, *draw(folder)]
 
 
 def draw(folder: Path, since: str = "", suffix: str = "") -> list[Path]:

@@ -1,8 +1,10 @@
 """The command ``projunn reproduce``: the experiments of the paper by name."""
 
 import argparse
+import datetime
 import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -125,6 +127,8 @@ def _record(folder: Path, arguments: argparse.Namespace, scale: str, rows: list[
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     shared = {"experiment": arguments.name, "scale": scale, "dry": arguments.dry}
     shared |= {"seed": arguments.seed, "device": gpu, "torch": torch.__version__}
+    shared |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    shared |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
     shared |= {"projunn": importlib.metadata.version("projunn")}
     lines = [json.dumps(shared | row) for row in rows]
     (folder / "results.jsonl").write_text("\n".join(lines) + "\n")

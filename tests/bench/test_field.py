@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.field import convolutions, matrices, protocol, recurrent, report, trial
+from bench.field import choices, convolutions, matrices, protocol, recurrent, report, trial
 from bench.field.cases import CASES
 from bench.field.contender import Contender
 from bench.field.protocol import Comparison
@@ -34,7 +34,7 @@ def table_of_cases(monkeypatch):
 @pytest.mark.parametrize(
     ("case", "contender"),
     [
-        *((COPYING, c) for c in recurrent.CONTENDERS),
+        *((COPYING, c) for c in (*recurrent.CONTENDERS, *choices.CONTENDERS)),
         *((replace(CASES["unitary"], options={"size": 64}), c) for c in matrices.CONTENDERS),
         *((replace(CASES["images-digits"], options={"width": 4}), c) for c in convolutions.CONTENDERS),
     ],
