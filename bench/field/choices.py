@@ -1,7 +1,7 @@
 """What our own method can be told: each option of a recurrent layer and its step, one at a time.
 
-The first is the default: rank 1, ``exp``, ``subspace``, dense gradients, and the initialisation of the
-task, which is ``henaff``.
+The first is the default: RMSprop, rank 1, ``exp``, ``subspace``, dense gradients, and the initialisation
+of the task, which is ``henaff``.
 """
 
 from functools import partial
@@ -22,6 +22,8 @@ CONTENDERS = (
     _choice("tangent", "#e0a100", "--", factorization="tangent"),
     _choice("sketch of 1 column", "#8f6ac0", sketch_rank=1),
     _choice("sketch of 4 columns", "#8f6ac0", "--", sketch_rank=4),
+    _choice("AdamW", "#ad1a72", rule="AdamW", weight_decay=0.0),
+    _choice("AdamW, k = 16", "#ad1a72", "--", rule="AdamW", weight_decay=0.0, rank=16),
     _choice("identity at the start", "#448361", initial="identity"),
     _choice("cayley at the start", "#448361", "--", initial="cayley"),
     _choice("haar at the start", "#448361", ":", initial="haar"),

@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 from math import tan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,14 +152,17 @@ def ours(
     factorization: str = "subspace",
     initial: str | None = None,
     sketch_rank: int | None = None,
+    *,
+    rule: str = "RMSprop",
+    **of_rule: Any,
 ) -> Made:
     hidden, nonlinearity = task.options.hidden, task.options.nonlinearity
     body = UnitaryRNN(task.input_size, hidden, nonlinearity=nonlinearity, sketch_rank=sketch_rank)
     INITS[task.options.init if initial is None else initial](body.weight_hh_l0)
     whole = model(task, body)
     options = {"rank": rank, "retraction": retraction, "factorization": factorization}
-    rule = projunn.optim.RMSprop(whole.parameters(), lr=LR, unitary_lr=rate, **options)
-    return whole, Optimizers(rule)
+    optimizer = getattr(projunn.optim, rule)
+    return whole, Optimizers(optimizer(whole.parameters(), lr=LR, unitary_lr=rate, **options, **of_rule))
 
 
 def eunn(task: SequenceTask, rate: float, depth: int, dtype: torch.dtype) -> Made:
