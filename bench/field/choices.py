@@ -7,6 +7,8 @@ of the task, which is ``henaff``.
 from functools import partial
 from typing import Any
 
+import torch
+
 from bench.field.contender import Contender
 from bench.field.recurrent import RATES, ours
 
@@ -24,6 +26,7 @@ CONTENDERS = (
     _choice("sketch of 4 columns", "#8f6ac0", "--", sketch_rank=4),
     _choice("AdamW", "#ad1a72", rule="AdamW", weight_decay=0.0),
     _choice("AdamW, k = 16", "#ad1a72", "--", rule="AdamW", weight_decay=0.0, rank=16),
+    _choice("complex", "#7a7a7a", dtype=torch.complex64),
     _choice("identity at the start", "#448361", initial="identity"),
     _choice("cayley at the start", "#448361", "--", initial="cayley"),
     _choice("haar at the start", "#448361", ":", initial="haar"),

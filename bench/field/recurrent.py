@@ -153,13 +153,16 @@ def ours(
     initial: str | None = None,
     sketch_rank: int | None = None,
     *,
+    dtype: torch.dtype = torch.float32,
     rule: str = "RMSprop",
     **of_rule: Any,
 ) -> Made:
     hidden, nonlinearity = task.options.hidden, task.options.nonlinearity
-    body = UnitaryRNN(task.input_size, hidden, nonlinearity=nonlinearity, sketch_rank=sketch_rank)
+    body = UnitaryRNN(
+        task.input_size, hidden, nonlinearity=nonlinearity, dtype=dtype, sketch_rank=sketch_rank
+    )
     INITS[task.options.init if initial is None else initial](body.weight_hh_l0)
-    whole = model(task, body)
+    whole = model(task, body, (2 if dtype.is_complex else 1) * hidden)
     options = {"rank": rank, "retraction": retraction, "factorization": factorization}
     optimizer = getattr(projunn.optim, rule)
     return whole, Optimizers(optimizer(whole.parameters(), lr=LR, unitary_lr=rate, **options, **of_rule))
