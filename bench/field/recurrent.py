@@ -231,6 +231,13 @@ def muon(task: SequenceTask, rate: float) -> Made:
     return whole, Optimizers(torch.optim.RMSprop(rest, lr=LR), rule)
 
 
+def frozen(task: SequenceTask, rate: float) -> Made:
+    """The control: the matrix stays what it was at the start, and only the rest is trained."""
+    whole = _dense(task, Held(nn.Parameter(_start(task), requires_grad=False)))
+    rest = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    return whole, Optimizers(torch.optim.RMSprop(rest, lr=LR))
+
+
 def gated(task: SequenceTask, rate: float, kind: type[nn.RNNBase]) -> Made:
     whole = model(task, kind(task.input_size, task.options.hidden))
     return whole, Optimizers(torch.optim.RMSprop(whole.parameters(), lr=rate))
@@ -254,6 +261,7 @@ CONTENDERS = (
     Contender("POGO", pogo, RATES, "#8f6ac0"),
     Contender("geoopt", geoopt, RATES, "#8f6ac0", "--"),
     Contender("Muon", muon, RATES, "#ad1a72"),
+    Contender("frozen matrix", frozen, (0.0,), "#000000", ":"),
     Contender("LSTM", partial(gated, kind=nn.LSTM), WHOLE_RATES, "#7a7a7a"),
     Contender("GRU", partial(gated, kind=nn.GRU), WHOLE_RATES, "#7a7a7a", "--"),
     Contender("RNN", partial(gated, kind=nn.RNN), WHOLE_RATES, "#7a7a7a", ":"),
