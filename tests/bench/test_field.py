@@ -2,11 +2,13 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from bench import bench_field
 from bench.field import choices, convolutions, matrices, protocol, recurrent, report, trial
 from bench.field.cases import CASES
 from bench.field.contender import Contender
@@ -187,6 +189,22 @@ def test_tables_have_no_number_of_what_was_not_run(recorded, tmp_path, table_of_
     assert "| c |" not in text
     (picture,) = report.draw(tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.requires("matplotlib")
+def test_the_short_form_repeats_what_it_has_rows_of(
+    recorded, tmp_path, table_of_cases, capsys, monkeypatch
+):
+    case = table_of_cases(replace(COPYING, contenders=(method("a"),)))
+    monkeypatch.setattr(bench_field, "CASES", {"tiny": case})
+    monkeypatch.setattr(bench_field, "SHORT", ("tiny",))
+    bench_field.run(Results(tmp_path, quick=True), quick=True)
+    assert len(recorded) == 5
+    assert "| a | 2 |" in capsys.readouterr().out
+    time.sleep(1.1)  # dates are whole seconds
+    bench_field.run(Results(tmp_path, quick=True), quick=True)
+    assert len(recorded) == 10
+    assert (tmp_path / "field-tiny-short.png").exists()
 
 
 def test_a_training_that_diverges_ends_and_loses(table_of_cases):
