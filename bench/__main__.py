@@ -21,6 +21,7 @@ NAMES = (
     "soak",
     "factorization",
     "field",
+    "convert",
 )
 
 

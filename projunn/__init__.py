@@ -12,6 +12,7 @@ from projunn import interruption  # noqa: F401  # first: the other imports take 
 
 # isort: split
 from projunn import diagnostics, init, models, nn, optim
+from projunn.conversion import convert
 from projunn.diagnostics import unitarity_defect
 from projunn.factored import FactoredTensor
 from projunn.lipschitz import certified_accuracy, lipschitz_bound
@@ -26,6 +27,7 @@ from projunn.manifold import (
     view_like,
 )
 from projunn.noticing import OffManifoldWarning
+from projunn.plain import to_plain
 from projunn.retraction import retract, retract_
 from projunn_kernels.backends import backend
 
@@ -38,6 +40,7 @@ __all__ = [
     "backend",
     "certified_accuracy",
     "constrain",
+    "convert",
     "diagnostics",
     "factorize",
     "init",
@@ -49,6 +52,7 @@ __all__ = [
     "project_",
     "retract",
     "retract_",
+    "to_plain",
     "unconstrain",
     "unitarity_defect",
     "unitary_parameters",

@@ -4,12 +4,14 @@
 * ``pairs``: complex numbers as pairs of reals, (*batch, m, n, 2), as the layers of `projunn.nn` store
   them;
 * ``blocks > 1``: that many matrices stacked along the rows, (*batch, blocks m, n), as the gates of
-  ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n".
+  ``nn.LSTM`` and ``nn.GRU`` are: in the notation of einops "(gate m) n -> gate m n";
+* ``singletons``: so many axes of size 1 after the matrix, (*batch, m, n, 1, 1), as the filter of a
+  1 x 1 convolution has.
 """
 
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +19,23 @@ from torch import Tensor
 from projunn_kernels import private
 
 
-def as_matrices(tensor: Tensor, pairs: bool, blocks: int) -> Tensor:
+class Layout(NamedTuple):
+    """How matrices lie in a tensor: see the top of this file."""
+
+    pairs: bool = False
+    blocks: int = 1
+    singletons: int = 0
+
+
+PLAIN = Layout()
+
+
+def as_matrices(tensor: Tensor, pairs: bool, blocks: int, singletons: int = 0) -> Tensor:
     """The matrices (*batch, m, n) of a tensor in a layout; a view of it."""
     if pairs:
         tensor = torch.view_as_complex(tensor)
+    for _ in range(singletons):
+        tensor = tensor.squeeze(-1)
     if blocks > 1:
         # "... (gate m) n -> ... gate m n"; not by `einops.rearrange`, which promises no view.
         tensor = tensor.unflatten(-2, (blocks, -1))
@@ -36,8 +51,9 @@ class _Region:
     strides: tuple[int, ...]
     pairs: bool
     blocks: int
+    singletons: int
 
-    def layout(self, tensor: Tensor, wrapped: bool = False) -> tuple[bool, int] | None:
+    def layout(self, tensor: Tensor, wrapped: bool = False) -> Layout | None:
         """The layout of a tensor that shares the storage; None if it lies elsewhere in it.
 
         A tensor that a transform has ``wrapped`` shows its shape, and not where it lies.
@@ -46,6 +62,8 @@ class _Region:
             ValueError: it holds the same numbers in another order, so that what its matrices are is
                 not to be seen.
         """
+        if self.singletons:
+            return self._of_filter(tensor, wrapped)
         axis = -3 if self.pairs else -2
         start = 0 if wrapped else tensor.storage_offset() - self.offset
         size = torch.Size(self.shape).numel()
@@ -55,10 +73,10 @@ class _Region:
         alike = tensor.ndim >= -axis and tensor.shape[axis + 1 :] == self.shape[axis + 1 :]
         alike = alike and (wrapped or tensor.stride()[axis:] == self.strides[axis:]) and rows > 0
         if alike and tensor.shape[axis] % rows == 0 and start % (rows * self.strides[axis]) == 0:
-            return self.pairs, max(1, tensor.shape[axis] // rows)
+            return Layout(self.pairs, max(1, tensor.shape[axis] // rows))
         ends_in_pairs = self.pairs and self.blocks == 1 and tensor.shape[-1:] == (2,)
         if ends_in_pairs and (wrapped or (tensor.stride(-1) == self.strides[-1] and start % 2 == 0)):
-            return True, 1  # some other view of it
+            return Layout(True)  # some other view of it
         if tensor.numel() == size and not wrapped:
             kind = "real pairs" if self.pairs else f"{self.blocks} blocks"
             raise ValueError(
@@ -66,6 +84,16 @@ class _Region:
                 f" shape {self.shape} ({kind}); wanted projunn.matrix_view of that"
             )
         return None
+
+    def _of_filter(self, tensor: Tensor, wrapped: bool) -> Layout | None:
+        """The layout of a tensor in the storage of a 1 x 1 filter, with or without those axes."""
+        ones = self.singletons
+        whole = tensor.ndim >= ones + 2 and tensor.shape[-ones:] == self.shape[-ones:]
+        if not whole and self.blocks == 1 and not self.pairs:
+            return PLAIN
+        rest = replace(self, shape=self.shape[:-ones], strides=self.strides[:-ones], singletons=0)
+        found = rest.layout(as_matrices(tensor, False, 1, ones) if whole else tensor, wrapped)
+        return found._replace(singletons=ones) if whole and found is not None else found
 
 
 @dataclass(frozen=True)
@@ -76,13 +104,13 @@ class _Memory:
     regions: dict[int, _Region]
 
 
-# By the address of the storage: of tensors that have pairs or blocks.  Addresses are used again, so an
-# entry counts only while its own storage lives.
+# By the address of the storage: of tensors that have pairs, blocks or singletons.  Addresses are used
+# again, so an entry counts only while its own storage lives.
 _memory: dict[int, _Memory] = {}
 
 
-def remember(tensor: Tensor, pairs: bool, blocks: int) -> None:
-    """Notes that the memory of a tensor holds pairs or blocks, as long as that memory lives."""
+def remember(tensor: Tensor, layout: Layout) -> None:
+    """Notes in which layout the memory of a tensor is to be read, as long as that memory lives."""
     storage = tensor.untyped_storage()
     address, known = storage.data_ptr(), _memory.get(storage.data_ptr())
     if known is None or known.storage() is not storage:
@@ -91,7 +119,7 @@ def remember(tensor: Tensor, pairs: bool, blocks: int) -> None:
                 _memory.pop(key, None)
         known = _memory[address] = _Memory(weakref.ref(storage), {})
     offset = int(tensor.storage_offset())
-    known.regions[offset] = _Region(offset, tuple(tensor.shape), tensor.stride(), pairs, blocks)
+    known.regions[offset] = _Region(offset, tuple(tensor.shape), tensor.stride(), *layout)
 
 
 def forget_memory(tensor: Tensor) -> None:
@@ -101,8 +129,8 @@ def forget_memory(tensor: Tensor) -> None:
         known.regions.pop(int(tensor.storage_offset()), None)
 
 
-def remembered(tensor: Tensor) -> tuple[bool, int] | None:
-    """(pairs, blocks) of a tensor by what is known of its memory; None if nothing is."""
+def remembered(tensor: Tensor) -> Layout | None:
+    """The layout of a tensor by what is known of its memory; None if nothing is."""
     wrapped = False
     try:
         storage = tensor.untyped_storage()

@@ -4,7 +4,8 @@ A unitary parameter is an ``nn.Parameter`` of the class `UnitaryParameter`.  It 
 in one of the layouts that `projunn.layout` lists, and `matrix_view` gives all of them as (*batch, m, n).
 """
 
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from projunn import arguments
 from projunn.arguments import of_kind, positive
-from projunn.layout import as_matrices
+from projunn.layout import Layout, as_matrices
 from projunn.parameter import (
     UnitaryParameter,
     declare,
@@ -25,6 +26,7 @@ from projunn.parameter import (
     unmark,
     view_like,
 )
+from projunn.selection import Place, names_of, select
 from projunn_kernels import private
 
 __all__ = [
@@ -50,10 +52,10 @@ def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None
     """The matrices of a parameter as real or complex numbers, (*batch, m, n).
 
     The result is a view of the parameter, and autograd goes through it: pairs of reals become complex
-    numbers, and stacked blocks become an axis of the batch.  So they do of a tensor that shares memory
-    with a unitary parameter, such as ``parameter.data``, ``parameter.detach()`` and the entries of
-    ``state_dict()``.  Of any other tensor nothing is known (it was loaded, cloned or computed): it is
-    returned as it is, unless ``pairs`` or ``blocks`` say more.
+    numbers, stacked blocks become an axis of the batch, and the last axes of a 1 x 1 filter go.  So they
+    do of a tensor that shares memory with a unitary parameter, such as ``parameter.data``,
+    ``parameter.detach()`` and the entries of ``state_dict()``.  Of any other tensor nothing is known (it
+    was loaded, cloned or computed): it is returned as it is, unless ``pairs`` or ``blocks`` say more.
 
     Args:
         tensor: a `UnitaryParameter`, or any tensor.
@@ -64,9 +66,10 @@ def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None
         ValueError: the tensor shares memory with a parameter that is stored as pairs or blocks, in an
             order of axes that does not tell which they are.
     """
+    singletons = 0
     if pairs is None and blocks is None:
-        pairs, blocks = layout_of(arguments.tensor("tensor", tensor))
-    return as_matrices(tensor, pairs or False, blocks or 1)
+        pairs, blocks, singletons = layout_of(arguments.tensor("tensor", tensor))
+    return as_matrices(tensor, pairs or False, blocks or 1, singletons)
 
 
 def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
@@ -76,75 +79,104 @@ def unitary_parameters(module: nn.Module) -> list[UnitaryParameter]:
     return [p for p in module.parameters() if isinstance(p, UnitaryParameter)]
 
 
-def constrain(module: nn.Module, name: str = "weight", *, blocks: int | None = None) -> nn.Module:
-    """Make the existing parameter ``module.name`` unitary, in place, and return ``module``.
+def constrain(
+    module: nn.Module, name: str | Iterable[str] = "weight", *, blocks: int | None = None
+) -> nn.Module:
+    """Make existing parameters of ``module`` unitary, in place, and return ``module``.
 
-    The parameter's matrices are replaced by their polar factors, the nearest unitary (or
+    A parameter's matrices are replaced by their polar factors, the nearest unitary (or
     semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
     that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.  One
     that is unitary already is projected again.  On the meta device there is nothing to project yet.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,
-            float64, complex64 or complex128.
-        name: the name of the parameter, such as ``"weight"`` or ``"weight_hh_l0"``.
+            float64, complex64 or complex128; or a model of them.
+        name: the name of a parameter, such as ``"weight"`` or ``"weight_hh_l0"``; the dotted name of one
+            inside, ``"encoder.layers.0.linear1.weight"``; a pattern for several,
+            ``"encoder.layers.*.linear?.weight"``, in which ``*`` stands for any characters, dots too; or
+            a list of these.  A pattern passes over vectors, such as biases.  Whatever else it fits must
+            be possible, or nothing is changed.
         blocks: the number of matrices that are stacked along the rows.  By default one for each gate of
             an ``nn.LSTM``, ``LSTMCell`` (4), ``nn.GRU`` or ``GRUCell`` (3), one for each of query, key
-            and value in the ``in_proj_weight`` of ``nn.MultiheadAttention`` (3), and 1 for all others
-            and for an LSTM's projection ``weight_hr``.
+            and value in the ``in_proj_weight`` of ``nn.MultiheadAttention`` (3), one for each group of a
+            convolution whose filter is 1 x 1, and 1 for all others and for an LSTM's projection
+            ``weight_hr``.
 
     Raises:
-        ValueError: the module itself has no such parameter, it is not a matrix or belongs to a
-            convolution (take those of `projunn.nn`), ``blocks`` does not divide its rows, or it has
-            entries that are not finite.
+        ValueError: there is no such parameter, it is not a matrix, belongs to a convolution whose filter
+            is larger than 1 x 1 (take those of `projunn.nn`) or to an embedding, ``blocks`` does not
+            divide its rows, or it has entries that are not finite.
         TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised);
             ``module`` is no module, or ``name`` no word.
     """
     of_kind("module", module, nn.Module, "a module")
-    of_kind("name", name, str, "the name of a parameter")
-    parameter = module._parameters.get(name)
-    if parameter is None:
-        known = ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
-        raise ValueError(
-            f"name: {type(module).__name__} has no parameter {name!r} of its own (it has: {known})"
-        )
-    if isinstance(module, nn.modules.conv._ConvNd):
-        raise ValueError(
-            f"module: the filter of {type(module).__name__} is not one matrix, and orthogonal slices"
-            " would not make the convolution norm-preserving"
-        )
+    selected = select(module, names_of("name", name))
+    layouts = [_possible_layout(module, place, blocks) for place in selected]
+    for place, layout in zip(selected, layouts, strict=True):
+        make_unitary(place, layout)
+    return module
+
+
+def make_unitary(place: Place, layout: Layout) -> None:
+    """Marks the parameter of a slot as unitary, and projects it."""
+    parameter = cast(nn.Parameter, place.owner._parameters[place.name])
+    sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
+    declare(place.owner, place.name, mark(parameter, layout, sketch))
+    if not private.is_fake(parameter):
+        project_(parameter)
+
+
+def _possible_layout(module: nn.Module, place: Place, blocks: int | None) -> Layout:
+    """How the matrices of a parameter lie in it, or an error that says why it cannot be unitary."""
+    owner, name = place.owner, repr(place.full)
+    parameter = owner._parameters[place.name]
+    for inner in module.modules():
+        if isinstance(inner, nn.Embedding | nn.EmbeddingBag) and inner.weight is parameter:
+            raise ValueError(
+                f"name: {name} is the table of an {type(inner).__name__}, whose rows are looked up one"
+                " by one; an orthogonal table would preserve no norm"
+            )
+    ones = 0
+    if isinstance(owner, nn.modules.conv._ConvNd) and parameter is owner.weight:
+        ones = len(owner.kernel_size)
+        if set(owner.kernel_size) != {1}:
+            raise ValueError(
+                f"module: the filter of {type(owner).__name__} is not one matrix, and orthogonal slices"
+                f" would not make the convolution norm-preserving (wanted a kernel_size of 1 for {name})"
+            )
     if isinstance(parameter, UninitializedParameter):
-        raise ValueError(f"name: {name!r} has no size yet; run the module's forward once before")
-    hollow = private.is_fake(parameter)
+        raise ValueError(f"name: {name} has no size yet; run the module's forward once before")
+    hollow = private.is_fake(cast(Tensor, parameter))
     if not hollow and type(parameter) not in (nn.Parameter, UnitaryParameter):
         raise TypeError(
-            f"name: {name!r} is a {type(parameter).__name__}, wanted an nn.Parameter: constrain it"
-            " before it is sharded or quantised"
+            f"name: {name} is a {type(parameter).__name__}, wanted an nn.Parameter: constrain it"
+            " before it is sharded or quantised, and projunn.convert one of geoopt"
         )
-    pairs, stacked = layout_of(parameter)
-    if blocks is None:
-        blocks = stacked if isinstance(parameter, UnitaryParameter) else _stacked(module, name)
-    blocks = positive("blocks", blocks)
-    matrices = (parameter[..., 0] if pairs else parameter).detach()
-    if matrices.ndim < 2 or parameter.numel() == 0:
-        raise ValueError(f"name: {name!r} has shape {tuple(parameter.shape)}, not (*batch, m, n)")
+    pairs, stacked, known_ones = layout_of(cast(Tensor, parameter))
+    if isinstance(parameter, UnitaryParameter):
+        ones = known_ones
+    else:
+        stacked = _stacked(owner, place.name)
+    blocks = positive("blocks", stacked if blocks is None else blocks)
+    matrices = as_matrices(cast(Tensor, parameter).detach(), pairs, 1, ones)
+    if matrices.ndim < 2 or matrices.numel() == 0:
+        raise ValueError(f"name: {name} has shape {tuple(matrices.shape)}, not (*batch, m, n)")
     if matrices.shape[-2] % blocks:
-        raise ValueError(f"blocks: {blocks} does not divide the {matrices.shape[-2]} rows of {name!r}")
-    if parameter.dtype not in MATRIX_DTYPES:
-        raise TypeError(f"name: {name!r} is {parameter.dtype}; wanted one of {dtype_names()}")
+        raise ValueError(f"blocks: {blocks} does not divide the {matrices.shape[-2]} rows of {name}")
+    if matrices.dtype not in MATRIX_DTYPES:
+        raise TypeError(f"name: {name} is {matrices.dtype}; wanted one of {dtype_names()}")
     if not hollow:
-        _refuse_unsound("name", repr(name), parameter)
-    sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
-    declare(module, name, mark(parameter, pairs, blocks, sketch))
-    if not hollow:
-        project_(parameter)
-    return module
+        _refuse_unsound("name", name, matrices)
+    return Layout(pairs, blocks, ones)
 
 
 def _stacked(module: nn.Module, name: str) -> int:
     """How many matrices a parameter of one of PyTorch's own modules stacks along the rows."""
     if isinstance(module, nn.MultiheadAttention):
         return 3 if name == "in_proj_weight" else 1
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.groups
     gates = next((g for cls, g in _GATES.items() if isinstance(module, cls)), 1)
     return 1 if name.startswith("weight_hr") else gates
 

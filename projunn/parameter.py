@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from projunn.factored import FactoredTensor
-from projunn.layout import as_matrices, forget_memory, remember, remembered
+from projunn.layout import PLAIN, Layout, as_matrices, forget_memory, remember, remembered
 from projunn.noticing import off_manifold, say
 from projunn.sketches import following
 
@@ -54,11 +54,13 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
         requires_grad: as in ``nn.Parameter``.
         pairs: ``data`` is (*batch, m, n, 2) and real, with real and imaginary parts on the last axis.
         blocks: ``data`` is (*batch, blocks m, n), with so many matrices stacked along the rows.  Where
-            neither is given, data that is or shares memory with a unitary parameter has its layout.
+            no layout is given, data that is or shares memory with a unitary parameter has its own.
+        singletons: ``data`` is (*batch, m, n, 1, ..), with so many axes of size 1 after the matrix, as
+            the filter of a 1 x 1 convolution has.
         sketch: see below.
 
     Attributes:
-        pairs, blocks: as given.
+        pairs, blocks, singletons: as given.
         sketch: the factors that the next sketch of a gradient starts from, if the parameter belongs to a
             layer with ``sketch_rank``; its gradients are then of the class `projunn.FactoredTensor`.
             Otherwise None.
@@ -66,6 +68,7 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
 
     pairs: bool
     blocks: int
+    singletons: int
     sketch: FactoredTensor | None
 
     def __new__(
@@ -75,25 +78,27 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
         *,
         pairs: bool | None = None,
         blocks: int | None = None,
+        singletons: int | None = None,
         sketch: FactoredTensor | None = None,
     ) -> "UnitaryParameter":
-        if pairs is None and blocks is None:
-            pairs, blocks = layout_of(data)
+        if pairs is None and blocks is None and singletons is None:
+            pairs, blocks, singletons = layout_of(data)
         plain = data.data if type(data) is cls else data  # nn.Parameter takes its own class only
         self = super().__new__(cls, plain, requires_grad)
-        return mark(self, pairs or False, blocks or 1, sketch)
+        return mark(self, Layout(pairs or False, blocks or 1, singletons or 0), sketch)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "UnitaryParameter":
         if id(self) not in memo:
             data = self.data.clone(memory_format=torch.preserve_format)
             sketch = copy.deepcopy(self.sketch, memo)
-            result = rebuild(data, self.requires_grad, self.pairs, self.blocks, sketch)
+            result = rebuild(data, self.requires_grad, *_layout(self)[:2], sketch, self.singletons)
             result.grad = copy.deepcopy(self.grad, memo)
             memo[id(self)] = result
         return cast(UnitaryParameter, memo[id(self)])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return rebuild, (self.data, self.requires_grad, self.pairs, self.blocks, self.sketch)
+        kind = self.pairs, self.blocks, self.sketch, self.singletons
+        return rebuild, (self.data, self.requires_grad, *kind)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Unitary parameter containing:\n{self.data!r}"
@@ -130,19 +135,25 @@ def is_unitary(parameter: Tensor) -> TypeGuard[UnitaryParameter]:
 
 
 def rebuild(
-    data: Tensor, requires_grad: bool, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
+    data: Tensor,
+    requires_grad: bool,
+    pairs: bool,
+    blocks: int,
+    sketch: FactoredTensor | None = None,
+    singletons: int = 0,
 ) -> UnitaryParameter:
-    return UnitaryParameter(data, requires_grad, pairs=pairs, blocks=blocks, sketch=sketch)
+    return UnitaryParameter(
+        data, requires_grad, pairs=pairs, blocks=blocks, singletons=singletons, sketch=sketch
+    )
 
 
-def mark(
-    parameter: Tensor, pairs: bool, blocks: int, sketch: FactoredTensor | None = None
-) -> UnitaryParameter:
+def mark(parameter: Tensor, layout: Layout, sketch: FactoredTensor | None = None) -> UnitaryParameter:
     """Makes a unitary parameter of an ``nn.Parameter``, in place."""
     if type(parameter) is nn.Parameter:
         parameter.__class__ = UnitaryParameter
     marked = cast(UnitaryParameter, parameter)
-    marked.pairs, marked.blocks, marked.sketch = pairs, blocks, sketch
+    marked.pairs, marked.blocks, marked.singletons = layout
+    marked.sketch = sketch
     _remember(marked)
     _watch()
     return marked
@@ -152,7 +163,7 @@ def unmark(parameter: UnitaryParameter) -> None:
     """The inverse of `mark`."""
     if type(parameter) is UnitaryParameter:
         forget_memory(parameter)
-    for name in ("pairs", "blocks", "sketch"):
+    for name in ("pairs", "blocks", "singletons", "sketch"):
         delattr(parameter, name)
     if type(parameter) is UnitaryParameter:
         parameter.__class__ = nn.Parameter  # type: ignore[assignment]
@@ -171,6 +182,7 @@ class Slot:
     sketch: FactoredTensor | None
     said: bool = False
     kept: bool = False
+    singletons: int = 0
 
 
 class Declaration:
@@ -232,8 +244,9 @@ def declare(module: nn.Module, name: str, parameter: UnitaryParameter) -> None:
     if found is None:
         found = module.__dict__[_ATTRIBUTE] = Declaration(module)
         module.register_load_state_dict_post_hook(_after_load)
-    found.slots[name] = Slot(parameter.pairs, parameter.blocks, parameter.sketch)
-    if parameter.pairs or parameter.blocks > 1:
+    pairs, blocks, singletons = layout = _layout(parameter)
+    found.slots[name] = Slot(pairs, blocks, parameter.sketch, singletons=singletons)
+    if layout != PLAIN:
         _unclear.add(parameter.shape)
 
 
@@ -294,40 +307,46 @@ def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
 
     ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
-    numbers, and stacked blocks become an axis of the batch.  If ``parameter`` is no `UnitaryParameter`,
-    ``tensor`` is returned.
+    numbers, stacked blocks become an axis of the batch, and singletons go.  If ``parameter`` is no
+    `UnitaryParameter`, ``tensor`` is returned.
     """
     blocks: int | None = getattr(parameter, "blocks", None)
     if blocks is None:
         return tensor
-    return as_matrices(tensor, parameter.pairs, blocks)  # type: ignore[attr-defined]
+    pairs: bool = parameter.pairs  # type: ignore[attr-defined]
+    return as_matrices(tensor, pairs, blocks, parameter.singletons)  # type: ignore[attr-defined]
 
 
 def _remember(p: UnitaryParameter) -> None:
-    if (p.pairs or p.blocks > 1) and type(p) is UnitaryParameter and not p.is_meta:
-        remember(p, p.pairs, p.blocks)
+    layout = _layout(p)
+    if layout != PLAIN and type(p) is UnitaryParameter and not p.is_meta:
+        remember(p, layout)
 
 
-def layout_of(tensor: Tensor) -> tuple[bool, int]:
-    """(pairs, blocks) of a tensor: of a unitary parameter, or of one that it shares memory with.
+def _layout(p: UnitaryParameter) -> Layout:
+    return Layout(p.pairs, p.blocks, p.singletons)
 
-    Other tensors are real or complex matrices, (False, 1).  So are all plain tensors in a program that
+
+def layout_of(tensor: Tensor) -> Layout:
+    """The layout of a tensor: of a unitary parameter, or of one that it shares memory with.
+
+    Other tensors are real or complex matrices as they are.  So are all plain tensors in a program that
     is traced, where there is no memory to compare.
     """
     if getattr(tensor, "blocks", None) is not None:  # `isinstance` is not always right in a trace
         known = cast(UnitaryParameter, tensor)
-        if not known.pairs and known.blocks == 1 and not torch.compiler.is_compiling():
+        if _layout(known) == PLAIN and not torch.compiler.is_compiling():
             recognise()  # one that was rebuilt by its class is marked by the module it is in
-        return known.pairs, known.blocks
+        return _layout(known)
     if torch.compiler.is_compiling() or type(tensor) not in (Tensor, nn.Parameter):
-        return False, 1
+        return PLAIN
     if tensor.layout != torch.strided:
-        return False, 1
+        return PLAIN
     found = remembered(tensor)
     if found is None and tensor.shape in _unclear:  # a conversion may have moved the memory
         recognise()
         found = remembered(tensor)
-    return (False, 1) if found is None else found
+    return PLAIN if found is None else found
 
 
 def mark_as(parameter: nn.Parameter, slot: Slot) -> None:
@@ -335,7 +354,7 @@ def mark_as(parameter: nn.Parameter, slot: Slot) -> None:
     sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
     sketch = slot.sketch if sketch is None else sketch
     slot.sketch = None if sketch is None else following(sketch, parameter)
-    mark(parameter, slot.pairs, slot.blocks, slot.sketch)
+    mark(parameter, Layout(slot.pairs, slot.blocks, slot.singletons), slot.sketch)
 
 
 def _registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -343,7 +362,7 @@ def _registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     found = declaration(module)
     slot = None if found is None else found.slots.get(name)
     if isinstance(parameter, UnitaryParameter):
-        plain = not parameter.pairs and parameter.blocks == 1
+        plain = _layout(parameter) == PLAIN
         if slot is None or not plain:
             declare(module, name, parameter)
             return

@@ -172,7 +172,8 @@ def test_attention_projects_queries_keys_and_values_each():
     ("make", "error", "words"),
     [
         (lambda: nn.LazyLinear(3), ValueError, "no size yet"),
-        (lambda: nn.Embedding(3, 0), ValueError, "shape"),
+        (lambda: nn.Linear(0, 3), ValueError, "shape"),
+        (lambda: nn.Embedding(3, 3), ValueError, "looked up"),
     ],
 )
 def test_constrain_refuses_in_words(make, error, words):

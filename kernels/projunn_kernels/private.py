@@ -9,6 +9,7 @@
 ``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
 ``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
                  `torch.compiler.is_exporting` and its kin return, for a third of the time.
+``is_orthogonal_parametrization``  torch 2.11 to 2.13: what `parametrizations.orthogonal` registers.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
@@ -79,6 +80,11 @@ def is_fake(tensor: Tensor) -> bool:
 def in_transform() -> bool:
     """True inside of a transform of ``torch.func``, and of a level of forward-mode differentiation."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def is_orthogonal_parametrization(module: Any) -> bool:
+    """True for what `torch.nn.utils.parametrizations.orthogonal` registers."""
+    return isinstance(module, torch.nn.utils.parametrizations._Orthogonal)
 
 
 def is_batched(tensor: Tensor | None) -> bool:

@@ -47,7 +47,7 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
         TypeError: ``bank`` is no `projunn.UnitaryParameter`, or ``indices`` no tensor.
     """
     of_kind("bank", bank, UnitaryParameter, "a projunn.UnitaryParameter")
-    if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1:
+    if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1 or bank.singletons:
         raise ValueError(f"bank: got shape {tuple(bank.shape)}, wanted (B, m, n), or with real pairs")
     if tensor("indices", indices).ndim != 1 or indices.dtype != torch.int64:
         raise ValueError(

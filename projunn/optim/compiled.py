@@ -65,6 +65,7 @@ class _Entry:
     index: int
     pairs: bool
     blocks: int
+    singletons: int
     names: tuple[str, ...]
     numbers: frozenset[str]
 
@@ -142,7 +143,8 @@ def fill_unitary(
             gradients.append(p.grad)
             states.extend(state.values())
             numbers = frozenset(name for name, value in state.items() if value.is_complex())
-            plan.entries.append(_Entry(index, p.pairs, p.blocks, tuple(state), numbers))
+            layout = p.pairs, p.blocks, p.singletons
+            plan.entries.append(_Entry(index, *layout, tuple(state), numbers))
     _plans[number] = plan
     optimizer._plans = (*optimizer._plans, plan)  # lives as long as the optimizer
     return number
@@ -214,7 +216,13 @@ def _step_in_place(
     members: list[Member] = []
     with torch.no_grad():
         for entry, weight, gradient in zip(planned.entries, weights, gradients, strict=True):
-            p = UnitaryParameter(weight.detach(), False, pairs=entry.pairs, blocks=entry.blocks)
+            p = UnitaryParameter(
+                weight.detach(),
+                False,
+                pairs=entry.pairs,
+                blocks=entry.blocks,
+                singletons=entry.singletons,
+            )
             state = {name: next(remaining) for name in entry.names}
             members.append(Member(entry.index, p, gradient, state, group))
         optimizer._unitary_step(members)

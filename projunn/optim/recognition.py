@@ -54,7 +54,7 @@ def check_parameter(p: Tensor) -> None:
             " sketch_rank, whose gradient is never formed; wanted sketch_rank=None, or a parameter that"
             " every process holds: projunn.distributed.replicate(model)"
         )
-    flattened = p.ndim < (3 if p.pairs else 2)
+    flattened = p.ndim < (3 if p.pairs else 2) + p.singletons
     if flattened or (is_sharded(p) and not has_whole_matrices(p)):
         how = "flattened" if flattened else f"sharded as {getattr(p, 'placements', None)}"
         raise TypeError(

@@ -25,9 +25,13 @@ def is_sharded(p: Tensor) -> bool:
 def has_whole_matrices(p: Any) -> bool:
     """Whether each process holds all of the matrices of which it holds any."""
     batch = p.ndim - (3 if p.pairs else 2)
-    return p.blocks == 1 and all(
-        placement.is_replicate() or (placement.is_shard() and placement.dim < batch)
-        for placement in p.placements
+    return (
+        p.blocks == 1
+        and not p.singletons
+        and all(
+            placement.is_replicate() or (placement.is_shard() and placement.dim < batch)
+            for placement in p.placements
+        )
     )
 
 

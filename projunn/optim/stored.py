@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from projunn.layout import as_matrices
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import average_columns, truncated
@@ -65,7 +66,7 @@ def _in_our_layout(p: UnitaryParameter, name: str, value: Tensor, squares: bool)
         value = stored_like(p, view_like(p, value))
     elif value.shape == p.shape:
         value = value.sum(-1) if p.pairs else value
-        value = value.unflatten(-2, (p.blocks, -1)) if p.blocks > 1 else value
+        value = as_matrices(value, False, p.blocks, p.singletons)
     _check(p, name, value, wanted)
     return value.contiguous()
 

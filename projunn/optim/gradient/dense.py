@@ -33,7 +33,8 @@ def active_matrices(p: UnitaryParameter, gradient: Tensor) -> tuple[Tensor, Tens
     if gradient.layout == torch.strided:
         return view_like(p, gradient.to(p.dtype).resolve_conj().contiguous()), None
     batch = p.shape[: p.ndim - (3 if p.pairs else 2)]
-    if gradient.layout != torch.sparse_coo or p.blocks > 1 or gradient.sparse_dim() != len(batch):
+    whole = p.blocks > 1 or p.singletons > 0
+    if gradient.layout != torch.sparse_coo or whole or gradient.sparse_dim() != len(batch):
         raise TypeError(
             f"params: a unitary parameter of shape {tuple(p.shape)} has a {gradient.layout} gradient,"
             f" wanted a dense one, or torch.sparse_coo over its {len(batch)} batch dimensions"
@@ -81,8 +82,9 @@ class DenseGradient:
         self.grad, self.active = active_matrices(member.parameter, member.grad)
         self._finite: Tensor | None = None
         p = member.parameter
-        self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device)
-        self._complex, self._plain = p.is_complex(), not p.pairs and p.blocks == 1
+        self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device, p.singletons)
+        self._complex = p.is_complex()
+        self._plain = not p.pairs and p.blocks == 1 and not p.singletons
         weight = p.detach()
         self.stored_weight = weight if p.pairs else view_like(p, weight)
 

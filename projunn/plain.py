@@ -1,0 +1,166 @@
+"""PyTorch's own layers in the place of ours, for programs that run a model without this library."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from projunn.arguments import of_kind
+from projunn.manifold import unconstrain
+from projunn.nn import (
+    BlockUnitaryLinear,
+    UnitaryConv1d,
+    UnitaryConv2d,
+    UnitaryConv3d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+)
+from projunn.nn.module import UnitaryModule
+
+_CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@torch.no_grad()
+def to_plain(module: nn.Module) -> nn.Module:
+    """Puts PyTorch's own layers in the place of ours, with the same output, for deployment.
+
+        UnitaryLinear            nn.Linear                                            the same weight
+        BlockUnitaryLinear       nn.Linear    W = B_f P ... B_2 P B_1, dense
+        UnitaryConv1d, 2d, 3d    nn.Conv1d, 2d, 3d, ``padding_mode="circular"``       the filter, dense
+        UnitaryRNN, -Cell        nn.RNN, nn.RNNCell, for "tanh" and "relu", real      the same weights
+
+    All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
+    rounding of the dtype.  A convolution costs as much as its filter is large, which the Fourier
+    transform spared it.  Hooks of replaced layers do not come along.
+
+    Args:
+        module: the model, which is changed in place, or one of our layers.
+
+    Returns:
+        ``module``, or, if it is itself one of our layers, the layer that takes its place.
+
+    Raises:
+        ValueError: a layer for which PyTorch has none: a recurrent one that is complex, or has
+            ``modrelu`` or no nonlinearity, or a class of your own; nothing has changed then.
+        TypeError: ``module`` is no module.
+    """
+    of_kind("module", module, nn.Module, "a module")
+    ours = {name: inner for name, inner in module.named_modules() if isinstance(inner, UnitaryModule)}
+    new: dict[int, nn.Module] = {}
+    for name, layer in ours.items():
+        make = _PLAIN.get(type(layer))
+        plain = None if make is None else make(layer)
+        if plain is None:
+            raise ValueError(
+                f"module: PyTorch has no layer for {name or 'module'!r}, {layer}; wanted"
+                " nonlinearity='tanh' or 'relu' and real numbers of a recurrent one;"
+                " projunn.unconstrain(module) makes plain parameters and keeps the layers"
+            )
+        new[id(layer)] = plain.train(layer.training)
+    for parent in [*module.modules()]:
+        for name, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[name] = new[id(child)]
+    return unconstrain(new.get(id(module), module))
+
+
+def _linear(layer: Any) -> nn.Module:
+    return _dense(layer, layer.matrix)
+
+
+def _of_blocks(layer: Any) -> nn.Module:
+    identity = torch.eye(layer.num_blocks * layer.block_size, **_kind(layer))
+    image = layer(identity)
+    offset = 0 if layer.bias is None else layer._numbers(layer.bias)
+    return _dense(layer, (image - offset).mT)
+
+
+def _dense(layer: Any, matrix: Tensor) -> nn.Module:
+    m, n = matrix.shape
+    plain = nn.Linear(n, m, layer.bias is not None, device=matrix.device, dtype=matrix.dtype)
+    _fill(plain, layer, matrix, layer.weight)
+    return plain
+
+
+def _convolution(layer: Any) -> nn.Module:
+    """The filter K of `spatial_filter`, rolled by the padding P on both sides of every axis.
+
+    A filter of size s with stride r > 1 has P = (s - r) / 2, rounded up, and one with r = 1 and s odd (s
+    - 1) / 2.  For r = 1 and s even no such P exists: the filter gets one more tap, which is zero.
+    """
+    taps, sizes = layer.spatial_filter(), layer.spatial_size
+    pairs = zip(sizes, layer.stride, strict=True)
+    padding = tuple((s - r + 1) // 2 if r > 1 else s // 2 for s, r in pairs)
+    axes = tuple(range(2, taps.ndim))
+    taps = taps.roll(padding, axes)
+    for axis, s, r in zip(axes, sizes, layer.stride, strict=True):
+        if r == 1 and s % 2 == 0:
+            taps = torch.cat([taps, torch.zeros_like(taps.narrow(axis, 0, 1))], axis)
+    plain = _CONVOLUTIONS[layer.axes - 1](
+        layer.in_channels,
+        layer.out_channels,
+        taps.shape[2:],
+        layer.stride,
+        padding,
+        bias=layer.bias is not None,
+        padding_mode="circular",
+        device=taps.device,
+        dtype=taps.dtype,
+    )
+    _fill(plain, layer, taps, layer.weight)
+    return plain
+
+
+def _recurrent(layer: Any) -> nn.Module | None:
+    if layer.is_complex or layer.nonlinearity not in ("tanh", "relu"):
+        return None
+    options = {"nonlinearity": layer.nonlinearity, **_kind(layer)}
+    if isinstance(layer, UnitaryRNNCell):
+        plain: nn.Module = nn.RNNCell(layer.input_size, layer.hidden_size, layer.bias, **options)
+    else:
+        plain = nn.RNN(
+            layer.input_size,
+            layer.hidden_size,
+            layer.num_layers,
+            bias=layer.bias,
+            batch_first=layer.batch_first,
+            dropout=layer.dropout,
+            bidirectional=layer.bidirectional,
+            **options,
+        )
+    for name, parameter in plain.named_parameters():
+        own = getattr(layer, name, None)
+        if own is None:  # the second of the two biases of PyTorch's layers
+            parameter.zero_()
+        else:
+            parameter.copy_(own)
+            parameter.requires_grad_(own.requires_grad)
+    return plain
+
+
+def _fill(plain: Any, layer: Any, weight: Tensor, stored: Tensor) -> None:
+    plain.weight.copy_(weight)
+    plain.weight.requires_grad_(stored.requires_grad)
+    if layer.bias is not None:
+        plain.bias.copy_(layer._numbers(layer.bias))
+        plain.bias.requires_grad_(layer.bias.requires_grad)
+
+
+def _kind(layer: Any) -> dict[str, Any]:
+    """The device and the dtype of a layer's numbers."""
+    stored = next(iter(layer.parameters()))
+    dtype = stored.dtype.to_complex() if layer.is_complex else stored.dtype
+    return {"device": stored.device, "dtype": dtype}
+
+
+_PLAIN: dict[type, Callable[[Any], nn.Module | None]] = {
+    UnitaryLinear: _linear,
+    BlockUnitaryLinear: _of_blocks,
+    UnitaryConv1d: _convolution,
+    UnitaryConv2d: _convolution,
+    UnitaryConv3d: _convolution,
+    UnitaryRNN: _recurrent,
+    UnitaryRNNCell: _recurrent,
+}

@@ -1,0 +1,104 @@
+"""`projunn.to_plain`: PyTorch's own layers, with the output of ours."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from projunn import constrain, to_plain, unitary_parameters
+from projunn.nn import (
+    BlockUnitaryLinear,
+    MaxMin,
+    UnitaryConv1d,
+    UnitaryConv2d,
+    UnitaryConv3d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+)
+
+COMPLEX = {"dtype": torch.complex128}
+LAYERS = {
+    "linear": (lambda **o: UnitaryLinear(5, 7, **o), (5,), nn.Linear),
+    "linear, complex": (lambda **o: UnitaryLinear(5, 3, **COMPLEX), (5,), nn.Linear),
+    "linear, no bias": (lambda **o: UnitaryLinear(5, 5, False, sketch_rank=1, **o), (5,), nn.Linear),
+    "block": (lambda **o: BlockUnitaryLinear(3, 4, num_factors=3, **o), (12,), nn.Linear),
+    "block, complex": (lambda **o: BlockUnitaryLinear(3, 4, False, **COMPLEX), (12,), nn.Linear),
+    "conv, odd": (lambda **o: UnitaryConv2d(3, 4, (5, 7), **o), (3, 5, 7), nn.Conv2d),
+    "conv, even": (lambda **o: UnitaryConv2d(3, 4, (6, 5), **o), (3, 6, 5), nn.Conv2d),
+    "conv, strides": (lambda **o: UnitaryConv2d(2, 9, (6, 8), (3, 2), **o), (2, 6, 8), nn.Conv2d),
+    "conv, one stride": (lambda **o: UnitaryConv2d(2, 4, (6, 4), (1, 2), **o), (2, 6, 4), nn.Conv2d),
+    "conv, complex": (lambda **o: UnitaryConv1d(3, 4, 6, **COMPLEX), (3, 6), nn.Conv1d),
+    "conv 1d": (lambda **o: UnitaryConv1d(3, 4, 8, 4, **o), (3, 8), nn.Conv1d),
+    "conv 3d": (lambda **o: UnitaryConv3d(2, 4, (2, 3, 4), **o), (2, 2, 3, 4), nn.Conv3d),
+    "rnn": (lambda **o: UnitaryRNN(3, 6, 2, "tanh", bidirectional=True, **o), (4, 3), nn.RNN),
+    "rnn, no bias": (lambda **o: UnitaryRNN(3, 6, 1, "relu", False, True, **o), (4, 3), nn.RNN),
+    "cell": (lambda **o: UnitaryRNNCell(3, 6, nonlinearity="tanh", **o), (3,), nn.RNNCell),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_layer_has_a_plain_one_with_the_same_output(name):
+    make, shape, kind = LAYERS[name]
+    torch.manual_seed(0)
+    layer = make(dtype=torch.float64)
+    for p in layer.parameters():
+        if p.ndim == 1:
+            nn.init.normal_(p)
+    dtype = torch.complex128 if layer.is_complex else torch.float64
+    x = torch.randn(3, *shape, dtype=dtype)
+    expected = layer(x)
+    plain = to_plain(layer)
+    assert type(plain) is kind
+    assert unitary_parameters(plain) == []
+    torch.testing.assert_close(plain(x), expected, atol=1e-12, rtol=0)
+
+
+def test_a_model_is_changed_in_place():
+    torch.manual_seed(0)
+    shared = UnitaryLinear(8, 8)
+    model = nn.Sequential(
+        UnitaryConv2d(1, 4, 4, stride=2), MaxMin(), nn.Flatten(1), nn.Linear(16, 8), shared, shared
+    )
+    constrain(model[3])
+    model[4].weight.requires_grad_(False)
+    model.eval()
+    x = torch.randn(2, 1, 4, 4)
+    expected = model(x)
+    assert to_plain(model) is model
+    torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=0)
+    assert type(model[3].weight) is nn.Parameter
+    assert model[4] is model[5]
+    assert not model[4].weight.requires_grad
+    assert not any(m.training for m in model.modules())
+    other = nn.Sequential(
+        nn.Conv2d(1, 4, 4, 2, 1, padding_mode="circular"), MaxMin(), nn.Flatten(1), nn.Linear(16, 8)
+    )
+    other.load_state_dict({n: p for n, p in model.state_dict().items() if int(n[0]) < 4})
+    torch.testing.assert_close(model[4:](other(x)), expected, atol=1e-6, rtol=0)
+
+
+class Own(UnitaryLinear):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: UnitaryRNN(3, 4),
+        lambda: UnitaryRNN(3, 4, nonlinearity="identity"),
+        lambda: UnitaryRNNCell(3, 4, nonlinearity="tanh", dtype=torch.complex64),
+        lambda: Own(3, 4),
+    ],
+)
+def test_a_layer_without_a_plain_one_is_refused_by_name(make):
+    model = nn.Sequential(UnitaryLinear(3, 3), make())
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"module: PyTorch has no layer for '1'.*unconstrain"):
+        to_plain(model)
+    assert [type(m) for m in model] == [type(m) for m in before]
+    assert len(unitary_parameters(model)) == 2
+    with pytest.raises(TypeError, match="module"):
+        to_plain(3)
