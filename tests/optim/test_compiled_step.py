@@ -359,7 +359,8 @@ def test_nothing_waits_for_a_gpu(name, kind, unitary_lr):
     group, state = optimizer.param_groups[0], {}
     with FakeTensorMode():
         weight = torch.empty(3, 4, 4, dtype=kind, device="cuda")
-        weight.pairs, weight.blocks, weight.singletons = False, 1, 0  # a fake tensor cannot change its class
+        # A fake tensor cannot change its class.
+        weight.pairs, weight.blocks, weight.singletons = False, 1, 0
         rates = {rate: torch.full((), 0.05, device="cuda") for rate in ("lr", "base_lr")}
         group |= {**rates, "unitary_lr": unitary_lr, "capturable": True}
         for _ in range(2):
