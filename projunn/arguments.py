@@ -74,6 +74,11 @@ def one_of(name: str, value: Any, wanted: Iterable[str]) -> str:
     return value
 
 
+def words(text: str) -> tuple[str, ...]:
+    """``"a, b"`` as ``("a", "b")``: a list on a command line, with commas, and spaces if you like."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def on_device(value: Any, make: Callable[[], Tensor]) -> Tensor:
     """A tensor that is made on a device, or an error that names the argument ``device``."""
     try:

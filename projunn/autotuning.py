@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from projunn import interruption
+from projunn.arguments import words
 from projunn.exit_status import INTERRUPTED
 from projunn.model_problems import IMAGES, LENGTH, SEQUENCES, load_model, model_problems
 from projunn.tuning_display import Board
@@ -47,18 +48,18 @@ def add_command(commands: Any) -> None:
     )
     what.add_argument(
         "--shapes",
-        type=_words,
+        type=words,
         metavar="BxMxN,MxN",
         help="tune for these: matrices in a launch (default: 1), rows, columns",
     )
     what.add_argument(
         "--rank",
-        type=_words,
+        type=words,
         metavar="K,L",
         help="ranks of steps, with --shapes (default: 1) or --model (default: the optimizer's, or 1)",
     )
     what.add_argument(
-        "--op", type=_words, metavar="A,B", help=f"some of {', '.join(tuned())}; default: all"
+        "--op", type=words, metavar="A,B", help=f"some of {', '.join(tuned())}; default: all"
     )
     what.add_argument("--dtype", choices=("real", "complex"), help="kind of numbers; default: both")
     what.add_argument("--missing", action="store_true", help="tune only what no table in use has yet")
@@ -67,10 +68,6 @@ def add_command(commands: Any) -> None:
     how.add_argument(
         "--processes", type=int, metavar="N", help="processes that compile; default: one for each core"
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def run(arguments: argparse.Namespace) -> int:

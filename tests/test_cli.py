@@ -17,6 +17,7 @@ def test_train_prints_progress_and_results(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "unitary  step      5  loss" in printed
     assert "steps/s  defect" in printed
+    assert any(line.split() == ["unitary", "lstm", "naive"] for line in printed.splitlines())
     assert "a naive guess scores 0.1667" in printed
     assert str(tmp_path / "r") in printed.replace("\n", "")
 

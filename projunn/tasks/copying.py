@@ -28,7 +28,7 @@ class Copying(GeneratedTask):
 
     name = "copying"
     summary = "repeat ten symbols after a delay (classification at every step, --length)"
-    loss_name = "cross-entropy"
+    loss_name = "cross-entropy (nats)"
     test_size = 250
     declares = (Option("length", int, 200, "delay of the answer", limit=at_least_one), *RECURRENT)
     defaults: ClassVar[dict[str, Any]] = {"batch_size": 32, "unitary_lr": 2e-4, "steps": 3000}

@@ -55,7 +55,7 @@ class Images(Task):
 
     name = "images"
     summary = "classify images by convolutions (--dataset, --model)"
-    loss_name = "cross-entropy"
+    loss_name = "cross-entropy (nats)"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=DATASETS),
         DATA,

@@ -1,12 +1,17 @@
 """The picture of a run on images: accuracy, norm gain of every layer, filters of the first one."""
 
+from math import isfinite
+from typing import Any
+
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from projunn.nn import UnitaryConv2d
 from projunn.tasks.measurements import Trained
+from projunn.tasks.picture import draw_curve, finish_axis, legend_below, scale_heights
 
 _SHOWN = 8  # filters
 
@@ -21,44 +26,54 @@ def draw_images(
         classes: how many answers there are to guess from.
         radius: that of the certified accuracy, or None if it was not measured.
     """
-    figure.set_size_inches(12, 6.4)
-    grid = figure.add_gridspec(2, _SHOWN, height_ratios=(2.4, 1))
-    half = _SHOWN // 2
-    accuracy = figure.add_subplot(grid[0, :half])
-    _draw_accuracy(accuracy, models, axis, radius)
-    accuracy.axhline(100 / classes, color="black", linestyle=":", linewidth=1.2)
-    _draw_gains(figure.add_subplot(grid[0, half:]), models)
-    _draw_filters([figure.add_subplot(grid[1, i]) for i in range(_SHOWN)], models[0].network)
+    figure.set_size_inches(12, 7)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 1))
+    above, below = parts
+    accuracy, gains = above.subplots(1, 2)
+    _draw_accuracy(accuracy, [model for model in models if model.points], axis, radius)
+    label = f"a guess: {100 / classes:.3g} %"
+    accuracy.axhline(100 / classes, color="black", linestyle=":", linewidth=1.2, label=label)
+    _draw_gains(gains, models)
+    legend_below(above, accuracy)
+    _draw_filters(below, models[0].network)
 
 
 def _draw_accuracy(axes: Axes, models: list[Trained], axis: str, radius: float | None) -> None:
     for model in models:
-        points = model.points
-        if not points:
-            continue
+        points, last = model.points, model.points[-1]
         heights = [100 * (p.test_accuracy or 0.0) for p in points]
-        label = f"{model.name} ({heights[-1]:.1f} % after {points[-1].seconds:.0f} s)"
-        axes.plot(model.at(axis), heights, color=model.color, linewidth=2, label=label)
+        label = f"{model.name}: {heights[-1]:.1f} % after {last.step} steps, {last.seconds:.0f} s"
+        draw_curve(axes, model, axis, heights, label)
         if radius is not None:
             heights = [100 * p.measured["certified"] for p in points]
-            label = f"certified at {radius:.3g} ({heights[-1]:.1f} %)"
-            axes.plot(model.at(axis), heights, "--", color=model.color, linewidth=1.5, label=label)
-    axes.set(xlabel=axis, ylabel="%", ylim=(0, 101), title="accuracy on held-out images")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", framealpha=0.85, edgecolor="none")
+            label = f"{model.name}, certified at {radius:.3g}: {heights[-1]:.1f} %"
+            axes.plot(model.at(axis), heights, "s--", color=model.color, ms=3, label=label)
+    axes.set(ylabel="right answers (%)", ylim=(0, 101), title="accuracy on held-out images")
+    finish_axis(axes, axis)
 
 
 def _draw_gains(axes: Axes, models: list[Trained]) -> None:
-    for model in models:
+    every = [1.0]
+    for number, model in enumerate(models):
         gains = model.points[-1].measured["gains"] if model.points else None
         if gains:
             heights = [max(g, 1e-12) for g in gains]
-            axes.plot(range(1, len(heights) + 1), heights, "o-", ms=4, color=model.color)
+            every += heights
+            wider = len(models) - 1 - number  # than those drawn on it
+            places = range(1, len(heights) + 1)
+            axes.plot(places, heights, "o-", ms=4 + 3 * wider, lw=2 + 2 * wider, color=model.color)
     axes.axhline(1, color="black", linestyle=":", linewidth=1.2)
-    axes.set(xlabel="convolution", yscale="log", title="norm gain ‖K * x‖ / ‖x‖ of every layer")
+    axes.annotate("norm kept", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+    axes.set(xlabel="convolution, from the input on", ylabel="‖K * x‖ / ‖x‖")
+    axes.set_title("norm gain of every convolution, at the end")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    scale_heights(axes, every)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(top=1.15 * max(height for height in every if isfinite(height)))
 
 
-def _draw_filters(axes: list[Axes], model: nn.Module) -> None:
+def _draw_filters(figure: FigureBase, model: nn.Module) -> None:
+    axes: list[Axes] = list(figure.subplots(1, _SHOWN))
     for ax in axes:
         ax.set_axis_off()
     layer = next((m for m in model.modules() if isinstance(m, UnitaryConv2d)), None)
@@ -70,4 +85,5 @@ def _draw_filters(axes: list[Axes], model: nn.Module) -> None:
     for ax, picture in zip(axes, taps, strict=False):
         top = float(picture.abs().max()) or 1.0
         ax.imshow(picture.numpy(), cmap="RdBu", vmin=-top, vmax=top)
-    axes[0].set_title("filters of the first layer, centred", loc="left", fontsize=9)
+    title = "filters of the first layer, centred; each scaled to its own largest tap (blue: above 0)"
+    figure.suptitle(title, fontsize=9)

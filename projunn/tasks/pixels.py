@@ -27,7 +27,7 @@ class Pixels(SequenceTask):
 
     name = "pixels"
     summary = "classify an image shown pixel by pixel (--dataset, --permuted)"
-    loss_name = "cross-entropy"
+    loss_name = "cross-entropy (nats)"
     declares = (
         Option("dataset", str, "digits", "set of images", choices=("digits", "mnist")),
         DATA,

@@ -28,7 +28,7 @@ class Task:
     Class attributes:
         name: the word after ``projunn train``.
         summary: one line for ``--help``.
-        loss_name: what the held-out loss is, for instance ``"cross-entropy"``.
+        loss_name: what the held-out loss is, for instance ``"cross-entropy (nats)"``.
         declares: the options that this task has and others may not have.
         defaults: values of options for this task in the place of the general defaults.
         compared: the models that may be trained beside the unitary one, and their colours.

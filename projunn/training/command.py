@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from projunn.arguments import words
 from projunn.exit_status import FAILED, of_signal
 from projunn.tasks import TASKS, Option, declarations
-from projunn.training.config import CHOICES, TrainConfig
+from projunn.training.config import CHOICES, FOLLOWED, TrainConfig
 
 if TYPE_CHECKING:
     from projunn.training.run import Run
@@ -19,7 +20,7 @@ _METAVARS = {int: "N", float: "X"}
 # The help lists the defaults of these options for each task, after those that the task declares, and
 # the defaults of the second list once for all tasks.
 _DEFAULTS = ("dtype", "optimizer", "lr", "unitary_lr", "schedule", "clip", "batch_size", "steps")
-_COMMON = ("rank", "retraction", "factorization", "momentum", "log_every", "seed", "device")
+_COMMON = ("rank", "retraction", "factorization", "momentum", "seed", "device")
 
 
 def add_command(commands: Any) -> None:
@@ -42,7 +43,7 @@ def add_command(commands: Any) -> None:
     compared = _by_task({name: ", ".join(task.compared) for name, task in TASKS.items()})
     model.add_argument(
         "--compare",
-        type=lambda text: tuple(text.split(",")),
+        type=words,
         metavar="A,B",
         help=f"train these models beside the unitary one: {compared}",
     )
@@ -69,7 +70,8 @@ def _add_rule(group: Any) -> None:
 def _add_run(group: Any) -> None:
     _add_option(group, "steps", int, "budget of each model in steps")
     _add_option(group, "seconds", float, "budget of each model in seconds of training")
-    _add_option(group, "log_every", int, "steps between two log points")
+    text = "steps between two log points; default: a twentieth of the budget, at most 100"
+    _add_option(group, "log_every", int, text)
     _add_option(group, "seed", int, "seed of weights and data")
     _add_option(
         group, "device", str, "where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
@@ -81,7 +83,13 @@ def _add_run(group: Any) -> None:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="go on with the run in this folder; only --steps or --seconds may be given with it",
+        help=f"go on with the run in this folder; with it go {', '.join(map(_flag, FOLLOWED))}",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the curves into DIR/tensorboard too, for TensorBoard",
     )
 
 
@@ -167,12 +175,12 @@ def run(arguments: argparse.Namespace) -> int:
         given = [
             name for name, value in {**options, "task": task, "out": out}.items() if value is not None
         ]
-        extra = sorted(set(given) - {"steps", "seconds"})
+        extra = sorted(set(given) - set(FOLLOWED))
         if extra:
             raise ValueError(f"resume: cannot be combined with {', '.join(extra)}")
         TrainConfig.load(resume / "config.json")  # before a lock is in a folder that holds no run
         with alone_in(resume):
-            return _trained(Run.resume(resume, options["steps"], options["seconds"]))
+            return _trained(Run.resume(resume, **{name: options[name] for name in FOLLOWED}))
     if task is None:
         raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
     started = Run(TrainConfig.for_task(task, **options), out or Path("runs"))

@@ -18,7 +18,7 @@ from projunn_kernels.files import replacing
 BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in task.compared)]))
 OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
 DTYPES = ("float32", "complex64")
-_FOLLOWED = ("steps", "seconds", "device", "log_every")
+FOLLOWED = ("steps", "seconds", "device", "log_every", "tensorboard")  # what --resume may change
 SCHEDULES = ("constant", "cooldown", "cosine", "exponential", "step")
 
 # The values that general options may have, where those are words.
@@ -77,6 +77,7 @@ class TrainConfig(_TaskFields):
     log_every: int = 100
     seed: int = 0
     device: str = "auto"
+    tensorboard: bool = False
 
     @classmethod
     def for_task(cls, task: str, **given: Any) -> "TrainConfig":
@@ -86,7 +87,9 @@ class TrainConfig(_TaskFields):
         defaults = TASKS[task].defaults_for(chosen)
         if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
             defaults.pop("steps", None)
-        return cls(task, **{**defaults, **chosen})
+        values = {**defaults, **chosen}
+        values.setdefault("log_every", _often_enough(values.get("steps"), values.get("seconds")))
+        return cls(task, **values)
 
     def __post_init__(self) -> None:
         for name, wanted in CHOICES.items():
@@ -181,14 +184,29 @@ class TrainConfig(_TaskFields):
         for name, own in asdict(self).items():
             before = made.get(name, own)
             before = tuple(before) if isinstance(before, list) else before
-            if name not in _FOLLOWED and before != own:
+            if name not in FOLLOWED and before != own:
                 raise ValueError(f"{name} is {own!r} there, and was {before!r}")
 
-    def extended(self, steps: int | None, seconds: float | None) -> "TrainConfig":
-        """The same run with another budget, where one is given."""
-        if steps is None and seconds is None:
-            return self
-        return replace(self, steps=steps, seconds=seconds)
+    def followed(self, **given: Any) -> "TrainConfig":
+        """The same run with those options that may change and are ``given`` (not None).
+
+        A budget in steps takes the place of one in seconds, and the other way round.
+        """
+        changed = {name: value for name, value in given.items() if value is not None}
+        assert changed.keys() <= set(FOLLOWED), changed
+        if "steps" in changed or "seconds" in changed:
+            changed = {"steps": None, "seconds": None, **changed}
+        return replace(self, **changed)
+
+
+def _often_enough(steps: int | None, seconds: float | None) -> int:
+    """Steps between two log points for a budget: about twenty points of a short run, 100 at most."""
+    shares = [100.0]
+    if steps is not None and steps > 0:
+        shares.append(steps / 20)
+    if seconds is not None and seconds > 0:
+        shares.append(max(10.0, 2 * seconds))  # at a few dozen steps a second
+    return max(1, int(min(shares)))
 
 
 def _words(value: Any) -> tuple[str, ...]:

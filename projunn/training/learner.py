@@ -133,10 +133,11 @@ class Learner:
             "points": [point.flat() for point in self.points],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], log_every: int | None = None) -> None:
         """Go back to a state that `state_dict` returned.
 
-        Points between two regular ones are dropped, but for that of the last step of the budget.
+        Points between two regular ones are dropped, but for that of the last step of the budget.  They
+        were ``log_every`` steps apart; default: as those to come.
 
         Raises:
             ValueError: a weight is not finite (unless the model had diverged), or is to be unitary and
@@ -152,7 +153,8 @@ class Learner:
         self.diverged = state.get("diverged", False)
         points = [LogPoint.from_flat(point) for point in state["points"]]
         last = self.step if self.finished else None
-        self.points = [point for point in points if self._is_due(point.step) or point.step == last]
+        apart = log_every or self.config.log_every
+        self.points = [point for point in points if point.step % apart == 0 or point.step == last]
         if not self.diverged:
             self._check_weights()
 

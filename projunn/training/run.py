@@ -4,12 +4,12 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,10 +18,8 @@ from projunn.tasks import TASKS, LogPoint
 from projunn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from projunn.training.config import TrainConfig
 from projunn.training.learner import Learner
+from projunn.training.tensorboard import Board, check_installed
 from projunn_kernels.files import PARTIAL, replacing
-
-if TYPE_CHECKING:
-    from projunn.training.display import Display
 
 _CHECKPOINT_EVERY = 30.0  # seconds
 _SLICE = 10  # steps of one learner before the next one takes its steps
@@ -43,6 +41,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         config.check_device()
+        if config.tensorboard:
+            check_installed()
         self.config, self.folder = config, folder
         self.threads = torch.get_num_threads()
         self.stopped_by: int | None = None  # the signal that ended the training, if one did
@@ -52,9 +52,10 @@ class Run:
         self.learners = [Learner(body, self.task, config) for body in bodies]
 
     @classmethod
-    def resume(cls, folder: Path, steps: int | None = None, seconds: float | None = None) -> "Run":
-        """The run of a folder in the state of its checkpoint, with another budget if one is given.
+    def resume(cls, folder: Path, **given: Any) -> "Run":
+        """The run of a folder in the state of its checkpoint, with what is given of its other options.
 
+        These may be ``steps``, ``seconds``, ``device``, ``log_every`` and ``tensorboard``.
         Nothing in the folder changes.  `train` then goes on with as many threads as before, without
         which sums would be rounded in another order.
 
@@ -62,7 +63,7 @@ class Run:
             ValueError: the folder holds no configuration and checkpoint that fit each other, or the
                 checkpoint is broken, or holds weights that no training leaves behind.
         """
-        config = TrainConfig.load(folder / "config.json").extended(steps, seconds)
+        config = TrainConfig.load(folder / "config.json").followed(**given)
         run = cls(config, folder)
         run._seen = _checkpoint_in(folder)
         checkpoint = load_checkpoint(folder / "checkpoint.pt", config.torch_device)
@@ -76,7 +77,7 @@ class Run:
             raise ValueError(f"{folder}: the checkpoint holds other models than config.json names")
         for learner in run.learners:
             try:
-                learner.load_state_dict(states[learner.body])
+                learner.load_state_dict(states[learner.body], (checkpoint.config or {}).get("log_every"))
             except Exception as error:  # a state that does not fit can fail in any way
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 message = f"{folder}: checkpoint.pt does not fit config.json: {reason}"
@@ -128,15 +129,25 @@ def train(run: Run) -> bool:
     with alone_in(run.folder), _threads(run.threads):
         _refuse_another_run(run)
         run.save()
-        with _stop_requests() as stopped, Display(run.task, run.learners) as display:
-            _take_steps(run, stopped, display)
+        with (
+            _stop_requests() as stopped,
+            Display(run.task, run.learners) as display,
+            _tensorboard(run) as board,
+        ):
+
+            def tell(learner: Learner, logged: int) -> None:
+                display.advance(learner)
+                for point in learner.points[logged:]:
+                    display.log(point)
+                    if board is not None:
+                        board.add(point)
+
+            _take_steps(run, stopped, tell)
             run.save()  # first, because the measurements take a while
             for learner in run.learners:
                 logged = len(learner.points)
                 learner.log()
-                display.advance(learner)
-                for point in learner.points[logged:]:
-                    display.log(point)
+                tell(learner, logged)
             run.save()
             plot_run(run.folder / "plot.png", run.task, run.config, run.learners)
     run.stopped_by = stopped[0] if stopped else None
@@ -144,7 +155,7 @@ def train(run: Run) -> bool:
     return not stopped
 
 
-def _take_steps(run: Run, stopped: list[int], display: "Display") -> None:
+def _take_steps(run: Run, stopped: list[int], tell: Callable[[Learner, int], None]) -> None:
     saved = time.monotonic()
     while not stopped and not all(learner.finished for learner in run.learners):
         for learner in run.learners:
@@ -153,12 +164,23 @@ def _take_steps(run: Run, stopped: list[int], display: "Display") -> None:
                 if stopped or learner.finished:
                     break
                 learner.take_step()
-            display.advance(learner)
-            for point in learner.points[logged:]:
-                display.log(point)
+            tell(learner, logged)
         if time.monotonic() - saved > _CHECKPOINT_EVERY:
             run.save()
             saved = time.monotonic()
+
+
+@contextmanager
+def _tensorboard(run: Run) -> Iterator[Board | None]:
+    """What writes the points for TensorBoard, if the run asks for it."""
+    if not run.config.tensorboard:
+        yield None
+        return
+    board = Board(run.folder, {learner.body: learner.step for learner in run.learners})
+    try:
+        yield board
+    finally:
+        board.close()
 
 
 @contextmanager

@@ -268,7 +268,8 @@ def test_a_resumed_run_has_the_threads_of_the_first(tmp_path, monkeypatch):
 def test_a_model_whose_loss_stays_infinite_is_given_up(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--size", "4", "--lr", "1e30", "--unitary-lr", "0.5", "--compare", "linear"]
-    command = ["train", "unitary", *options, "--steps", "400", "--device", "cpu", "--out", "r"]
+    options += ["--steps", "400", "--log-every", "100"]
+    command = ["train", "unitary", *options, "--device", "cpu", "--out", "r"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "linear: given up at step 200, its loss was not finite any more" in printed
