@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup train test fuzz test-oldest lint bench bench-long aot gpu clean
+.PHONY: help setup train test fuzz test-oldest lint bench bench-long aot gpu package docs clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
@@ -25,14 +25,16 @@ help:
 	@echo "make clean   remove what was made"
 	@echo "make test-oldest  the oldest Triton supported: the kernels' tests, and every variant compiled"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
+	@echo "make package sdist and wheel in dist/, the wheel installed and tried in an environment of its own"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make gpu     on a GPU, in place, 5 minutes: tests, checks, tuning, timings, one page of summary"
 	@echo "             QUICK=1 2 minutes  OUT=gpu-results  PEERS=wheels/  PUBLISHED=projUNN/  SANITIZE=1"
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
-	  else "projunn needs Python 3.11 to 3.13; $(PYTHON) is %d.%d (make PYTHON=...)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) \
+	  else "projunn needs Python 3.11 to 3.14; $(PYTHON) is %d.%d (make PYTHON=...)" % v)'
 	@echo "Setting up $(VENV): a minute or two"
 	@$(PYTHON) -m venv $(VENV)
 	@command -v nvidia-smi >/dev/null || $(INSTALL) "torch==$(TORCH)+cpu" 2>/dev/null \
@@ -91,5 +93,22 @@ gpu:
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick) $(if $(PEERS),--peers $(PEERS)) \
 	  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(SANITIZE),--sanitizer)
 
+# What is in the packages is what tests/test_packaging.py says; here the wheel is installed and run.
+package: setup
+	@$(INSTALL) build twine
+	rm -rf dist build/trial
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/trial
+	@build/trial/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || build/trial/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(CPU_INDEX) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || build/trial/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)"
+	build/trial/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/trial && bin/projunn --version && bin/projunn info && bin/projunn train --help >/dev/null
+
+docs: setup
+	@$(INSTALL) -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ from projunn.plain import to_plain
 from projunn.retraction import retract, retract_
 from projunn_kernels.backends import backend
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FactoredTensor",

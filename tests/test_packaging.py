@@ -2,13 +2,18 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import projunn
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +58,71 @@ def test_wheel_holds_every_module_and_no_kernels_package(wheel):
     assert {n for n in names if n.endswith(".py")} == sources
     assert "projunn/py.typed" in names
     assert any(n.endswith("LICENSE") for n in names)
+    (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
+    said = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert f"\nVersion: {projunn.__version__}\n" in said
+    assert "Project-URL: Paper, https://arxiv.org/abs/2203.05483" in said
+    (scripts,) = (n for n in names if n.endswith("entry_points.txt"))
+    assert b"projunn = projunn.cli:main" in zipfile.ZipFile(wheel).read(scripts)
+
+
+def test_the_source_distribution_holds_what_tests_and_docs_need(tmp_path):
+    pytest.importorskip("setuptools", "77", reason="building needs setuptools 77")
+    tracked = ("projunn", "kernels", "tests", "docs", "examples", "bench", ".ci")
+    left_out = shutil.ignore_patterns("__pycache__", "*.pyc", "results")
+    for name in tracked:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
+    for path in ROOT.iterdir():
+        if path.is_file() and path.suffix in (".md", ".toml", ".txt", ".cff", ".in", ".yml", ""):
+            shutil.copy(path, tmp_path)
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    (path,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {
+        file.relative_to(ROOT).as_posix()
+        for name in tracked
+        for file in (ROOT / name).rglob("*")
+        if file.suffix in (".py", ".md", ".json", ".ipynb")
+        and not {"__pycache__", "results"} & {*file.parts}
+    }
+    assert sources <= names
+    wanted = {
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "SECURITY.md",
+        "Makefile",
+        ".ci/run",
+    }
+    assert wanted <= names
+    assert not [name for name in names if name.endswith((".whl", ".pyc", ".pt"))]
+
+
+def test_one_version_is_said_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    assert projunn.__version__ == version
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in citation
+    (released,) = re.findall(r'^date-released: "(.*)"$', citation, re.MULTILINE)
+    assert f"## {version} ({released})" in (ROOT / "CHANGELOG.md").read_text()
+    # The Pythons of the package, of make and of the workflow are the same.
+    named = {c.rsplit(" ", 1)[1] for c in project["classifiers"] if "Python :: 3." in c}
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text()
+    (matrix,) = re.findall(r"^        python: \[(.*)\]$", workflow, re.MULTILINE)
+    assert {word.strip('" ') for word in matrix.split(",")} == named
+    assert "- run: .ci/run\n" in workflow
+    first, last = min(named, key=_minor), max(named, key=_minor)
+    assert project["requires-python"] == f">={first}"
+    for name in ("Makefile", "README.md", "CONTRIBUTING.md"):
+        assert f"Python {first} to {last}" in (ROOT / name).read_text(), name
+
+
+def _minor(version):
+    return int(version.split(".")[1])
 
 
 def test_wheel_works_on_its_own(wheel, tmp_path):
