@@ -108,7 +108,7 @@ package: setup
 
 docs: setup
 	@$(INSTALL) -e ".[docs]"
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . site
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
