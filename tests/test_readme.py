@@ -8,7 +8,7 @@ import pytest
 from projunn.cli import _parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", ROOT / "SECURITY.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
