@@ -13,13 +13,14 @@ from projunn.nn import (
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
+    UnitaryConvTranspose1d,
+    UnitaryConvTranspose2d,
+    UnitaryConvTranspose3d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
 )
 from projunn.nn.module import UnitaryModule
-
-_CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def to_plain(module: nn.Module) -> nn.Module:
 
         UnitaryLinear            nn.Linear                                            the same weight
         BlockUnitaryLinear       nn.Linear    W = B_f P ... B_2 P B_1, dense
-        UnitaryConv1d, 2d, 3d    nn.Conv1d, 2d, 3d, ``padding_mode="circular"``       the filter, dense
+        UnitaryConv, -Transpose  a circular padding and an nn.Conv, -Transpose        the filter, dense
         UnitaryRNN, -Cell        nn.RNN, nn.RNNCell, for "tanh" and "relu", real      the same weights
 
     All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
@@ -42,8 +43,8 @@ def to_plain(module: nn.Module) -> nn.Module:
         ``module``, or, if it is itself one of our layers, the layer that takes its place.
 
     Raises:
-        ValueError: a layer for which PyTorch has none: a recurrent one that is complex, or has
-            ``modrelu`` or no nonlinearity, or a class of your own; nothing has changed then.
+        ValueError: a layer for which there is none: a recurrent one that is complex, or has ``modrelu``
+            or no nonlinearity, a local convolution, or a class of your own; nothing has changed then.
         TypeError: ``module`` is no module.
     """
     of_kind("module", module, nn.Module, "a module")
@@ -54,7 +55,7 @@ def to_plain(module: nn.Module) -> nn.Module:
         plain = None if make is None else make(layer)
         if plain is None:
             raise ValueError(
-                f"module: PyTorch has no layer for {name or 'module'!r}, {layer}; wanted"
+                f"module: there is no plain layer for {name or 'module'!r}, {layer}; wanted"
                 " nonlinearity='tanh' or 'relu' and real numbers of a recurrent one;"
                 " projunn.unconstrain(module) makes plain parameters and keeps the layers"
             )
@@ -85,31 +86,11 @@ def _dense(layer: Any, matrix: Tensor) -> nn.Module:
 
 
 def _convolution(layer: Any) -> nn.Module:
-    """The filter K of `spatial_filter`, rolled by the padding P on both sides of every axis.
-
-    A filter of size s with stride r > 1 has P = (s - r) / 2, rounded up, and one with r = 1 and s odd (s
-    - 1) / 2.  For r = 1 and s even no such P exists: the filter gets one more tap, which is zero.
-    """
-    taps, sizes = layer.spatial_filter(), layer.spatial_size
-    pairs = zip(sizes, layer.stride, strict=True)
-    padding = tuple((s - r + 1) // 2 if r > 1 else s // 2 for s, r in pairs)
-    axes = tuple(range(2, taps.ndim))
-    taps = taps.roll(padding, axes)
-    for axis, s, r in zip(axes, sizes, layer.stride, strict=True):
-        if r == 1 and s % 2 == 0:
-            taps = torch.cat([taps, torch.zeros_like(taps.narrow(axis, 0, 1))], axis)
-    plain = _CONVOLUTIONS[layer.axes - 1](
-        layer.in_channels,
-        layer.out_channels,
-        taps.shape[2:],
-        layer.stride,
-        padding,
-        bias=layer.bias is not None,
-        padding_mode="circular",
-        device=taps.device,
-        dtype=taps.dtype,
-    )
-    _fill(plain, layer, taps, layer.weight)
+    plain: nn.Module = layer.to_plain()
+    inner: Any = [m for m in plain.modules() if isinstance(m, nn.modules.conv._ConvNd)][-1]
+    inner.weight.requires_grad_(layer.weight.requires_grad)
+    if layer.bias is not None:
+        inner.bias.requires_grad_(layer.bias.requires_grad)
     return plain
 
 
@@ -161,6 +142,9 @@ _PLAIN: dict[type, Callable[[Any], nn.Module | None]] = {
     UnitaryConv1d: _convolution,
     UnitaryConv2d: _convolution,
     UnitaryConv3d: _convolution,
+    UnitaryConvTranspose1d: _convolution,
+    UnitaryConvTranspose2d: _convolution,
+    UnitaryConvTranspose3d: _convolution,
     UnitaryRNN: _recurrent,
     UnitaryRNNCell: _recurrent,
 }

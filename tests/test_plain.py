@@ -13,6 +13,7 @@ from projunn.nn import (
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
+    UnitaryConvTranspose2d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
@@ -25,13 +26,18 @@ LAYERS = {
     "linear, no bias": (lambda **o: UnitaryLinear(5, 5, False, sketch_rank=1, **o), (5,), nn.Linear),
     "block": (lambda **o: BlockUnitaryLinear(3, 4, num_factors=3, **o), (12,), nn.Linear),
     "block, complex": (lambda **o: BlockUnitaryLinear(3, 4, False, **COMPLEX), (12,), nn.Linear),
-    "conv, odd": (lambda **o: UnitaryConv2d(3, 4, (5, 7), **o), (3, 5, 7), nn.Conv2d),
-    "conv, even": (lambda **o: UnitaryConv2d(3, 4, (6, 5), **o), (3, 6, 5), nn.Conv2d),
-    "conv, strides": (lambda **o: UnitaryConv2d(2, 9, (6, 8), (3, 2), **o), (2, 6, 8), nn.Conv2d),
-    "conv, one stride": (lambda **o: UnitaryConv2d(2, 4, (6, 4), (1, 2), **o), (2, 6, 4), nn.Conv2d),
-    "conv, complex": (lambda **o: UnitaryConv1d(3, 4, 6, **COMPLEX), (3, 6), nn.Conv1d),
-    "conv 1d": (lambda **o: UnitaryConv1d(3, 4, 8, 4, **o), (3, 8), nn.Conv1d),
-    "conv 3d": (lambda **o: UnitaryConv3d(2, 4, (2, 3, 4), **o), (2, 2, 3, 4), nn.Conv3d),
+    "conv, odd": (lambda **o: UnitaryConv2d(3, 4, (5, 7), **o), (3, 5, 7), nn.Sequential),
+    "conv, even": (lambda **o: UnitaryConv2d(3, 4, (6, 5), **o), (3, 6, 5), nn.Sequential),
+    "conv, strides": (lambda **o: UnitaryConv2d(2, 9, (6, 8), (3, 2), **o), (2, 6, 8), nn.Sequential),
+    "conv, one stride": (lambda **o: UnitaryConv2d(2, 4, (6, 4), (1, 2), **o), (2, 6, 4), nn.Sequential),
+    "conv, complex": (lambda **o: UnitaryConv1d(3, 4, 6, **COMPLEX), (3, 6), nn.Sequential),
+    "conv 1d": (lambda **o: UnitaryConv1d(3, 4, 8, 4, **o), (3, 8), nn.Sequential),
+    "conv 3d": (lambda **o: UnitaryConv3d(2, 4, (2, 3, 4), **o), (2, 2, 3, 4), nn.Sequential),
+    "conv, transposed": (
+        lambda **o: UnitaryConvTranspose2d(8, 3, (3, 4), 2, **o),
+        (8, 3, 4),
+        nn.Sequential,
+    ),
     "rnn": (lambda **o: UnitaryRNN(3, 6, 2, "tanh", bidirectional=True, **o), (4, 3), nn.RNN),
     "rnn, no bias": (lambda **o: UnitaryRNN(3, 6, 1, "relu", False, True, **o), (4, 3), nn.RNN),
     "cell": (lambda **o: UnitaryRNNCell(3, 6, nonlinearity="tanh", **o), (3,), nn.RNNCell),
@@ -73,11 +79,8 @@ def test_a_model_is_changed_in_place():
     assert model[4] is model[5]
     assert not model[4].weight.requires_grad
     assert not any(m.training for m in model.modules())
-    other = nn.Sequential(
-        nn.Conv2d(1, 4, 4, 2, 1, padding_mode="circular"), MaxMin(), nn.Flatten(1), nn.Linear(16, 8)
-    )
-    other.load_state_dict({n: p for n, p in model.state_dict().items() if int(n[0]) < 4})
-    torch.testing.assert_close(model[4:](other(x)), expected, atol=1e-6, rtol=0)
+    kinds = {type(m).__module__.split(".")[0] for m in model.modules() if not isinstance(m, MaxMin)}
+    assert kinds == {"torch"}
 
 
 class Own(UnitaryLinear):
@@ -96,7 +99,7 @@ class Own(UnitaryLinear):
 def test_a_layer_without_a_plain_one_is_refused_by_name(make):
     model = nn.Sequential(UnitaryLinear(3, 3), make())
     before = copy.deepcopy(model)
-    with pytest.raises(ValueError, match=r"module: PyTorch has no layer for '1'.*unconstrain"):
+    with pytest.raises(ValueError, match=r"module: there is no plain layer for '1'.*unconstrain"):
         to_plain(model)
     assert [type(m) for m in model] == [type(m) for m in before]
     assert len(unitary_parameters(model)) == 2
