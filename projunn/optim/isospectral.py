@@ -122,4 +122,4 @@ def _step(
     kept = None
     if group["momentum"] and _kept(side)[0] in state:
         kept = Skew(*(state[name] for name in _kept(side)))
-    return tangent(weight, grad, state[basis], kept, group["momentum"])
+    return tangent(weight, grad, state[basis], kept, group["momentum"]).step

@@ -16,6 +16,7 @@ from projunn_kernels import orthonormalize, polish_, refresh_basis_, seeded_norm
 _TINY = 1e-8  # added to the norm of a tangent
 _DENSE_PERIOD = 4  # steps between two polishes: elimination in float32 is off by 2e-7 a step
 _ROUNDING = 2e-6  # a defect that is not worth a polish
+_PROBES, _LONGEST = 4, 2.0  # columns that estimate what a step lacks, and how much longer it may be
 _NEAR = 1e-2  # a defect above which a parameter is not what its user says
 
 
@@ -45,7 +46,9 @@ class SGDG(PlainSGD):
             columns.  Vectors and all parameters of groups without it take the step of
             ``torch.optim.SGD``.  (The published routine takes that for matrices with m > n too.)
         omega, grad_clip: have no effect, as in the published routine.
-        rank: k; None for the whole tangent.  From k = n / 2 on the step of a square matrix is made with
+        rank: k; None for the whole tangent.  A step of a part V_k of the tangent V is longer by
+            ‖V‖_F^2 / ‖V_k‖_F^2, at most 2, estimated by 4 random columns: to first order the loss falls
+            as along V.  From k = n / 2 on the step of a square matrix is made with
             dense matrices, by elimination.
 
     `step` raises:
@@ -164,8 +167,12 @@ def _step(
     kept = None
     if momentum and "momentum_pulled" in state:
         kept = Skew(state["momentum_pulled"], state["momentum_right"])
-    step = tangent(weight, direction, state["basis"], kept, momentum, orthonormal=True)
-    rate = _rate(step.norm_one(), group)
+    probes = seeded_normal(weight, (n, _PROBES), 1 + int(state["step"]))
+    step, rest = tangent(
+        *(weight, direction, state["basis"], kept, momentum), orthonormal=True, probes=probes
+    )
+    longer = (1 + rest / step.energy().clamp_min(torch.finfo(rest.dtype).tiny)).clamp_max(_LONGEST)
+    rate = _rate(step.norm_one(), group) * longer
     taken = turn_(weight, Skew(step.pulled * -rate, step.right))
     refresh_basis_(step.pulled, state["basis"], state["probe"], taken)
     if momentum:

@@ -41,6 +41,12 @@ class Skew(NamedTuple):
         pulled, right = self
         return pulled @ (right.mH @ columns) - right @ (pulled.mH @ columns)
 
+    def energy(self) -> Tensor:
+        """The square of its Frobenius norm, for an orthonormal Y."""
+        inner = self.right.mH @ self.pulled
+        whole = torch.linalg.vector_norm(self.pulled).square()
+        return (whole - (inner * inner.mT).sum().real) / 2
+
     def norm_one(self) -> Tensor:
         """The largest sum of absolute values of a column."""
         left = torch.cat([self.pulled, -self.right], dim=-1) / 2
@@ -48,6 +54,13 @@ class Skew(NamedTuple):
         each = max(1, _PANEL // max(len(left), 1))
         sums = [(rows @ other).abs().sum(-1).amax() for rows in left.split(each)]
         return torch.stack(sums).amax()  # of rows, which are the columns but for signs
+
+
+class Tangent(NamedTuple):
+    """A part of A, and the square of the Frobenius norm of the rest: an estimate, or zero."""
+
+    step: Skew
+    rest: Tensor
 
 
 def tangent(
@@ -58,7 +71,8 @@ def tangent(
     decay: float = 0.0,
     *,
     orthonormal: bool = False,
-) -> Skew:
+    probes: Tensor | None = None,
+) -> Tangent:
     """A part of A + decay K of rank 2k, K = skew of ``kept``, by one step of subspace iteration.
 
     It is all of it where that has rank k, and all of A where W has k orthonormal rows.
@@ -69,6 +83,7 @@ def tangent(
         kept: K, in the same frame as A.
         decay: its share.
         orthonormal: the rows of W are.
+        probes: (n, p), standard normal columns that estimate the rest.
     """
 
     def doubled(columns: Tensor) -> Tensor:
@@ -78,7 +93,14 @@ def tangent(
 
     whole = orthonormal and kept is None and basis.shape[-1] == weight.shape[-2] < weight.shape[-1]
     right = weight.mH.resolve_conj().contiguous() if whole else orthonormalize(doubled(basis))
-    return Skew(off_corner(doubled(right), right), right)
+    if probes is None:
+        step = Skew(off_corner(doubled(right), right), right)
+        return Tangent(step, torch.zeros((), dtype=weight.dtype.to_real(), device=weight.device))
+    k = right.shape[-1]
+    images = doubled(torch.cat([right, probes], dim=-1))
+    step = Skew(off_corner(images[:, :k], right), right)
+    missed = images[:, k:] - step.doubled(probes)
+    return Tangent(step, torch.linalg.vector_norm(missed).square() / (4 * probes.shape[-1]))
 
 
 def turn_(weight: Tensor, step: Skew, retraction: str = "cayley") -> Tensor:

@@ -84,6 +84,27 @@ def test_a_step_of_low_rank_goes_downhill_as_far_as_its_share_of_the_tangent():
     assert all(after < before for before, after in pairwise(losses))
 
 
+def test_to_first_order_the_loss_falls_as_along_the_whole_tangent():
+    n, rank = 64, 4
+    parameter = nn.Parameter(orthogonal(n, n, torch.float64))
+    flat = torch.randn(n, n, dtype=torch.float64)
+    columns = orthogonal(n, 2 * rank, torch.float64)
+    strong = torch.randn(2 * rank, 2 * rank, dtype=torch.float64) * 10
+    a = (flat - flat.mT) / 2 + columns @ (strong - strong.mT) @ columns.mT
+    wanted = a.square().sum().item()
+    optimizer = SGDG([parameter], lr=0.0, stiefel=True, rank=rank)
+    for step in range(30):
+        optimizer.param_groups[0]["lr"] = 1e-6 if step == 29 else 0.0
+        before = parameter.detach().clone()
+        gradient = before @ a
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    found = -((parameter.detach() - before) * gradient).sum().item() / 1e-6
+    assert found == pytest.approx(wanted, rel=0.1)
+    energies = torch.linalg.svdvals(a).square()
+    assert energies[: 2 * rank].sum() < 0.8 * wanted  # what a step of this rank has without more length
+
+
 @pytest.mark.parametrize("rank", [1, 8, None])
 @pytest.mark.parametrize("shape", FULL.values(), ids=FULL)
 def test_matrices_stay_orthogonal(shape, rank):
