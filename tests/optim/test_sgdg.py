@@ -89,8 +89,8 @@ def test_to_first_order_the_loss_falls_as_along_the_whole_tangent():
     parameter = nn.Parameter(orthogonal(n, n, torch.float64))
     flat = torch.randn(n, n, dtype=torch.float64)
     columns = orthogonal(n, 2 * rank, torch.float64)
-    strong = torch.randn(2 * rank, 2 * rank, dtype=torch.float64) * 10
-    a = (flat - flat.mT) / 2 + columns @ (strong - strong.mT) @ columns.mT
+    left, right = columns.chunk(2, dim=-1)
+    a = (flat - flat.mT) / 2 + 20 * (left @ right.mT - right @ left.mT)
     wanted = a.square().sum().item()
     optimizer = SGDG([parameter], lr=0.0, stiefel=True, rank=rank)
     for step in range(30):
