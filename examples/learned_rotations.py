@@ -95,7 +95,7 @@ def main() -> dict[str, float]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--width", type=int, default=128, help="of the model, a power of two")
     parser.add_argument("--training-steps", type=int, default=400, help="of the model")
-    parser.add_argument("--steps", type=int, default=60, help="of the rotation")
+    parser.add_argument("--steps", type=int, default=120, help="of the rotation")
     parser.add_argument("--rank", type=int, default=16, help="of a step of the rotation")
     options = parser.parse_args()
     torch.manual_seed(0)
