@@ -22,6 +22,7 @@ NAMES = (
     "factorization",
     "field",
     "convert",
+    "rotations",
 )
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     parser.add_argument("--steps", type=int, help="of the soak; default: 15,625, of 64 matrices")
+    parser.add_argument("--sgdg", type=Path, help="a file with the published SGDG, for rotations")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder that gets the rows")
     arguments = parser.parse_args()
@@ -45,8 +47,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for name in arguments.names or NAMES:
-        steps = {"steps": arguments.steps} if name == "soak" else {}
-        _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick, **steps)
+        own = {"soak": {"steps": arguments.steps}, "rotations": {"sgdg": arguments.sgdg}}.get(name, {})
+        _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick, **own)
 
 
 def _benchmark(name: str) -> ModuleType:

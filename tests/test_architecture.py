@@ -85,7 +85,8 @@ def test_triton_is_imported_where_kernels_are_launched_and_nowhere_else():
             assert set(name.split(".")) & set(allowed), name
 
 
-AS_TORCH_HAS_IT = {("projunn.optim.rmsprop", "__init__")}  # torch.optim.RMSprop takes eleven
+# torch.optim.RMSprop takes eleven, and SpinQuant's SGDG nine.
+AS_OTHERS_HAVE_IT = {("projunn.optim.rmsprop", "__init__"), ("projunn.optim.sgdg", "__init__")}
 
 
 def test_files_of_tests_stay_small():
@@ -103,7 +104,7 @@ def test_files_and_functions_stay_small(name):
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
             count = len([n for n in names if n not in ("self", "cls", "ctx")])
             is_kernel = any("jit" in ast.unparse(one) for one in node.decorator_list)
-            assert is_kernel or count <= 8 or (name, node.name) in AS_TORCH_HAS_IT, node.name
+            assert is_kernel or count <= 8 or (name, node.name) in AS_OTHERS_HAVE_IT, node.name
 
 
 def test_no_module_is_shadowed_by_something_that_its_package_exports():

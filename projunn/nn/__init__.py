@@ -12,6 +12,13 @@ from projunn.nn.convolution import (
     UnitaryConvTranspose2d,
     UnitaryConvTranspose3d,
 )
+from projunn.nn.finetuning import (
+    OrthogonalFinetuning,
+    finetune,
+    merge,
+    rotation_from_skew,
+    skew_from_rotation,
+)
 from projunn.nn.groupsort import GroupSort, MaxMin
 from projunn.nn.linear import UnitaryLinear
 from projunn.nn.modrelu import ModReLU
@@ -26,6 +33,7 @@ __all__ = [
     "LocalUnitaryConv3d",
     "MaxMin",
     "ModReLU",
+    "OrthogonalFinetuning",
     "UnitaryConv1d",
     "UnitaryConv2d",
     "UnitaryConv3d",
@@ -35,5 +43,9 @@ __all__ = [
     "UnitaryLinear",
     "UnitaryRNN",
     "UnitaryRNNCell",
+    "finetune",
+    "merge",
+    "rotation_from_skew",
     "select_blocks",
+    "skew_from_rotation",
 ]

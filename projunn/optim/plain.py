@@ -1,0 +1,91 @@
+"""SGD of plain parameters that treats some of them in another way."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import MATRIX_DTYPES, dtype_names
+from projunn.optim.sharded import is_sharded
+from projunn.parameter import is_unitary
+
+
+class PlainSGD(torch.optim.Optimizer):
+    """Base of optimizers of plain parameters: a subclass says which are its own, and steps those.
+
+    All others take the step of ``torch.optim.SGD``.
+
+    Args:
+        params: parameters or parameter groups.
+        rule: the options of ``torch.optim.SGD``.
+        more: the options of the subclass.
+    """
+
+    keeps_unitary: ClassVar[bool] = True
+
+    def __init__(self, params: Iterable[Any], rule: dict[str, Any], more: dict[str, Any]) -> None:
+        self._plain = torch.optim.SGD([torch.zeros(0)], **rule)
+        super().__init__(params, {**self._plain.defaults, **more})
+
+    def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        raise NotImplementedError
+
+    def _own_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step of every parameter that has a gradient.
+
+        Args:
+            closure: as in ``torch.optim``: evaluates the model again and returns the loss.
+
+        Returns:
+            What ``closure`` returns, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        others = []
+        for group in self.param_groups:
+            own = [p for p in group["params"] if self._is_ours(p, group)]
+            for p in own:
+                if p.grad is not None:
+                    self._own_step(p, group)
+            known = set(map(id, own))
+            others.append({**group, "params": [p for p in group["params"] if id(p) not in known]})
+        if any(group["params"] for group in others):
+            if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
+                self._plain = torch.optim.SGD([torch.zeros(0)])
+            self._plain.param_groups, self._plain.state = others, self.state
+            inspect.unwrap(torch.optim.SGD.step)(self._plain)  # below hooks, which run for this one
+        return loss
+
+    def skipped_steps(self) -> int:
+        """The number of steps of matrices that were not taken so far; it waits for their devices."""
+        return int(sum(s["skipped"].item() for s in self.state.values() if "skipped" in s))
+
+
+def check_matrix(parameter: Tensor, grad: Tensor) -> None:
+    """Refuses what is not one matrix of numbers with a dense gradient.
+
+    Raises:
+        TypeError: in half precision, sharded, a bank or in pairs, or with a gradient of another kind.
+    """
+    shape = tuple(parameter.shape)
+    if parameter.dtype not in MATRIX_DTYPES:
+        known = dtype_names()
+        raise TypeError(f"params: one of shape {shape} is {parameter.dtype}, wanted one of {known}")
+    if is_sharded(parameter):
+        raise TypeError(f"params: one of shape {shape} is sharded, wanted one that every process holds")
+    if is_unitary(parameter) and (parameter.pairs or parameter.blocks > 1 or parameter.ndim > 2):
+        raise TypeError(
+            f"params: a unitary parameter of shape {shape} holds more than one real matrix; wanted"
+            " projunn.optim.SGD for those"
+        )
+    if type(grad) not in (Tensor, torch.nn.Parameter) or grad.layout is not torch.strided:
+        kind = type(grad).__name__ if type(grad) is not Tensor else grad.layout
+        raise TypeError(f"params: one of shape {shape} has a gradient of {kind}, wanted a dense one")
