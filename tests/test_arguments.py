@@ -14,6 +14,7 @@ from torch import nn
 import projunn
 from projunn import UnitaryParameter, diagnostics, init, models, optim
 from projunn import nn as unn
+from projunn.optim.base import UnitaryOptimizer
 
 pytestmark = pytest.mark.requires("numpy")
 NAN = float("nan")
@@ -266,7 +267,7 @@ OPTIONS = {
     "unitary_lr": [-1.0, NAN, "x", [1.0]],
     "polish_every": [-1, "x", 1.5, True],
 }
-RULES = [getattr(optim, name) for name in optim.__all__]
+RULES = [cls for cls in map(vars(optim).get, optim.__all__) if issubclass(cls, UnitaryOptimizer)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -299,6 +300,23 @@ def test_edited_options_are_refused_before_anything_moves(rule, compiled):
             else:
                 assert refused(name, optimizer.step), (name, value)
             assert all(map(torch.equal, before, layer.parameters()))
+
+
+@pytest.mark.parametrize("rule", [optim.SGDG, optim.Isospectral])
+def test_edited_options_of_optimizers_of_plain_parameters_are_refused(rule):
+    options = {"rank": [0, -1, 1.5, "x"], "lr": [NAN, -1.0, "x", None], "momentum": [NAN, -0.5, "x"]}
+    if rule is optim.Isospectral:
+        options["sides"] = ["up", None]
+    for name, values in options.items():
+        for value in values:
+            weight = nn.Parameter(torch.eye(3))
+            optimizer = rule([weight], lr=0.1, **({"stiefel": True} if rule is optim.SGDG else {}))
+            weight.grad = torch.randn(3, 3)
+            optimizer.step()
+            before = weight.clone()
+            optimizer.param_groups[0][name] = value
+            assert refused(name, optimizer.step), (name, value)
+            assert torch.equal(weight, before)
 
 
 def test_edited_options_that_fit_are_followed():

@@ -65,11 +65,10 @@ class Isospectral(PlainSGD):
         }
         super().__init__(params, rule, {"rank": rank, "sides": sides, "isospectral": isospectral})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = {**self.defaults, **param_group}
+    def _check(self, group: dict[str, Any]) -> None:
         positive("rank", group["rank"])
         one_of("sides", group["sides"], SIDES)
-        super().add_param_group(param_group)
+        super()._check(group)
 
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return group["isospectral"] and parameter.ndim == 2

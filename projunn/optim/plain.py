@@ -2,11 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from sys import float_info
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from projunn.arguments import number
 from projunn.manifold import MATRIX_DTYPES, dtype_names
 from projunn.optim.sharded import is_sharded
 from projunn.parameter import is_unitary
@@ -29,6 +31,16 @@ class PlainSGD(torch.optim.Optimizer):
         self._plain = torch.optim.SGD([torch.zeros(0)], **rule)
         super().__init__(params, {**self._plain.defaults, **more})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if an option of a group is what it cannot be; also those set afterwards."""
+        for name in ("lr", "momentum"):
+            if not isinstance(group[name], Tensor):
+                number(name, group[name], 0.0, float_info.max)
+
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         raise NotImplementedError
 
@@ -44,11 +56,16 @@ class PlainSGD(torch.optim.Optimizer):
 
         Returns:
             What ``closure`` returns, or None.
+
+        Raises:
+            ValueError: an option of a group was set to what it cannot be.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            self._check(group)
         others = []
         for group in self.param_groups:
             own = [p for p in group["params"] if self._is_ours(p, group)]

@@ -87,11 +87,10 @@ class SGDG(PlainSGD):
         ours = {"stiefel": stiefel, "omega": omega, "grad_clip": grad_clip, "rank": rank}
         super().__init__(params, rule, ours)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        rank = param_group.get("rank", self.defaults["rank"])
-        if rank is not None:
-            positive("rank", rank)
-        super().add_param_group(param_group)
+    def _check(self, group: dict[str, Any]) -> None:
+        if group["rank"] is not None:
+            positive("rank", group["rank"])
+        super()._check(group)
 
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return group["stiefel"] and parameter.ndim > 1

@@ -131,7 +131,7 @@ def layers(draw):
     if kind == "conv":
         wrong = {"in_channels": NO_COUNT, "out_channels": NO_COUNT, **options}
         wrong["spatial_size"] = (0, -1, 1.5, (3,), (2, 2, 2), "ab", None, (2, 1.5))
-        wrong["stride"] = (0, -1, 1.5, 3, (2,), "ab", None)
+        wrong["stride"] = (0, -1, 1.5, (3, 0), (2,), "ab", None)
         return unn.UnitaryConv2d, lambda: {"in_channels": 2, "out_channels": 2, "spatial_size": 4}, wrong
     if kind == "modrelu":
         return unn.ModReLU, lambda: {"num_features": 3}, {"num_features": NO_COUNT}

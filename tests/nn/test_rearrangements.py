@@ -7,9 +7,14 @@ import torch
 
 from projunn.factored import FactoredTensor
 from projunn.models import CayleyConv2d
-from projunn.nn import BlockUnitaryLinear, UnitaryConv1d, UnitaryConv2d, UnitaryConv3d, UnitaryRNN
+from projunn.nn import BlockUnitaryLinear, UnitaryConv2d, UnitaryRNN
+from projunn.nn.convolution.cells import (
+    cells_to_channels,
+    channels_to_cells,
+    images_apart,
+    images_together,
+)
 
-CONVOLUTIONS = {1: UnitaryConv1d, 2: UnitaryConv2d, 3: UnitaryConv3d}
 CASES = {
     "blocks": (lambda: BlockUnitaryLinear(4, 3, num_factors=3), (12,)),
     "sketched blocks": (lambda: BlockUnitaryLinear(4, 3, num_factors=3, sketch_rank=2), (12,)),
@@ -51,10 +56,9 @@ def gradients(call, layer, x):
 def test_positions_of_a_cell_become_channels_in_reading_order(stride, dtype):
     cells = (2, 3, 2)[: len(stride)]
     size = tuple(n * s for n, s in zip(cells, stride, strict=True))
-    layer = CONVOLUTIONS[len(stride)](2, 12, size, stride, dtype=dtype)
     parts = (2,) if dtype.is_complex else ()
     x = torch.randn(3, 2, *size, *parts)
-    gathered = layer._gather_positions(x)
+    gathered = cells_to_channels(x, stride)
     positions = list(itertools.product(*map(range, stride)))
     assert gathered.shape == (3, 2 * len(positions), *cells, *parts)
     for c, cell in itertools.product(range(2), itertools.product(*map(range, cells))):
@@ -62,6 +66,12 @@ def test_positions_of_a_cell_become_channels_in_reading_order(stride, dtype):
             pixel = [n * s + p for n, s, p in zip(cell, stride, position, strict=True)]
             channel = c * len(positions) + number
             assert torch.equal(gathered[:, channel, *cell], x[:, c, *pixel])
+    assert torch.equal(channels_to_cells(gathered, stride), x)
+    apart = images_apart(x, stride).unflatten(0, (3, -1))
+    for number, position in enumerate(positions):
+        every = tuple(slice(p, None, s) for p, s in zip(position, stride, strict=True))
+        assert torch.equal(apart[:, number], x[:, :, *every])
+    assert torch.equal(images_together(apart.flatten(0, 1), stride), x)
 
 
 @pytest.mark.parametrize("of_input", [torch.float32, torch.complex64], ids=str)
