@@ -34,9 +34,13 @@ def orthonormal(columns: Tensor) -> Tensor:
             q, gram = q * kept[..., None, :], gram * (kept[..., :, None] * kept[..., None, :])
         t, _ = orthonormalizer(gram)
         q = q @ t
-    # Rounding may have passed for a direction, and three factors do not make a column of it.
-    squares = torch.linalg.vector_norm(q, dim=-2, keepdim=True).square()
-    return torch.where(squares < 0.25, 0.0, q)
+    # Rounding may have passed for a direction, and three factors do not make a column of it.  What the
+    # others lack (1e-12, where many columns depend on each other) one step of Newton and Schulz gives.
+    gram = q.mH @ q
+    absent = gram.diagonal(dim1=-2, dim2=-1).real < 0.25  # False for NaN
+    error = gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    error = torch.where(absent[..., :, None] | absent[..., None, :], 0.0, error)
+    return torch.where(absent[..., None, :], 0.0, q - q @ error / 2)
 
 
 def orthonormalizer(gram: Tensor) -> tuple[Tensor, Tensor]:

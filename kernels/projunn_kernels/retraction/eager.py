@@ -16,6 +16,7 @@ from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
 # Sizes of E, by the weight's dtype, whose rounding (in float64) is far below the weight's own.
 _LARGE = {torch.float32: 1e4, torch.float64: 1e1}
+_YES, _NO = torch.tensor(True), torch.tensor(False)  # masks of one matrix that cost nothing to make
 _UNITARY = 1e-12  # what I + Q F Q^H may be off, in float64
 
 
@@ -150,6 +151,8 @@ def _small(factor: Tensor, pulled: Tensor, large: float) -> Tensor:
 
     That is of the size of E's factors; E itself may be what cancels out in their product.
     """
+    if factor.ndim == 2 and not on_device(factor):
+        return _YES if factor.abs().amax().item() * pulled.abs().amax().item() < large else _NO
     sizes = [torch.linalg.vector_norm(t, torch.inf, dim=(-2, -1)) for t in (factor, pulled)]
     return sizes[0] * sizes[1] < large
 
