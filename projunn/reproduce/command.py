@@ -129,7 +129,7 @@ def _record(folder: Path, arguments: argparse.Namespace, scale: str, rows: list[
     shared |= {"seed": arguments.seed, "device": gpu, "torch": torch.__version__}
     shared |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     shared |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    shared |= {"projunn": importlib.metadata.version("projunn")}
+    shared |= {"projunn": _version()}
     lines = [json.dumps(shared | row) for row in rows]
     (folder / "results.jsonl").write_text("\n".join(lines) + "\n")
     for row in (row for row in rows if "training" in row):
@@ -139,3 +139,10 @@ def _record(folder: Path, arguments: argparse.Namespace, scale: str, rows: list[
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("projunn")
+    except importlib.metadata.PackageNotFoundError:  # in a checkout, on the path
+        return "not installed"

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -39,9 +40,15 @@ def run(*arguments, **environment):
 
 
 def test_a_few_kernels_compile_without_a_spill(tmp_path):
-    """Each kernel is in it: what the interpreter forgives, the compiler does not."""
+    """Each kernel is in it: what the interpreter forgives, the compiler does not.
+
+    Triton 3.6 does not translate products of float64 tiles for AMD GPUs, which then run PyTorch's
+    operations at rank two and more (docs/gpu.md).
+    """
     out = tmp_path / "rows.jsonl"
-    result = run("--tiny", "--arch", "sm_90,gfx942", "--processes", "2", "--out", str(out))
+    old = tuple(map(int, version("triton").split(".")[:2])) < (3, 8)
+    architectures = "sm_90" if old else "sm_90,gfx942"
+    result = run("--tiny", "--arch", architectures, "--processes", "2", "--out", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     kernels = {row["kernel"].removesuffix("_kernel") for row in rows}
@@ -60,7 +67,7 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
     out.write_text("".join(json.dumps(row) + "\n" for row in lost))
     table = tmp_path / "table.md"
     result = run(
-        "--tiny", "--arch", "sm_90,gfx942", "--processes", "1", "--out", str(out), "--table", str(table)
+        "--tiny", "--arch", architectures, "--processes", "1", "--out", str(out), "--table", str(table)
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{len(rows)} binaries, {len(rows) - 2} of them known" in result.stdout
