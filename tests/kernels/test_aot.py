@@ -59,8 +59,9 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
         "fourier_transform", "fourier_inverse",
     }  # fmt: skip
     assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
-    wide = {row["kernel"]: row["wide"] for row in rows if row["architecture"] == "sm_90"}
-    assert min(wide["rotate_rows_kernel"], wide["product_kernel"]) > 0.9  # by 128 bits
+    for kernel in ("rotate_rows_kernel", "product_kernel"):  # by 128 bits, where rows are aligned
+        of_kernel = [row for row in rows if (row["kernel"], row["architecture"]) == (kernel, "sm_90")]
+        assert max(row["wide"] for row in of_kernel) > 0.9
 
     # What holds is not compiled again; what failed, or belongs to other code, is.
     lost = [rows[0] | {"key": "other code"}, rows[1] | {"fails": "spills 8 bytes"}, *rows[2:]]

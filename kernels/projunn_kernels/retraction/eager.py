@@ -152,7 +152,8 @@ def _small(factor: Tensor, pulled: Tensor, large: float) -> Tensor:
     That is of the size of E's factors; E itself may be what cancels out in their product.
     """
     if factor.ndim == 2 and not on_device(factor):
-        return _YES if factor.abs().amax().item() * pulled.abs().amax().item() < large else _NO
+        norms = [torch.linalg.vector_norm(t).item() for t in (factor, pulled)]
+        return _YES if norms[0] * norms[1] < large else _NO
     sizes = [torch.linalg.vector_norm(t, torch.inf, dim=(-2, -1)) for t in (factor, pulled)]
     return sizes[0] * sizes[1] < large
 
