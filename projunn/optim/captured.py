@@ -94,13 +94,22 @@ class CapturedStep:
         for group in self.optimizer.param_groups:
             for name, value in group.items():
                 if name != "params":
-                    found.append(value.data_ptr() if isinstance(value, Tensor) else value)
+                    found.extend(_read(value))
             for p in group["params"]:
                 found.append(p.data_ptr())
                 found.extend(_addresses(p.grad))
                 for value in self.optimizer.state.get(p, {}).values():
                     found.append(value.data_ptr() if isinstance(value, Tensor) else value)
         return tuple(found)
+
+
+def _read(option: Any) -> list[Any]:
+    """What a graph has of an option: the address of a number on a device, and the value of any other."""
+    if isinstance(option, tuple | list):
+        return [one for each in option for one in _read(each)]
+    if isinstance(option, Tensor):
+        return [option.data_ptr() if option.is_cuda else option.tolist()]
+    return [option]
 
 
 def _addresses(grad: Tensor | None) -> tuple[Any, ...]:

@@ -78,6 +78,19 @@ def test_a_rate_that_is_a_number_is_captured_anew():
     assert step.captures == 2
 
 
+@pytest.mark.parametrize("name", ["lr", "betas"])
+def test_numbers_in_tensors_on_the_host_are_part_of_a_graph(name):
+    net = UnitaryLinear(6, 6)
+    numbers = torch.tensor(0.1), torch.tensor(0.9)
+    options = {"lr": numbers[0]} if name == "lr" else {"lr": 0.1, "betas": numbers}
+    optimizer = torch.optim.AdamW(net.parameters(), foreach=False, **options)
+    step = Recorded(optimizer)
+    places = step._places()
+    assert step._places() == places
+    numbers[0].mul_(0.5)
+    assert step._places() != places
+
+
 def test_loaded_state_is_not_replayed_over():
     net = UnitaryLinear(6, 6)
     optimizer = AdamW(net.parameters(), lr=0.1)

@@ -81,8 +81,13 @@ class FilterBank(UnitaryModule):
 
     def _by_frequency(self) -> tuple[Tensor, Tensor | None]:
         """The matrices with all groups in the rows: (P, groups m, n) complex, (R, groups m, n) real."""
-        paired, own = torch.view_as_complex(self.weight), self.own_weight
-        return self._together(paired), None if own is None else self._together(own)
+        paired, own = self._reals()
+        return torch.view_as_complex(paired), own
+
+    def _reals(self) -> tuple[Tensor, Tensor | None]:
+        """The same with complex numbers as pairs of reals, as they are stored."""
+        own = self.own_weight
+        return self._together(self.weight), None if own is None else self._together(own)
 
     def _together(self, matrices: Tensor) -> Tensor:
         return matrices.unflatten(0, (-1, self.groups)).flatten(1, 2)
@@ -130,10 +135,6 @@ class FilterBank(UnitaryModule):
             return outside.sum() / self._grid.points
         rest = (own - inside[count:, ..., 0]).square().flatten(1).sum(1)
         return torch.cat([outside, rest]) @ energy_weights(self._grid, outside)
-
-    def _reals(self) -> tuple[Tensor, Tensor | None]:
-        own = self.own_weight
-        return self._together(self.weight), None if own is None else self._together(own)
 
     @torch.no_grad()
     def project_gradient_(self, window: Size) -> None:
