@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
+
+EVERY = torch.tensor(True)  # the mask of one matrix, or of all, that costs nothing to make or look at
 
 
 def as_matrices(tensor: Tensor) -> Tensor:
@@ -42,4 +45,4 @@ def present(active: Tensor) -> Tensor:
 
 def surely_all(mask: Tensor) -> bool:
     """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
-    return not on_device(mask) and bool(mask if mask.dim() == 0 else mask.all())
+    return mask is EVERY or (not on_device(mask) and bool(mask if mask.dim() == 0 else mask.all()))

@@ -1,6 +1,7 @@
 """Factors of a matrix in PyTorch."""
 
-from math import hypot
+from math import hypot, inf
+from operator import getitem
 
 import torch
 from torch import Tensor
@@ -91,14 +92,15 @@ def _regular(r: Tensor) -> Tensor | None:
 
     LAPACK's QR of other complex columns may hold NaN, and fills up with directions that they lack.
     """
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
     nothing = _NOTHING[r.element_size() // (1 + r.is_complex())]
     if r.ndim == 2:
-        # Not ``abs``, which raises where a complex number's overflows.
-        parts = [hypot(x.real, x.imag) for x in diagonal.tolist()]
+        parts = list(map(getitem, r.tolist(), range(len(r))))  # the diagonal
+        # A complex number's ``abs`` raises where it overflows.
+        parts = [hypot(x.real, x.imag) for x in parts] if r.is_complex() else list(map(abs, parts))
         least_part = max(nothing, 1e-4 * max(parts, default=0.0))
-        if all(part > least_part for part in parts):
+        if sum(parts) < inf and min(parts, default=inf) > least_part:  # a NaN is in the sum
             return None
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
     sizes, columns = diagonal.abs(), torch.linalg.vector_norm(r[..., : diagonal.shape[-1]], dim=-2)
     least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(nothing)
     regular = (sizes > least).all(-1)

@@ -38,16 +38,23 @@ def step_basis(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
         Q (*batch, n, 2k), stored column-major, with orthonormal columns, and E (*batch, 2k, 2k).
         Columns that are not finite give an E that is not, never an exception.
     """
+    q, e, _ = step_basis_and_norms(right, pulled)
+    return q, e
+
+
+def step_basis_and_norms(right: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`step_basis`, and the norms of the columns of Y and Z, (*batch, 1, 2k), but of rank one."""
     precise = torch.complex128 if right.is_complex() else torch.float64
     y, z = right.to(precise), pulled.to(precise)
     n, k = right.shape[-2:]
-    if 2 * k >= n and (
-        k > 1 or n == 1
-    ):  # the whole space, of which the identity is a basis without rounding
-        return torch.eye(n, dtype=precise, device=y.device).expand(*y.shape[:-2], n, n), z @ y.mH
-    if k == 1:
-        return _plane(y.mT, z.mT)
-    return _gram_basis(torch.cat([y, z], dim=-1), k, exact=right.dtype == precise)
+    if k == 1 and n > 1:
+        return *_plane(y.mT, z.mT), None
+    columns = torch.cat([y, z], dim=-1)
+    norms = _norms(columns, exact=right.dtype == precise)
+    if 2 * k >= n:  # the whole space, of which the identity is a basis without rounding
+        identity = torch.eye(n, dtype=precise, device=y.device)
+        return identity.expand(*y.shape[:-2], n, n), z @ y.mH, norms
+    return *_gram_basis(columns, norms, exact=right.dtype == precise), norms
 
 
 def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +83,8 @@ def _norms(columns: Tensor, exact: bool) -> Tensor:
     return torch.linalg.vector_norm(columns / sizes.clamp_min(_TINY), dim=-2, keepdim=True) * sizes
 
 
-def _gram_basis(columns: Tensor, k: int, exact: bool) -> tuple[Tensor, Tensor]:
-    norms = _norms(columns, exact)
+def _gram_basis(columns: Tensor, norms: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
+    k = columns.shape[-1] // 2
     finite = norms.isfinite().all(dim=-1, keepdim=True)
     q = torch.where(finite, columns / norms.clamp_min(_TINY), 0.0)
     r = torch.diag_embed(norms.squeeze(-2)).to(q.dtype)  # columns = q r throughout

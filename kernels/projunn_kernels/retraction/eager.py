@@ -1,22 +1,21 @@
 """The retraction in PyTorch, the formula line by line."""
 
 from collections.abc import Callable
-from math import inf, nan, sqrt
+from math import hypot, inf, nan, sqrt
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import present, surely_all
+from projunn_kernels.batches import EVERY, present, surely_all
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.rank_update import rank_update_
 from projunn_kernels.rank_update.eager import rotate_rows_
-from projunn_kernels.retraction.basis import step_basis
+from projunn_kernels.retraction.basis import step_basis_and_norms
 from projunn_kernels.retraction.rotations import named, plane_rotation, rotation
 
 # Sizes of E, by the weight's dtype, whose rounding (in float64) is far below the weight's own.
 _LARGE = {torch.float32: 1e4, torch.float64: 1e1}
-_YES, _NO = torch.tensor(True), torch.tensor(False)  # masks of one matrix that cost nothing to make
 _UNITARY = 1e-12  # what I + Q F Q^H may be off, in float64
 
 
@@ -133,10 +132,10 @@ def rotated_basis(
         plane = _rotated_plane(factor, pulled, retraction)
         if plane is not None:
             return *plane, torch.tensor(True)
-    q, e = step_basis(factor, pulled)
+    q, e, norms = step_basis_and_norms(factor, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
-    if factor.shape[-1] > 1 and factor.numel():
-        small = _small(factor, pulled, _LARGE[dtype.to_real()])
+    if factor.shape[-1] > 1 and norms is not None and norms.numel():
+        small = _small(norms, _LARGE[dtype.to_real()])
         if not surely_all(small):
             corrected, unitary = _made_unitary(f, q)
             taken = taken & (small | unitary)
@@ -146,16 +145,18 @@ def rotated_basis(
     return (f.conj() @ q.mT).mT.to(dtype), q.to(dtype), taken
 
 
-def _small(factor: Tensor, pulled: Tensor, large: float) -> Tensor:
+def _small(norms: Tensor, large: float) -> Tensor:
     """Where rounding of E cannot matter, which a huge step has in directions that Q lacks.
 
-    That is of the size of E's factors; E itself may be what cancels out in their product.
+    That is of the size of E's factors, whose columns have these norms, (*batch, 1, 2k); E itself may
+    be what cancels out in their product.
     """
-    if factor.ndim == 2 and not on_device(factor):
-        norms = [torch.linalg.vector_norm(t).item() for t in (factor, pulled)]
-        return _YES if norms[0] * norms[1] < large else _NO
-    sizes = [torch.linalg.vector_norm(t, torch.inf, dim=(-2, -1)) for t in (factor, pulled)]
-    return sizes[0] * sizes[1] < large
+    k = norms.shape[-1] // 2
+    if norms.ndim == 2 and not on_device(norms):
+        (sizes,) = norms.tolist()
+        return EVERY if hypot(*sizes[:k]) * hypot(*sizes[k:]) < large else torch.tensor(False)
+    of_y, of_z = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (norms[..., :k], norms[..., k:]))
+    return of_y * of_z < large
 
 
 def _made_unitary(f: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import as_matrices, flattened, present, surely_all
+from projunn_kernels.batches import EVERY, as_matrices, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.retraction import retract_, retract_pulled_
 from projunn_kernels.step import plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
-
-_EVERY = torch.tensor(True)  # a mask that is cheap to look at once more
 
 
 def fused_step(step: FusedStep) -> Tensor:
@@ -64,7 +62,7 @@ def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, pro
         if step.scale is None and plane.applies(weight, basis, step.retraction):
             whole = direction.to(weight.dtype)
             if plane.plane_step(weight, whole, basis, probe, step.rate, step.retraction):
-                return _EVERY
+                return EVERY
         left, right, moved = tangent_factors(direction, weight, basis)
         scaled = _scaled(left, step.rate, step.scale)
         taken = retract_pulled_(weight, scaled, right, moved, step.retraction)
@@ -75,7 +73,7 @@ def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, pro
 
 def _every(taken: Tensor) -> Tensor:
     """The mask, or one that says of all that they were taken, where that is known."""
-    return _EVERY if surely_all(taken) else taken
+    return EVERY if surely_all(taken) else taken
 
 
 def _count(taken: Tensor, skipped: Tensor, missed: Tensor | None, active: Tensor | None) -> None:
