@@ -12,8 +12,9 @@ kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the p
     warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
 
 `step` calls them, and makes all of it in one launch for small matrices.  `sketching` makes the factors
-of a gradient that is never formed, `polish` repairs the drift of rounding, `time_loop` is the loop of
-the unitary RNN, and `convolution` the convolution in the Fourier domain.
+of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop, AdamW and
+their like, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN, and
+`convolution` the convolution in the Fourier domain.
 
 `operation` says how an operation is called, `backends` which of its paths runs, `configs` with which
 tile sizes, and `tuning` finds better ones.  Nothing here imports ``projunn``, and triton is imported
@@ -34,6 +35,7 @@ from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.random import seeded_normal
 from projunn_kernels.rank_update import rank_update_
 from projunn_kernels.retraction import RETRACTIONS, retract_, retract_pulled_, rotation, step_basis
+from projunn_kernels.rules import RULES, RuleNumbers, RuleStep, follow_rule_
 from projunn_kernels.sketching import sketch
 from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
 from projunn_kernels.time_loop import (
@@ -49,15 +51,19 @@ from projunn_kernels.warm_basis import refresh_basis_
 __all__ = [
     "NONLINEARITIES",
     "RETRACTIONS",
+    "RULES",
     "FactoredStep",
     "Frequencies",
     "FusedStep",
     "RecurrenceBackward",
+    "RuleNumbers",
+    "RuleStep",
     "adjoint_product",
     "apply_nonlinearity",
     "constant",
     "factor",
     "factored_step_",
+    "follow_rule_",
     "fourier_convolution",
     "fourier_convolution_sketch",
     "fourier_inverse",

@@ -215,6 +215,26 @@ def table_of(addresses: tuple[int, ...], device: torch.device) -> Tensor:
     return table
 
 
+def numbers_table(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a float64 tensor on a device, kept as `table_of` keeps addresses."""
+    key = (device, *numbers)
+    table = _tables.get(key)
+    if table is None and capturing(device):
+        table = torch.empty(len(numbers), dtype=torch.float64, device=device)
+        for entry, number in zip(table.unbind(), numbers, strict=True):
+            entry.fill_(number)
+    elif table is None:
+        host = torch.tensor(numbers, dtype=torch.float64)
+        table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+        _tables[key] = table
+    return table
+
+
+def current_stream(tensor: Tensor) -> int:
+    """The stream that launches go to: what lies between two launches must not be shared by streams."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
 def capturing(device: torch.device) -> bool:
     """True if a CUDA graph is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.by_kernels import KernelRule
 from projunn.optim.gradient.dense import DenseGradient, add_square_
 from projunn.optim.gradient.factored import FactoredGradient, Factors
 from projunn.optim.member import steps_taken
@@ -87,6 +88,18 @@ class AdamW(UnitaryOptimizer):
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
         averages = {"exp_avg": False, "exp_avg_sq": True}
         return averages | {"max_exp_avg_sq": True} if group["amsgrad"] else averages
+
+    def _kernel_rule(self, group: dict[str, Any]) -> KernelRule:
+        beta1, beta2 = group["betas"]
+        return KernelRule(
+            "adamw",
+            mean="exp_avg",
+            square="exp_avg_sq",
+            other="max_exp_avg_sq" if group["amsgrad"] else "",
+            mean_weights=(beta1, 1 - beta1),
+            square_weights=(beta2, 1 - beta2),
+            eps=group["eps"],
+        )
 
     def _direction(
         self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]

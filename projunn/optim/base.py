@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
+from projunn.optim.by_kernels import KernelRule
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.gradient import DenseGradient, FactoredGradient
 from projunn.optim.gradient.dense import stored_like
@@ -76,6 +77,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     ) -> Tensor:
         """The rule's step direction for one unitary parameter, like ``grad``; updates ``state``."""
         raise NotImplementedError
+
+    def _kernel_rule(self, group: dict[str, Any]) -> KernelRule | None:
+        """The rule as the kernels know it; None if they do not, or if no average moves."""
+        return None
 
     def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
         """The same in factors, for a sketched gradient; updates ``gradient.state``."""

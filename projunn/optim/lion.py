@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.by_kernels import KernelRule
 from projunn.optim.gradient.dense import DenseGradient
 from projunn.optim.gradient.factored import FactoredGradient, Factors
 
@@ -145,6 +146,10 @@ class Lion(UnitaryOptimizer):
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
         return {"exp_avg": False}
+
+    def _kernel_rule(self, group: dict[str, Any]) -> KernelRule:
+        beta1, beta2 = group["betas"]
+        return KernelRule("lion", "exp_avg", mean_weights=(beta2, 1 - beta2), momentum=beta1)
 
     def _direction(
         self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.by_kernels import KernelRule
 from projunn.optim.gradient.dense import DenseGradient, add_square_
 from projunn.optim.gradient.factored import FactoredGradient, Factors
 
@@ -89,6 +90,19 @@ class RMSprop(UnitaryOptimizer):
         if group["momentum"]:
             averages["momentum_buffer"] = False
         return averages
+
+    def _kernel_rule(self, group: dict[str, Any]) -> KernelRule:
+        weights, momentum = (group["alpha"], 1 - group["alpha"]), group["momentum"]
+        return KernelRule(
+            "rmsprop",
+            mean="grad_avg" if group["centered"] else "",
+            square="square_avg",
+            other="momentum_buffer" if momentum else "",
+            mean_weights=weights,
+            square_weights=weights,
+            eps=group["eps"],
+            momentum=momentum,
+        )
 
     def _direction(
         self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]

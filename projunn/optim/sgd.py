@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.by_kernels import KernelRule
 from projunn.optim.gradient.dense import DenseGradient
 from projunn.optim.gradient.factored import FactoredGradient, Factors
 
@@ -104,6 +105,15 @@ class SGD(UnitaryOptimizer):
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
         return {"momentum_buffer": False} if group["momentum"] else {}
+
+    def _kernel_rule(self, group: dict[str, Any]) -> KernelRule | None:
+        mu = group["momentum"]
+        if mu == 0 or group["dampening"] != 0:
+            return None
+        nesterov = group["nesterov"]
+        return KernelRule(
+            "momentum", "momentum_buffer", mean_weights=(mu, 1), momentum=mu, nesterov=nesterov
+        )
 
     def _direction(
         self, matrices: DenseGradient, grad: Tensor, state: dict[str, Any], group: dict[str, Any]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import UnitaryParameter
+from projunn.optim.by_kernels import Following
 from projunn.optim.drift import polish, steps_to_polish
 from projunn.optim.gradient import DenseGradient, Gradient, gradient_of
 from projunn.optim.member import Member
@@ -33,6 +34,8 @@ class Rule(Protocol):
     _fresh: tuple[int, ...]
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]: ...
+
+    def _kernel_rule(self, group: dict[str, Any]) -> Any: ...
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
 
@@ -107,6 +110,9 @@ class _Part:
         self._last, self._due = -1, 0
         self.watched = False  # whether it is looked whether steps have stopped
         self._masks: Sequence[Tensor] = ()
+        # What kernels do of the rule, and the directions that they have found in this step.
+        self._following: Following | None = None
+        self._directions: list[Tensor] | None = None
         if alone:
             return
         first = gradients[0]
@@ -120,6 +126,8 @@ class _Part:
             "skipped": [state["skipped"] for state in states],
             "missed": [state["missed"] for state in states],
         }
+        if first.active is None and on_device(first.stored_weight):
+            self._following = Following(gradients)
 
     def is_alike(self) -> bool:
         """Whether the options of its groups, of which a schedule may have changed some, are the same."""
@@ -134,6 +142,10 @@ class _Part:
 
     def follow(self, rule: Rule) -> None:
         """Find the directions of the rule, whose averages move."""
+        if self._following is not None:
+            self._directions = self._following.directions(rule._kernel_rule, rule, self._groups)
+            if self._directions is not None:
+                return
         for gradient in self.gradients:
             gradient.follow(rule)
 
@@ -147,16 +159,21 @@ class _Part:
         rate = unitary_learning_rate(first.group)
         scale = rate if isinstance(rate, Tensor) else None
         sign = -1.0 if first.group["maximize"] else 1.0
+        directions, tensors = self._directions, self._tensors
+        if directions is None:
+            directions = [gradient.store(gradient.direction) for gradient in self.gradients]
+        elif self._following is not None:  # the rule has counted what was missed
+            tensors = tensors | {"missed": self._following.not_counted}
         taken = fused_step_(
             FusedStep(
-                directions=[gradient.store(gradient.direction) for gradient in self.gradients],
+                directions=directions,
                 rate=sign if scale is not None else sign * rate,
                 scale=scale,
                 retraction=first.group["retraction"],
                 pairs=first.parameter.pairs,
                 active=first.active,
                 factorization=self.factorization,
-                **self._tensors,
+                **tensors,
             )
         )
         self._taken = taken
@@ -197,7 +214,9 @@ class _Part:
         """Whether the counters of the steps need nothing that the call has not done."""
         if self.gradients[0].active is not None:
             return False
-        return surely_all(self._taken) or all(gradient.sound is None for gradient in self.gradients)
+        if self._directions is not None or surely_all(self._taken):
+            return True
+        return all(gradient.sound is None for gradient in self.gradients)
 
 
 class _Bank(_Part):

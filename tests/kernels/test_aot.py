@@ -54,7 +54,7 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
     kernels = {row["kernel"].removesuffix("_kernel") for row in rows}
     assert kernels >= {
         "plane_step", "wide_step", "adjoint_product", "product", "orthonormal", "plane_basis",
-        "rotate_rows", "rank_update", "warm_basis", "residual", "correct", "settle",
+        "rotate_rows", "rank_update", "warm_basis", "sound", "rule", "residual", "correct", "settle",
         "recurrence", "recurrence_backward",
         "fourier_transform", "fourier_inverse",
     }  # fmt: skip

@@ -67,6 +67,13 @@ ARGUMENTS = {
         "exp",
         False,
     ],
+    "follow_rule_": lambda: [
+        *([draw(4, 4)] for _ in range(2)),
+        *([], []),
+        [counter()],
+        [1e9, 0.9, 1.0, 0.0, 1.0, 0.0, 0.9],
+        *("momentum", False, 1, [], False),
+    ],
     "fourier_convolution": lambda: [draw(2, 2, *SIZE), *matrices(), draw(3), SIZE, True],
     "fourier_convolution_backward": lambda: [
         draw(2, 3, *SIZE),

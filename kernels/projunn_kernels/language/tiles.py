@@ -89,6 +89,17 @@ def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def store_range(base, first, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """The inverse of `load_range`."""
+    if PAIRS:
+        at = 2 * first + tl.arange(0, 2 * BN)
+        tl.store(base + at, tl.reshape(tl.join(re, im), (2 * BN,)), mask=at < 2 * n)
+    else:
+        at = first + tl.arange(0, BN)
+        tl.store(base + at, re, mask=at < n)
+
+
+@triton.jit
 def store_column(base, at, inside, re, im, PAIRS: tl.constexpr):
     """The inverse of `load_column`."""
     if PAIRS:

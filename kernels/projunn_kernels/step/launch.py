@@ -24,6 +24,7 @@ from projunn_kernels.launching import (
     address_table,
     capturing,
     configured,
+    current_stream,
     half_precision,
     options,
     table_of,
@@ -85,7 +86,13 @@ def _take_kept(step: FusedStep) -> Tensor | None:
     if step.active is not None or not settled or capturing(first.device):
         return _fresh(step)(step) if _all_flat(lists[:4]) else None  # a graph owns its memory
     sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
-    options = step.retraction, step.pairs, step.scale is not None, choice.generation(), _stream(first)
+    options = (
+        step.retraction,
+        step.pairs,
+        step.scale is not None,
+        choice.generation(),
+        current_stream(first),
+    )
     key = (*rest, *sizes, *options)
     kept = _kept.get(key)
     if kept is None:
@@ -107,11 +114,6 @@ def _all_flat(lists: Sequence[Sequence[Tensor]]) -> bool:
     """Whether tensors are contiguous, start where an allocation could, and hold what they say."""
     flat = all(t.is_contiguous() and is_aligned(t) for tensors in lists for t in tensors)
     return flat and not _any_conj(lists)
-
-
-def _stream(tensor: Tensor) -> int:
-    """The stream that launches go to: what lies between two launches must not be shared by streams."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def _fresh(step: FusedStep) -> "Program | Passes":

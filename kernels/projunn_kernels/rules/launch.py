@@ -1,0 +1,152 @@
+"""Launches of the rules: one that looks at the gradients, one that moves the averages.
+
+As with steps (`projunn_kernels.step.launch`), what is prepared for averages that have not moved is kept.
+"""
+
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import selfcheck
+from projunn_kernels.batches import flattened, is_aligned
+from projunn_kernels.configs import choice
+from projunn_kernels.configs.problem import power_of_two
+from projunn_kernels.launching import (
+    Launch,
+    address_table,
+    capturing,
+    configured,
+    current_stream,
+    numbers_table,
+    options,
+)
+from projunn_kernels.rules.arguments import RuleStep
+from projunn_kernels.rules.kernels import rule_kernel, sound_kernel
+
+_STRETCH, _MOST_PARTS = 4096, 1024  # floats that a program looks at, and programs a matrix
+_HIGH = 1 << 20  # a count of steps is two floats: an integer would be a constant of the binary
+_MAX_KEPT = 256
+_kept: "OrderedDict[tuple[Any, ...], Followed]" = OrderedDict()
+
+
+def follow_rule(step: RuleStep) -> Tensor:
+    """`projunn_kernels.follow_rule_` of tensors as users have them."""
+    first = step.gradients[0]
+    if first.numel() == 0:
+        return first.new_empty(len(step.gradients), *first.shape)
+    lists = (step.gradients, step.means, step.squares, step.others)
+    if all(t.is_contiguous() and is_aligned(t) and not t.is_conj() for own in lists for t in own):
+        return _flat(step)
+    with ExitStack() as stack:
+        gradients, means, squares, others = (
+            [_lying_flat(stack, tensor) for tensor in tensors] for tensors in lists
+        )
+        flat = replace(step, gradients=gradients, means=means, squares=squares, others=others)
+        return Followed(flat)(flat)
+
+
+def _lying_flat(stack: ExitStack, tensor: Tensor) -> Tensor:
+    """The tensor in contiguous memory; what is written there reaches it in the end."""
+    return stack.enter_context(flattened(tensor)).view(tensor.shape)
+
+
+def _flat(step: RuleStep) -> Tensor:
+    """The same of tensors that lie flat, by the launches kept for them, or new ones."""
+    first = step.gradients[0]
+    if not choice.settled() or selfcheck.is_checking() or capturing(first.device):
+        return Followed(step)(step)  # a graph owns its memory
+    lists = (step.means, step.squares, step.others, step.missed, step.counted)
+    places = (tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
+    kind = first.shape, first.dtype, first.device, step.rule, step.nesterov
+    key = (*places, *kind, choice.generation(), current_stream(first))
+    kept = _kept.get(key)
+    if kept is None:
+        kept = _kept[key] = Followed(step)
+        while len(_kept) > _MAX_KEPT:
+            _kept.popitem(last=False)
+    else:
+        _kept.move_to_end(key)
+    return kept(step)
+
+
+class Followed:
+    """The two launches of a rule for parameters of one shape, made once.
+
+    Args:
+        step: gradients and averages (*batch, m, n), all contiguous.
+    """
+
+    def __init__(self, step: RuleStep) -> None:
+        first = step.gradients[0]
+        *_, m, n = first.shape
+        pairs = first.is_complex()
+        floats = m * n * (2 if pairs else 1)
+        matrices = first.numel() // (m * n)
+        count = matrices * len(step.gradients)
+        has = {"mean": bool(step.means), "other": bool(step.others), "counted": bool(step.counted)}
+        variant = {"rule": step.rule, "nesterov": step.nesterov, **has}
+        config = configured("rule", first.reshape(-1, m, n), 1, count, **variant)
+        block = config.columns
+        stretch = max(_STRETCH, -(-floats // _MOST_PARTS))
+        stretch = -(-stretch // block) * block
+        parts = -(-floats // stretch)
+        sound = first.new_empty(count * power_of_two(parts), dtype=torch.int8)
+        shares = first.new_empty(2 * count, dtype=torch.float32)
+        self._numbers = tuple(step.numbers)
+        shared = {
+            "gradients": address_table(step.gradients),
+            "sound": sound,
+            "shares": shares,
+            "missed": address_table(step.missed),
+            "numbers": numbers_table(self._numbers, first.device),
+            "matrices": matrices,
+            "PARTS": power_of_two(parts),
+            "PAIRS": pairs,
+            "B": block,
+        } | options(config.warps)
+        lists = {"means": step.means, "squares": step.squares, "others": step.others}
+        tables = {n: address_table(t) if t else shared["missed"] for n, t in lists.items()}
+        self._look = Launch(
+            sound_kernel,
+            (parts, count),
+            counted=address_table(step.counted) if step.counted else shared["missed"],
+            steps_high=0.0,
+            steps_low=0.0,
+            size=floats,
+            stretch=stretch,
+            COUNTED=bool(step.counted),
+            CORRECTED=step.rule == "adamw",
+            **shared,
+        )
+        self._move = Launch(
+            rule_kernel,
+            (-(-m * n // block), count),
+            directions=sound,  # another at each call
+            **tables,
+            size=m * n,
+            parts=parts,
+            RULE=step.rule,
+            MEAN=bool(step.means),
+            OTHER=bool(step.others),
+            NESTEROV=step.nesterov,
+            **shared,
+        )
+
+    def __call__(self, step: RuleStep) -> Tensor:
+        """The directions of a step, whose gradients and numbers may be others than at first."""
+        first = step.gradients[0]
+        directions = first.new_empty(len(step.gradients), *first.shape)
+        changed: dict[str, Any] = {"gradients": address_table(step.gradients)}
+        numbers = tuple(step.numbers)
+        if numbers != self._numbers:
+            self._numbers = numbers
+            changed["numbers"] = numbers_table(numbers, first.device)
+        high, low = divmod(step.steps, _HIGH)
+        self._look(steps_high=float(high), steps_low=float(low), **changed)
+        written = torch.view_as_real(directions) if first.is_complex() else directions
+        self._move(directions=written, **changed)
+        return directions
