@@ -71,9 +71,8 @@ def polish(member: Member, taken: Tensor | None) -> None:
         return  # the usual case, before anything is looked at
     weight = view_like(p, p.detach())
     if not on_host:
-        polish_when_due_(
-            p.detach() if p.pairs else weight, count, period, p.pairs, state["missed"], taken
-        )
+        stored = p.detach() if p.pairs else weight
+        polish_when_due_([stored], [count], period, p.pairs, [state["missed"]], taken)
     elif capturing(p):
         raise RuntimeError(
             "capturable: got False, wanted True for the capture of a CUDA graph (or polish_every=0):"
@@ -91,6 +90,29 @@ def polish(member: Member, taken: Tensor | None) -> None:
             weight[due] = matrices
     elif steps % period == 0 and (taken is None or taken.all()):
         _polish(member, weight, count)
+
+
+def polish_alike(members: list[Member], taken: Tensor) -> bool:
+    """`polish` of parameters of one shape whose steps a GPU counts, in one call.
+
+    Args:
+        taken: the mask of the steps taken, (*batch), or of several parameters (parameters, *batch).
+
+    Returns:
+        Whether it was done: not if they have different periods.
+    """
+    first = members[0].parameter
+    periods = {period_of(member) for member in members}
+    if len(periods) > 1:
+        return False
+    period = periods.pop()
+    if period:
+        weights = [member.parameter.detach() for member in members]
+        stored = weights if first.pairs else [view_like(first, weight) for weight in weights]
+        states = [member.state for member in members]
+        steps, missed = ([state[name] for state in states] for name in ("step", "missed"))
+        polish_when_due_(stored, steps, period, first.pairs, missed, taken)
+    return True
 
 
 def _polish(member: Member, matrices: Tensor, count: Tensor) -> None:

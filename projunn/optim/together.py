@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projunn.manifold import UnitaryParameter
 from projunn.optim.by_kernels import Following
-from projunn.optim.drift import polish, steps_to_polish
+from projunn.optim.drift import polish, polish_alike, steps_to_polish
 from projunn.optim.gradient import DenseGradient, Gradient, gradient_of
 from projunn.optim.member import Member
 from projunn.optim.options import WARM, unitary_learning_rate
@@ -118,6 +118,7 @@ class _Part:
         first = gradients[0]
         self.factorization = first.factorization
         states = [gradient.state for gradient in gradients]
+        self._counts_on_device = states[0]["step"].device.type != "cpu"
         basis, probe = WARM[self.factorization]
         self._tensors = {
             "weights": [gradient.stored_weight for gradient in gradients],
@@ -182,7 +183,10 @@ class _Part:
     def settle(self, rule: Rule) -> None:
         """Count what was missed, polish what is due, and look whether steps have stopped."""
         due = self._is_due()
-        if not due and not self.alone and self._all_counted():
+        counted = not self.alone and self._all_counted()
+        if counted and not due:
+            return
+        if counted and self._counts_on_device and polish_alike(self.members, self._taken):
             return
         masks = self._masks or self._taken.unbind()
         for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):

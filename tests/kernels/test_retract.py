@@ -85,7 +85,7 @@ def test_operators():
     torch.library.opcheck(ops.rank_update_.default, (weight, left, right, None))
     torch.library.opcheck(ops.factor.default, (weight, left, None))
     step = torch.zeros(())
-    torch.library.opcheck(ops.polish_when_due_.default, (weight, step, 3, False))
+    torch.library.opcheck(ops.polish_when_due_.default, ([weight], [step], 3, False, []))
 
 
 def test_traces_for_a_gpu_that_is_not_there():

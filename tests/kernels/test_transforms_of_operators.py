@@ -106,7 +106,7 @@ ARGUMENTS = {
         None,
     ],
     "orthonormalize": lambda: [draw(5, 2)],
-    "polish_when_due_": lambda: [unitary(), counter(), 10, False],
+    "polish_when_due_": lambda: [[unitary()], [counter()], 10, False, []],
     "rank_update_": lambda: [unitary(), draw(4, 2), draw(4, 2), None],
     "recurrence": lambda: list(loop()[0]),
     "recurrence_backward": loop_backward,

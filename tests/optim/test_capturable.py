@@ -18,6 +18,7 @@ from projunn.optim.gradient import dense
 from projunn_kernels import launching, private, selfcheck
 from projunn_kernels.backends import interpreting
 from projunn_kernels.polish import eager as polishing
+from projunn_kernels.rules import launch as rules_launch
 from projunn_kernels.step import launch as step_launch
 
 RULES = {
@@ -52,6 +53,13 @@ class Idle:
         return lambda **arguments: None
 
 
+def pretend_to_capture(patch):
+    """Tensors on the meta device are those of a graph from now on."""
+    patch.setattr(private, "is_fake", lambda tensor: False)
+    for module in (launching, rules_launch, step_launch):
+        patch.setattr(module, "capturing", lambda device: True)
+
+
 @pytest.fixture(params=["kernels", "PyTorch"])
 def captured(request, monkeypatch):
     """``captured(step)`` runs a step that has been warmed up, as in the capture of a graph."""
@@ -62,9 +70,7 @@ def captured(request, monkeypatch):
         with projunn.backend("interpret" if request.param == "kernels" else "torch"):
             step()  # makes the state
             with monkeypatch.context() as patch:
-                patch.setattr(private, "is_fake", lambda tensor: False)
-                for module in (launching, step_launch):
-                    patch.setattr(module, "capturing", lambda device: True)
+                pretend_to_capture(patch)
                 patch.setattr(torch, "tensor", None)  # it copies from the host
                 with selfcheck.suspended(), launching.intercepted(Idle), NothingCrosses():
                     step()
@@ -199,8 +205,34 @@ def test_a_polish_that_the_device_decides_is_put_to_use_when_due(monkeypatch, ba
     with projunn.backend(backend):
         for step in (1, 2):
             before = weight.clone()
-            polishing.polish_when_due(weight, torch.tensor(float(step)), 3, False)
+            polishing.polish_when_due([weight], [torch.tensor(float(step))], 3, False, [])
             assert torch.equal(weight, before)
-        polishing.polish_when_due(weight, torch.tensor(3.0), 3, False)
+        polishing.polish_when_due([weight], [torch.tensor(3.0)], 3, False, [])
     assert (projunn.unitarity_defect(before) > 1e-2).all()
     assert (projunn.unitarity_defect(weight) < 1e-3).all()
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.parametrize("rule", ["SGD", "nesterov", "AdamW"])
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+@pytest.mark.parametrize("size", [(16, 16), (2, 20, 12)], ids=str)
+def test_parameters_of_one_shape_are_polished_by_three_launches(monkeypatch, rule, kind, size):
+    for count in (1, 5):
+        weights = [UnitaryParameter(torch.empty(size, dtype=kind, device="meta")) for _ in range(count)]
+        options = {"dampening": 0} if rule == "SGD" else {}
+        optimizer = optimizer_of(rule, weights, **options)
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        launched = []
+
+        class Listed(Idle):
+            def __init__(self, kernel, listed=launched):
+                listed.append(kernel.__name__.removesuffix("_kernel"))
+
+        with projunn.backend("interpret"), selfcheck.suspended(), launching.intercepted(Listed):
+            optimizer.step()  # makes the state
+            with monkeypatch.context() as patch:
+                pretend_to_capture(patch)
+                optimizer.step()
+        assert launched[-3:] == ["residual", "correct", "settle"]
+        assert launched.count("settle") == 1

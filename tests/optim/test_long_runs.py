@@ -127,9 +127,13 @@ def test_the_device_reads_counts_past_2_24(kernels, kind, count):
     before = weight.clone()
     with kernels.backend():
         for steps in (STOP + 12, STOP + 14):
-            polish_when_due_(weight, torch.tensor(count(steps), dtype=dtype, device=kernels.device), 7)
+            polish_when_due_(
+                [weight], [torch.tensor(count(steps), dtype=dtype, device=kernels.device)], 7
+            )
             assert torch.equal(weight, before)
-        polish_when_due_(weight, torch.tensor(count(STOP + 13), dtype=dtype, device=kernels.device), 7)
+        polish_when_due_(
+            [weight], [torch.tensor(count(STOP + 13), dtype=dtype, device=kernels.device)], 7
+        )
     assert defect(weight) < 2e-6
 
 

@@ -8,6 +8,7 @@ operations, so the optimizers take one every few hundred steps.  W is (*batch, m
 W W^H.  A matrix that is not finite stays as it is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +22,8 @@ from projunn_kernels.polish.tiles import POLISH
 __all__ = ["polish_", "polish_near_", "polish_when_due_"]
 
 
-def _counts_on_the_device(*, step: Tensor, **_: Any) -> bool:
-    return on_device(step)
+def _counts_on_the_device(*, steps: list[Tensor], **_: Any) -> bool:
+    return on_device(steps[0])
 
 
 _polish_when_due = Operation(
@@ -31,32 +32,37 @@ _polish_when_due = Operation(
     launches="projunn_kernels.polish.launch:polish_when_due",
     fits=_counts_on_the_device,
     fake=nothing,
-    on="weight",
+    on="weights",
     kernels=(POLISH,),
-    mutates=("weight",),
+    mutates=("weights",),
 )
 
 
 def polish_when_due_(
-    weight: Tensor,
-    step: Tensor,
+    weights: list[Tensor],
+    steps: list[Tensor],
     period: int,
     pairs: bool = False,
-    missed: Tensor | None = None,
+    missed: Sequence[Tensor] = (),
     taken: Tensor | None = None,
 ) -> None:
     """`polish_` of those matrices, in place, that have taken a multiple of ``period`` steps.
 
-    If ``step`` is on a GPU, the kernels decide.  The call can then be part of a captured graph, and
-    costs three launches that return at once when nothing is due.  Where there are no kernels (float64,
-    backend ``torch``), the polish is computed at every call and used only when it is due.
+    If the counters are on a GPU, the kernels decide.  The call can then be part of a captured graph, and
+    costs three launches for all parameters, of a few programs for each multiprocessor, which read the
+    counters and are done where nothing is due.  Where there are no kernels (float64, backend ``torch``),
+    the polish is computed at every call and used only when it is due.
 
     Args:
-        weight: W, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
-        step: the number of steps so far, a 0-d tensor.
+        weights: W of parameters of one shape, (*batch, m, n), or (*batch, m, n, 2) with ``pairs``.
+        steps: the number of steps of each so far, 0-d tensors.
         period: the number of steps between two polishes.
-        pairs: True if ``weight`` holds complex numbers as pairs of reals.
-        missed: how many of the steps each matrix has not taken, (*batch), int64; None for none.
-        taken: which have taken this one, (*batch); None for all.
+        pairs: True if ``weights`` hold complex numbers as pairs of reals.
+        missed: how many of the steps each matrix has not taken, (*batch), int64, for each parameter;
+            empty for none.
+        taken: which have taken this one, (*batch), or of several parameters (parameters, *batch); None
+            for all.
     """
-    _polish_when_due(weight=weight, step=step, period=period, pairs=pairs, missed=missed, taken=taken)
+    _polish_when_due(
+        weights=weights, steps=steps, period=period, pairs=pairs, missed=list(missed), taken=taken
+    )

@@ -49,20 +49,21 @@ def polish_near_(weight: Tensor, tolerance: float) -> bool:
 
 
 def polish_when_due(
-    weight: Tensor,
-    step: Tensor,
+    weights: list[Tensor],
+    steps: list[Tensor],
     period: int,
     pairs: bool,
-    missed: Tensor | None = None,
+    missed: list[Tensor],
     taken: Tensor | None = None,
 ) -> None:
-    """`polish_` of matrices whose count is a multiple of ``period``.
+    """`polish_` of matrices whose count is a multiple of ``period``, one parameter after the other.
 
-    If ``step`` is on a GPU, the polish is computed at every call and used only when it is due.
+    If the counters are on a GPU, the polish is computed at every call and used only when it is due.
     """
-    matrices = torch.view_as_complex(weight) if pairs else weight
-    due = (step if missed is None else step - missed) % period == 0
-    if taken is not None:
-        due = due & taken
-    if on_device(step) or due.any():
-        polish_(matrices, due)
+    for i, (weight, step) in enumerate(zip(weights, steps, strict=True)):
+        matrices = torch.view_as_complex(weight) if pairs else weight
+        due = (step - missed[i] if missed else step) % period == 0
+        if taken is not None:
+            due = due & (taken if len(weights) == 1 else taken[i]).view(matrices.shape[:-2])
+        if on_device(step) or due.any():
+            polish_(matrices, due)

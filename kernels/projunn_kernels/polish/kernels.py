@@ -2,25 +2,32 @@
 
 `projunn_kernels.polish.eager` has the formula in PyTorch.
 
-    residual   E = I - W W^H (or W^H W), and the sum of |E|^2      one tile of E a program
-    correct    V = W + E W / 2 (or W E / 2)                        one tile of V a program
+    residual   E = I - W W^H (or W^H W), and the sum of |E|^2
+    correct    V = W + E W / 2 (or W E / 2)
     settle     W = V, or part of the way there where the sum is large
 
-Every program first reads the counters, and returns if its matrix is not due.
+There are a few programs for each multiprocessor, however many tiles there are, and each takes one tile
+after the other of the matrices that are due: where none is, they read the counters and are done.
 """
 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_tile, store_tile
+from projunn_kernels.language.tiles import load_tile, pointer, store_tile
 
 
 @triton.jit
-def _due(step, missed, taken_mask, period):
+def _due(steps, missed, taken_mask, period, matrices, slot):
     """Whether a matrix has taken this step, and a multiple of the period in all."""
-    slot = tl.program_id(2)
-    count = tl.load(step).to(tl.int64) - tl.load(missed + slot)
+    counter = pointer(missed, slot // matrices, tl.int64) + slot % matrices
+    count = tl.load(pointer(steps, slot // matrices, tl.int64)) - tl.load(counter)
     return (count % period == 0) & (tl.load(taken_mask + slot) != 0)
+
+
+@triton.jit
+def _matrix(weights, slot, matrices, size):
+    """Where a matrix of ``size`` floats begins."""
+    return pointer(weights, slot // matrices, tl.float32) + (slot % matrices).to(tl.int64) * size
 
 
 @triton.jit
@@ -35,28 +42,9 @@ def _multiply(ar, ai, br, bi, cr, ci, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def residual_kernel(
-    weight,
-    error,
-    sums,
-    step,
-    missed,
-    taken_mask,
-    period,
-    m,
-    n,
-    WIDE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    B: tl.constexpr,
-):
-    """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, missed, taken_mask, period):
-        return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    slot = tl.program_id(2).to(tl.int64)
-    w = weight + slot * m * n * WIDTH
+def _residual(w, e, sums, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
+    """The tile (i, j) of E = I - W W^H or I - W^H W, and its part of the sum of |E|^2."""
     size = m if WIDE else n
-    i, j = tl.program_id(0) * B, tl.program_id(1) * B
     lane = tl.arange(0, B)
     cr = tl.zeros((B, B), tl.float32)
     ci = tl.zeros((B, B), tl.float32)
@@ -76,34 +64,14 @@ def residual_kernel(
     squares = er * er
     if PAIRS:
         squares += ci * ci
-    tl.atomic_add(sums + slot, tl.sum(tl.where(inside, squares, 0.0)))
-    store_tile(error + slot * size * size * WIDTH, i + lane, j, size, size, er, -ci, B, PAIRS)
+    tl.atomic_add(sums, tl.sum(tl.where(inside, squares, 0.0)))
+    store_tile(e, i + lane, j, size, size, er, -ci, B, PAIRS)
 
 
 @triton.jit
-def correct_kernel(
-    weight,
-    error,
-    moved,
-    step,
-    missed,
-    taken_mask,
-    period,
-    m,
-    n,
-    WIDE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    B: tl.constexpr,
-):
-    """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, missed, taken_mask, period):
-        return
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    slot = tl.program_id(2).to(tl.int64)
-    w = weight + slot * m * n * WIDTH
+def _correct(w, e, v, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
+    """The tile (i, j) of V = W + E W / 2 or W + W E / 2."""
     size = m if WIDE else n
-    e = error + slot * size * size * WIDTH
-    i, j = tl.program_id(0) * B, tl.program_id(1) * B
     lane = tl.arange(0, B)
     cr = tl.zeros((B, B), tl.float32)
     ci = tl.zeros((B, B), tl.float32)
@@ -116,38 +84,107 @@ def correct_kernel(
             br, bi = load_tile(e, inner + lane, j, size, size, B, PAIRS)
         cr, ci = _multiply(ar, ai, br, bi, cr, ci, PAIRS)
     wr, wi = load_tile(w, i + lane, j, m, n, B, PAIRS)
-    v = moved + slot * m * n * WIDTH
     store_tile(v, i + lane, j, m, n, wr + 0.5 * cr, wi + 0.5 * ci, B, PAIRS)
 
 
 @triton.jit
+def _settle(w, v, size, near, i, j, m, n, PAIRS: tl.constexpr, B: tl.constexpr):
+    """The tile (i, j) of V, or a part of the way there where ``size``, the norm of E, is large."""
+    rows = i + tl.arange(0, B)
+    re, im = load_tile(v, rows, j, m, n, B, PAIRS)
+    if size >= near:
+        wr, wi = load_tile(w, rows, j, m, n, B, PAIRS)
+        share = 2.0 / (1.0 + size)
+        re, im = wr + share * (re - wr), wi + share * (im - wi)
+    store_tile(w, rows, j, m, n, re, im, B, PAIRS)
+
+
+@triton.jit
+def residual_kernel(
+    weights,
+    error,
+    sums,
+    steps,
+    missed,
+    taken_mask,
+    period,
+    matrices,
+    tiles,
+    m,
+    n,
+    WIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """``tiles`` tiles of all matrices, of which program p takes the p-th, (p + programs)-th, .."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    size = m if WIDE else n
+    across = tl.cdiv(size, B)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        slot, place = tile // (across * across), tile % (across * across)
+        if _due(steps, missed, taken_mask, period, matrices, slot):
+            w = _matrix(weights, slot, matrices, m * n * WIDTH)
+            e = error + slot.to(tl.int64) * size * size * WIDTH
+            i, j = place // across * B, place % across * B
+            _residual(w, e, sums + slot, i, j, m, n, WIDE, PAIRS, B)
+
+
+@triton.jit
+def correct_kernel(
+    weights,
+    error,
+    moved,
+    steps,
+    missed,
+    taken_mask,
+    period,
+    matrices,
+    tiles,
+    m,
+    n,
+    WIDE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """``tiles`` tiles of all matrices, shared as in `residual_kernel`."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    size = m if WIDE else n
+    across = tl.cdiv(n, B)
+    each = tl.cdiv(m, B) * across
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        slot, place = tile // each, tile % each
+        if _due(steps, missed, taken_mask, period, matrices, slot):
+            w = _matrix(weights, slot, matrices, m * n * WIDTH)
+            e = error + slot.to(tl.int64) * size * size * WIDTH
+            v = moved + slot.to(tl.int64) * m * n * WIDTH
+            _correct(w, e, v, place // across * B, place % across * B, m, n, WIDE, PAIRS, B)
+
+
+@triton.jit
 def settle_kernel(
-    weight,
+    weights,
     moved,
     sums,
-    step,
+    steps,
     missed,
     taken_mask,
     period,
     near,
+    matrices,
+    tiles,
     m,
     n,
     PAIRS: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Grid (tiles of rows, tiles of columns, matrices)."""
-    if not _due(step, missed, taken_mask, period):
-        return
-    slot = tl.program_id(2).to(tl.int64)
-    size = tl.sqrt(tl.load(sums + slot))
-    if not size < float("inf"):
-        return
+    """``tiles`` tiles of all matrices, shared as in `residual_kernel`."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    at = slot * m * n * WIDTH
-    rows, j = tl.program_id(0) * B + tl.arange(0, B), tl.program_id(1) * B
-    re, im = load_tile(moved + at, rows, j, m, n, B, PAIRS)
-    if size >= near:
-        wr, wi = load_tile(weight + at, rows, j, m, n, B, PAIRS)
-        share = 2.0 / (1.0 + size)
-        re, im = wr + share * (re - wr), wi + share * (im - wi)
-    store_tile(weight + at, rows, j, m, n, re, im, B, PAIRS)
+    across = tl.cdiv(n, B)
+    each = tl.cdiv(m, B) * across
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        slot, place = tile // each, tile % each
+        size = tl.sqrt(tl.load(sums + slot))
+        if _due(steps, missed, taken_mask, period, matrices, slot) & (size < float("inf")):
+            w = _matrix(weights, slot, matrices, m * n * WIDTH)
+            v = moved + slot.to(tl.int64) * m * n * WIDTH
+            _settle(w, v, size, near, place // across * B, place % across * B, m, n, PAIRS, B)

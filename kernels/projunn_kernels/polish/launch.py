@@ -1,64 +1,94 @@
 """Launches of the polish: the residual, the corrected matrix, and the decision to keep it."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import flattened
-from projunn_kernels.launching import configured, floats, launch, options
+from projunn_kernels.batches import as_matrices, flattened
+from projunn_kernels.configs.problem import device_of
+from projunn_kernels.launching import address_table, configured, floats, launch, options
 from projunn_kernels.polish.eager import NEAR
 from projunn_kernels.polish.kernels import correct_kernel, residual_kernel, settle_kernel
 
+_MOST = 1 << 24  # floats of the parameters that are polished at once, of which there are two copies
+_PROGRAMS = 4  # a multiprocessor
+
 
 def polish_when_due(
-    weight: Tensor,
-    step: Tensor,
+    weights: list[Tensor],
+    steps: list[Tensor],
     period: int,
     pairs: bool,
-    missed: Tensor | None = None,
+    missed: list[Tensor],
     taken: Tensor | None = None,
 ) -> None:
     """`projunn_kernels.polish_when_due_` of tensors as users have them."""
-    with flattened(torch.view_as_complex(weight) if pairs else weight) as matrices:
-        polish(matrices, step, period, missed, taken)
+    first = weights[0]
+    if first.numel() == 0:
+        return
+    batch = first.shape[: -3 if pairs else -2]
+    device, count = first.device, len(weights)
+    if not missed:
+        missed = [torch.zeros(batch, dtype=torch.int64, device=device)] * count
+    if taken is None:
+        taken = torch.ones(count, *batch, dtype=torch.bool, device=device)
+    marks = taken.reshape(count, -1).contiguous().view(torch.int8)
+    counts = [step if step.dtype == torch.int64 else step.long() for step in steps]
+    together = max(1, _MOST // first.numel())
+    with ExitStack() as stack:
+        flat = [
+            as_matrices(stack.enter_context(flattened(torch.view_as_complex(t) if pairs else t)))
+            for t in weights
+        ]
+        for start in range(0, count, together):
+            some = slice(start, start + together)
+            polish(flat[some], counts[some], period, missed[some], marks[some])
 
 
 def polish(
-    weight: Tensor,
-    step: Tensor,
+    weights: Sequence[Tensor],
+    steps: Sequence[Tensor],
     period: int,
-    missed: Tensor | None = None,
-    taken: Tensor | None = None,
+    missed: Sequence[Tensor],
+    taken: Tensor,
 ) -> None:
-    """One Newton-Schulz step on those of (B, m, n), in place, that the device's counts say are due.
+    """One Newton-Schulz step on those matrices, in place, that the device's counts say are due.
 
-    ``missed`` and ``taken`` are contiguous and have B elements each.
+    Args:
+        weights: W, (B, m, n), contiguous, one entry a parameter.
+        steps, missed: int64, 0-d and of B elements, contiguous.
+        taken: int8, (parameters, B), contiguous.
     """
-    count, m, n = weight.shape
-    if weight.numel() == 0:
-        return
-    size = min(m, n)
-    error = weight.new_empty(count, size, size)
-    moved = torch.empty_like(weight)
-    sums = torch.zeros(count, dtype=torch.float32, device=weight.device)
-    config = configured("polish", weight, 1, count)
-    tile = config.rows
-    if missed is None:
-        missed = torch.zeros(count, dtype=torch.int64, device=weight.device)
-    if taken is None:
-        taken = torch.ones(count, dtype=torch.bool, device=weight.device)
+    first = weights[0]
+    matrices, m, n = first.shape
+    count, size = matrices * len(weights), min(m, n)
+    error = first.new_empty(count, size, size)
+    moved = first.new_empty(count, m, n)
+    sums = torch.zeros(count, dtype=torch.float32, device=first.device)
+    config = configured("polish", first, 1, count)
     shared = {
-        "step": step,
-        "missed": missed,
-        "taken_mask": taken.to(torch.int8),
+        "weights": address_table(weights),
+        "steps": address_table(steps),
+        "missed": address_table(missed),
+        "taken_mask": taken,
         "period": period,
+        "matrices": matrices,
         "m": m,
         "n": n,
-        "PAIRS": weight.is_complex(),
-        "B": tile,
+        "PAIRS": first.is_complex(),
+        "B": config.rows,
     } | options(config.warps)
-    tiles, rows, columns = -(-size // tile), -(-m // tile), -(-n // tile)
-    w, e, v = floats(weight), floats(error), floats(moved)
-    wide = m < n
-    launch(residual_kernel, (tiles, tiles, count), weight=w, error=e, sums=sums, WIDE=wide, **shared)
-    launch(correct_kernel, (rows, columns, count), weight=w, error=e, moved=v, WIDE=wide, **shared)
-    launch(settle_kernel, (rows, columns, count), weight=w, moved=v, sums=sums, near=NEAR, **shared)
+    of_error, of_weight = (
+        count * -(-a // config.rows) * -(-b // config.rows) for a, b in ((size, size), (m, n))
+    )
+    e, v = floats(error), floats(moved)
+    most = _PROGRAMS * device_of(first.device).processors
+
+    def run(kernel: object, tiles: int, **arguments: object) -> None:
+        launch(kernel, (min(tiles, most),), tiles=tiles, **arguments, **shared)
+
+    run(residual_kernel, of_error, error=e, sums=sums, WIDE=m < n)
+    run(correct_kernel, of_weight, error=e, moved=v, WIDE=m < n)
+    run(settle_kernel, of_weight, moved=v, sums=sums, near=NEAR)

@@ -12,7 +12,7 @@ _PERIOD = 3
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
-    return Config(32, 32, 8 if problem.pairs else 4)
+    return Config(16, 16, 4) if problem.pairs else Config(32, 32, 8)
 
 
 def _small(problem: Problem, config: Config) -> Problem:
@@ -27,11 +27,12 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
     if not inputs.hollow:
         weight *= 1.001
 
-    def launch(weight: Tensor, **counts: Tensor) -> list[Tensor]:
+    def launch(weight: Tensor, step: Tensor, missed: Tensor, taken: Tensor) -> list[Tensor]:
         from projunn_kernels.polish.launch import polish
 
-        polish(weight, period=_PERIOD, **counts)
-        return [weight]
+        weights, counts = inputs.apart(weight), list(missed.split(1))
+        polish(weights, [step] * len(weights), _PERIOD, counts, taken.view(torch.int8)[:, None])
+        return [] if inputs.hollow else [torch.cat(weights)]
 
     def in_eager(weight: Tensor, **_: Tensor) -> list[Tensor]:
         return [eager.polish_(weight)]
