@@ -6,6 +6,7 @@ optimizers take one every `polish_period` steps of a matrix.
 """
 
 import sys
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -93,26 +94,39 @@ def polish(member: Member, taken: Tensor | None) -> None:
 
 
 def polish_alike(members: list[Member], taken: Tensor) -> bool:
-    """`polish` of parameters of one shape whose steps a GPU counts, in one call.
+    """`polish` of parameters of one shape on a GPU, in one call.
 
     Args:
         taken: the mask of the steps taken, (*batch), or of several parameters (parameters, *batch).
 
     Returns:
-        Whether it was done: not if they have different periods.
+        Whether it was done: not if they have different periods or, where the host counts their steps,
+        different counts.
     """
-    first = members[0].parameter
-    periods = {period_of(member) for member in members}
-    if len(periods) > 1:
+    first, steps = members[0].parameter, [member.state["step"] for member in members]
+    on_host = steps[0].device.type == "cpu"
+    known = {
+        (period_of(member), int(step.item()) if on_host else 0)
+        for member, step in zip(members, steps, strict=True)
+    }
+    if len(known) > 1 or (on_host and capturing(first)):
         return False
-    period = periods.pop()
-    if period:
+    ((period, count),) = known
+    if period and count % period == 0:
         weights = [member.parameter.detach() for member in members]
         stored = weights if first.pairs else [view_like(first, weight) for weight in weights]
-        states = [member.state for member in members]
-        steps, missed = ([state[name] for state in states] for name in ("step", "missed"))
-        polish_when_due_(stored, steps, period, first.pairs, missed, taken)
+        if on_host:  # what was missed is known to the device alone
+            polish_when_due_(stored, [_zero(first.device)] * len(stored), 1, first.pairs, taken=taken)
+        else:
+            missed = [member.state["missed"] for member in members]
+            polish_when_due_(stored, steps, period, first.pairs, missed, taken)
     return True
+
+
+@cache
+def _zero(device: torch.device) -> Tensor:
+    """A count of which every period is a divisor."""
+    return torch.zeros((), dtype=torch.int64, device=device)
 
 
 def _polish(member: Member, matrices: Tensor, count: Tensor) -> None:

@@ -119,6 +119,7 @@ class _Part:
         self.factorization = first.factorization
         states = [gradient.state for gradient in gradients]
         self._counts_on_device = states[0]["step"].device.type != "cpu"
+        self._on_a_gpu = first.stored_weight.device.type != "cpu"
         basis, probe = WARM[self.factorization]
         self._tensors = {
             "weights": [gradient.stored_weight for gradient in gradients],
@@ -186,13 +187,15 @@ class _Part:
         counted = not self.alone and self._all_counted()
         if counted and not due:
             return
-        if counted and self._counts_on_device and polish_alike(self.members, self._taken):
+        polished = counted and self._on_a_gpu and polish_alike(self.members, self._taken)
+        if polished and self._counts_on_device:  # of which nobody looks whether their steps have stopped
             return
         masks = self._masks or self._taken.unbind()
         for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):
             mask = member.mask(taken, gradient.active, gradient.sound)
             if due:
-                polish(member, mask)
+                if not polished:
+                    polish(member, mask)
                 if self.watched:
                     self._look(rule, member, gradient)
         if due:
