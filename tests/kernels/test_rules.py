@@ -160,3 +160,28 @@ def test_parameters_of_other_counts_are_followed_by_pytorch(kernels):
                 optimizer.step()
     assert [int(ours.state[p]["step"]) for p in parameters_of(ours)] == [3, 2]
     assert_same(ours, theirs)
+
+
+def layouts(name):
+    """A weight and the options that say how its matrices are stored."""
+    if name == "pairs":
+        return torch.view_as_real(init.haar_(torch.empty(2, 6, 8, dtype=torch.complex64))), {
+            "pairs": True
+        }
+    if name == "blocks":
+        return init.haar_(torch.empty(3, 6, 6)).flatten(0, 1), {"blocks": 3}
+    return init.haar_(torch.empty(6, 8))[..., None, None], {"singletons": 2}
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("layout", ["pairs", "blocks", "singletons"])
+def test_however_matrices_are_stored(kernels, rule, layout):
+    torch.manual_seed(5)
+    weight, stored = layouts(layout)
+    name, more = RULES[rule]
+    made = []
+    for device in (kernels.device, "cpu"):
+        p = projunn.UnitaryParameter(weight.clone().to(device), **stored)
+        made.append(getattr(optim, name)([p], lr=0.1, polish_every=0, **more))
+    step_both(kernels, *made)
+    assert_same(*made)
