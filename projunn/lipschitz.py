@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from projunn.arguments import number
 from projunn.models.cayley import CayleyConv2d
+from projunn.models.lipschitz import Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.convolution import UnitaryConvolution
 
@@ -38,7 +39,7 @@ def operator_norm(layer: nn.Module) -> float:
 
     For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
     unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64.  It is
-    taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle`` and `GroupSort`,
+    taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle``, `GroupSort` and `Center`,
     for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel; and as the larger of 1 and
     the size of its slope for ``LeakyReLU``.
 
@@ -74,11 +75,13 @@ def certified_accuracy(
 ) -> list[float]:
     """The share of inputs with a right answer that no change of 2-norm up to a radius can make wrong.
 
-        margin = (logit of the right class) - (largest other logit) > sqrt(2) (L radius + 2 error)
+        y_r - y_j > L_rj radius + 2 sqrt(2) error        for the right class r and every other class j
 
-    An answer holds within the radius if its margin is that large, because the difference of two logits
-    of an L-Lipschitz model is sqrt(2) L-Lipschitz (Tsuzuku, Sato, Sugiyama, NeurIPS 2018).  L is
-    measured on the weights as they are, so that rounding drift and layers that are not orthogonal count.
+    Here L_rj is a Lipschitz constant of the difference of two logits.  Where the last layer is linear
+    with rows w_j, behind layers of norm L, it is L ‖w_r - w_j‖ (Singla, Singla, Feizi, ICLR 2022, which
+    normalise these rows); else it is sqrt(2) times the model's (Tsuzuku, Sato, Sugiyama, NeurIPS 2018).
+    All norms are measured on the weights as they are, so that rounding drift and layers that are not
+    orthogonal count.
 
     ``error`` bounds the rounding of the logits, here and at every input within the radius.  It is found
     layer by layer from the norms of the weights and activations, for sums of n products as min(n, 6
@@ -89,8 +92,8 @@ def certified_accuracy(
         model: maps inputs to logits (batch, classes), in evaluation mode.
         batches: pairs of inputs (batch, *), on the model's device, and labels (batch,), int64.
         radii: the radii; 0 gives the plain accuracy.
-        lipschitz: L, of a model whose layers are not known; then ``error`` is 0, and the certificate is
-            one of exact arithmetic.  By default L is the `lipschitz_bound` of ``model``.
+        lipschitz: a constant of the whole model, where its layers are not known; then ``error`` is 0,
+            and the certificate is one of exact arithmetic.  By default the layers are measured.
 
     Returns:
         One share, from 0 to 1, for each radius.
@@ -102,22 +105,37 @@ def certified_accuracy(
     radii = [number("radii", radius, 0, float_info.max) for radius in radii]
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
     layers = [(layer, _bound(layer)) for layer in _chain(model)] if lipschitz is None else []
-    constant = prod(bound.norm for _, bound in layers) if lipschitz is None else lipschitz
     distances = torch.tensor(list(radii), dtype=torch.float64)
+    slopes = distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
     held = []
     for inputs, labels in batches:
         if lipschitz is None:
             logits, error = _logits(layers, inputs, distances)
         else:
             logits, error = model(inputs).double(), distances.new_zeros(len(inputs), len(radii))
-        right = logits.gather(1, labels[:, None])
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        margin = (right.squeeze(1) - others.amax(1)).cpu()
-        needed = sqrt(2) * (constant * distances + 2 * error)
-        held.append(margin[:, None] > torch.where(distances > 0, needed, 0.0))
+        classes = logits.shape[1]
+        margins = logits.gather(1, labels[:, None]) - logits
+        margins = margins.scatter(1, labels[:, None], inf).cpu()
+        slope = slopes.expand(classes, classes)[labels.cpu()]
+        needed = slope[:, None] * distances[:, None] + 2 * sqrt(2) * error[..., None]
+        enough = margins[:, None] > torch.where(distances[:, None] > 0, needed, 0.0)
+        held.append(enough.all(2))  # (batch, radii)
     if not sum(len(h) for h in held):
         raise ValueError("batches: got no input, wanted at least one")
     return [float(share) for share in torch.cat(held).double().mean(0)]
+
+
+def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:
+    """Lipschitz constants of the differences of any two logits: (classes, classes), or (1, 1) for all."""
+    norms = [bound.norm for _, bound in layers]
+    last = layers[-1][0] if layers else None
+    if not isinstance(last, nn.Linear | UnitaryLinear):
+        return torch.full((1, 1), sqrt(2) * prod(norms), dtype=torch.float64)
+    rows = _matrix(last).cpu()
+    rows = (torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows).double()
+    # Not by products of rows, which cancel where two rows are nearly equal.
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart * (prod(norms[:-1]) * (1 + 1e-12 + rows.shape[1] * float_info.epsilon))
 
 
 def _logits(
@@ -231,9 +249,16 @@ def _of_average(layer: nn.AdaptiveAvgPool2d) -> _Bound:
 
 
 def _of_linear(layer: nn.Linear | UnitaryLinear) -> _Bound:
-    matrix = layer.matrix if isinstance(layer, UnitaryLinear) else layer.weight
     bias = layer.bias
-    return _of_product(matrix, 0.0 if bias is None else float(torch.linalg.vector_norm(bias)))
+    return _of_product(_matrix(layer), 0.0 if bias is None else float(torch.linalg.vector_norm(bias)))
+
+
+def _matrix(layer: nn.Linear | UnitaryLinear) -> Tensor:
+    return layer.matrix if isinstance(layer, UnitaryLinear) else layer.weight
+
+
+def _of_center(layer: Center) -> _Bound:
+    return _Bound(1.0, rounding=1.0, constant=float(torch.linalg.vector_norm(layer.mean)))
 
 
 def _of_blocks(layer: BlockUnitaryLinear) -> _Bound:
@@ -277,6 +302,7 @@ _BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
     BlockUnitaryLinear: _of_blocks,
     UnitaryConvolution: _of_convolution,
     CayleyConv2d: _of_convolution,
+    Center: _of_center,
     GroupSort: _of_group_sort,
     nn.ReLU: _exact,
     nn.LeakyReLU: _of_leaky_relu,

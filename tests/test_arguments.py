@@ -44,7 +44,7 @@ LAYERS = {
     unn.MaxMin: ({"dim": 1}, (3, 4)),
     models.ResNet9: (IMAGES, (2, 1, 4, 4)),
     models.DeepConvNet: ({**IMAGES, "depth": 2, "activation": unn.MaxMin}, (2, 1, 4, 4)),
-    models.LipschitzConvNet: (IMAGES, (2, 1, 4, 4)),
+    models.LipschitzConvNet: ({**IMAGES, "last_layer": "unitary", "mean": None}, (2, 1, 4, 4)),
     models.CayleyConv2d: ({**CONV, "bias": True, "kernel_size": 3}, (2, 2, 4, 4)),
 }
 NO_NUMBER = [None, "4", "a", b"4", [4], (4,), (2, 2), {}, 4j, NAN, object(), len, torch.float32]
@@ -61,7 +61,8 @@ AXES = [5, -5, 2, 1.5, "1", None, [1], (1,), True, NAN, torch.tensor(1)]
 WRONG = {
     **dict.fromkeys(("spatial_size", "stride", "dilation", "image_size"), SIZES),
     **dict.fromkeys(("bias", "batch_first", "bidirectional"), FLAGS),
-    **dict.fromkeys(("nonlinearity", "conv"), WORDS),
+    **dict.fromkeys(("nonlinearity", "conv", "last_layer"), WORDS),
+    "mean": [3, "x", 1.5, [0.1], np.ones(1), torch.ones(1, dtype=torch.int64), torch.tensor(NAN), torch.ones(3)],
     "device": DEVICES,
     "dtype": DTYPES,
     "dropout": [-0.1, 1.1, NAN, "0.5", None, [0.5], True, 2, 4j],

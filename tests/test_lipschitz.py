@@ -10,8 +10,9 @@ from torch import nn
 from projunn import certified_accuracy, lipschitz_bound
 from projunn.lipschitz import _bound, _logits, operator_norm
 from projunn.models import CayleyConv2d, LipschitzConvNet
-from projunn.nn import BlockUnitaryLinear, MaxMin, UnitaryConv2d, UnitaryLinear
-from tests.fuzz.nets import random_net
+from projunn.nn import BlockUnitaryLinear, MaxMin, OffsetCrossEntropyLoss, UnitaryConv2d, UnitaryLinear
+from projunn.optim import RMSprop
+from tests.fuzz.nets import attacked, largest_radius, normalized, random_net
 
 
 def test_measured_norms_show_drift():
@@ -60,6 +61,66 @@ def test_certificates_are_sound_and_shrink_with_the_norm():
     assert certified_accuracy(model, [(x, labels)], radii) == shares
     half = certified_accuracy(model, [(x, labels)], [0.1], lipschitz=2.0)
     assert half == certified_accuracy(model, [(x, labels)], [0.2], lipschitz=1.0)
+
+
+@pytest.mark.parametrize("last", [nn.Linear, UnitaryLinear, normalized])
+def test_a_linear_model_is_certified_up_to_its_decision_boundary(last):
+    """The distance to the hyperplane of two classes is their gap over the distance of their rows."""
+    model = last(6, 4)
+    with torch.no_grad():
+        model.weight[1] = model.weight[0] + 0.01 * torch.randn(6)  # two classes that are much alike
+    x = torch.randn(64, 6)
+    y = model(x).argmax(1)
+    weight, logits = model.weight.detach().double(), model(x).detach().double()
+    gaps = logits.gather(1, y[:, None]) - logits
+    distances = gaps / torch.cdist(weight[y][:, None], weight[None])[:, 0]
+    distances[torch.arange(64), y] = torch.inf
+    nearest = distances.min(1)
+    for i in range(64):
+        r, wanted = nearest.values[i].item(), nearest.indices[i]
+        batch = [(x[i : i + 1], y[i : i + 1])]
+        assert certified_accuracy(model, batch, [r * 0.999 - 1e-4, r * 1.001]) == [r > 2e-4, 0]
+        across = weight[wanted] - weight[y[i]]
+        moved = x[i].double() + across / across.norm() * (r * 1.001 + 1e-4)
+        assert model(moved.float()).argmax() != y[i]
+
+
+@pytest.mark.parametrize("last_layer", ["unitary", "normalized"])
+def test_certificates_of_a_net_trained_for_margins_hold_under_attack(last_layer):
+    model = LipschitzConvNet(1, 4, 8, width=4, last_layer=last_layer, mean=torch.tensor(0.4))
+    optimizer = RMSprop(model.parameters(), lr=1e-3, unitary_lr=2e-2, rank=4)
+    x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 4
+    loss_of = OffsetCrossEntropyLoss()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = loss_of(model(x), y)
+        loss.backward()
+        optimizer.step()
+    model.eval().requires_grad_(False)
+    assert lipschitz_bound(nn.Sequential(*list(model)[:-1])) < 1 + 1e-5
+    torch.testing.assert_close(model[-1].weight.norm(dim=1), torch.ones(4))
+    labels = model(x).argmax(1)
+    assert (labels == y).float().mean() > 0.9
+    radii = torch.tensor([largest_radius(model, one[None]) for one in x], dtype=torch.float64)
+    assert radii.median() > 0.05
+    for target in range(4):
+        moved = attacked(model, x, target, radii, torch.Generator().manual_seed(target))
+        inside = (moved.double() - x.double()).flatten(1).norm(dim=1) <= radii
+        assert torch.equal(model(moved).argmax(1)[inside], labels[inside])
+
+
+def test_subtracting_a_mean_moves_no_radius():
+    """Of a net whose biases undo the mean, in float64: what is left is the rounding."""
+    torch.manual_seed(0)
+    x, mean = torch.rand(16, 1, 8, 8, dtype=torch.float64), torch.rand(1, 8, 8, dtype=torch.float64)
+    plain = LipschitzConvNet(1, 4, 8, width=4).double().eval()
+    centred = LipschitzConvNet(1, 4, 8, width=4, mean=mean).double().eval()
+    centred.load_state_dict(plain.state_dict() | {"center.mean": mean})
+    labels = plain(x).argmax(1)
+    for radius in (0.01, 0.05, 0.2):
+        (ours,) = certified_accuracy(centred, [(x + mean, labels)], [radius])
+        assert [ours] == certified_accuracy(plain, [(x, labels)], [radius])
+    assert operator_norm(centred.center) == 1
 
 
 def test_leaky_slopes_count():

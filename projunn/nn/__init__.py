@@ -21,6 +21,7 @@ from projunn.nn.finetuning import (
 )
 from projunn.nn.groupsort import GroupSort, MaxMin
 from projunn.nn.linear import UnitaryLinear
+from projunn.nn.loss import OffsetCrossEntropyLoss
 from projunn.nn.modrelu import ModReLU
 from projunn.nn.recurrent import UnitaryRNN, UnitaryRNNCell
 from projunn.nn.select import select_blocks
@@ -33,6 +34,7 @@ __all__ = [
     "LocalUnitaryConv3d",
     "MaxMin",
     "ModReLU",
+    "OffsetCrossEntropyLoss",
     "OrthogonalFinetuning",
     "UnitaryConv1d",
     "UnitaryConv2d",

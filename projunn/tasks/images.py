@@ -1,7 +1,7 @@
 """Image classification by convolutional networks."""
 
 from collections.abc import Callable, Mapping
-from math import log
+from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from projunn.lipschitz import certified_accuracy
 from projunn.models import CayleyConv2d, DeepConvNet, LipschitzConvNet, ResNet9
-from projunn.nn import UnitaryConv2d
+from projunn.nn import OffsetCrossEntropyLoss, UnitaryConv2d
 from projunn.tasks.datasets import DATA, DATASETS, load_images, name_of
 from projunn.tasks.measurements import GREEN, ORANGE, Metric, Score, Trained
 from projunn.tasks.options import Option, TaskOptions, above_zero, at_least_one
@@ -27,11 +27,19 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deep": DeepConvNet,
     "lipschitz": LipschitzConvNet,
 }
-# Small rotations add up over a hundred layers.  36/255 is the usual radius of certified accuracy.
+# Small rotations add up over a hundred layers.  36/255 is the usual radius of certified accuracy.  To a
+# network that cannot enlarge distances a shifted image is far from the image.
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "deep": {"unitary_lr": 1e-4},
-    "lipschitz": {"certify": 36 / 255},
+    "lipschitz": {
+        "certify": 36 / 255,
+        "margin": 0.5,
+        "augment": False,
+        "unitary_lr": 1e-2,
+        "rank": 4,
+    },
 }
+_TEMPERATURE = 0.25
 _CERTIFY = Option(
     "certify",
     float,
@@ -40,6 +48,15 @@ _CERTIFY = Option(
     group="model",
     limit=above_zero,
     elsewhere="certify: wanted images and --model lipschitz: others have no known bound",
+)
+_MARGIN = Option(
+    "margin",
+    float,
+    None,
+    "distance, where pixels are 0 to 1, within which the lipschitz model's answers are to hold",
+    group="model",
+    limit=above_zero,
+    elsewhere="margin: wanted images and --model lipschitz: others have no known bound",
 )
 
 
@@ -51,6 +68,10 @@ class Images(Task):
     ``data`` names other files.  With ``augment`` each training image is shifted at random, by up to an
     eighth of its size, and mirrored at random where mirrored objects exist (CIFAR).  A uniform guess
     scores the logarithm of the number of classes.
+
+    With ``margin`` = d the lipschitz model gets images of pixels from 0 to 1, subtracts their mean itself,
+    has a normalized last layer, and is trained by `projunn.nn.OffsetCrossEntropyLoss` with offset
+    sqrt(2) d.  Without one it is trained as the others are.
     """
 
     name = "images"
@@ -64,6 +85,7 @@ class Images(Task):
         Option("width", int, 16, "channels of the first convolution", group="model", limit=at_least_one),
         Option("depth", int, 100, "convolutions of the deep model", group="model", limit=at_least_one),
         _CERTIFY,
+        _MARGIN,
     )
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "rmsprop",
@@ -86,6 +108,11 @@ class Images(Task):
         self._name = name_of(self.options.dataset, self.options.data, train, test)
         axes = (0, 2, 3)
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
+        self._mean, self._loss = None, nn.CrossEntropyLoss()
+        if self.options.margin is not None:
+            self._mean = mean.squeeze(0)
+            self._loss = OffsetCrossEntropyLoss(sqrt(2) * self.options.margin, _TEMPERATURE)
+            mean, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
         self._train = (train[0] - mean) / deviation, train[1]
         self._test = (test[0] - mean) / deviation, test[1]
         self.stretch = float(1 / deviation.min())  # of distances, by the division
@@ -93,7 +120,8 @@ class Images(Task):
         self.channels = train[0].shape[1]
         self.image_size = (train[0].shape[2], train[0].shape[3])
         self.output_size = int(train[1].max()) + 1
-        self.naive = log(self.output_size)
+        guess = torch.zeros(1, self.output_size)
+        self.naive = float(self._loss(guess, torch.zeros(1, dtype=torch.int64)))
 
     @classmethod
     def defaults_for(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +133,8 @@ class Images(Task):
             raise ValueError("dtype, width: images take float32 and an even width")
         if options.certify is not None and options.model != "lipschitz":
             raise ValueError(_CERTIFY.elsewhere)
+        if options.margin is not None and options.model != "lipschitz":
+            raise ValueError(_MARGIN.elsewhere)
         if options.model == "lipschitz" and "plain" in options.compare:
             raise ValueError("compare: got 'plain', wanted 'cayley': plain layers are not 1-Lipschitz")
 
@@ -114,9 +144,11 @@ class Images(Task):
 
     def build(self, body: str) -> nn.Module:
         model = self.options.model
-        depth = {"depth": self.options.depth} if model == "deep" else {}
+        special: dict[str, Any] = {"depth": self.options.depth} if model == "deep" else {}
+        if self._mean is not None:
+            special = {"last_layer": "normalized", "mean": self._mean}
         shape = (self.channels, self.output_size, self.image_size)
-        return _NETWORKS[model](*shape, conv=body, width=self.options.width, **depth)
+        return _NETWORKS[model](*shape, conv=body, width=self.options.width, **special)
 
     def batch(self, generator: torch.Generator) -> Batch:
         images, labels = self._train
@@ -143,7 +175,7 @@ class Images(Task):
         return self._test
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(output, target)
+        return self._loss(output, target)
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.argmax(-1) == target).float().mean()
@@ -164,8 +196,8 @@ class Images(Task):
     def certified(self, model: nn.Module, device: torch.device, radius: float) -> float:
         """The share of held-out images whose right answer no change of 2-norm ``radius`` can make wrong.
 
-        The radius is in units of the pixels' range, 0 to 1.  The images that a model gets are divided by
-        the deviation of each channel, and so are their distances.  The model's Lipschitz constant is
+        The radius is in units of the pixels' range, 0 to 1.  Where the images that a model gets are divided
+        by the deviation of each channel, so are their distances.  The model's Lipschitz constant is
         measured on its weights (`projunn.certified_accuracy`).
         """
         images, labels = self._test

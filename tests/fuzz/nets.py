@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from projunn import certified_accuracy, lipschitz_bound
-from projunn.models import CayleyConv2d
+from projunn import certified_accuracy, constrain, lipschitz_bound
+from projunn.models import CayleyConv2d, Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, MaxMin, UnitaryConv2d, UnitaryLinear
 
 
@@ -16,7 +16,8 @@ def random_net(choose, huge_biases=False):
         huge_biases: whether the biases are so large that rounding decides.
     """
     layers, shape = [], (choose((3, 8, 20)),)
-    if choose((False, True)):
+    images, centred = choose((False, True)), choose((None, None, 0.3, 100.0))
+    if images:
         channels, size = choose((1, 2, 3)), choose((4, 5, 6, 7))
         shape = (channels, size, size)
         for _ in range(choose((1, 2, 3))):
@@ -43,8 +44,10 @@ def random_net(choose, huge_biases=False):
             )()
         ]
         features = width
-    classes = choose((2, 3, 10))
-    model = nn.Sequential(*layers, UnitaryLinear(features, classes)).eval()
+    if centred is not None:
+        layers.insert(0, Center(centred * torch.randn(shape)))
+    last = choose((UnitaryLinear, nn.Linear, normalized))(features, choose((2, 3, 10)))
+    model = nn.Sequential(*layers, last).eval()
     if huge_biases:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -53,14 +56,22 @@ def random_net(choose, huge_biases=False):
     return model, shape
 
 
+def normalized(features, classes):
+    """A linear layer whose rows have norm 1."""
+    return constrain(nn.Linear(features, classes), blocks=classes)
+
+
 def largest_radius(model, x):
     """The largest radius that is certified for one input, of many that lie closest at the upper end.
 
-    That end is the radius in exact arithmetic, where the margin is sqrt(2) L times the radius.
+    That end is the radius in exact arithmetic, by the rows of the last layer.
     """
     logits = model(x).double()
-    best, second = logits.topk(2).values[0]
-    exact = ((best - second) / (2**0.5 * lipschitz_bound(model))).item()
+    label = logits.argmax(1).item()
+    rows = model[-1].weight.detach().double()
+    gaps = (logits[0, label] - logits[0]) / (rows[label] - rows).norm(dim=1)
+    gaps[label] = torch.inf
+    exact = (gaps.amin() / lipschitz_bound(nn.Sequential(*list(model)[:-1]))).item()
     if exact <= 0:
         return 0.0
     radii = exact * (1 - torch.logspace(0, -12, 4000, dtype=torch.float64))

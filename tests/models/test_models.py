@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import projunn
-from projunn.models import CayleyConv2d, DeepConvNet, LipschitzConvNet, ResNet9
+from projunn.models import CayleyConv2d, Center, DeepConvNet, LipschitzConvNet, ResNet9
 from projunn.optim import RMSprop
 from tests.dense import defect
 
@@ -80,6 +80,21 @@ def test_lipschitz_net_is_lipschitz_before_and_after_training():
     assert projunn.lipschitz_bound(model) == pytest.approx(1, abs=1e-5)
 
 
+def test_networks_with_and_without_a_mean_share_their_weights():
+    """Saved weights of earlier versions, which had none, load."""
+    plain = LipschitzConvNet(2, 3, 4, width=2)
+    mean = torch.tensor([0.2, 0.5])[:, None, None]
+    centred = LipschitzConvNet(2, 3, 4, width=2, mean=mean)
+    kept = centred.load_state_dict(plain.state_dict(), strict=False)
+    assert kept.missing_keys == ["center.mean"]
+    assert not kept.unexpected_keys
+    x = torch.rand(5, 2, 4, 4)
+    torch.testing.assert_close(centred(x), plain(x - mean))
+    normalized = LipschitzConvNet(2, 3, 4, width=2, last_layer="normalized")
+    assert not normalized.load_state_dict(plain.state_dict()).missing_keys
+    torch.testing.assert_close(normalized(x), plain(x))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -88,8 +103,18 @@ def test_lipschitz_net_is_lipschitz_before_and_after_training():
         (lambda: DeepConvNet(1, 2, 8, depth=0), "depth: got 0"),
         (lambda: LipschitzConvNet(1, 2, 6), "image_size: got 6, wanted height and width divisible by 4"),
         (lambda: CayleyConv2d(1, 2, 5, 2), "stride: got 2"),
+        (lambda: LipschitzConvNet(1, 2, 8, last_layer="free"), "last_layer: got 'free', wanted one of"),
+        (lambda: LipschitzConvNet(1, 2, 8, mean=torch.ones(3)), r"mean: got shape \(3,\), wanted one"),
+        (lambda: Center(torch.tensor(float("nan"))), "mean: got entries that are not finite"),
+        (lambda: Center(torch.ones(2))(torch.ones(3, 3)), r"input: got shape \(3, 3\), wanted \(batch, 2"),
     ],
 )
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("mean", [0.5, "x", [0.1], torch.ones(1, dtype=torch.int64), torch.ones(1) * 1j])
+def test_a_mean_that_is_no_tensor_of_real_numbers_is_refused(mean):
+    with pytest.raises(TypeError, match="mean: got"):
+        LipschitzConvNet(1, 2, 8, mean=mean)
