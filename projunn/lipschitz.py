@@ -39,9 +39,9 @@ def operator_norm(layer: nn.Module) -> float:
 
     For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
     unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64.  It is
-    taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle``, `GroupSort` and `Center`,
-    for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel; and as the larger of 1 and
-    the size of its slope for ``LeakyReLU``.
+    taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle``, `GroupSort` and
+    `projunn.models.Center`, for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel;
+    and as the larger of 1 and the size of its slope for ``LeakyReLU``.
 
     Raises:
         TypeError: a layer with no known bound: another kind, such as batch normalisation or a residual
@@ -106,7 +106,9 @@ def certified_accuracy(
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
     layers = [(layer, _bound(layer)) for layer in _chain(model)] if lipschitz is None else []
     distances = torch.tensor(list(radii), dtype=torch.float64)
-    slopes = distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
+    slopes = (
+        distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
+    )
     held = []
     for inputs, labels in batches:
         if lipschitz is None:
@@ -126,7 +128,7 @@ def certified_accuracy(
 
 
 def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:
-    """Lipschitz constants of the differences of any two logits: (classes, classes), or (1, 1) for all."""
+    """Lipschitz constants of the differences of two logits: (classes, classes), or (1, 1) for all."""
     norms = [bound.norm for _, bound in layers]
     last = layers[-1][0] if layers else None
     if not isinstance(last, nn.Linear | UnitaryLinear):

@@ -35,11 +35,12 @@ _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
         "certify": 36 / 255,
         "margin": 0.5,
         "augment": False,
-        "unitary_lr": 1e-2,
+        "lr": 3e-3,
+        "unitary_lr": 3e-2,
         "rank": 4,
     },
 }
-_TEMPERATURE = 0.25
+_TEMPERATURE = 0.25  # of the loss, in margins
 _CERTIFY = Option(
     "certify",
     float,
@@ -69,9 +70,9 @@ class Images(Task):
     eighth of its size, and mirrored at random where mirrored objects exist (CIFAR).  A uniform guess
     scores the logarithm of the number of classes.
 
-    With ``margin`` = d the lipschitz model gets images of pixels from 0 to 1, subtracts their mean itself,
-    has a normalized last layer, and is trained by `projunn.nn.OffsetCrossEntropyLoss` with offset
-    sqrt(2) d.  Without one it is trained as the others are.
+    With ``margin`` = d the lipschitz model gets images of pixels from 0 to 1, subtracts their mean
+    itself, has a normalized last layer, and is trained by `projunn.nn.OffsetCrossEntropyLoss` with
+    offset sqrt(2) d and temperature d / 4.  Without one it is trained as the others are.
     """
 
     name = "images"
@@ -108,10 +109,14 @@ class Images(Task):
         self._name = name_of(self.options.dataset, self.options.data, train, test)
         axes = (0, 2, 3)
         mean, deviation = train[0].mean(axes, keepdim=True), train[0].std(axes, keepdim=True)
-        self._mean, self._loss = None, nn.CrossEntropyLoss()
+        self._mean: Tensor | None = None
+        self._loss: nn.Module = nn.CrossEntropyLoss()
         if self.options.margin is not None:
+            self.loss_name = "offset cross-entropy"
             self._mean = mean.squeeze(0)
-            self._loss = OffsetCrossEntropyLoss(sqrt(2) * self.options.margin, _TEMPERATURE)
+            self._loss = OffsetCrossEntropyLoss(
+                sqrt(2) * self.options.margin, _TEMPERATURE * self.options.margin
+            )
             mean, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
         self._train = (train[0] - mean) / deviation, train[1]
         self._test = (test[0] - mean) / deviation, test[1]
@@ -175,7 +180,8 @@ class Images(Task):
         return self._test
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return self._loss(output, target)
+        loss: Tensor = self._loss(output, target)
+        return loss
 
     def accuracy(self, output: Tensor, target: Tensor) -> Tensor:
         return (output.argmax(-1) == target).float().mean()
@@ -196,9 +202,9 @@ class Images(Task):
     def certified(self, model: nn.Module, device: torch.device, radius: float) -> float:
         """The share of held-out images whose right answer no change of 2-norm ``radius`` can make wrong.
 
-        The radius is in units of the pixels' range, 0 to 1.  Where the images that a model gets are divided
-        by the deviation of each channel, so are their distances.  The model's Lipschitz constant is
-        measured on its weights (`projunn.certified_accuracy`).
+        The radius is in units of the pixels' range, 0 to 1.  Where the images that a model gets are
+        divided by the deviation of each channel, so are their distances.  The model's Lipschitz constant
+        is measured on its weights (`projunn.certified_accuracy`).
         """
         images, labels = self._test
         chunks = zip(images.split(_TEST_CHUNK), labels.split(_TEST_CHUNK), strict=True)

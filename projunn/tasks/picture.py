@@ -21,7 +21,7 @@ _FLOOR = 1e-8  # of the defects that are drawn
 class Scored(Protocol):
     """The attributes of a task that the picture shows."""
 
-    loss_name: ClassVar[str]
+    loss_name: str
     scores_training_loss: ClassVar[bool]
     naive: float
 

@@ -45,7 +45,7 @@ class Task:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    loss_name: ClassVar[str]
+    loss_name: str
     declares: ClassVar[tuple[Option, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
     compared: ClassVar[Mapping[str, str]] = {}

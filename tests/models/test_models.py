@@ -105,8 +105,10 @@ def test_networks_with_and_without_a_mean_share_their_weights():
         (lambda: CayleyConv2d(1, 2, 5, 2), "stride: got 2"),
         (lambda: LipschitzConvNet(1, 2, 8, last_layer="free"), "last_layer: got 'free', wanted one of"),
         (lambda: LipschitzConvNet(1, 2, 8, mean=torch.ones(3)), r"mean: got shape \(3,\), wanted one"),
-        (lambda: Center(torch.tensor(float("nan"))), "mean: got entries that are not finite"),
-        (lambda: Center(torch.ones(2))(torch.ones(3, 3)), r"input: got shape \(3, 3\), wanted \(batch, 2"),
+        (
+            lambda: Center(torch.ones(2))(torch.ones(3, 3)),
+            r"input: got shape \(3, 3\), wanted \(batch, 2",
+        ),
     ],
 )
 def test_errors(make, words):

@@ -30,9 +30,7 @@ def test_it_is_its_formula(shape, annealing):
 
 def test_without_offset_it_is_cross_entropy():
     x, target = torch.randn(6, 3), torch.randint(3, (6,))
-    torch.testing.assert_close(
-        OffsetCrossEntropyLoss(0, 1)(x, target), nn.CrossEntropyLoss()(x, target)
-    )
+    torch.testing.assert_close(OffsetCrossEntropyLoss(0, 1)(x, target), nn.CrossEntropyLoss()(x, target))
 
 
 @pytest.mark.parametrize("annealing", [0.0, 0.5, 5.0])

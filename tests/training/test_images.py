@@ -1,11 +1,15 @@
 """Runs on images: what they leave, what they learn."""
 
 import json
+from dataclasses import replace
+from math import log
 
 import pytest
 import torch
+from torch import nn
 
 from projunn import lipschitz_bound
+from projunn.nn import UnitaryConv2d, UnitaryLinear
 from projunn.tasks import TASKS, TaskOptions
 from projunn.training import Run, TrainConfig, train
 
@@ -43,12 +47,12 @@ def test_certified_accuracy_is_logged_and_holds(tmp_path, capsys):
         x, labels = result.task.test_data()
         model = learner.model.eval()
         with torch.no_grad():
-            logits = model(x)
-            best = logits.topk(2)
-            margin = best.values[:, 0] - best.values[:, 1]
-            # a step of 0.02 in pixels, in the units that the model gets
-            reach = 0.02 * result.task.stretch
-            sure = (best.indices[:, 0] == labels) & (margin > 2**0.5 * lipschitz_bound(model) * reach)
+            logits, rows = model(x), model[-1].weight
+            gaps = logits.gather(1, labels[:, None]) - logits
+            reach = 0.02  # in pixels, which are what the model gets
+            needed = lipschitz_bound(nn.Sequential(*list(model)[:-1])) * reach * torch.cdist(rows, rows)
+            others = nn.functional.one_hot(labels, 10) == 0
+            sure = ((gaps > needed[labels]) | ~others).all(1)
         exact = sure.double().mean().item()  # without the rounding of the logits
         assert exact - 0.01 < certified <= exact
         noise = torch.randn_like(x)
@@ -66,7 +70,7 @@ def test_drift_lowers_the_certificate(tmp_path):
     model, task = result.learners[0].model, result.task
     before = task.certified(model, torch.device("cpu"), 0.01)
     with torch.no_grad():
-        model[0].weight[14] *= 50  # high frequencies (4, 3), of which digits have little
+        model.get_submodule("0").weight[14] *= 50  # high frequencies (4, 3), of which digits have little
     assert before > 0
     assert task.certified(model, torch.device("cpu"), 0.01) < before
 
@@ -111,7 +115,43 @@ def test_diverged_gains_are_null(tmp_path, monkeypatch):
 
 def test_lipschitz_models_are_certified():
     assert TrainConfig.for_task("images", model="lipschitz").certify == 36 / 255
+    assert TrainConfig.for_task("images", model="lipschitz").margin == 0.5
     assert TrainConfig.for_task("images").certify is None
+    assert TrainConfig.for_task("images").margin is None
+
+
+def test_runs_of_before_there_was_a_margin_go_on_as_they_were(tmp_path):
+    """Their ``config.json`` names none: standardised images, plain cross-entropy, orthonormal rows."""
+    options = {"model": "lipschitz", "width": 4, "log_every": 2, "device": "cpu"}
+    config = replace(TrainConfig.for_task("images", steps=2, **options), margin=None)
+    assert train(Run(config, tmp_path))
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    del written["margin"]
+    path.write_text(json.dumps(written))
+    resumed = Run.resume(tmp_path, steps=4)
+    assert train(resumed)
+    task, model = resumed.task, resumed.learners[0].model
+    assert isinstance(model[0], UnitaryConv2d)
+    assert isinstance(model[-1], UnitaryLinear)
+    x, y = task.test_data()
+    assert task.naive == pytest.approx(log(10))
+    assert resumed.points[-1].test_loss == pytest.approx(
+        nn.functional.cross_entropy(model.eval()(x), y).item(), rel=1e-4
+    )
+    assert x.std() == pytest.approx(1, rel=0.05)
+
+
+def test_a_margin_certifies_more_at_its_distance(tmp_path):
+    shares = {}
+    for margin in (0.1, 0.7):
+        options = {"model": "lipschitz", "width": 4, "certify": 0.3, "log_every": 60}
+        result = run(tmp_path / str(margin), steps=60, margin=margin, **options)
+        shares[margin] = result.points[-1].measured["certified"]
+        x, _ = result.task.test_data()
+        assert x.min() == 0
+        assert x.max() == 1
+    assert shares[0.7] > shares[0.1] + 0.05
 
 
 def test_deep_models_turn_slower():
@@ -128,6 +168,8 @@ def test_deep_models_turn_slower():
         ({"model": "lipschitz", "compare": ("plain",)}, "plain layers are not 1-Lipschitz"),
         ({"certify": 0.1}, "certify: wanted images and --model lipschitz"),
         ({"model": "lipschitz", "certify": -1.0}, "certify: got -1.0"),
+        ({"margin": 0.1}, "margin: wanted images and --model lipschitz"),
+        ({"model": "lipschitz", "margin": 0.0}, "margin: got 0.0"),
         ({"schedule": "sometimes"}, "schedule: got 'sometimes'"),
     ],
 )
