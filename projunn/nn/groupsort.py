@@ -1,5 +1,7 @@
 """Activations that preserve the norm, by sorting channels in groups."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +50,12 @@ class GroupSort(nn.Module):
         dim = self.dim % input.ndim
         groups = input.unflatten(dim, (features // self.group_size, self.group_size))
         if self.group_size == 2:  # two passes instead of a sort
-            first, second = groups.unbind(dim + 1)
-            pair = torch.stack([first.minimum(second), first.maximum(second)], dim + 1)
-            return pair.flatten(dim, dim + 1)
+            learns = torch.is_grad_enabled() and input.requires_grad
+            if learns and not torch.compiler.is_compiling():
+                pairs: Tensor = _Pairs.apply(groups, dim + 1)
+            else:
+                pairs = _sorted_pairs(groups, dim + 1)
+            return pairs.flatten(dim, dim + 1)
         return groups.sort(dim + 1).values.flatten(dim, dim + 1)
 
     def _check(self, input: Tensor) -> None:
@@ -65,6 +70,48 @@ class GroupSort(nn.Module):
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}, dim={self.dim}"
+
+
+def _sorted_pairs(pairs: Tensor, dim: int) -> Tensor:
+    first, second = pairs.unbind(dim)
+    return torch.stack([first.minimum(second), first.maximum(second)], dim)
+
+
+class _Pairs(torch.autograd.Function):
+    """`_sorted_pairs`, whose derivative is the permutation that sorts.
+
+    That of minimum and maximum is made of twenty operations, which took most of the time, and shares a
+    gradient between equal entries, so that its norm is not kept.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pairs: Tensor, dim: int) -> Tensor:
+        return _sorted_pairs(pairs, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        pairs, ctx.dim = inputs
+        first, second = pairs.unbind(ctx.dim)
+        swapped = first > second
+        ctx.save_for_backward(swapped)
+        ctx.save_for_forward(swapped)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _permuted(ctx, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _permuted(ctx, tangent)
+
+
+def _permuted(ctx: Any, pairs: Tensor) -> Tensor:
+    """The permutation, which is its own inverse."""
+    (swapped,) = ctx.saved_tensors
+    first, second = pairs.unbind(ctx.dim)
+    return torch.stack([second.where(swapped, first), first.where(swapped, second)], ctx.dim)
 
 
 class MaxMin(GroupSort):
