@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from projunn import optim
 from projunn.nn import UnitaryLinear
@@ -95,3 +96,33 @@ def test_pairs_and_complex_storage_take_the_same_steps(name):
         for optimizer in optimizers:
             optimizer.step()
     assert torch.equal(layer.matrix, native.weight)
+
+
+class Reductions(TorchDispatchMode):
+    """Lists reductions of whole complex matrices, and of axes of two, which PyTorch does slowly."""
+
+    def __init__(self, entries):
+        super().__init__()
+        self.entries, self.slow = entries, []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        name = operator.name()
+        if "norm" in name or "sum" in name:
+            x = arguments[0]
+            pairs = (
+                "sum" in name and x.numel() == 2 * self.entries and list(arguments[1]) == [x.ndim - 1]
+            )
+            if pairs or (x.is_complex() and x.numel() == self.entries):
+                self.slow.append(f"{name} of {x.dtype} {tuple(x.shape)}")
+        return operator(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
+def test_steps_of_complex_weights_reduce_real_numbers(name):
+    layer = UnitaryLinear(12, 12, bias=False, dtype=torch.complex64)
+    optimizer = getattr(optim, name)(layer.parameters(), lr=0.1)
+    with Reductions(12 * 12) as seen:
+        for _ in range(3):
+            layer.weight.grad = torch.randn(12, 12, 2)
+            optimizer.step()
+    assert not seen.slow

@@ -170,7 +170,7 @@ class DenseGradient:
         if self._finite is None:
             limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
             if not on_device(grad):  # faster, and no entry is larger than the 2-norm
-                self._finite = torch.linalg.vector_norm(grad, dim=(-2, -1), keepdim=True) < limit
+                self._finite = frobenius_norms(grad) < limit
             if self._finite is None or not surely_all(self._finite):
                 size = torch.linalg.vector_norm(grad, torch.inf, dim=(-2, -1), keepdim=True)
                 self._finite = size < limit
@@ -240,9 +240,17 @@ def largest(rule: Any, group: dict[str, Any], dtype: torch.dtype) -> float:
     return most / 4 * max(1 - group.get("momentum", 0), 2**-24)
 
 
+def frobenius_norms(matrices: Tensor) -> Tensor:
+    """Of each matrix, (\\*batch, 1, 1).  Of complex numbers themselves they take 100 times as long."""
+    if not matrices.is_complex():
+        return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    parts = torch.view_as_real(matrices.resolve_conj())
+    return torch.linalg.vector_norm(parts, dim=(-3, -2, -1), keepdim=True).squeeze(-1)
+
+
 def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
     """``average += weight |tensor|^2``, elementwise; |z|^2 = z conj(z) is real."""
     if not tensor.is_complex():
         return average.addcmul_(tensor, tensor, value=weight)
-    pairs = torch.view_as_real(tensor)
-    return average.add_(pairs.square().sum(-1), alpha=weight)
+    real, imaginary = torch.view_as_real(tensor).square().unbind(-1)
+    return average.add_(real + imaginary, alpha=weight)  # eight times as fast as a sum over the axis
