@@ -53,7 +53,7 @@ def main() -> dict[str, float]:
     x, y, test_x, test_y = digits()
     mean = x.mean((0, 2, 3), keepdim=True)[0]
     model = LipschitzConvNet(1, 10, 8, width=options.width, last_layer="normalized", mean=mean)
-    optimizer = projunn.optim.RMSprop(model.parameters(), lr=0.003, unitary_lr=0.02, rank=4)
+    optimizer = projunn.optim.AdamW(model.parameters(), lr=0.01, unitary_lr=0.01, rank=4)
     loss_of = OffsetCrossEntropyLoss(offset=2**0.5 * 0.5, temperature=0.125)  # to hold up to 0.5
     started = time.perf_counter()
     for _ in range(options.epochs):
