@@ -111,7 +111,7 @@ def _variant(on: Machine, kernel: Kernel, problem: Problem, variant: Variant) ->
     def call() -> float:
         config = kernel.closed_form(problem, device_of(on.device))
         small = selfcheck.smaller(kernel, problem, config)
-        case = kernel.case(small, Inputs(on.device, steps=5), **variant)
+        case = kernel.case(small, Inputs(on.device), **variant)
         with choice.using({kernel.name: config}), selfcheck.suspended():
             ours = case.launched()
         three = zip(ours, case.expected(False), case.expected(True), strict=True)

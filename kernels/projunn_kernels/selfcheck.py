@@ -36,7 +36,6 @@ MODES = ("auto", "off", "always")
 # A kernel may be this much worse than PyTorch in float32, and this far off where PyTorch is lucky.
 _FACTOR, _FLOOR = 8.0, 4e-6
 _HALF, _TF32 = 2e-2, 5e-3  # floors of products of half-precision numbers, and of TF32 products
-_STEPS = 5  # of a loop over time
 
 
 class Distrusted(Exception):
@@ -173,7 +172,7 @@ def _check(
 
 def compare(kernel: Kernel, problem: Problem, variant: Mapping[str, Any], device: torch.device) -> str:
     """What is wrong with the results of a case, compared with float64; empty if nothing is."""
-    case = kernel.case(problem, Inputs(device, steps=_STEPS), **variant)
+    case = kernel.case(problem, Inputs(device), **variant)
     ours, plain, exact = case.launched(), case.expected(False), case.expected(True)
     share = max(error_share(*three, floor_of(variant)) for three in zip(ours, plain, exact, strict=True))
     return "" if share <= 1.0 else f"its error is {share:.3g} times what is allowed"

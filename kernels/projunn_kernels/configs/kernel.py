@@ -30,7 +30,7 @@ class Inputs:
     """
 
     def __init__(
-        self, device: torch.device, *, hollow: bool = False, seed: int = 0, steps: int = 100
+        self, device: torch.device, *, hollow: bool = False, seed: int = 0, steps: int = 5
     ) -> None:
         self.device, self.hollow, self.steps = device, hollow, steps
         self._source = None if hollow else torch.Generator(device).manual_seed(seed)

@@ -126,8 +126,10 @@ def main() -> int:
     rows = []
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(arguments.out.open("w")) if arguments.out else None
-        pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(arguments.processes))
-        new = pool.imap_unordered(_compiled_or_why, todo)
+        new: Iterable[dict[str, Any]] = map(_compiled_or_why, todo)
+        if arguments.processes > 1 and len(todo) > 1:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(arguments.processes))
+            new = pool.imap_unordered(_compiled_or_why, todo)
         begun = time.monotonic()
         for row in itertools.chain(kept, new):
             rows.append(row)
