@@ -27,6 +27,7 @@ Environment:
 Where pytest-xdist is installed, a run of the whole suite takes every core (``-n 0`` for one process).
 """
 
+import functools
 import importlib.util
 import math
 import os
@@ -166,6 +167,34 @@ def _own_settings(tmp_path_factory):
             del os.environ[name]
     os.environ["PROJUNN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["PROJUNN_SELFCHECK"] = "off"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_interpreter():
+    """Triton's interpreter without what it does again and again, half of its time (triton 3.6 to 3.8).
+
+    At each call of a device function it looks through all of ``triton.language`` for what it has to
+    replace.  All of that has been replaced for the launch, until whose end it stays so.
+    """
+    if not INTERPRETED or not _installed("triton"):
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    replace, is_builtin = interpreter._patch_lang, tl.core.is_builtin
+
+    @functools.cache
+    def languages_of(function):
+        seen = function.__globals__.values()
+        return [lang for lang in (tl, tl.core) if any(value is lang for value in seen)]
+
+    def replace_what_is_left(function):
+        for lang in languages_of(function):
+            if is_builtin(lang.load) or is_builtin(lang.tensor.__add__):
+                return replace(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = replace_what_is_left
 
 
 @pytest.fixture(autouse=True)
