@@ -1,10 +1,12 @@
 """What the processes of a job do.  Each scenario returns what its test compares."""
 
 import copy
+import multiprocessing.connection
 import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which optimizers import at their first step: once, not in every process
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
@@ -323,9 +325,9 @@ def load(rank, world, folder):
     return whole(module)
 
 
-def main(folder, world, rank, *names):
+def work(folder, world, rank, names):
+    """What the process of a rank does."""
     torch.set_default_dtype(torch.float64)
-    world, rank = int(world), int(rank)
     store = dist.FileStore(str(Path(folder) / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     results = {}
@@ -337,5 +339,25 @@ def main(folder, world, rank, *names):
     dist.destroy_process_group()
 
 
+def main(folder, world, *names):
+    """A process for each rank, forked from this one, in which PyTorch has been imported; the exit status."""
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=work, args=(folder, int(world), rank, names)) for rank in range(int(world))
+    ]
+    for process in ranks:
+        process.start()
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for sentinel in multiprocessing.connection.wait(running):
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:  # the others would wait for it
+                for other in running.values():
+                    other.kill()
+                return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
