@@ -20,6 +20,7 @@ from projunn_kernels.backends import interpreting
 from projunn_kernels.polish import eager as polishing
 from projunn_kernels.rules import launch as rules_launch
 from projunn_kernels.step import launch as step_launch
+from tests.combinations import pairwise
 
 RULES = {
     "SGD": {"momentum": 0.9, "dampening": 0.1},
@@ -85,13 +86,12 @@ def optimizer_of(rule, parameters, **options):
     return cls(parameters, **options)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize(
-    ("k", "size"),
-    [(1, (3, 16, 16)), (2, (3, 16, 16)), (1, (16, 130)), (2, (16, 130)), (9, (2, 2, 20, 12))],
-)
-def test_dense_gradients(captured, rule, kind, k, size):
+SIZES = [(1, (3, 16, 16)), (2, (3, 16, 16)), (1, (16, 130)), (2, (16, 130)), (9, (2, 2, 20, 12))]
+
+
+@pytest.mark.parametrize(("rule", "size", "kind"), pairwise(RULES, SIZES, KINDS), ids=str)
+def test_dense_gradients(captured, rule, size, kind):
+    k, size = size
     weights = [UnitaryParameter(torch.empty(size, dtype=kind, device="meta")) for _ in range(2)]
     optimizer = optimizer_of(rule, weights, rank=k, retraction=["exp", "polar", "cayley"][k % 3])
     for weight in weights:
@@ -124,10 +124,16 @@ def test_a_rate_on_the_device(captured, rule, unitary_lr):
     captured(optimizer.step)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "Lion"])
-@pytest.mark.parametrize("kind", [torch.complex64, torch.float64], ids=str)
-@pytest.mark.parametrize(("k", "rank"), [(1, 1), (4, 2), (9, 9)])
-def test_training_of_sketched_layers(captured, rule, kind, k, rank):
+SKETCHED = [rule for rule in RULES if rule != "Lion"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "ranks", "kind"),
+    pairwise(SKETCHED, [(1, 1), (4, 2), (9, 9)], [torch.complex64, torch.float64]),
+    ids=str,
+)
+def test_training_of_sketched_layers(captured, rule, ranks, kind):
+    k, rank = ranks
     layers = torch.nn.Sequential(
         UnitaryLinear(12, 12, bias=False, dtype=kind, sketch_rank=k, device="meta"),
         BlockUnitaryLinear(3, 4, bias=False, dtype=kind, sketch_rank=min(k, 4), device="meta"),
