@@ -9,4 +9,6 @@ def pairwise(first, second, third):
     """
     first, second, third = map(list, (first, second, third))
     assert len(third) <= min(len(first), len(second))
-    return [(a, b, third[(i + j) % len(third)]) for i, a in enumerate(first) for j, b in enumerate(second)]
+    return [
+        (a, b, third[(i + j) % len(third)]) for i, a in enumerate(first) for j, b in enumerate(second)
+    ]

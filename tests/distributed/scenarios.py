@@ -340,10 +340,11 @@ def work(folder, world, rank, names):
 
 
 def main(folder, world, *names):
-    """A process for each rank, forked from this one, in which PyTorch has been imported; the exit status."""
-    context = multiprocessing.get_context("fork")
+    """A process for each rank, forked from this one, which has imported PyTorch; the exit status."""
+    context, world = multiprocessing.get_context("fork"), int(world)
     ranks = [
-        context.Process(target=work, args=(folder, int(world), rank, names)) for rank in range(int(world))
+        context.Process(target=work, args=(folder, int(world), rank, names))
+        for rank in range(int(world))
     ]
     for process in ranks:
         process.start()

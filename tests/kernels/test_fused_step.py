@@ -61,7 +61,8 @@ def expected(weight, direction, basis, retraction):
     ],
 )
 def test_step_equals_float64(kernels, step, kind, retraction, m, n, k):
-    tensors = draw(kind, m, n, k, device=kernels.device)
+    # Of eight columns one matrix: in the interpreter its programs take seconds.
+    tensors = draw(kind, m, n, k, 2 if k < 8 else 1, kernels.device)
     wanted = expected(*tensors[:3], retraction)
     step(tensors, retraction=retraction)
     weight, *_, skipped, _ = tensors

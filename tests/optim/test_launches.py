@@ -5,6 +5,7 @@ The budgets are those of docs/kernels.md, for each step after the first, which a
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import projunn
 from projunn import init, optim
 from projunn.nn import UnitaryLinear
 from projunn_kernels.step.arguments import widest
+from tests.combinations import pairwise
 from tests.dense import RETRACTIONS, defect
 from tests.launches import watched
 
@@ -30,7 +32,8 @@ REAL_AND_COMPLEX = pytest.mark.parametrize("kind", [torch.float32, torch.complex
 UNMOVED = {"empty", "new_empty", "unbind", "view", "view_as_real", "view_as_complex", "reshape"}
 UNMOVED |= {"_foreach_add_", "_local_scalar_dense"}
 FOLLOWED = ["sound", "rule"]  # the averages and the direction of a rule
-RANKS = pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
+SIZES = [(16, 16), (16, 70), (16, 130), (130, 16)]
+RANKS_AND_SIZES = list(itertools.product([1, 2, 4, 8, 16], SIZES))
 
 
 def optimizer_of(rule, parameters, **options):
@@ -69,12 +72,13 @@ def _plain_budget(k, m, n, pairs):
     return [*factors, "adjoint_product", basis, "rotate_rows", *warm]
 
 
-@EVERY_RULE
-@REAL_AND_COMPLEX
-@RANKS
-@pytest.mark.parametrize("size", [(16, 16), (16, 70), (16, 130), (130, 16)], ids=str)
-def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, kind, k, size):
-    asked = []
+@pytest.mark.parametrize(
+    ("rule", "shape", "kind"),
+    pairwise(RULES, RANKS_AND_SIZES, [torch.float32, torch.complex64]),
+    ids=str,
+)
+def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, shape, kind):
+    asked, (k, size) = [], shape
     for batch in [(), (2,), (5,), (2, 3)]:
         weight = unitary(kernels, *batch, *size, kind=kind)
         optimizer = optimizer_of(rule, [weight], rank=k, retraction="polar")
