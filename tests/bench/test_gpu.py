@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu.__main__ import main
+
 pytestmark = [
     pytest.mark.requires("triton"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs here"),
@@ -82,7 +84,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     assert json.loads((tmp_path / "dry-run.json").read_text())["entries"]
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
-    result = run("--out", str(tmp_path))
-    assert result.returncode == 2
-    assert result.stderr.endswith("make gpu: PyTorch sees no GPU\n")
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--out", str(tmp_path)])
+    assert main() == 2
+    assert capsys.readouterr().err.endswith("make gpu: PyTorch sees no GPU\n")

@@ -342,13 +342,11 @@ def work(folder, world, rank, names):
 def main(folder, world, *names):
     """A process for each rank, forked from this one, which has imported PyTorch; the exit status."""
     context, world = multiprocessing.get_context("fork"), int(world)
-    ranks = [
-        context.Process(target=work, args=(folder, int(world), rank, names))
-        for rank in range(int(world))
-    ]
-    for process in ranks:
+    running = {}
+    for rank in range(world):
+        process = context.Process(target=work, args=(folder, world, rank, names))
         process.start()
-    running = {process.sentinel: process for process in ranks}
+        running[process.sentinel] = process
     while running:
         for sentinel in multiprocessing.connection.wait(running):
             process = running.pop(sentinel)

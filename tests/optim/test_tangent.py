@@ -10,6 +10,7 @@ from projunn import UnitaryParameter, init
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD
 from projunn_kernels import FusedStep, fused_step_
+from tests.combinations import pairwise
 from tests.dense import RETRACTIONS, defect, precise, unitary_factor
 
 KINDS = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -173,10 +174,12 @@ def test_a_layer_with_sketch_rank_is_refused_and_left_as_it_is(gradient):
     assert torch.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize("k", [1, 2, 3, 9])
-@pytest.mark.parametrize("size", [(9, 9), (9, 140), (140, 9)], ids=str)
-def test_kernels_equal_pytorch(kernels, kind, k, size):
+@pytest.mark.parametrize(
+    ("k", "size", "kind"),
+    pairwise([1, 2, 3, 9], [(9, 9), (9, 140), (140, 9)], [torch.float32, torch.complex64]),
+    ids=str,
+)
+def test_kernels_equal_pytorch(kernels, k, size, kind):
     weight = init.haar_(torch.empty(2, *size, dtype=kind))
     direction = torch.randn(2, *size, dtype=kind)
     basis, probe = (torch.randn(2, max(size), k, dtype=kind) for _ in range(2))
