@@ -3,6 +3,8 @@
 A fixed number of launches for any number of blocks, time steps or frequencies.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,11 +14,14 @@ import projunn
 from projunn.nn import BlockUnitaryLinear, UnitaryConv2d, UnitaryLinear, UnitaryRNN
 from projunn.optim import SGD, AdamW, RMSprop
 from projunn_kernels import factor, retract_
+from tests.combinations import pairwise
 from tests.dense import RETRACTIONS
 from tests.launches import watched
 
-REAL_AND_COMPLEX = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
-RANKS = pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
+KINDS = [torch.float32, torch.complex64]
+REAL_AND_COMPLEX = pytest.mark.parametrize("kind", KINDS, ids=str)
+RANKS = [1, 2, 4, 8, 16]
+EVERY_RANK = pytest.mark.parametrize("k", RANKS)
 RULES = {
     "SGD": lambda parameters, k: SGD(parameters, rank=k, momentum=0.9, nesterov=True, polish_every=0),
     "RMSprop": lambda parameters, k: RMSprop(parameters, rank=k, momentum=0.9, polish_every=0),
@@ -62,12 +67,11 @@ def trained(kernels, layer, n, kind, k, rule):
     return seen.kernels, list(seen.calls)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("rule", RULES)
-@REAL_AND_COMPLEX
-@RANKS
-def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, layer, rule, kind, k):
-    sizes = (6, 10)
+@pytest.mark.parametrize(
+    ("layer", "k", "rule"), pairwise(itertools.product(LAYERS, KINDS), RANKS, RULES), ids=str
+)
+def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, layer, k, rule):
+    (layer, kind), sizes = layer, (6, 10)
     for n in sizes:  # the first time, tables of a size are made
         trained(kernels, layer, n, kind, k, rule)
     few, many = (trained(kernels, layer, n, kind, k, rule) for n in sizes)
@@ -77,7 +81,7 @@ def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, laye
 
 
 @REAL_AND_COMPLEX
-@RANKS
+@EVERY_RANK
 def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
     """Its backward makes two products each way and a basis, by eight columns; its step retracts."""
     layer = BlockUnitaryLinear(3, 16, bias=False, dtype=kind, sketch_rank=k).to(kernels.device)
@@ -100,7 +104,7 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
 
 
 @REAL_AND_COMPLEX
-@RANKS
+@EVERY_RANK
 @pytest.mark.parametrize("method", ["lsi", "column", "subspace"])
 def test_factorizing_a_bank_is_as_many_launches_as_factorizing_one(kernels, kind, k, method):
     asked = []
@@ -114,7 +118,7 @@ def test_factorizing_a_bank_is_as_many_launches_as_factorizing_one(kernels, kind
 
 
 @REAL_AND_COMPLEX
-@RANKS
+@EVERY_RANK
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("precise", [False, True])
 def test_retracting_a_bank_is_as_many_launches_as_retracting_one(kernels, kind, k, retraction, precise):
