@@ -82,7 +82,7 @@ def test_zero_padding_loses_what_leaves_the_image_and_nothing_grows():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_norms_are_kept_after_training(rule, options, dtype):
     layer = make((3, 12), (6, 5), 3, dtype, bias=False, **options)
-    optimizer = rule(layer.parameters(), lr=1e-2, unitary_lr=0.02)
+    optimizer = rule(layer.parameters(), lr=1e-2, unitary_lr=0.2 if rule is SGD else 0.02)
     source = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 6, 5, generator=source)
     target = torch.randn(layer(x).shape, generator=source, dtype=dtype)
@@ -93,7 +93,7 @@ def test_norms_are_kept_after_training(rule, options, dtype):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.99 * losses[0]
+    assert losses[-1] < 0.97 * losses[0]  # at most 0.944 with 6 seeds
     sizes = layer(x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
     assert (sizes - 1).abs().max() < 1e-5
 

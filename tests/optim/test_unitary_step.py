@@ -168,7 +168,9 @@ def test_bad_matrix_of_a_batch_stops_no_other(rule, factorization):
             optimizer.step()
         if t == 2:
             assert torch.equal(bank.weight[0, 1], before)
-    assert torch.equal(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]])
+            assert torch.equal(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]])
+    # From then on AdamW's matrices have corrections of their own, in tensors: 6e-8 apart with 40 seeds.
+    torch.testing.assert_close(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]], atol=5e-7, rtol=0)
     assert optimizers[0].skipped_steps() == 1
     assert defect(bank.weight.detach()) < 1e-6
 
