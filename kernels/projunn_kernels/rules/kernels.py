@@ -33,7 +33,6 @@ def sound_kernel(
     matrices,
     size,
     stretch,
-    PARTS: tl.constexpr,
     COUNTED: tl.constexpr,
     CORRECTED: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -54,7 +53,7 @@ def sound_kernel(
         inside = (start + lane < stretch) & (at < size)
         entries = tl.load(g + at, mask=inside, other=0.0)
         wrong = wrong | tl.where(tl.abs(entries) < limit, 0, 1)
-    tl.store(sound + slot * PARTS + part, (tl.max(wrong) == 0).to(tl.int8))
+    tl.store(sound + slot * tl.num_programs(0) + part, (tl.max(wrong) == 0).to(tl.int8))
     if CORRECTED and part == 0:
         if COUNTED:
             count = tl.load(pointer(counted, slot // matrices, tl.int64))
@@ -86,7 +85,6 @@ def rule_kernel(
     MEAN: tl.constexpr,
     OTHER: tl.constexpr,
     NESTEROV: tl.constexpr,
-    PARTS: tl.constexpr,
     PAIRS: tl.constexpr,
     B: tl.constexpr,
 ):
@@ -95,8 +93,11 @@ def rule_kernel(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     SQUARED: tl.constexpr = RULE == "rmsprop" or RULE == "adamw"
     first = tl.program_id(0).to(tl.int64) * B
-    lane = tl.arange(0, PARTS)
-    found = tl.load(sound + slot * PARTS + lane, mask=lane < parts, other=1)
+    lane = tl.arange(0, 128)
+    found = tl.full((128,), 1, tl.int8)
+    for start in range(0, parts, 128):
+        at = start + lane
+        found = tl.minimum(found, tl.load(sound + slot * parts + at, mask=at < parts, other=1))
     d = directions + slot * size * WIDTH
     if tl.min(found.to(tl.int32)) == 0:
         nothing = tl.full((B,), float("nan"), tl.float32)

@@ -14,7 +14,6 @@ from torch import Tensor
 from projunn_kernels import selfcheck
 from projunn_kernels.batches import flattened, is_aligned
 from projunn_kernels.configs import choice
-from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     Launch,
     address_table,
@@ -94,7 +93,7 @@ class Followed:
         stretch = max(_STRETCH, -(-floats // _MOST_PARTS))
         stretch = -(-stretch // block) * block
         parts = -(-floats // stretch)
-        sound = first.new_empty(count * power_of_two(parts), dtype=torch.int8)
+        sound = first.new_empty(count * parts, dtype=torch.int8)
         shares = first.new_empty(2 * count, dtype=torch.float32)
         self._numbers = tuple(step.numbers)
         shared = {
@@ -104,7 +103,6 @@ class Followed:
             "missed": address_table(step.missed),
             "numbers": numbers_table(self._numbers, first.device),
             "matrices": matrices,
-            "PARTS": power_of_two(parts),
             "PAIRS": pairs,
             "B": block,
         } | options(config.warps)

@@ -91,7 +91,7 @@ RULE = Kernel(
     functions=("sound_kernel", "rule_kernel"),
     closed_form=_tiles,
     case=_case,
-    small=lambda problem, config: Problem("rule", problem.pairs, 1, 67, 37, 2),
+    small=lambda problem, config: Problem("rule", problem.pairs, 1, 67, 97, 2),
     variants={
         "rule": RULES,
         **dict.fromkeys(("mean", "other", "nesterov", "counted"), (False, True)),
