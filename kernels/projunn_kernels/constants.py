@@ -1,8 +1,10 @@
 """Constants that several operations share."""
 
-# The largest rank of the kernels that orthonormalize in registers.  Wider factors take library
-# functions.
-MAX_RANK = 8
+# The largest rank of the kernels that orthonormalize in registers, and of those that do so in memory.
+# Wider factors take library functions.
+MAX_RANK, MAX_MANY = 8, 64
+# The most columns that a launch multiplies a matrix with: Q of a step has twice its rank.
+MAX_COLUMNS = 2 * MAX_MANY
 # The share of a fixed random matrix, the probe, that is added to a warm basis.  Without it a gradient
 # that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01

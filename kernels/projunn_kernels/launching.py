@@ -105,6 +105,26 @@ class Launch:
         self._again(*[arguments[name] for name in self.kernel.arg_names])
 
 
+class Chain:
+    """Launches and calls of PyTorch, made one after the other; ``main`` may be given other arguments."""
+
+    def __init__(
+        self,
+        before: Sequence[Callable[[], object]],
+        main: Callable[..., object],
+        after: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self.before, self.main, self.after = tuple(before), main, tuple(after)
+
+    def __call__(self, **changed: Any) -> None:
+        """Make them."""
+        for run in self.before:
+            run()
+        self.main(**changed)
+        for run in self.after:
+            run()
+
+
 @dataclass(frozen=True)
 class Matrices:
     """The matrices (m, n) that a launch is for.
@@ -259,6 +279,11 @@ def dot_precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def exact_dot() -> dict[str, str]:
+    """The ``PRECISION`` of products that must be as accurate as float32, whatever PyTorch's setting."""
+    return {"PRECISION": "ieee" if torch.version.hip is not None else "tf32x3"}
 
 
 def product_setting(dtype: torch.dtype) -> str:

@@ -242,9 +242,10 @@ def _note_change(changed: list[Any]) -> None:
             tensors.append(one)
         else:
             tensors.extend(one)
-    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, tensors)):
-        tensors = [tensor for tensor in tensors if not tensor.is_inference()]
-    torch.autograd.graph.increment_version(tensors)
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except RuntimeError:  # tensors of inference mode, which have no version, are among them
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
 def _contiguous(result: Any) -> Any:

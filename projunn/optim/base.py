@@ -24,6 +24,7 @@ from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import WARM, check_edited, check_options, check_rates, whole
 from projunn.optim.recognition import check_parameter, recognise_parameters
+from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
 from projunn.optim.stored import fit_state
 from projunn.optim.together import Together
@@ -42,6 +43,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     _fresh: tuple[int, ...] = ()
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
     _together: Together | None = None  # what is kept from step to step
+    _seen: Seen | None = None  # the parameters of the last step
 
     def __init__(
         self,
@@ -141,6 +143,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
     def _members(self) -> list[Member]:
         """The unitary parameters that have a gradient."""
+        seen = None if self._seen is None else self._seen.again(self)
+        if seen is not None:
+            return seen
         members, count, index = [], 0, -1
         kept: dict[int, Member] = self.__dict__.setdefault("_kept", {})
         for group in self.param_groups:
@@ -170,6 +175,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if count < known:  # a conversion of the module has changed their class
             recognise()
             return self._members()
+        self._seen = Seen.of(self, members, count)
         return members
 
     def _unitary_step(self, members: list[Member], keep: bool = False) -> None:
@@ -195,6 +201,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         return fill_plain(self, group, *lists)
 
     def _plain_step(self) -> None:
+        if self._seen is not None and self._seen.only_unitary:
+            return
         groups = []
         for group in self.param_groups:
             plain = [p for p in group["params"] if not is_unitary(p)]

@@ -21,9 +21,11 @@ from projunn_kernels import (
     orthonormalize,
     product,
     rank_update_,
+    retract_pulled_,
     rotation,
     step_basis,
 )
+from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 from projunn_kernels.factorization.eager import off_corner
 
@@ -111,6 +113,9 @@ def turn_(weight: Tensor, step: Skew, retraction: str = "cayley") -> Tensor:
         step: the step, with its rate in it.
         retraction: as in `projunn.retract`, but for "polar", which needs an orthogonal W.
     """
+    if on_device(weight) and weight.shape[0] <= weight.shape[1]:
+        moved = weight.new_empty(weight.shape[0], 0)  # on a GPU it is not asked for
+        return retract_pulled_(weight, step.pulled, step.right, moved, retraction)
     basis, small = step_basis(step.right, step.pulled)
     f, taken = rotation(small, retraction, torch.finfo(weight.dtype).eps)
     rotated = (f.conj() @ basis.mT).mT

@@ -178,7 +178,7 @@ class _Part:
                 **tensors,
             )
         )
-        self._taken = taken
+        self._taken, self._all_taken = taken, surely_all(taken)
         self._masks = (taken,) if len(self.gradients) == 1 else ()
 
     def settle(self, rule: Rule) -> None:
@@ -221,9 +221,9 @@ class _Part:
         """Whether the counters of the steps need nothing that the call has not done."""
         if self.gradients[0].active is not None:
             return False
-        if self._directions is not None or surely_all(self._taken):
+        if self._directions is not None or self._all_taken:
             return True
-        return all(gradient.sound is None for gradient in self.gradients)
+        return not [g for g in self.gradients if g.sound is not None]
 
 
 class _Bank(_Part):
@@ -276,7 +276,7 @@ class _Bank(_Part):
         torch._foreach_copy_(self._weights, self._tensors["weights"][0].unbind())
         for own, bank in self._states.values():
             torch._foreach_copy_(own, bank.unbind())
-        if not surely_all(self._taken):
+        if not self._all_taken:
             missed = self._taken.expand(self._tensors["missed"][0].shape).logical_not()
             counts = missed.reshape(len(self._owners), -1).sum(1)
             for owner, count in zip(self._owners, counts, strict=True):

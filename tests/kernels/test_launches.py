@@ -110,16 +110,17 @@ def test_tall_matrices(launches, passes):
 
 @pytest.mark.interpreter_only
 def test_more_than_eight_columns(launches, passes):
-    """Products go by eight columns: ceil(k / 8) reads of W for Z, ceil(2k / 8) for W Q."""
+    """Products of tiles read a matrix once for all columns, up to k = 64 and 2k = 128."""
     k = 9
     weight, start, gradient = init.haar_(torch.empty(1, 40, 40)), *torch.randn(2, 1, 40, 40)
     left, right = factor(gradient, start[..., :k])
-    assert names(launches) == ["adjoint_product"] * 2 + ["product"] * 2
-    assert passes(gradient) == (4, 0)
+    assert names(launches) == ["adjoint_many", "triangle", "triangle", "product_many"]
+    assert passes(gradient) == (2, 0)
     launches.clear()
     retract_(weight, left, right, "exp")
-    assert names(launches) == ["adjoint_product"] * 2 + ["product"] * 3 + ["rank_update"]
-    assert passes(weight) == (6, 1)
+    basis = ["triangle"] * 3 + ["turn"]
+    assert names(launches) == ["adjoint_many", *basis, "product_many", "update_many"]
+    assert passes(weight) == (3, 1)
 
 
 @pytest.mark.interpreter_only

@@ -58,16 +58,21 @@ def budget(k, m, n, pairs):
 def _plain_budget(k, m, n, pairs):
     if m <= n <= widest(k, pairs) and k <= 8:
         return ["plane_step" if k == 1 else "wide_step"]
-    if k > 8:  # products by eight columns; what lies between them is library calls
-        pulled, pushed = ("product", "adjoint_product") if m > n else ("adjoint_product", "product")
-        few, many = -(-k // 8), -(-min(2 * k, max(m, n)) // 8)
-        factors = ["adjoint_product"] * few + ["product"] * few
-        return factors + [pulled] * few + [pushed] * many + ["rank_update"]
+    if k > 8:
+        factors = ["adjoint_many", *["triangle"] * 2, "product_many"]
+        pulled, *last = (
+            ("product_many", "adjoint_many", "update_many")
+            if m > n
+            else ("adjoint_many", "product_many", "update_many")
+        )
+        warm = [*["triangle"] * 2, *(["warm_basis"] if m <= n else [])]
+        basis = [] if 2 * k >= max(m, n) else ["triangle"] * 3  # the identity, if it is all there is
+        return [*factors, pulled, *basis, "turn", *last, *warm]
     factors = ["adjoint_product", "orthonormal", "product"]
     basis, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
     if m > n:  # the columns of Q are padded to a power of two
-        pushed = ["adjoint_product"] * -(-2 * k // 8)
-        return [*factors, "product", basis, *pushed, "rank_update", warm]
+        pushed = "adjoint_product" if 2 * k <= 8 else "adjoint_many"
+        return [*factors, "product", basis, pushed, "rank_update", warm]
     warm = ["orthonormal", "warm_basis"] if k > 1 else ["warm_basis"]
     return [*factors, "adjoint_product", basis, "rotate_rows", *warm]
 
@@ -129,7 +134,8 @@ def test_a_tangent_step_is_a_launch_for_each_pass(kernels, kind, k, size):
         applied = back + into if tall else into + back
         start = applied + (["orthonormal"] if k > 1 else [])
         basis, warm = ("plane_basis", "warm_basis") if k == 1 else ("basis", "orthonormal")
-        last = ["adjoint_product"] * -(-2 * k // 8) + ["rank_update"] if tall else ["rotate_rows"]
+        pushed = "adjoint_product" if 2 * k <= 8 else "adjoint_many"
+        last = [pushed, "rank_update"] if tall else ["rotate_rows"]
         assert seen.kernels == [*FOLLOWED, *start, *applied, basis, *last, warm]
 
 

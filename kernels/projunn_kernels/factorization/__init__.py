@@ -20,11 +20,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.factorization import eager
-from projunn_kernels.factorization.tiles import ORTHONORMAL
+from projunn_kernels.factorization.tiles import ORTHONORMAL, TRIANGLE
 from projunn_kernels.operation import Operation
-from projunn_kernels.products.tiles import ADJOINT_PRODUCT, PRODUCT
+from projunn_kernels.products.tiles import (
+    ADJOINT_MANY,
+    ADJOINT_PRODUCT,
+    PRODUCT,
+    PRODUCT_MANY,
+)
 
 __all__ = ["TangentFactors", "factor", "orthonormalize", "tangent_factors"]
 
@@ -75,7 +80,7 @@ def orthonormalize(columns: Tensor) -> Tensor:
 
 def _some_columns(columns: Tensor) -> bool:
     n, k = columns.shape[-2:]
-    return 1 < k <= min(n, MAX_RANK) and columns.numel() > 0
+    return 1 < k <= min(n, MAX_MANY) and columns.numel() > 0
 
 
 def _fake_basis(columns: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ _factor = Operation(
     launches="projunn_kernels.factorization.launch:factors",
     fake=_fake,
     on="matrix",
-    kernels=(ADJOINT_PRODUCT, PRODUCT),
+    kernels=(ADJOINT_PRODUCT, PRODUCT, ADJOINT_MANY, PRODUCT_MANY),
     plain=eager.plain_factor,
 )
 _tangent = Operation(
@@ -118,6 +123,6 @@ _orthonormalize = Operation(
     fits=_some_columns,
     fake=_fake_basis,
     on="columns",
-    kernels=(ORTHONORMAL,),
+    kernels=(ORTHONORMAL, TRIANGLE),
     plain=eager.plain_orthonormalize,
 )

@@ -1,12 +1,22 @@
 """An orthonormal basis of a few columns, one program for each matrix.
 
 The columns come as partial sums, (splits, k, n) for each matrix, and go through registers in chunks of
-BN.
+BN.  For k > 8 the program has the Gram matrix alone: see `projunn_kernels.factorization.rows`.
 """
 
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.blocks import (
+    SHIFT,
+    block_of_product,
+    lengths,
+    load_block,
+    load_numbers,
+    store_block,
+    store_numbers,
+    triangle,
+)
 from projunn_kernels.language.columns import combine, gram
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.small import eye, matmul, orthonormalizer
@@ -69,3 +79,83 @@ def orthonormal_kernel(
             yr, yi = combine(tr, ti, yr, yi, PAIRS)
             tl.debug_barrier()
             store_columns(out, first, n, k, yr, yi, BN, K, PAIRS)
+
+
+@triton.jit
+def triangle_kernel(
+    gram,
+    change,
+    coordinates,
+    finite_mask,
+    scratch,
+    count,
+    size,
+    blocks,
+    splits,
+    FIRST: tl.constexpr,
+    KEEP: tl.constexpr,
+    DROP: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """C = (N L)^-1 from H = P P^H = (N L) (N L)^H, so that C P has orthonormal rows, P = (N L) (C P).
+
+    H (size, size) is the sum of ``splits`` matrices, N has the norms of the rows of P, C goes to
+    ``change``.  KEEP: ``coordinates`` K becomes K N L, so that the first rows of all are K (C P).
+    FIRST: of the first rows, whose K is I; whether they are finite goes to ``finite_mask``.
+    DROP: rows that depend on those before them, which the shift of the last time has left short, become
+    zero.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    matrix = (blocks * B) * (blocks * B)
+    a = scratch + program.to(tl.int64) * 2 * matrix
+    inverse = a + matrix
+    dropped = _DEPENDENT if DROP else 0.0
+    split = size * size * WIDTH
+    shift = tl.zeros((), tl.float64) + SHIFT * (size * WIDTH)
+    for index in range(program, count, programs):
+        slot = program.to(tl.int64) * 0 + index  # the interpreter counts in Python's numbers
+        source = gram + slot * splits * split
+        total = tl.zeros((), tl.float64)
+        for i in range(blocks):
+            here, scale = lengths(source, split, splits, i, size, dropped, PAIRS, B)
+            for j in range(i + 1):
+                _norms, other = lengths(source, split, splits, j, size, dropped, PAIRS, B)
+                value = tl.zeros((B, B), tl.float64)
+                for part in range(splits):
+                    value += load_numbers(source + part * split, 0, i, size, j, size, PAIRS, B)
+                total += tl.sum(tl.abs(value))
+                # a zero row is a row of its own: C ignores it, and nothing is divided by 0
+                own = eye(B) * (tl.where(here == 0.0, 1.0, 0.0) + shift)[None, :]
+                value = value * scale[:, None] * other[None, :] + tl.where(i == j, own, 0.0)
+                store_block(a, i, j, blocks, value, B)
+        if FIRST:
+            tl.store(finite_mask + slot, (total < 1e300).to(tl.int8))
+        tl.debug_barrier()
+        triangle(a, inverse, blocks, size * WIDTH, B)
+        out = change + slot * split
+        for j in range(blocks):
+            _norms, scale = lengths(source, split, splits, j, size, dropped, PAIRS, B)
+            for i in range(blocks):
+                value = load_block(inverse, i, j, blocks, B) * scale[None, :]
+                store_numbers(out, i, j, size, value, PAIRS, B)
+        if KEEP:
+            kept = coordinates + slot * matrix
+            for i in range(blocks):
+                norms, _scale = lengths(source, split, splits, i, size, dropped, PAIRS, B)
+                for j in range(i + 1):
+                    value = load_block(a, i, j, blocks, B) * norms[:, None]
+                    store_block(a, i, j, blocks, value, B)
+            tl.debug_barrier()
+            for i in range(blocks):
+                for j in range(blocks):
+                    value = tl.zeros((B, B), tl.float64)
+                    if FIRST:
+                        if j <= i:
+                            value = load_block(a, i, j, blocks, B)
+                    else:
+                        value = block_of_product(kept, a, i, j, j, i + 1, blocks, False, False, B)
+                        tl.debug_barrier()
+                    store_block(kept, i, j, blocks, value, B)
+        tl.debug_barrier()

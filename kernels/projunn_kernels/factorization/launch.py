@@ -4,11 +4,12 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.configs.problem import Problem, power_of_two
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_MANY, MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
 from projunn_kernels.factorization.kernels import orthonormal_kernel
-from projunn_kernels.launching import Launch, as_columns, choose, floats, options
+from projunn_kernels.factorization.rows import orthonormal_rows, precise, total
+from projunn_kernels.launching import Chain, Launch, as_columns, choose, floats, options
 from projunn_kernels.products.launch import (
     adjoint_partials,
     adjoint_product,
@@ -20,7 +21,7 @@ from projunn_kernels.products.launch import (
 def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
     """`projunn_kernels.factor` of tensors as users have them."""
     matrices, start = contiguous_matrices(matrix), as_matrices(basis)
-    if basis.shape[-1] <= MAX_RANK:
+    if basis.shape[-1] <= MAX_MANY:
         left, right = factor(matrices, start, active)
     else:
         right = orthonormalize(adjoint_product(matrices, start, active))
@@ -30,7 +31,7 @@ def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list
 
 
 def factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_RANK; two reads of M."""
+    """``Y = orth(M^H R)``, ``X = M Y``: X (A, m, k), Y (A, n, k), k <= MAX_MANY; two reads of M."""
     right = orthonormal(adjoint_partials(matrix, as_columns(basis), active))
     return product_columns(matrix, right, active).mT, right.mT
 
@@ -64,7 +65,7 @@ def tangent(
 
 
 def orthonormal_columns(columns: Tensor) -> Tensor:
-    """`projunn_kernels.orthonormalize` of tensors as users have them, 1 < k <= MAX_RANK, k <= n."""
+    """`projunn_kernels.orthonormalize` of tensors as users have them, 1 < k <= MAX_MANY, k <= n."""
     columns_first = as_columns(as_matrices(columns)).unsqueeze(1)
     return orthonormal(columns_first).mT.reshape(columns.shape)
 
@@ -76,8 +77,10 @@ def orthonormal(partial: Tensor) -> Tensor:
     return result
 
 
-def orthonormal_launch(partial: Tensor) -> tuple[Launch, Tensor]:
-    """A launch of `orthonormal`, and its result (A, k, n)."""
+def orthonormal_launch(partial: Tensor) -> tuple[Launch | Chain, Tensor]:
+    """A launch of `orthonormal`, or a few for k > 8, and its result (A, k, n)."""
+    if partial.shape[2] > MAX_RANK:
+        return _many_orthonormal(partial)
     count, splits, k, n = partial.shape
     result = partial.new_empty(count, k, n)
     problem = Problem("orthonormal", partial.is_complex(), k, n, n, count)
@@ -95,4 +98,15 @@ def orthonormal_launch(partial: Tensor) -> tuple[Launch, Tensor]:
         K=power_of_two(k) if k == 1 or partial.is_complex() else 16,
         **options(config.warps),
     )
+    return made, result
+
+
+def _many_orthonormal(partial: Tensor) -> tuple[Chain, Tensor]:
+    """The same for k > 8."""
+    count, _, k, n = partial.shape
+    columns = partial.new_empty(count, k, n, dtype=precise(partial))
+    found = orthonormal_rows(columns, times=2, keep=False)
+    *runs, last = found.runs
+    result = partial.new_empty(count, k, n)
+    made = Chain([total(partial, columns), *runs], last, [lambda: result.copy_(found.rows)])
     return made, result

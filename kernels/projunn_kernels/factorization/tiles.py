@@ -1,8 +1,15 @@
 """How the kernel that orthonormalizes a few columns is tiled."""
 
+import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import around, large_matrices, matrix_problem, squares
+from projunn_kernels.configs.closed_form import (
+    around,
+    large_matrices,
+    matrix_problem,
+    sizes,
+    squares,
+)
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.factorization import eager
@@ -61,6 +68,37 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
     )
 
 
+def block_tiles(problem: Problem, device: Device) -> Config:
+    """Blocks of 32 x 32 float64 numbers, four numbers a thread: eight spill with Triton 3.6."""
+    return Config(32, 32, 8)
+
+
+def _rows_case(problem: Problem, inputs: Inputs, *, keep: bool) -> Case:
+    """P^H P of orthonormal rows P in a few columns or, with ``keep``, the rows that K P gives again."""
+    p = problem
+
+    def launch(rows: Tensor) -> list[Tensor]:
+        from projunn_kernels.factorization.rows import orthonormal_rows, precise
+
+        found = orthonormal_rows(rows.to(precise(rows)), 3 if keep else 2, keep)
+        for run in found.runs:
+            run()
+        if not keep:
+            return [found.rows.mH @ found.rows[..., :8]]
+        k = found.coordinates
+        if p.pairs:
+            k = torch.complex(k[:, ::2, ::2], k[:, 1::2, ::2])
+        return [k[:, : p.k, : p.k] @ found.rows]
+
+    def in_eager(rows: Tensor) -> list[Tensor]:
+        if keep:
+            return [rows]
+        rows = eager.orthonormalize(rows.mT).mT
+        return [rows.mH @ rows[..., :8]]
+
+    return Case({"rows": inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype)}, launch, in_eager)
+
+
 ORTHONORMAL = Kernel(
     name="orthonormal",
     functions=("orthonormal_kernel",),
@@ -73,4 +111,13 @@ ORTHONORMAL = Kernel(
     standard=large_matrices("orthonormal"),
     compiled=squares("orthonormal", 1024, 9, 16384),
     numbers=lambda problem: 3 * problem.matrices * problem.k * problem.n,
+)
+TRIANGLE = Kernel(
+    name="triangle",
+    functions=("triangle_kernel",),
+    closed_form=block_tiles,
+    case=_rows_case,
+    small=lambda problem, config: Problem("triangle", problem.pairs, problem.k, 150, 150, 2),
+    variants={"keep": (False, True)},
+    compiled=sizes("triangle", [(1, 1024, 1024), (3, 1000, 1000)], (32, 100)),
 )

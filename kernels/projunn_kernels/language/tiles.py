@@ -47,6 +47,36 @@ def store_tile(base, rows, first, m, n, re, im, BN: tl.constexpr, PAIRS: tl.cons
 
 
 @triton.jit
+def load_floats(base, rows, first, m, n, BN: tl.constexpr):
+    """Rows ``rows`` and BN floats from ``first`` of m x n floats, in float32; zero outside."""
+    at = first + tl.arange(0, BN)
+    inside = (rows < m)[:, None] & (at < n)[None, :]
+    value = tl.load(base + rows.to(tl.int64)[:, None] * n + at[None, :], mask=inside, other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def load_real_columns(base, parts, first, k, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Rows ``parts`` and BN floats from ``first`` of the real form of a factor, stored as (k, n).
+
+    A complex column is two real ones, [re, -im, ...] and [im, re, ...]: the product of a row of floats
+    with them is the real and the imaginary part of the product.
+    """
+    at = first + tl.arange(0, BN)
+    if PAIRS:
+        column, part = (parts // 2)[:, None], (parts % 2)[:, None]
+        inside = (column < k) & (at < 2 * n)[None, :]
+        value = tl.load(
+            base + column.to(tl.int64) * (2 * n) + (at[None, :] ^ part), mask=inside, other=0.0
+        )
+        value = tl.where(at[None, :] % 2 > part, -value, value)
+    else:
+        inside = (parts < k)[:, None] & (at < n)[None, :]
+        value = tl.load(base + parts.to(tl.int64)[:, None] * n + at[None, :], mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
 def load_column(base, at, inside, PAIRS: tl.constexpr):
     """Numbers ``at`` (counted in numbers, not floats) of a factor, in float32."""
     if PAIRS:

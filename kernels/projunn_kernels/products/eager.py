@@ -9,6 +9,7 @@ two functions `adjoint_product` and `product`.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Up to this size a real W is still cached, and one core is faster with the transposed product of two
 # columns; larger matrices and two cores are not (docs/measured.md).
@@ -67,9 +68,8 @@ def product(weight: Tensor, factor: Tensor) -> Tensor:
         return torch.mv(weight, factor.squeeze(-1)).unsqueeze(-1)
     if _is_bank(weight) and 0 < k <= _REAL:
         return _bank_product(weight, factor)
-    if k == 1:  # a batch of matrix-vector products: BLAS wants two columns
-        factor = torch.cat([factor, torch.zeros_like(factor)], dim=-1)
-    columns = factor.mT.contiguous().mT
+    # a batch of matrix-vector products: BLAS wants two columns
+    columns = pad(factor.mT, (0, 0, 0, 1)).mT if k == 1 else factor.mT.contiguous().mT
     cached = k == 2 and weight.ndim == 2 and not weight.is_complex() and weight.numel() <= _CACHED
     if cached and weight.device.type == "cpu" and torch.get_num_threads() == 1:
         return (columns.mT @ weight.mT).mT

@@ -4,38 +4,49 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.configs.problem import Problem, device_of, power_of_two
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_COLUMNS, MAX_RANK
 from projunn_kernels.launching import (
     Launch,
     Matrices,
     as_columns,
+    exact_dot,
     floats,
     half_precision,
     options,
 )
-from projunn_kernels.products.kernels import adjoint_product_kernel, product_kernel
+from projunn_kernels.products.kernels import (
+    adjoint_many_kernel,
+    adjoint_product_kernel,
+    product_kernel,
+    product_many_kernel,
+)
 from projunn_kernels.products.tiles import row_splits
 
 
 def adjoint_launch(
     where: Matrices, k: int, columns: Tensor, bases: bool = False
 ) -> tuple[Launch, Tensor]:
-    """A launch that makes ``M^H X``, and its partial sums (A, splits, k, n), k <= MAX_RANK.
+    """A launch that makes ``M^H X``, and its partial sums (A, splits, k, n), k <= MAX_COLUMNS.
 
     ``columns`` is X as (A, k, m) or, for ``bases``, the table of addresses of X as (m, k).
     """
     matrix = where.sample
     _, m, n = matrix.shape
     kind = "bases" if bases else where.listed
-    config = where.config("adjoint_product", k, listed=kind, gradient=half_precision(matrix))
-    problem = Problem("adjoint_product", matrix.is_complex(), k, m, n, where.count)
+    name, kernel, columns_each, more = (
+        ("adjoint_product", adjoint_product_kernel, power_of_two(k), {})
+        if k <= MAX_RANK
+        else ("adjoint_many", adjoint_many_kernel, max(16, power_of_two(k)), exact_dot())
+    )
+    config = where.config(name, k, listed=kind, gradient=half_precision(matrix))
+    problem = Problem(name, matrix.is_complex(), k, m, n, where.count)
     splits = row_splits(problem, config, device_of(matrix.device))
     rows_each = -(-m // (splits * config.rows)) * config.rows
     splits = -(-m // rows_each)
     dtype = torch.complex64 if matrix.is_complex() else torch.float32
     partial = torch.empty(where.count, splits, k, n, dtype=dtype, device=matrix.device)
     made = Launch(
-        adjoint_product_kernel,
+        kernel,
         (-(-n // config.columns), splits, where.count),
         matrix=where.base,
         factor=columns if bases else floats(columns),
@@ -50,20 +61,26 @@ def adjoint_launch(
         BASES=bases,
         BM=config.rows,
         BN=config.columns,
-        K=power_of_two(k),
+        K=columns_each,
+        **more,
         **options(config.warps),
     )
     return made, partial
 
 
 def product_launch(where: Matrices, columns: Tensor) -> tuple[Launch, Tensor]:
-    """A launch that makes ``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK; and its result."""
+    """A launch that makes ``M Y``, (A, k, m), from Y as (A, k, n), k <= MAX_COLUMNS; and its result."""
     matrix, (count, k, _) = where.sample, columns.shape
     _, m, n = matrix.shape
-    config = where.config("product", k, listed=where.listed, gradient=half_precision(matrix))
+    name, kernel, columns_each, more = (
+        ("product", product_kernel, power_of_two(k), {})
+        if k <= MAX_RANK
+        else ("product_many", product_many_kernel, max(16, power_of_two(k)), exact_dot())
+    )
+    config = where.config(name, k, listed=where.listed, gradient=half_precision(matrix))
     result = columns.new_empty(count, k, m)
     made = Launch(
-        product_kernel,
+        kernel,
         (-(-m // config.rows), count),
         matrix=where.base,
         factor=floats(columns),
@@ -75,21 +92,22 @@ def product_launch(where: Matrices, columns: Tensor) -> tuple[Launch, Tensor]:
         PAIRS=matrix.is_complex(),
         BM=config.rows,
         BN=config.columns,
-        K=power_of_two(k),
+        K=columns_each,
+        **more,
         **options(config.warps),
     )
     return made, result
 
 
 def adjoint_partials(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
-    """``M^H X`` as (A, splits, k, n) partial sums, from X as (A, k, m), k <= MAX_RANK."""
+    """``M^H X`` as (A, splits, k, n) partial sums, from X as (A, k, m), k <= MAX_COLUMNS."""
     run, partial = adjoint_launch(Matrices.of(matrix, active), columns.shape[1], columns)
     run()
     return partial
 
 
 def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> Tensor:
-    """``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_RANK."""
+    """``M Y`` as (A, k, m), from Y as (A, k, n), k <= MAX_COLUMNS."""
     run, result = product_launch(Matrices.of(matrix, active), columns)
     run()
     return result
@@ -97,12 +115,12 @@ def product_columns(matrix: Tensor, columns: Tensor, active: Tensor | None) -> T
 
 def adjoint_product(matrix: Tensor, factor: Tensor, active: Tensor | None = None) -> Tensor:
     """``M^H X``, (A, n, k), for any k."""
-    parts = as_columns(factor).split(MAX_RANK, 1)
+    parts = as_columns(factor).split(MAX_COLUMNS, 1)
     sums = [adjoint_partials(matrix, p.contiguous(), active).sum(1) for p in parts]
     return torch.cat(sums, 1).mT
 
 
 def product(matrix: Tensor, factor: Tensor, active: Tensor | None = None) -> Tensor:
     """``M Y``, (A, m, k), for any k."""
-    parts = as_columns(factor).split(MAX_RANK, 1)
+    parts = as_columns(factor).split(MAX_COLUMNS, 1)
     return torch.cat([product_columns(matrix, p.contiguous(), active) for p in parts], 1).mT

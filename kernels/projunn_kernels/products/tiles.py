@@ -9,6 +9,7 @@ from projunn_kernels.configs.closed_form import (
     large_matrices,
     matrix_problem,
     neighbours,
+    sizes,
     squares,
 )
 from projunn_kernels.configs.kernel import (
@@ -20,6 +21,7 @@ from projunn_kernels.configs.kernel import (
     no_complex_half,
 )
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.products import eager
 
 # An accumulator of a tile and a column is a float a thread; about 32 of them fit.
@@ -29,10 +31,11 @@ _ACCUMULATORS = 4096
 def row_splits(problem: Problem, config: Config, device: Device) -> int:
     """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
 
-    At least 64 rows each, so that the partial sums stay a few percent of the traffic.
+    Twice for many columns, whose partial sums are large.  At least 64 rows each, so that the partial
+    sums of a few stay a few percent of the traffic.
     """
     tiles = -(-problem.n // config.columns) * max(1, problem.matrices)
-    wanted = -(-4 * device.processors // tiles)
+    wanted = -(-(4 if problem.k <= MAX_RANK else 2) * device.processors // tiles)
     return max(1, min(wanted, problem.m // 64))
 
 
@@ -46,6 +49,16 @@ def _product_tiles(problem: Problem, device: Device) -> Config:
     p, columns = problem, max(16, min(power_of_two(problem.n), 512 // problem.columns))
     rows = _ACCUMULATORS // (p.columns * p.width * columns)
     return Config(max(1, min(power_of_two(p.m), rows)), columns, 4)
+
+
+def _many_tiles(problem: Problem, device: Device) -> Config:
+    """Of products of tiles: about 64 floats a thread of the sum."""
+    p, floats = problem, max(16, problem.columns) * problem.width
+    columns = 64 // p.width
+    if p.operation == "adjoint_many":
+        return Config(32 if floats < 128 else 16, columns, 8 if floats >= 128 else 4)
+    columns = (32 if floats <= 128 else 16) // p.width
+    return Config(64 if floats < 64 else 32, columns, 8 if floats >= 128 else 4)
 
 
 def _candidates(problem: Problem, first: Config) -> list[Config]:
@@ -164,4 +177,26 @@ PRODUCT = Kernel(
     problem=matrix_problem("product"),
     standard=large_matrices("product"),
     compiled=squares("product", 1024, 9, 16384),
+)
+ADJOINT_MANY = Kernel(
+    name="adjoint_many",
+    functions=("adjoint_many_kernel",),
+    closed_form=_many_tiles,
+    case=_adjoint_case,
+    small=_small,
+    variants={**LISTED_GRADIENTS, "listed": (*LISTED, "bases")},
+    allowed=no_complex_half,
+    compiled=sizes("adjoint_many", [(1, 1024, 1024)], (16, 32, 64, 128))
+    + sizes("adjoint_many", [(1, 200, 200)], (16,)),
+)
+PRODUCT_MANY = Kernel(
+    name="product_many",
+    functions=("product_many_kernel",),
+    closed_form=_many_tiles,
+    case=_product_case,
+    small=_small,
+    variants=LISTED_GRADIENTS,
+    allowed=no_complex_half,
+    compiled=sizes("product_many", [(1, 1024, 1024)], (16, 32, 64, 128))
+    + sizes("product_many", [(1, 200, 200)], (16,)),
 )

@@ -2,15 +2,15 @@
 
 W is (*batch, m, n), L (*batch, m, r), R (*batch, n, r).  With ``active``, a list (A,) of indices into W
 (B, m, n), L is (A, m, r) and R (A, n, r), and no other matrix is read or written.  A negative index
-stands for no matrix, so that a list can have a fixed length on the device.  On a GPU, tiles whose rows
-of L or of R are zero are neither read nor written.
+stands for no matrix, so that a list can have a fixed length on the device.  On a GPU, and up to 16
+columns, tiles whose rows of L or of R are zero are neither read nor written.
 """
 
 from torch import Tensor
 
 from projunn_kernels.operation import Operation, nothing
 from projunn_kernels.rank_update import eager
-from projunn_kernels.rank_update.tiles import RANK_UPDATE
+from projunn_kernels.rank_update.tiles import RANK_UPDATE, UPDATE_MANY
 
 _rank_update = Operation(
     name="rank_update_",
@@ -18,7 +18,7 @@ _rank_update = Operation(
     launches="projunn_kernels.rank_update.launch:update",
     fake=nothing,
     on="weight",
-    kernels=(RANK_UPDATE,),
+    kernels=(RANK_UPDATE, UPDATE_MANY),
     mutates=("weight",),
 )
 

@@ -10,7 +10,9 @@ import triton.language as tl
 from projunn_kernels.language.tiles import (
     add_outer,
     load_column,
+    load_floats,
     load_range,
+    load_real_columns,
     load_tile,
     matrix_place,
     store_tile,
@@ -57,3 +59,53 @@ def rank_update_kernel(
         br, bi = load_range(r + j * n * WIDTH, first, n, BN, PAIRS)
         re, im = add_outer(re, im, ar, ai, br, bi, PAIRS)
     store_tile(w, rows, first, m, n, re, im, BN, PAIRS)
+
+
+@triton.jit
+def update_many_kernel(
+    weight,
+    left,
+    right,
+    taken_mask,
+    listed,
+    matrices,
+    m,
+    n,
+    k,
+    PAIRS: tl.constexpr,
+    LISTED: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The same for many columns, K at a time, by products of tiles on tensor cores.
+
+    MASKED: only matrices whose entry of ``taken_mask`` is set.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    w, present = matrix_place(weight, listed, matrices, m * n * WIDTH, 2, LISTED, tl.float32)
+    slot = tl.program_id(2).to(tl.int64)
+    if not present:
+        return
+    if MASKED:  # noqa: SIM102 (Triton evaluates both sides of an "and")
+        if tl.load(taken_mask + slot) == 0:
+            return
+    l = left + slot * k * m * WIDTH
+    r = right + slot * k * n * WIDTH
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    first = tl.program_id(1) * (BN * WIDTH)
+    total = tl.zeros((BM, BN * WIDTH), tl.float32)
+    for start in range(0, k * WIDTH, K):
+        parts = start + tl.arange(0, K)
+        column, part = parts // WIDTH, parts % WIDTH
+        inside = (rows < m)[:, None] & (column < k)[None, :]
+        at = (column.to(tl.int64)[None, :] * m + rows[:, None]) * WIDTH + part[None, :]
+        ls = tl.load(l + at, mask=inside, other=0.0)
+        rs = load_real_columns(r, parts, first, k, n, BN * WIDTH, PAIRS)
+        total = tl.dot(ls, rs, total, input_precision=PRECISION)
+    total += load_floats(w, rows, first, m, n * WIDTH, BN * WIDTH)
+    at = first + tl.arange(0, BN * WIDTH)
+    inside = (rows < m)[:, None] & (at < n * WIDTH)[None, :]
+    tl.store(w + rows.to(tl.int64)[:, None] * (n * WIDTH) + at[None, :], total, mask=inside)

@@ -5,8 +5,18 @@ from torch import Tensor
 from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_RANK
-from projunn_kernels.launching import Matrices, as_columns, floats, launch, options
-from projunn_kernels.rank_update.kernels import rank_update_kernel
+from projunn_kernels.launching import (
+    Launch,
+    Matrices,
+    as_columns,
+    exact_dot,
+    floats,
+    launch,
+    options,
+)
+from projunn_kernels.rank_update.kernels import rank_update_kernel, update_many_kernel
+
+_FEW = 2 * MAX_RANK  # columns that are added one after the other
 
 
 def update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:
@@ -20,6 +30,9 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
     where, k = Matrices.of(weight, active), left.shape[-1]
     _, m, n = weight.shape
     if where.count == 0 or weight.numel() == 0 or k == 0:
+        return
+    if k > _FEW:
+        update_launch(where, as_columns(left), as_columns(right))()
         return
     config = where.config("rank_update", min(k, MAX_RANK), listed=where.listed)
     launch(
@@ -37,5 +50,35 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         K=power_of_two(k),
         listed=where.arguments["listed"],
         LISTED=where.listed,
+        **options(config.warps),
+    )
+
+
+def update_launch(where: Matrices, left: Tensor, right: Tensor, taken: Tensor | None = None) -> Launch:
+    """A launch that makes ``W += L R^H`` for many columns, from L as (A, k, m) and R as (A, k, n).
+
+    With ``taken`` (A,), int8, only of the matrices whose entry is set.
+    """
+    weight, k = where.sample, left.shape[1]
+    _, m, n = weight.shape
+    config = where.config("update_many", k, listed=where.listed, masked=taken is not None)
+    arguments = {name: value for name, value in where.arguments.items() if name != "TYPE"}
+    return Launch(
+        update_many_kernel,
+        (-(-m // config.rows), -(-n // config.columns), where.count),
+        weight=where.base,
+        left=floats(left),
+        right=floats(right),
+        taken_mask=floats(left) if taken is None else taken,
+        **arguments,
+        m=m,
+        n=n,
+        k=k,
+        PAIRS=weight.is_complex(),
+        MASKED=taken is not None,
+        BM=config.rows,
+        BN=config.columns,
+        K=32,
+        **exact_dot(),
         **options(config.warps),
     )

@@ -8,6 +8,8 @@ the mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I 
 
 On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read off W in one pass; Q, E
 and F are made by one program a matrix; and rows of W are rotated in registers, one read and one write.
+Up to `MAX_MANY` it is twenty, however many matrices there are: Q by products of PyTorch between one
+program a matrix (`projunn_kernels.factorization.rows`), and W is read once more.
 """
 
 from typing import Any
@@ -19,7 +21,7 @@ from projunn_kernels.operation import Operation
 from projunn_kernels.retraction import eager
 from projunn_kernels.retraction.basis import step_basis
 from projunn_kernels.retraction.rotations import RETRACTIONS, named, rotation
-from projunn_kernels.retraction.tiles import BASIS, TURN_ROWS
+from projunn_kernels.retraction.tiles import BASIS, TURN, TURN_ROWS
 
 __all__ = ["RETRACTIONS", "retract_", "retract_pulled_", "rotation", "step_basis"]
 
@@ -95,7 +97,7 @@ _retract = Operation(
     fits=_is_rotation,
     fake=_fake,
     on="weight",
-    kernels=(BASIS, TURN_ROWS),
+    kernels=(BASIS, TURN, TURN_ROWS),
     mutates=("weight",),
 )
 _retract_pulled = Operation(

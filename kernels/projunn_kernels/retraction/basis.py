@@ -16,6 +16,7 @@ that the step does not have get entries of rounding size.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from projunn_kernels import iterations
 from projunn_kernels.backends import on_device
@@ -72,7 +73,7 @@ def _plane(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         rest, c = rest.masked_fill(rounding, 0.0), c.masked_fill(rounding, 0.0)
     q2 = rest / c.clamp_min(_TINY)
     column = torch.cat([b + again, c.to(y.dtype)], dim=-2) * a
-    return torch.cat([q1, q2], dim=-2).mT, torch.cat([column, torch.zeros_like(column)], dim=-1)
+    return torch.cat([q1, q2], dim=-2).mT, pad(column, (0, 1))
 
 
 def _norms(columns: Tensor, exact: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
 import importlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +9,19 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_MANY, MAX_RANK
+from projunn_kernels.factorization.rows import (
+    gram_of,
+    orthonormal_rows,
+    precise,
+    programs,
+    scratch_for,
+    total,
+    whole_space,
+)
 from projunn_kernels.launching import (
     PRECISION,
+    Chain,
     Launch,
     Matrices,
     as_columns,
@@ -22,10 +33,16 @@ from projunn_kernels.products.launch import (
     adjoint_product,
     product,
     product_columns,
+    product_launch,
 )
-from projunn_kernels.rank_update.launch import rank_update
+from projunn_kernels.rank_update.launch import rank_update, update_launch
 from projunn_kernels.retraction.eager import rotated_basis
-from projunn_kernels.retraction.kernels import basis_kernel, plane_basis_kernel, rotate_rows_kernel
+from projunn_kernels.retraction.kernels import (
+    basis_kernel,
+    plane_basis_kernel,
+    rotate_rows_kernel,
+    turn_kernel,
+)
 from projunn_kernels.retraction.rotations import named
 
 
@@ -33,7 +50,8 @@ def device_function(retraction: str, k: int) -> Any:
     """The Triton function that makes F of E, for steps of rank k."""
     module = named(retraction).kernels
     assert module is not None
-    return getattr(importlib.import_module(module), "plane" if k == 1 else "small")
+    name = "plane" if k == 1 else "small" if k <= MAX_RANK else "many"
+    return getattr(importlib.import_module(module), name)
 
 
 def retract(
@@ -45,7 +63,7 @@ def retract(
         return torch.ones(batch, dtype=torch.bool, device=weight.device)
     x, y = as_matrices(left), as_matrices(right)
     with flattened(weight) as matrices:
-        few = left.shape[-1] <= MAX_RANK and named(retraction).kernels is not None
+        few = left.shape[-1] <= MAX_MANY and named(retraction).kernels is not None
         retract_any = retract_few if few else _retract_by_products
         return retract_any(matrices, x, y, retraction, active).reshape(batch)
 
@@ -67,7 +85,7 @@ def retract_pulled(
         return torch.ones(batch, dtype=torch.bool, device=weight.device)
     z, y = as_matrices(pulled), as_matrices(right)
     with flattened(weight) as matrices:
-        if right.shape[-1] <= MAX_RANK and named(retraction).kernels is not None:
+        if right.shape[-1] <= MAX_MANY and named(retraction).kernels is not None:
             columns, partial = as_columns(y), as_columns(z).unsqueeze(1)
             taken = _rotate_few(matrices, columns, partial, retraction, active)
         else:
@@ -100,9 +118,10 @@ def _rotate_by_products(
 def retract_few(
     weight: Tensor, left: Tensor, right: Tensor, retraction: str, active: Tensor | None = None
 ) -> Tensor:
-    """Retract ``W + X Y^H`` in place, k <= MAX_RANK; the mask (A,) of the steps taken.
+    """Retract ``W + X Y^H`` in place, k <= MAX_MANY; the mask (A,) of the steps taken.
 
-    Three launches and 3 m n numbers for m <= n; the mirror image reads W twice and updates it once.
+    For k <= MAX_RANK three launches and 3 m n numbers for m <= n; the mirror image reads W twice and
+    updates it once.
     """
     x, y = as_columns(left), as_columns(right)
     if weight.shape[-2] > weight.shape[-1]:
@@ -121,18 +140,25 @@ def _rotate_few(
     run()
     if weight.shape[-2] > weight.shape[-1]:
         pushed = adjoint_product(weight, rotation.basis.mT, active)
-        rank_update(weight, rotation.rotated.mT, pushed, active)
+        if rotation.many:
+            update_launch(where, rotation.rotated, as_columns(pushed), rotation.taken)()
+        else:
+            rank_update(weight, rotation.rotated.mT, pushed, active)
     else:
         rows_launch(where, rotation)()
     return rotation.taken.bool()
 
 
 class Rotation(NamedTuple):
-    """Q and T = Q F^H as (A, S, n), and the mask (A,) of the steps that are taken, int8."""
+    """Q and T = Q F^H as (A, S, n), and the mask (A,) of the steps that are taken, int8.
+
+    Those of k > MAX_RANK are ``many``, and hold anything where the step is not taken.
+    """
 
     basis: Tensor
     rotated: Tensor
     taken: Tensor
+    many: bool = False
 
 
 def rotation_launch(
@@ -142,13 +168,15 @@ def rotation_launch(
     retraction: str,
     rate: float = -1.0,
     scale: Tensor | None = None,
-) -> tuple[Launch, Rotation]:
+) -> tuple[Launch | Chain, Rotation]:
     """A launch that makes Q and T of the step ``-rate Z Y^H``, and where it makes them.
 
-    Y is ``factor``, (A, k, n), Z the sum of ``pulled``, (A, splits, k, n), and the rate is ``rate``,
-    times the 0-d tensor ``scale`` if given.
+    For k > MAX_RANK it is a few.  Y is ``factor``, (A, k, n), Z the sum of ``pulled``,
+    (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
     """
     count, splits, k, length = pulled.shape
+    if k > MAX_RANK:
+        return _many_rotations(where, factor, pulled, retraction, rate, scale)
     rank, pairs = power_of_two(k), pulled.is_complex()
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
@@ -176,9 +204,76 @@ def rotation_launch(
     return made, Rotation(q, t, taken)
 
 
-def rows_launch(where: Matrices, rotation: Rotation) -> Launch:
-    """A launch that makes ``W += (W Q) T^H`` in place, where the step is taken."""
+def _many_rotations(
+    where: Matrices,
+    factor: Tensor,
+    pulled: Tensor,
+    retraction: str,
+    rate: float,
+    scale: Tensor | None,
+) -> tuple[Chain, Rotation]:
+    """`rotation_launch` for k > MAX_RANK: three Cholesky factors for Q, then F in one launch.
+
+    Where 2k is n or more, Q is the identity and [Y, Z] are coordinates in it.
+    """
+    count, _, k, n = pulled.shape
+    whole = 2 * k >= n
+    columns = pulled.new_empty(count, 2 * k, n, dtype=precise(pulled))
+    before = [lambda: columns[:, :k].copy_(factor), total(pulled, columns[:, k:])]
+    if whole:
+        found = whole_space(columns)
+        q = torch.eye(n, dtype=pulled.dtype, device=pulled.device).repeat(count, 1, 1)
+    else:
+        found = orthonormal_rows(columns, 3, keep=True)
+        q = pulled.new_empty(count, 2 * k, n)
+    t = torch.empty_like(q)
+    taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
+    rows, side = found.coordinates.shape[1:]
+    config = where.config("turn", k, retraction=retraction, scaled=scale is not None)
+    turn = Launch(
+        turn_kernel,
+        (programs(count, pulled.device),),
+        coordinates=found.coordinates,
+        gram=floats(found.gram),
+        change=floats(found.change),
+        finite_mask=found.finite,
+        taken_mask=taken,
+        scratch=scratch_for(7, count, side, pulled.device),
+        rate_tensor=found.coordinates if scale is None else scale,
+        rate=rate,
+        precision=PRECISION,
+        count=count,
+        k=k,
+        size=q.shape[1],
+        rows=rows,
+        blocks=side // config.rows,
+        splits=found.gram.shape[1],
+        ROTATE=device_function(retraction, k),
+        PAIRS=pulled.is_complex(),
+        HAS_RATE=scale is not None,
+        WHOLE=whole,
+        B=config.rows,
+        num_stages=1,
+        **options(config.warps),
+    )
+    before += found.runs
+    if whole:
+        return Chain(before, turn, [lambda: t.copy_(found.change)]), Rotation(q, t, taken, many=True)
+    before.append(gram_of(found.rows, found.gram))
+    after = [
+        partial(torch.bmm, found.change, found.rows, out=columns),
+        lambda: q.copy_(found.rows),
+        lambda: t.copy_(columns),
+    ]
+    return Chain(before, turn, after), Rotation(q, t, taken, many=True)
+
+
+def rows_launch(where: Matrices, rotation: Rotation) -> Launch | Chain:
+    """A launch that makes ``W += (W Q) T^H`` in place, where the step is taken; two for k > MAX_RANK."""
     weight, s = where.sample, rotation.basis.shape[1]
+    if rotation.many:
+        run, moved = product_launch(where, rotation.basis)
+        return Chain([run], update_launch(where, moved, rotation.rotated, rotation.taken))
     _, m, n = weight.shape
     config = where.config("rotate_rows", s // 2, listed=where.listed)
     arguments = {name: value for name, value in where.arguments.items() if name != "TYPE"}

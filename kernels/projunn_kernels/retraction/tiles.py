@@ -10,12 +10,18 @@ from projunn_kernels.configs.closed_form import (
     large_matrices,
     matrix_problem,
     neighbours,
+    sizes,
     squares,
     warps_for,
 )
 from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
-from projunn_kernels.factorization.tiles import column_candidates, column_tiles, small_columns
+from projunn_kernels.factorization.tiles import (
+    block_tiles,
+    column_candidates,
+    column_tiles,
+    small_columns,
+)
 from projunn_kernels.retraction import eager
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 
@@ -131,6 +137,16 @@ BASIS = Kernel(
     standard=large_matrices("basis"),
     compiled=squares("basis", 1024, 9, 16384),
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,  # of the whole retraction
+)
+TURN = Kernel(
+    name="turn",
+    functions=("turn_kernel",),
+    closed_form=block_tiles,
+    case=_basis_case,
+    small=lambda problem, config: Problem("turn", problem.pairs, problem.k, 150, 150, 2),
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True)},
+    passed=rotations_of,
+    compiled=sizes("turn", [(1, 1024, 1024), (3, 1000, 1000)], (16, 50)),
 )
 TURN_ROWS = Kernel(
     name="rotate_rows",

@@ -16,7 +16,7 @@ Which of the two it is depends on sizes and dtypes alone: tensors that are not c
 import torch
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
@@ -69,7 +69,7 @@ def _fake_factored(step: FactoredStep) -> Tensor:
 def _fits_launches(step: FusedStep) -> bool:
     """Whether the kernels take the step: all parameters of one shape in one launch, or one a pass."""
     m, n, k = step.sizes
-    few = 0 < k <= MAX_RANK and (step.fits_a_program or step.active is None)
+    few = 0 < k <= MAX_MANY and (step.fits_a_program or step.active is None)
     few = few and step.factorization == "subspace"
     return few and m <= n and named(step.retraction).kernels is not None
 

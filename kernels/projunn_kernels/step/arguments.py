@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_COMPLEX, MAX_FUSED, MAX_REAL
+from projunn_kernels.constants import MAX_COMPLEX, MAX_FUSED, MAX_RANK, MAX_REAL
 
 
 def widest(k: int, pairs: bool) -> int:
     """The most columns of a matrix whose step, at rank k, is one program: more do not fit registers."""
+    if k > MAX_RANK:
+        return 0
     if k == 1:
         return MAX_FUSED
     return min(MAX_FUSED, MAX_COMPLEX // k) if pairs else MAX_REAL

@@ -80,7 +80,7 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         return None
     lists = (*moving, step.bases, step.probes, step.skipped, step.missed)
     directions, *rest = (tuple(map(_address, tensors)) for tensors in (lists[1], lists[0], *lists[2:]))
-    if any(address % 16 for address in directions) or (first.is_complex() and _any_conj(moving)):
+    if [at for at in directions if at % 16] or (first.is_complex() and _any_conj(moving)):
         return None
     settled = choice.settled() and not selfcheck.is_checking()
     if step.active is not None or not settled or capturing(first.device):

@@ -9,14 +9,16 @@
     orthonormal       S = orth(X), for k > 1
     warm_basis        R <- S + 0.01 probe; counts the steps that were not taken
 
-What lies between the passes has k columns.
+What lies between the passes has k columns.  For k > 8 the passes are products of tiles, W is read once
+more, and an orthonormal basis is a few launches and products of PyTorch
+(`projunn_kernels.factorization.rows`).
 """
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.factorization.launch import orthonormal_launch
-from projunn_kernels.launching import Launch, Matrices, address_table
+from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.retraction.launch import rotation_launch, rows_launch
 from projunn_kernels.step.arguments import FusedStep
@@ -28,7 +30,7 @@ class Passes:
 
     Args:
         step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
-            (*batch, m, k), k <= MAX_RANK, all contiguous, and counters.
+            (*batch, m, k), k <= MAX_MANY, all contiguous, and counters.
     """
 
     def __init__(self, step: FusedStep) -> None:
@@ -43,7 +45,7 @@ class Passes:
             weights, right, partial, step.retraction, step.rate, step.scale
         )
         rows = rows_launch(weights, rotation)
-        again: list[Launch] = []
+        again: list[Launch | Chain] = []
         warm = left
         if k > 1:
             run, warm = orthonormal_launch(left.unsqueeze(1))

@@ -29,9 +29,11 @@ def refresh_basis_(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) ->
 
 
 def _eager(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
-    warm = orthonormalize(left).add_(probe, alpha=PROBE)
-    usual = surely_all(taken)
-    basis.copy_(warm if usual else torch.where(taken[..., None, None], warm, basis))
+    warm = orthonormalize(left)
+    if surely_all(taken):
+        torch.add(warm, probe, alpha=PROBE, out=basis)
+    else:
+        basis.copy_(torch.where(taken[..., None, None], warm.add_(probe, alpha=PROBE), basis))
 
 
 def _one_column(left: Tensor, **_: Any) -> bool:

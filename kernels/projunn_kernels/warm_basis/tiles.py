@@ -62,5 +62,8 @@ WARM_BASIS = Kernel(
     ),
     variants={"table": (False, True)},
     allowed=lambda problem, variant: problem.k == 1 or variant["table"],
-    compiled=sizes("warm_basis", [(1, 1024, 8), (1, 9, 8)]),
+    compiled=[
+        *sizes("warm_basis", [(1, 1024, 8), (1, 9, 8)]),
+        *sizes("warm_basis", [(1, 1024, 64)], (16, 64)),
+    ],
 )

@@ -91,17 +91,15 @@ class DenseGradient:
     def renew(self, grad: Tensor) -> bool:
         """Take up the gradient of the next step; False if more has changed than its numbers."""
         p = self.parameter
-        if (
-            self.active is not None
-            or type(grad) is not Tensor
-            or grad.layout is not torch.strided
-            or p.data_ptr() != self.stored_weight.data_ptr()
-            or (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]
-        ):
+        if self.active is not None or type(grad) is not Tensor or grad.layout is not torch.strided:
+            return False
+        if p.data_ptr() != self.stored_weight.data_ptr():
+            return False
+        if (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]:
             return False
         as_it_is = self._plain and grad.dtype is self.layout[4] and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
-        self.feed(grad if as_it_is else active_matrices(p, grad)[0])
+        self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
         return True
 
     def feed(self, grad: Tensor) -> None:
@@ -116,6 +114,10 @@ class DenseGradient:
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
         self._rule = rule
+        if self.active is None:
+            direction = rule._direction(self, self.grad, self.state, self.group)
+            self.direction = direction if self._finite is None else self.gate(direction)
+            return
         own = self.rule_state()
         self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
         self.keep_rule_state(own)

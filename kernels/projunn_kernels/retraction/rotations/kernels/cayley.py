@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.blocks import combination, multiply, triangle
 from projunn_kernels.language.float64 import reciprocal
 from projunn_kernels.language.small import eye, solve
 
@@ -41,3 +42,39 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
     """(I - A/2)^-1 A; whether it is finite shows in the check of its unitarity."""
     fr, fi = solve(eye(S) - 0.5 * ar, -0.5 * ai, ar, ai, S, PAIRS)
     return fr, fi, precision > 0.0
+
+
+@triton.jit
+def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
+    """`small` of a matrix in memory: where F is, and whether it is determined.
+
+    V = (I - A/2)^-1 = (I - A^2/4)^-1 (I + A/2) by a Cholesky factor, corrected by Newton's iteration
+    V <- V + V R, R = I - (I - A/2) V; F = V A, and 2 V - 2 I, which large A do not spoil.  At ``e`` are
+    E, A and five matrices of scratch memory.
+    """
+    matrix = (blocks * B) * (blocks * B)
+    a, h, m, v = e + matrix, e + 2 * matrix, e + 3 * matrix, e + 4 * matrix
+    w, r = e + 5 * matrix, e + 6 * matrix
+    used = tl.where(finite, 1.0, 0.0)
+    combination(a, a, a, blocks, 0.0, used, 0.0, False, B)
+    multiply(w, a, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
+    combination(h, w, w, blocks, 1.0, -0.25, 0.0, False, B)
+    triangle(h, m, blocks, size, B)
+    combination(w, a, a, blocks, 1.0, 0.5, 0.0, False, B)
+    multiply(h, m, w, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
+    multiply(v, m, h, a, a, blocks, 0.0, 0.0, 0.0, True, False, B)
+    combination(m, a, a, blocks, 1.0, -0.5, 0.0, False, B)
+    multiply(h, m, v, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
+    rest = combination(r, h, h, blocks, 1.0, -1.0, 0.0, False, B)
+    count = 0
+    while (rest > 1e-13 * size) & (rest < 1.0) & (count < 5):
+        multiply(w, v, r, v, v, blocks, 0.0, 1.0, 0.0, False, False, B)
+        multiply(h, m, w, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
+        rest = combination(r, h, h, blocks, 1.0, -1.0, 0.0, False, B)
+        v, w = w, v
+        count += 1
+    if norm < 1.0:
+        multiply(h, v, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
+    else:
+        combination(h, v, v, blocks, -2.0, 2.0, 0.0, False, B)
+    return h, finite

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.blocks import combination, multiply, triangle
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 from projunn_kernels.language.small import eye, frobenius, matmul, solve
@@ -60,3 +61,42 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
         xr, xi = yr, yi
         count += 1
     return xr - identity, xi, regular
+
+
+@triton.jit
+def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
+    """`small` of a matrix in memory: where F is, and whether it is determined.
+
+    By steps of Newton and Schulz, X <- X (3 I - X^H X) / 2, where X^H X is near I, else as `small`.  At
+    ``e`` are E, A and five matrices of scratch memory.
+    """
+    matrix = (blocks * B) * (blocks * B)
+    x, y, g = e + 2 * matrix, e + 3 * matrix, e + 4 * matrix
+    m, h, inverse = e + 5 * matrix, e + 6 * matrix, e + matrix
+    used = tl.where(finite, 1.0, 0.0)
+    combination(x, e, e, blocks, 1.0, used, 0.0, False, B)
+    regular, going, count = finite, finite, 0
+    while going & regular & (count < 20):
+        multiply(g, x, x, x, x, blocks, 0.0, 0.0, 0.0, True, False, B)
+        error = combination(h, g, g, blocks, -1.0, 1.0, 0.0, False, B)
+        if error < 0.5:
+            combination(h, g, g, blocks, 1.5, -0.5, 0.0, False, B)
+            multiply(y, x, h, x, x, blocks, 0.0, 0.0, 0.0, False, False, B)
+        else:
+            # beyond its rows X is a multiple of the identity, not the identity
+            triangle(g, m, blocks, blocks * B, B)
+            multiply(h, x, m, x, x, blocks, 0.0, 0.0, 0.0, False, True, B)
+            multiply(inverse, h, m, x, x, blocks, 0.0, 0.0, 0.0, False, False, B)
+            length = combination(y, x, x, blocks, 0.0, 1.0, 0.0, False, B)
+            other = combination(inverse, inverse, x, blocks, 0.0, 1.0, 0.0, False, B)
+            if count == 0:
+                # size / (|X| |X^-1|), in Frobenius norms, is between 1 and that times the ratio of
+                # singular values
+                regular = regular & (tl.maximum(length, 1.0) * other * 4.0 * precision < size)
+            factor = square_root(other * reciprocal(length))
+            combination(y, x, inverse, blocks, 0.0, 0.5 * factor, 0.5 * reciprocal(factor), False, B)
+        x, y = y, x
+        going = error > 1e-7  # whose square is rounding
+        count += 1
+    combination(y, x, x, blocks, -1.0, 1.0, 0.0, False, B)
+    return y, regular & (count < 20)

@@ -1,0 +1,145 @@
+"""Steps of rank 9 to 64 by the kernels that work in memory, against float64."""
+
+import pytest
+import torch
+
+import projunn
+from projunn import init, retract
+from projunn.optim import SGD
+from projunn_kernels import factor, orthonormalize, rank_update_, retract_
+from projunn_kernels.configs.kernel import KERNELS
+from tests.dense import RETRACTIONS, defect, precise
+
+KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
+
+
+def draw(kernels, kind, m, n, k, batch=1):
+    weight = init.haar_(torch.empty(batch, m, n, dtype=kind))
+    factors = (torch.randn(batch, size, k, dtype=kind) / size**0.5 for size in (m, n))
+    return tuple(t.to(kernels.device) for t in (weight, *factors))
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("m", "n", "k", "retraction"),
+    [
+        (30, 30, 9, "exp"),
+        (30, 44, 17, "polar"),  # 2k columns in two blocks
+        (44, 30, 10, "cayley"),
+        (12, 14, 9, "cayley"),  # 2k > n: the basis is the identity
+        (70, 70, 33, "exp"),
+    ],
+)
+def test_equals_float64(kernels, kind, m, n, k, retraction):
+    if kind.is_complex and k > 17:
+        pytest.skip("the real one has as many blocks")
+    weight, left, right = draw(kernels, kind, m, n, k)
+    wanted = retract(*(precise(t) for t in (weight, left, right)), retraction)
+    with kernels.backend():
+        taken = retract_(weight, left, right, retraction)
+    assert taken.all()
+    assert (precise(weight) - wanted).abs().max() < 3e-7
+    assert defect(weight) < 3e-7
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 300.0, 1e9, torch.nan])
+def test_steps_of_any_size_stay_unitary_or_are_not_taken(kernels, retraction, scale):
+    weight, left, right = draw(kernels, torch.float32, 24, 24, 9)
+    before = weight.clone()
+    with kernels.backend():
+        taken = retract_(weight, left * scale, right, retraction)
+    assert projunn.unitarity_defect(weight).max() < 1e-6
+    if scale <= 300:
+        assert taken.all()
+        wanted = retract(*(precise(t) for t in (before, left * scale, right)), retraction)
+        assert (precise(weight) - wanted).abs().max() < 1e-6 + 1e-7 * scale
+    elif not taken:
+        assert torch.equal(weight, before)
+    assert taken.item() or scale == 1e9 or scale != scale
+
+
+@KINDS
+@pytest.mark.parametrize("size", [1.0, 1e10])
+def test_columns_that_depend_on_each_other(kernels, kind, size):
+    """Whatever fills the columns that the step lacks, the result is unitary."""
+    weight, left, right = draw(kernels, kind, 26, 26, 10)
+    left, right = left.clone(), right.clone()
+    left[..., 1:] = left[..., :1] * size
+    right[..., 5:] = right[..., :5]
+    wanted = retract(*(precise(t) for t in (weight, left, right)), "cayley")
+    with kernels.backend():
+        taken = retract_(weight, left, right, "cayley")
+    assert defect(weight) < 1e-6
+    if size == 1:
+        assert taken.all()
+        assert (precise(weight) - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.interpreter_only
+def test_only_listed_matrices_change(kernels):
+    weight, left, right = draw(kernels, torch.float32, 20, 20, 9, batch=4)
+    before, active = weight.clone(), torch.tensor([2, -1, 0])
+    with kernels.backend():
+        x, y = factor(left[:3] @ right[:3].mH, left[:3])
+        taken = retract_(weight, x, y, "exp", active)
+    assert taken[[0, 2]].all()
+    wanted = retract(*(precise(t) for t in (before[[2, 0]], x[[0, 2]], y[[0, 2]])), "exp")
+    assert (precise(weight[[2, 0]]) - wanted).abs().max() < 3e-7
+    assert torch.equal(weight[[1, 3]], before[[1, 3]])
+
+
+@KINDS
+@pytest.mark.parametrize("k", [17, 33])
+def test_an_update_of_many_columns(kernels, kind, k):
+    weight, left, right = draw(kernels, kind, 37, 70, k, batch=3)
+    active = torch.tensor([2, 0], device=kernels.device)
+    wanted = precise(weight).clone()
+    wanted[[2, 0]] += precise(left[:2]) @ precise(right[:2]).mH
+    with kernels.backend():
+        rank_update_(weight, left[:2], right[:2], active)
+    assert (precise(weight) - wanted).abs().max() < 2e-6
+
+
+@KINDS
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6])
+def test_nearly_dependent_columns_become_orthonormal(kernels, kind, spread):
+    columns = torch.randn(1, 60, 12, dtype=kind)
+    columns[..., 4:] = columns[..., :4] @ torch.randn(4, 8, dtype=kind) + spread * columns[..., 4:]
+    with kernels.backend():
+        q = precise(orthonormalize(columns.to(kernels.device)).cpu())
+    torch.testing.assert_close(q.mH @ q, torch.eye(12, dtype=q.dtype)[None], atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["triangle", "turn", "adjoint_many", "product_many", "update_many"])
+def test_the_cases_that_a_gpu_is_checked_with_pass(kernels, name):
+    """What a kernel is compared with before its first use, in the smallest of its problems."""
+    kernel = KERNELS[name]
+    problem = kernel.compiled[-1]
+    variants = list(kernel.variants_of(problem))
+    with kernels.backend():
+        from projunn_kernels import selfcheck
+        from projunn_kernels.configs.choice import config_for
+        from projunn_kernels.configs.problem import device_of
+
+        small = selfcheck.smaller(kernel, problem, config_for(problem, device_of(kernels.device))[0])
+        for variant in (variants[0], variants[-1]):
+            assert selfcheck.compare(kernel, small, variant, kernels.device) == ""
+
+
+def test_the_step_of_several_parameters(kernels):
+    """A step of several parameters is that of PyTorch; whose columns a basis has is seen later only."""
+    found = []
+    for backend in ("torch", kernels.name):
+        torch.manual_seed(1)
+        starts = [init.haar_(torch.empty(30, 30)).to(kernels.device) for _ in range(3)]
+        weights = [projunn.UnitaryParameter(w) for w in starts]
+        optimizer = SGD(weights, lr=1.0, rank=12)
+        with projunn.backend(backend):
+            for w in weights:
+                w.grad = torch.randn(30, 30).to(kernels.device)
+            optimizer.step()
+        assert optimizer.skipped_steps() == 0
+        found.append(torch.stack([w.detach() for w in weights]))
+        assert defect(found[-1].cpu()) < 1e-6
+    torch.testing.assert_close(*found, atol=3e-6, rtol=0)

@@ -1,0 +1,74 @@
+"""The budgets of docs/kernels.md for a step after the first: launches, calls of the library, Python."""
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import projunn
+from projunn import init
+from projunn.optim import SGD
+from projunn_kernels.launching import intercepted
+from tests.launches import watched
+
+# Calls of PyTorch's library that a GPU is asked for; views and empty tensors cost the host alone.
+LIBRARY = {"bmm", "sum", "copy_", "add_", "add", "mul", "div", "cat", "where", "fill_", "zero_"}
+# rank: launches of ours, of the library's products, and of its sums and copies, for parameters of one shape
+BUDGETS = {1: (7, 0, 0), 4: (8, 0, 0), 16: (14, 16, 8), 64: (14, 16, 8)}
+MODELS = {"one": [192], "twenty": [192] * 20, "mixed": [192, 192, 160, 192, 160]}
+# Python functions called in a step: for the first parameter, and for each other one of its shape.
+FIRST, EACH = 150, 6.5
+
+
+def parameters(kernels, sizes):
+    for n in sizes:
+        weight = projunn.UnitaryParameter(init.haar_(torch.empty(n, n)).to(kernels.device))
+        weight.grad = torch.randn_like(weight)
+        yield weight
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("k", BUDGETS)
+def test_launches_of_a_step(kernels, model, k):
+    """As many for each shape, however many parameters have it."""
+    sizes = MODELS[model]
+    plain = [torch.nn.Parameter(torch.randn(5, device=kernels.device)) for _ in range(model == "mixed")]
+    optimizer = SGD([*parameters(kernels, sizes), *plain], lr=0.1, rank=k, polish_every=0)
+    with watched(kernels, run=False) as seen:
+        optimizer.step()
+        seen.clear()
+        optimizer.step()
+    ours, products, others = (len(set(sizes)) * number for number in BUDGETS[k])
+    found = Counter(name for name in seen.calls if name in LIBRARY)
+    assert len(seen.kernels) == ours
+    assert found.pop("bmm", 0) == products
+    assert found.total() == others
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.parametrize("count", [1, 20])
+def test_python_of_a_step(kernels, count):
+    """Functions of Python called in a step whose launches do nothing: time, without a clock."""
+
+    class Nothing:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda **arguments: None
+
+    weights = list(parameters(kernels, [192] * count))
+    optimizer = SGD(weights, lr=0.1, polish_every=0)
+    called = []
+    with intercepted(Nothing), kernels.backend():
+        for _ in range(3):
+            optimizer.step()
+        sys.setprofile(lambda frame, event, _: called.append(frame.f_code) if event == "call" else None)
+        try:
+            optimizer.step()
+        finally:
+            sys.setprofile(None)
+    assert len(called) <= FIRST + EACH * (count - 1), Counter(c.co_qualname for c in called).most_common(20)
