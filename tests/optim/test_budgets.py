@@ -16,7 +16,7 @@ from tests.launches import watched
 
 # Calls of PyTorch's library that a GPU is asked for; views and empty tensors cost the host alone.
 LIBRARY = {"bmm", "sum", "copy_", "add_", "add", "mul", "div", "cat", "where", "fill_", "zero_"}
-# rank: launches of ours, of the library's products, and of its sums and copies, for parameters of one shape
+# k: launches of ours, of the library's products, and of its sums and copies, for parameters of a shape
 BUDGETS = {1: (7, 0, 0), 4: (8, 0, 0), 16: (14, 16, 8), 64: (14, 16, 8)}
 MODELS = {"one": [192], "twenty": [192] * 20, "mixed": [192, 192, 160, 192, 160]}
 # Python functions called in a step: for the first parameter, and for each other one of its shape.
@@ -71,4 +71,6 @@ def test_python_of_a_step(kernels, count):
             optimizer.step()
         finally:
             sys.setprofile(None)
-    assert len(called) <= FIRST + EACH * (count - 1), Counter(c.co_qualname for c in called).most_common(20)
+    assert len(called) <= FIRST + EACH * (count - 1), Counter(c.co_qualname for c in called).most_common(
+        20
+    )
