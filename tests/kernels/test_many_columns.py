@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn import init, retract
-from projunn.optim import SGD
+from projunn.optim import SGD, SGDG
 from projunn_kernels import factor, orthonormalize, rank_update_, retract_
 from projunn_kernels.configs.kernel import KERNELS
 from tests.dense import RETRACTIONS, defect, precise
@@ -142,4 +142,19 @@ def test_the_step_of_several_parameters(kernels):
         assert optimizer.skipped_steps() == 0
         found.append(torch.stack([w.detach() for w in weights]))
         assert defect(found[-1].cpu()) < 1e-6
+    torch.testing.assert_close(*found, atol=3e-6, rtol=0)
+
+
+def test_rotations_of_plain_parameters_step_by_the_same_kernels(kernels):
+    start, gradient = init.haar_(torch.empty(30, 30)), torch.randn(30, 30)
+    found = []
+    for backend in ("torch", kernels.name):
+        rotation = torch.nn.Parameter(start.clone().to(kernels.device))
+        optimizer = SGDG([rotation], lr=0.3, stiefel=True, rank=10)
+        rotation.grad = gradient.to(kernels.device)
+        with projunn.backend(backend):
+            optimizer.step()
+        found.append(rotation.detach().cpu())
+        assert defect(found[-1]) < 1e-6
+    assert (found[0] - start).abs().max() > 0.01
     torch.testing.assert_close(*found, atol=3e-6, rtol=0)
