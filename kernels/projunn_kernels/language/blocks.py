@@ -85,11 +85,16 @@ def load_numbers(base, first_row, i, rows, j, size, PAIRS: tl.constexpr, B: tl.c
 
 @triton.jit
 def store_numbers(base, i, j, size, value, PAIRS: tl.constexpr, B: tl.constexpr):
-    """The inverse of `load_numbers`, of a square matrix."""
+    """The inverse of `load_numbers`, of a square matrix.
+
+    From one of the two real rows of each row: where a complex matrix is nearly singular, rounding makes
+    two different rows of them, and parts of both cancel what neither does.
+    """
     r, c = (i * B + tl.arange(0, B))[:, None], (j * B + tl.arange(0, B))[None, :]
     if PAIRS:
-        at, inside = ((r // 2) * size + c // 2) * 2 + r % 2, c % 2 == 0
-        tl.store(base + at, value, mask=inside & (r < 2 * size) & (c < 2 * size))
+        at = ((r // 2) * size + c // 2) * 2 + c % 2
+        value = tl.where(c % 2 == 0, value, -value)
+        tl.store(base + at, value, mask=(r % 2 == 0) & (r < 2 * size) & (c < 2 * size))
     else:
         tl.store(base + r * size + c, value, mask=(r < size) & (c < size))
 
