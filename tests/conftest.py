@@ -181,7 +181,9 @@ def _quick_interpreter():
     import triton.language as tl
     from triton.runtime import interpreter
 
-    replace, is_builtin = interpreter._patch_lang, tl.core.is_builtin
+    replace, is_builtin = getattr(interpreter, "_patch_lang", None), tl.core.is_builtin
+    if replace is None or not hasattr(interpreter, "_LangPatchScope"):
+        return  # another Triton, whose interpreter is as slow as it is
 
     @functools.cache
     def languages_of(function):
