@@ -36,6 +36,21 @@ def test_the_three_journeys_have_15_lines():
     assert all(len(source.splitlines()) <= 15 for source in sources)
 
 
+def test_the_journeys_learn(capsys):
+    """Which remembers, and which answers right, as the page says."""
+    sources = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    for source in sources:
+        exec(source, {})
+    remembered, defects, certified = capsys.readouterr().out.splitlines()
+    assert float(remembered.split(";")[0]) < 0.04
+    found = re.findall(r"\d\.\d+e-\d+", defects)
+    assert len(found) == 2
+    assert all(float(defect) < 1e-6 for defect in found)
+    right, sure = re.findall(r"(\d+)%", certified)
+    assert int(right) > 90
+    assert int(sure) > 20
+
+
 def test_formulas_become_literal_blocks_and_asterisks_no_emphasis():
     docstring = inspect.getdoc(projunn.optim.SGD).splitlines()
     made = conf().as_rst(docstring)

@@ -9,6 +9,7 @@ Every other parameter is handed to the rule's plain optimizer, that of `torch.op
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -22,7 +23,14 @@ from projunn.optim.gradient import DenseGradient, FactoredGradient
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import COUNTERS, Member
-from projunn.optim.options import WARM, check_edited, check_options, check_rates, whole
+from projunn.optim.options import (
+    WARM,
+    check_edited,
+    check_options,
+    check_rates,
+    unitary_learning_rate,
+    whole,
+)
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
@@ -252,6 +260,16 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
             probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
             state[probe_name], state[basis_name] = probe, probe.clone()
+
+    def __repr__(self) -> str:
+        """As in `torch.optim`, with the rate that ``unitary_lr`` is where it was not given."""
+        groups = iter(self.param_groups)
+
+        def with_rate(found: re.Match[str]) -> str:
+            rate = unitary_learning_rate(next(groups))
+            return f"unitary_lr: None, which is {rate}" if found[1] == "None" else found[0]
+
+        return re.sub("unitary_lr: (.*)", with_rate, super().__repr__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""

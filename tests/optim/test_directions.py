@@ -126,3 +126,14 @@ def test_steps_of_complex_weights_reduce_real_numbers(name):
             layer.weight.grad = torch.randn(12, 12, 2)
             optimizer.step()
     assert not seen.slow
+
+
+def test_the_printed_optimizer_tells_the_default_rate():
+    groups = [
+        {"params": [UnitaryLinear(4, 4).weight]},
+        {"params": [UnitaryLinear(4, 4).weight], "unitary_lr": 0.5},
+    ]
+    said = repr(optim.SGD(groups, lr=0.32))
+    assert said.count("unitary_lr: ") == 2
+    assert "unitary_lr: None, which is 0.01\n" in said
+    assert "unitary_lr: 0.5\n" in said
