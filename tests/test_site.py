@@ -42,7 +42,7 @@ def test_the_journeys_learn(capsys):
     for source in sources:
         exec(source, {})
     remembered, defects, certified = capsys.readouterr().out.splitlines()
-    assert float(remembered.split(";")[0]) < 0.04
+    assert float(remembered.split(";")[0]) < 0.06
     found = re.findall(r"\d\.\d+e-\d+", defects)
     assert len(found) == 2
     assert all(float(defect) < 1e-6 for defect in found)
