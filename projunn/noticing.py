@@ -1,6 +1,9 @@
 """Weights that are off the manifold: how they are noticed, and what is said."""
 
+import inspect
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from projunn_kernels import private, seeded_normal
 # What is said aloud.  The drift of training is a hundredth of it (docs/measured.md).
 TOLERANCE = 1e-4
 _PROBES = 8
+NO_PATHS: Mapping[int, str] = {}
 
 
 class OffManifoldWarning(UserWarning):
@@ -55,16 +59,38 @@ def off_manifold(matrix: Tensor) -> float | None:
     return None if defect <= TOLERANCE else defect
 
 
+def paths_of(groups: list[dict[str, Any]]) -> dict[int, str]:
+    """The dotted names of an optimizer's parameters by ``id``, if it got ``named_parameters()``."""
+    named = [group for group in groups if "param_names" in group]
+    return {id(p): name for g in named for name, p in zip(g["param_names"], g["params"], strict=True)}
+
+
 def say(found: list[tuple[str, float]], event: str) -> None:
-    """Warns of weights off the manifold, by name and estimated defect; nothing if there are none."""
+    """Warns of weights off the manifold, by name and estimated defect; nothing if there are none.
+
+    Python shows a text that it has shown for a line only once.  Two weights may have one name and one
+    defect, so that no such record is kept here (``registry=None``): the filters of the user decide.
+    """
     if not found:
         return
     named = ", ".join(f"{name} ({defect:.2g})" for name, defect in found[:4])
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    warnings.warn(
+    filename, line = _caller()
+    warnings.warn_explicit(
         f"{event} these weights are not unitary (‖W^H W - I‖_F / sqrt(n), at most {TOLERANCE:g} wanted):"
         f" {named}{more}. projunn.project_(module) replaces each by the nearest unitary matrix,"
         " projunn.unconstrain(module) makes plain parameters of them",
         OffManifoldWarning,
-        stacklevel=3,
+        filename,
+        line,
+        registry=None,
     )
+
+
+def _caller() -> tuple[str, int]:
+    """The file and the line of the call that led here from outside of this library and of PyTorch."""
+    frame = inspect.currentframe()
+    inside = ("projunn", "torch")
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in inside:
+        frame = frame.f_back
+    return ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

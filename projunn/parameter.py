@@ -15,8 +15,8 @@ Tensors that share memory with a unitary parameter (``.data``, ``.detach()``, th
 
 import copy
 import weakref
-from dataclasses import dataclass
-from functools import cache, wraps
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -26,8 +26,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from projunn.factored import FactoredTensor
 from projunn.layout import PLAIN, Layout, as_matrices, forget_memory, remember, remembered
-from projunn.noticing import off_manifold, say
+from projunn.noticing import NO_PATHS, off_manifold, paths_of, say
 from projunn.sketches import following
+from projunn.slots import Slot
+from projunn.swapping import converter
 
 
 class _Marked(type(nn.Parameter)):  # type: ignore[misc]
@@ -104,26 +106,8 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
         return f"Unitary parameter containing:\n{self.data!r}"
 
 
-def _converter(name: str) -> Any:
-    """A conversion such as ``Tensor.to``, whose result ``nn.Parameter`` can wrap.
-
-    Under ``set_swap_module_params_on_conversion`` a module wraps what a conversion returns.  Where there
-    is nothing to convert that is the parameter itself, and ``nn.Parameter`` takes none of a class that
-    is not its own.
-    """
-    plain = getattr(Tensor, name)
-
-    @wraps(plain)
-    def convert(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        new: Tensor = plain(self, *arguments, **options)
-        swapped = torch.__future__.get_swap_module_params_on_conversion()
-        return new.data if new is self and swapped and not torch.is_grad_enabled() else new
-
-    return convert
-
-
 for _name in ("to", "type", "cpu", "cuda", "float", "double", "half", "bfloat16", "share_memory_"):
-    setattr(UnitaryParameter, _name, _converter(_name))
+    setattr(UnitaryParameter, _name, converter(_name))
 
 
 def is_unitary(parameter: Tensor) -> TypeGuard[UnitaryParameter]:
@@ -169,22 +153,6 @@ def unmark(parameter: UnitaryParameter) -> None:
         parameter.__class__ = nn.Parameter  # type: ignore[assignment]
 
 
-@dataclass
-class Slot:
-    """What a module knows of one of its unitary parameters.
-
-    ``said`` is set once the user has been told that the weight is off the manifold, and ``kept`` once an
-    optimizer of ours steps it.
-    """
-
-    pairs: bool
-    blocks: int
-    sketch: FactoredTensor | None
-    said: bool = False
-    kept: bool = False
-    singletons: int = 0
-
-
 class Declaration:
     """The unitary parameters of one module, by name; it goes where the module's attributes go.
 
@@ -194,6 +162,7 @@ class Declaration:
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
         self.slots: dict[str, Slot] = {}
+        self.path = ""  # of the module in the one whose ``load_state_dict`` is called, with a dot
         _declarations.add(self)
 
     @property
@@ -205,7 +174,7 @@ class Declaration:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._module = weakref.ref(state["module"])
-        self.slots = state["slots"]
+        self.slots, self.path = state["slots"], ""
         for slot in self.slots.values():
             slot.kept = False  # no optimizer knows the copy yet
         _declarations.add(self)
@@ -243,6 +212,7 @@ def declare(module: nn.Module, name: str, parameter: UnitaryParameter) -> None:
     found = declaration(module)
     if found is None:
         found = module.__dict__[_ATTRIBUTE] = Declaration(module)
+        module.register_load_state_dict_pre_hook(_before_load)
         module.register_load_state_dict_post_hook(_after_load)
     pairs, blocks, singletons = layout = _layout(parameter)
     found.slots[name] = Slot(pairs, blocks, parameter.sketch, singletons=singletons)
@@ -268,12 +238,12 @@ def recognise() -> None:
         found.restore()
 
 
-def known_parameters() -> dict[int, tuple[str, Slot]]:
+def known_parameters(paths: Mapping[int, str] = NO_PATHS) -> dict[int, tuple[str, Slot]]:
     """What to call the unitary parameters of all modules, and their slots, by ``id``."""
     return {
-        id(parameter): (f"{name} of {type(found.module).__name__}", slot)
+        id(p): (f"{paths.get(id(p), name)} of {type(found.module).__name__}", slot)
         for found in declarations()
-        for name, slot, parameter in found.held()
+        for name, slot, p in found.held()
     }
 
 
@@ -283,14 +253,21 @@ def name_of(parameter: Tensor) -> str:
     return known[0] if known is not None else f"a parameter of shape {tuple(parameter.shape)}"
 
 
-def notice(parameters: list[UnitaryParameter], event: str, *, kept: bool = False) -> None:
+def notice(
+    parameters: list[UnitaryParameter],
+    event: str,
+    paths: Mapping[int, str] = NO_PATHS,
+    *,
+    kept: bool = False,
+) -> None:
     """Warns of those parameters that are off the manifold, once each until they are back.
 
     Args:
         event: what has just happened to them, the start of a sentence: "After load_state_dict".
+        paths: their dotted names, where these are known, by ``id``.
         kept: whether an optimizer of ours steps them from now on.
     """
-    known, found = known_parameters() if parameters else {}, []
+    known, found = known_parameters(paths) if parameters else {}, []
     for parameter in parameters:
         if type(parameter) is not UnitaryParameter:  # sharded, or without numbers
             continue
@@ -383,7 +360,8 @@ def _stepped(optimizer: Any, *_: Any) -> None:
     if steps & (steps - 1) == 0 and not getattr(optimizer, "keeps_unitary", False):
         every = (p for group in optimizer.param_groups for p in group["params"])
         moved = [p for p in every if isinstance(p, UnitaryParameter) and p.grad is not None]
-        notice(moved, f"After a step of {type(optimizer).__name__}, which does not keep them unitary,")
+        event = f"After a step of {type(optimizer).__name__}, which does not keep them unitary,"
+        notice(moved, event, paths_of(optimizer.param_groups))
 
 
 @cache
@@ -393,8 +371,15 @@ def _watch() -> None:
     register_optimizer_step_post_hook(_stepped)
 
 
+def _before_load(module: nn.Module, _: object, prefix: str, *__: object) -> None:
+    found = declaration(module)
+    if found is not None:
+        found.path = prefix
+
+
 def _after_load(module: nn.Module, _: object) -> None:
     found = declaration(module)
     if found is not None:
         found.restore()
-        notice([p for _, _, p in found.held()], "After load_state_dict")
+        paths = {id(p): found.path + name for name, _, p in found.held()}
+        notice([p for _, _, p in found.held()], "After load_state_dict", paths)

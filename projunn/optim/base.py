@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
+from projunn.noticing import paths_of
 from projunn.optim.by_kernels import KernelRule
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.gradient import DenseGradient, FactoredGradient
@@ -191,7 +192,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             return
         arrived = [member.parameter for member in members if "step" not in member.state]
         if arrived:
-            notice(arrived, f"At the first step of {type(self).__name__}", kept=True)
+            event = f"At the first step of {type(self).__name__}"
+            notice(arrived, event, paths_of(self.param_groups), kept=True)
         kept = self._together
         if kept is None or not kept.renew(self, members):
             kept = Together(self, members, keep)

@@ -1,0 +1,68 @@
+"""What is said of weights that are off the manifold, and that nothing of it is lost."""
+
+import warnings
+
+import torch
+from torch import nn
+
+import projunn
+from projunn import OffManifoldWarning
+from projunn.nn import UnitaryLinear
+
+
+def stretched(module):
+    return {name: 1.5 * value for name, value in module.state_dict().items()}
+
+
+def texts(action):
+    """What Python shows under its default filter, which shows one text once for a line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        action()
+    assert all(w.filename == __file__ for w in caught)
+    return [str(w.message) for w in caught if issubclass(w.category, OffManifoldWarning)]
+
+
+def model_of_two():
+    return nn.Sequential(UnitaryLinear(4, 4), nn.Sequential(projunn.constrain(nn.Linear(4, 4))))
+
+
+def test_each_layer_that_is_loaded_off_the_manifold_is_named_by_its_path():
+    model = model_of_two()
+    said = texts(lambda: model.load_state_dict(stretched(model)))
+    assert len(said) == 2
+    assert " 0.weight of UnitaryLinear (" in said[0]
+    assert " 1.0.weight of Linear (" in said[1]
+
+
+def test_two_models_with_one_name_and_one_defect_are_both_said():
+    models = [UnitaryLinear(4, 4) for _ in range(2)]
+    states = [{**model.state_dict(), "weight": 1.5 * torch.eye(4)} for model in models]
+
+    def load():
+        for model, state in zip(models, states, strict=True):
+            model.load_state_dict(state)
+
+    said = texts(load)
+    assert len(said) == 2
+    assert said[0] == said[1]
+
+
+def test_optimizers_that_know_the_names_of_parameters_say_their_paths():
+    for rule in (projunn.optim.SGD, torch.optim.SGD):
+        model = model_of_two()
+        with torch.no_grad():
+            for p in projunn.unitary_parameters(model):
+                p.mul_(1.5)
+        optimizer = rule(model.named_parameters(), lr=1e-3)
+        model(torch.randn(3, 4)).sum().backward()
+        (said,) = texts(optimizer.step)
+        assert " 0.weight of UnitaryLinear (" in said
+        assert " 1.0.weight of Linear (" in said
+
+
+def test_a_layer_that_is_loaded_alone_after_its_model_loses_the_path_of_then():
+    model = model_of_two()
+    model.load_state_dict(model.state_dict())
+    (said,) = texts(lambda: model[0].load_state_dict(stretched(model[0])))
+    assert " weight of UnitaryLinear (" in said
