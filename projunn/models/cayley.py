@@ -81,7 +81,8 @@ class CayleyConv2d(nn.Module):
         check_numbers("input", input, self.weight, False)
         check_strided("input", input)
         if input.shape[1:] != self._shape:
-            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (batch, *{self._shape})")
+            wanted = ", ".join(map(str, self._shape))
+            raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (batch, {wanted})")
         x = functional.pixel_unshuffle(input, self.stride) if self.stride > 1 else input
         spectrum = rearrange(torch.fft.rfft2(x), "batch c h w -> h w batch c")
         product = rearrange(spectrum @ self.frequency_response().mT, "h w batch out -> batch out h w")

@@ -220,3 +220,17 @@ def test_repr_names_what_was_chosen():
 def test_errors_name_the_argument(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_kernel_in_the_place_of_the_size_of_the_image_is_explained(axes):
+    layer = getattr(projunn.nn, f"UnitaryConv{axes}d")(3, 16, 3)
+    with pytest.raises(ValueError, match="the size of the image") as refused:
+        layer(torch.randn(2, 3, *axes * [32]))
+    said = str(refused.value)
+    assert f"wanted (batch, {', '.join((axes + 1) * ['3'])}) or without" in said
+    assert f"for a kernel of {' x '.join(axes * ['3'])} take LocalUnitaryConv{axes}d" in said
+    larger = layer.resized(16)  # no kernel has this size
+    with pytest.raises(ValueError, match=r"layer\.resized") as refused:
+        larger(torch.randn(2, 3, *axes * [32]))
+    assert "kernel" not in str(refused.value)

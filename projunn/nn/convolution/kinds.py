@@ -31,7 +31,9 @@ class UnitaryConv2d(UnitaryConvolution):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        spatial_size: height and width of the input, or one integer for both.
+        spatial_size: height and width of the input, or one integer for both.  It stands where
+            ``nn.Conv2d`` has its kernel; `LocalUnitaryConv2d` is the layer with a small kernel.  The
+            filter goes round at the borders, so that there is no padding to choose.
         stride: downsampling, one or two integers.
         bias: whether to learn an additive bias for each channel.
         dilation: the distance of the filter's taps, one or two integers that divide ``spatial_size``.

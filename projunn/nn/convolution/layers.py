@@ -23,6 +23,8 @@ from projunn.nn.module import sketch_of
 from projunn.nn.sketched import sketched_convolution
 from projunn_kernels import fourier_convolution
 
+_KERNEL = 11  # images no larger may have been meant as kernels
+
 
 class UnitaryConvolution(FilterBank):
     """``y = K * x + b`` with a circular convolution that preserves the norm; see `UnitaryConv2d`."""
@@ -128,13 +130,17 @@ class UnitaryConvolution(FilterBank):
         return channels_to_cells(y, stride) if self.transposed else y
 
     def _misfit(self, shape: tuple[int, ...]) -> str:
-        message = (
-            f"input: got shape {shape}, wanted (batch, {self.in_channels}, *{self.spatial_size})"
-            f" or without batch"
-        )
+        wanted = ", ".join(map(str, (self.in_channels, *self.spatial_size)))
+        message = f"input: got shape {shape}, wanted (batch, {wanted}) or without batch"
         spatial = shape[-self.axes :]
         if len(shape) > self.axes and shape[-self.axes - 1] == self.in_channels:
             message += f"; layer.resized({spatial}) gives a layer for that size"
+        if not self.transposed and max(self.spatial_size) <= _KERNEL:
+            kernel = " x ".join(map(str, self.spatial_size))
+            message += (
+                "; the third argument, spatial_size, is the size of the image: for a kernel of"
+                f" {kernel} take LocalUnitaryConv{self.axes}d"
+            )
         return message
 
     def spatial_filter(self) -> Tensor:
