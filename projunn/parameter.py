@@ -335,9 +335,20 @@ def mark_as(parameter: nn.Parameter, slot: Slot) -> None:
 
 
 def _registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """PyTorch calls this where a module gets a parameter."""
+    """PyTorch calls this where a module gets a parameter.
+
+    Raises:
+        TypeError: it is the length that ``weight_norm`` makes of a unitary one, which it has deleted.
+    """
     found = declaration(module)
     slot = None if found is None else found.slots.get(name)
+    own = name.removesuffix("_g")
+    if found is not None and own != name and own in found.slots and own not in module._parameters:
+        raise TypeError(
+            f"name: {own!r} of {type(module).__name__} is unitary, and torch.nn.utils.weight_norm puts"
+            " plain parameters in its place; wanted a plain parameter. Build the layer anew, and without"
+            " weight_norm, or call projunn.unconstrain(module) first"
+        )
     if isinstance(parameter, UnitaryParameter):
         plain = _layout(parameter) == PLAIN
         if slot is None or not plain:

@@ -11,7 +11,7 @@ from tests.journeys import JOURNEYS, LAYERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "modules.md"
 # What an error of ours looks like: the argument, what it was, what was wanted.
-WORDS = re.compile(r"^(params|dtype): .*(wanted|build|unconstrain)", re.DOTALL)
+WORDS = re.compile(r"^(params|dtype|name): .*(wanted|build|unconstrain)", re.DOTALL)
 
 
 def table():

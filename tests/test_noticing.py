@@ -2,6 +2,7 @@
 
 import warnings
 
+import pytest
 import torch
 from torch import nn
 
@@ -66,3 +67,22 @@ def test_a_layer_that_is_loaded_alone_after_its_model_loses_the_path_of_then():
     model.load_state_dict(model.state_dict())
     (said,) = texts(lambda: model[0].load_state_dict(stretched(model[0])))
     assert " weight of UnitaryLinear (" in said
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_norm_of_a_unitary_parameter_is_refused():
+    layer = UnitaryLinear(4, 4)
+    with pytest.raises(TypeError, match=r"name: 'weight' of UnitaryLinear is unitary.*unconstrain"):
+        nn.utils.weight_norm(layer)
+    plain = nn.utils.weight_norm(projunn.unconstrain(UnitaryLinear(4, 4)))
+    assert {"weight_g", "weight_v"} <= dict(plain.named_parameters()).keys()
+
+
+def test_the_parametrization_of_weight_norm_raises_and_leaves_the_layer_unitary():
+    layer = UnitaryLinear(4, 4)
+    before = layer.weight
+    with pytest.raises(RuntimeError, match=r"detach\(\)"):
+        nn.utils.parametrizations.weight_norm(layer)
+    assert layer.weight is before
+    assert projunn.unitary_parameters(layer) == [before]
+    assert not hasattr(layer, "parametrizations")

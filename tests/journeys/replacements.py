@@ -108,8 +108,7 @@ def parametrized(layer):
 def normalised_by_weight_norm(layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        other = nn.utils.weight_norm(layer.make(), layer.name)
-    projunn.optim.SGD(other.parameters(), lr=0.1)
+        nn.utils.weight_norm(layer.make(), layer.name)
 
 
 @contextlib.contextmanager

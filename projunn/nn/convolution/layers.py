@@ -135,12 +135,12 @@ class UnitaryConvolution(FilterBank):
         spatial = shape[-self.axes :]
         if len(shape) > self.axes and shape[-self.axes - 1] == self.in_channels:
             message += f"; layer.resized({spatial}) gives a layer for that size"
-        if not self.transposed and max(self.spatial_size) <= _KERNEL:
-            kernel = " x ".join(map(str, self.spatial_size))
-            message += (
-                "; the third argument, spatial_size, is the size of the image: for a kernel of"
-                f" {kernel} take LocalUnitaryConv{self.axes}d"
-            )
+            if not self.transposed and max(self.spatial_size) <= _KERNEL:
+                kernel = " x ".join(map(str, self.spatial_size))
+                message += (
+                    "; the third argument, spatial_size, is the size of the image: for a kernel of"
+                    f" {kernel} take LocalUnitaryConv{self.axes}d"
+                )
         return message
 
     def spatial_filter(self) -> Tensor:
