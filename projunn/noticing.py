@@ -75,7 +75,7 @@ def say(found: list[tuple[str, float]], event: str) -> None:
         return
     named = ", ".join(f"{name} ({defect:.2g})" for name, defect in found[:4])
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    filename, line = _caller()
+    filename, line = caller()
     warnings.warn_explicit(
         f"{event} these weights are not unitary (‖W^H W - I‖_F / sqrt(n), at most {TOLERANCE:g} wanted):"
         f" {named}{more}. projunn.project_(module) replaces each by the nearest unitary matrix,"
@@ -87,7 +87,7 @@ def say(found: list[tuple[str, float]], event: str) -> None:
     )
 
 
-def _caller() -> tuple[str, int]:
+def caller() -> tuple[str, int]:
     """The file and the line of the call that led here from outside of this library and of PyTorch."""
     frame = inspect.currentframe()
     inside = ("projunn", "torch")

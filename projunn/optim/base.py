@@ -30,6 +30,7 @@ from projunn.optim.options import (
     check_options,
     check_rates,
     unitary_learning_rate,
+    warn_of_misspelt,
     whole,
 )
 from projunn.optim.recognition import check_parameter, recognise_parameters
@@ -102,6 +103,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             if name in param_group:
                 param_group[name] = whole(param_group[name])
         check_options({**self.defaults, **param_group})
+        warn_of_misspelt(param_group, self.defaults)
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         # Schedulers change lr; an explicit unitary_lr moves in proportion to it.

@@ -1,5 +1,7 @@
 """The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
+import warnings
+from difflib import get_close_matches
 from numbers import Real
 from operator import is_, itemgetter
 from typing import Any
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from projunn.arguments import is_whole, one_of, positive
 from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
+from projunn.noticing import caller
 from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
 
@@ -42,6 +45,31 @@ def _refuse_zero(unitary_lr: Any) -> None:
 def whole(value: Any) -> Any:
     """An integer of whatever kind, such as NumPy's, as Python's; anything else as it is."""
     return int(value) if is_whole(value) else value
+
+
+# What PyTorch and its schedulers keep in parameter groups beside the options of an optimizer.
+_OTHERS = {"params", "param_names", "initial_lr", "base_lr", "max_lr", "min_lr"}
+_OTHERS |= {"base_momentum", "max_momentum"}
+_NEAR = 0.8  # of `difflib`: one letter more or fewer in a name of four letters or more
+
+
+def warn_of_misspelt(group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Warns of keys of a new parameter group that are nearly the name of an option.
+
+    Programs keep keys of their own in groups, so that all are taken, as `torch.optim` takes them.
+    """
+    for name in group.keys() - defaults.keys() - _OTHERS:
+        near = get_close_matches(str(name), defaults, 1, _NEAR)
+        if near:
+            filename, line = caller()
+            warnings.warn_explicit(
+                f"params: a group has the key {name!r}, which is no option of this optimizer and has no"
+                f" effect; did you mean {near[0]!r}?",
+                UserWarning,
+                filename,
+                line,
+                registry=None,
+            )
 
 
 _CHECKED = ("rank", "retraction", "factorization", "unitary_lr", "polish_every")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projunn.arguments import number
 from projunn.manifold import MATRIX_DTYPES, dtype_names
+from projunn.optim.options import warn_of_misspelt
 from projunn.optim.sharded import is_sharded
 from projunn.parameter import is_unitary
 
@@ -33,6 +34,7 @@ class PlainSGD(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self._check({**self.defaults, **param_group})
+        warn_of_misspelt(param_group, self.defaults)
         super().add_param_group(param_group)
 
     def _check(self, group: dict[str, Any]) -> None:

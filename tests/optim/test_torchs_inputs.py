@@ -6,6 +6,7 @@ Real, complex and, beside them, unitary parameters; those that are not unitary e
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -158,3 +159,35 @@ def test_named_parameters_and_their_checkpoints(name):
     fill_gradients(model.parameters(), 1)
     unnamed.step()
     assert defect(model[0].weight.detach()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rule", "misspelt", "meant"),
+    [
+        (optim.SGD, "ranks", "rank"),
+        (optim.AdamW, "unitarylr", "unitary_lr"),
+        (optim.RMSprop, "retracton", "retraction"),
+        (optim.Lion, "weight_deca", "weight_decay"),
+        (optim.SGDG, "momentun", "momentum"),
+        (optim.Isospectral, "side", "sides"),
+    ],
+)
+def test_a_misspelt_option_of_a_group_is_named(rule, misspelt, meant):
+    weight = nn.Linear(4, 4).weight
+    with pytest.warns(UserWarning, match=f"'{misspelt}'.*did you mean '{meant}'") as caught:
+        optimizer = rule([{"params": [weight], misspelt: 2}], lr=0.1)
+    assert [w.filename for w in caught] == [__file__]
+    assert optimizer.param_groups[0][misspelt] == 2  # taken all the same, as by torch.optim
+
+
+def test_keys_of_schedulers_and_of_users_are_taken_without_a_word():
+    weights = [nn.Linear(4, 4).weight for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = {"name": "first", "lr_scale": 0.5, "layer_decay": 0.9, "steps": 3, "group": 1, 7: None}
+        optimizer = optim.SGD([{"params": weights[:1], **own}], lr=0.1, momentum=0.9)
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=10)
+        scheduled = {**optimizer.param_groups[0], "params": weights[1:]}
+        assert {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"} <= scheduled.keys()
+        optimizer.add_param_group(scheduled)
+        optim.AdamW([*nn.Linear(2, 2).named_parameters()])
