@@ -88,6 +88,8 @@ def constrain(
     semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
     that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.  One
     that is unitary already is projected again.  On the meta device there is nothing to project yet.
+    A ``state_dict`` does not tell which parameters are unitary: a model that loads one is to be
+    constrained again before, or the weights load as plain parameters, without a warning.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,

@@ -37,7 +37,8 @@ def to_plain(module: nn.Module) -> nn.Module:
     transform spared it.  Hooks of replaced layers do not come along.
 
     Args:
-        module: the model, which is changed in place, or one of our layers.
+        module: the model, which is changed in place (pass ``copy.deepcopy(model)`` to keep it), or one
+            of our layers.
 
     Returns:
         ``module``, or, if it is itself one of our layers, the layer that takes its place.

@@ -83,7 +83,10 @@ class OrthogonalFinetuning(UnitaryModule):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """The plain layer that computes the same: a new ``nn.Linear`` with the weight ``W R^T``."""
+        """The plain layer that computes the same: a new ``nn.Linear`` with the weight ``W R^T``.
+
+        Its weight and its bias learn (``requires_grad=True``), also where those of ``linear`` are fixed.
+        """
         weight, bias = self.linear.weight, self.linear.bias
         plain = nn.Linear(
             *(self.in_features, self.out_features),
@@ -149,7 +152,8 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
 def merge(model: nn.Module) -> nn.Module:
     """Replaces each `OrthogonalFinetuning` in a model by its plain layer, in place; returns the model.
 
-    If the model is one itself, its plain layer is returned.
+    If the model is one itself, its plain layer is returned.  The weights and biases of the plain layers
+    learn (``requires_grad=True``); parameters elsewhere in the model stay as they are, fixed or not.
     """
     if isinstance(model, OrthogonalFinetuning):
         return model.merge()

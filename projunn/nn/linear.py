@@ -24,12 +24,13 @@ class UnitaryLinear(UnitaryModule):
         bias: whether to learn an additive bias.
         device: as in ``torch.nn.Linear``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
-        sketch_rank: rank of sketched gradients (at most min(in_features, out_features) is used), or None
-            for dense ones.  With it the backward computes only low-rank factors of the weight's gradient
-            (`projunn_kernels.sketch`), ``weight.grad`` is a `projunn.FactoredTensor`, and a training
-            step can cost less than that of ``nn.Linear``.  The optimizer's ``rank`` should not be
-            larger.  `projunn.optim.RMSprop` and `projunn.optim.AdamW` estimate their second moments from
-            the sketch, and train better with more columns than the step has: ``sketch_rank=4`` for
+        sketch_rank: rank of sketched gradients (at most min(in_features, out_features) is used), or
+            None for dense ones.  With it the backward computes only low-rank factors of the weight's
+            gradient (`projunn_kernels.sketch`), ``weight.grad`` is a `projunn.FactoredTensor`, and a
+            training step can cost less than that of ``nn.Linear``.  Where the optimizer's ``rank`` is
+            larger, steps without momentum have the rank of the sketch; nothing warns of it.
+            `projunn.optim.RMSprop` and `projunn.optim.AdamW` estimate their second moments from the
+            sketch, and train better with more columns than the step has: ``sketch_rank=4`` for
             ``rank=1``.
 
     Shape:

@@ -82,6 +82,8 @@ def test_a_whole_model_is_wrapped_by_name_trained_and_merged():
     after = head(x)
     assert merge(model) is model
     assert not [m for m in model.modules() if isinstance(m, OrthogonalFinetuning)]
+    learned = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert learned == ["2.0.weight", "2.0.bias", "2.1.weight", "2.1.bias"]
     torch.testing.assert_close(nn.Sequential(*model[:3])(x), after, rtol=0, atol=1e-5)
 
 
