@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from projunn.cli import main
+from projunn.training.config import OPTIMIZERS
 
 QUICK = ["--hidden", "8", "--length", "10", "--batch-size", "4", "--log-every", "5", "--device", "cpu"]
 trains = pytest.mark.requires("rich", "matplotlib")
@@ -53,6 +54,20 @@ def test_one_line_for_a_mistake(tmp_path, monkeypatch, capsys, arguments, words)
     assert words in captured.err
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@trains
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_every_rule_that_help_offers_trains(tmp_path, rule):
+    arguments = ["train", "adding", *QUICK, "--steps", "1", "--optimizer", rule]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", ["capturedstep", "sgdg", "isospectral"])
+def test_optimizers_that_step_no_unitary_parameters_are_not_offered(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "adding", "--steps", "1", "--optimizer", name])
+    assert "choose from" in capsys.readouterr().err
 
 
 @trains

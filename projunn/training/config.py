@@ -2,6 +2,7 @@
 
 import json
 import typing
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from projunn import optim
+from projunn.optim.base import UnitaryOptimizer
 from projunn.optim.options import FACTORIZATIONS
 from projunn.tasks import TASKS, TaskOptions, declarations
 from projunn.tasks.options import above_zero, at_least_one, one_of
@@ -16,7 +18,12 @@ from projunn_kernels import RETRACTIONS
 from projunn_kernels.files import replacing
 
 BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in task.compared)]))
-OPTIMIZERS = {name.lower(): getattr(optim, name) for name in optim.__all__}
+# The rules that step unitary parameters; `projunn.optim` has classes that do other things too.
+OPTIMIZERS: dict[str, Callable[..., UnitaryOptimizer]] = {
+    name.lower(): found
+    for name in optim.__all__
+    if issubclass(found := getattr(optim, name), UnitaryOptimizer)
+}
 DTYPES = ("float32", "complex64")
 FOLLOWED = ("steps", "seconds", "device", "log_every", "tensorboard")  # what --resume may change
 SCHEDULES = ("constant", "cooldown", "cosine", "exponential", "step")
