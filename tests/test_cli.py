@@ -45,6 +45,16 @@ def test_resume_goes_on(tmp_path, capsys):
         (["train", "--resume", "nowhere", "--lr", "1"], "resume: cannot be combined with lr"),
         (["train", "--resume", "nowhere", "--seed", "0"], "resume: cannot be combined with seed"),
         (["train", "adding", "--steps", "0"], "steps: got 0"),
+        (
+            ["train", "copying", "--model", "lipschitz"],
+            "model: wanted none for copying: it is",
+        ),
+        (["train", "images", "--length", "20"], "it is an option of adding, copying"),
+        (["train", "images", "--permuted"], "permuted: wanted none for images"),
+        (["train", "unitary", "--hidden", "170"], "hidden: wanted none for unitary"),
+        (["train", "adding", "--no-augment"], "augment: wanted none for adding"),
+        (["train", "adding", "--certify", "0.1"], "certify: wanted images and --model lipschitz"),
+        (["train", "images", "--depth", "9"], "depth: wanted none for model resnet9"),
     ],
 )
 def test_one_line_for_a_mistake(tmp_path, monkeypatch, capsys, arguments, words):

@@ -84,7 +84,15 @@ class Images(Task):
         Option("augment", bool, False, "shift (and, of CIFAR, mirror) the images"),
         Option("model", str, "resnet9", "the network", group="model", choices=tuple(_NETWORKS)),
         Option("width", int, 16, "channels of the first convolution", group="model", limit=at_least_one),
-        Option("depth", int, 100, "convolutions of the deep model", group="model", limit=at_least_one),
+        Option(
+            "depth",
+            int,
+            100,
+            "convolutions of the deep model",
+            group="model",
+            limit=at_least_one,
+            only=("model", "deep"),
+        ),
         _CERTIFY,
         _MARGIN,
     )

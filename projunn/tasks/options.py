@@ -40,8 +40,9 @@ class Option:
         group: the heading that ``--help`` lists it under.
         choices: the values it may have; any if there are none.
         limit: raises ValueError, given the name and a value, if the value is out of bounds.
-        elsewhere: the error if it is given for a task that does not declare it.  Without this text
-            such a task ignores the option.
+        elsewhere: the error if it is given for a task that does not declare it, in the place of the
+            general one.
+        only: another option of the task, and the value of it without which this one has no effect.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Option:
     choices: tuple[str, ...] = ()
     limit: Callable[[str, Any], None] | None = None
     elsewhere: str | None = None
+    only: tuple[str, str] | None = None
 
     def check(self, got: Any) -> None:
         """Raise ValueError if the option may not have this value."""

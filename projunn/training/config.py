@@ -88,10 +88,16 @@ class TrainConfig(_TaskFields):
 
     @classmethod
     def for_task(cls, task: str, **given: Any) -> "TrainConfig":
-        """The task's own defaults, with the options that were ``given`` (not None) in their place."""
+        """The task's own defaults, with the options that were ``given`` (not None) in their place.
+
+        Raises:
+            ValueError: an option that neither this task nor every task has, or one of another model;
+                and as the class does.
+        """
         one_of("task", task, TASKS)
         chosen = {name: value for name, value in given.items() if value is not None}
         defaults = TASKS[task].defaults_for(chosen)
+        _refuse_unused(task, chosen, {**defaults, **chosen})
         if "steps" in chosen or "seconds" in chosen:  # a given budget replaces the default one
             defaults.pop("steps", None)
         values = {**defaults, **chosen}
@@ -204,6 +210,21 @@ class TrainConfig(_TaskFields):
         if "steps" in changed or "seconds" in changed:
             changed = {"steps": None, "seconds": None, **changed}
         return replace(self, **changed)
+
+
+def _refuse_unused(task: str, chosen: dict[str, Any], values: dict[str, Any]) -> None:
+    """Raise ValueError if a chosen option is one of other tasks, or needs another value of a second."""
+    for name, by_task in declarations().items():
+        if name not in chosen:
+            continue
+        if task not in by_task:
+            own = f"{name}: wanted none for {task}: it is an option of {', '.join(by_task)}"
+            raise ValueError(next(iter(by_task.values())).elsewhere or own)
+        if by_task[task].only is not None:
+            other, wanted = by_task[task].only
+            if values[other] != wanted:
+                got = f"{other} {values[other]}"
+                raise ValueError(f"{name}: wanted none for {got}: it is an option of {other} {wanted}")
 
 
 def _often_enough(steps: int | None, seconds: float | None) -> int:

@@ -14,6 +14,7 @@ import torch
 
 import projunn
 from projunn import cli
+from projunn.tasks import TASKS, declarations
 from projunn.training import Run, TrainConfig, train
 from projunn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from projunn_kernels.files import replacing
@@ -24,7 +25,8 @@ CPU = torch.device("cpu")
 
 
 def run(folder, steps, task="adding", **options):
-    result = Run(TrainConfig.for_task(task, steps=steps, **{**SMALL, **options}), folder)
+    small = {k: v for k, v in SMALL.items() if task in declarations().get(k, TASKS)}
+    result = Run(TrainConfig.for_task(task, steps=steps, **{**small, **options}), folder)
     assert train(result)
     return result
 

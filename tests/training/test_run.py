@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from projunn.optim.options import unitary_learning_rate
-from projunn.tasks import TASKS
+from projunn.tasks import TASKS, declarations
 from projunn.training import Run, TrainConfig, train
 from projunn.training.checkpoint import load_checkpoint
 from projunn.training.learner import Learner, rate_factor
@@ -22,7 +22,8 @@ SMALL = {"hidden": 8, "length": 10, "batch_size": 4, "log_every": 5, "device": "
 
 
 def run(folder, steps, task="adding", **options):
-    result = Run(TrainConfig.for_task(task, steps=steps, **{**SMALL, **options}), folder)
+    small = {k: v for k, v in SMALL.items() if task in declarations().get(k, TASKS)}
+    result = Run(TrainConfig.for_task(task, steps=steps, **{**small, **options}), folder)
     assert train(result)
     return result
 
