@@ -6,6 +6,7 @@ they run and by their options, and only if nothing is hooked into them.  Others 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf, log2, prod, sqrt
+from numbers import Real
 from sys import float_info
 from typing import Any, NamedTuple
 
@@ -63,14 +64,14 @@ def lipschitz_bound(model: nn.Module) -> float:
     Raises:
         TypeError: a layer with no known bound.
     """
-    return prod(_bound(layer).norm for layer in _chain(model))
+    return prod(bound.norm for _, bound in _bounds(model))
 
 
 @torch.no_grad()
 def certified_accuracy(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    radii: Sequence[float],
+    radii: float | Sequence[float],
     lipschitz: float | None = None,
 ) -> list[float]:
     """The share of inputs with a right answer that no change of 2-norm up to a radius can make wrong.
@@ -91,7 +92,7 @@ def certified_accuracy(
     Args:
         model: maps inputs to logits (batch, classes), in evaluation mode.
         batches: pairs of inputs (batch, *), on the model's device, and labels (batch,), int64.
-        radii: the radii; 0 gives the plain accuracy.
+        radii: the radii, or a single one; 0 gives the plain accuracy.
         lipschitz: a constant of the whole model, where its layers are not known; then ``error`` is 0,
             and the certificate is one of exact arithmetic.  By default the layers are measured.
 
@@ -102,9 +103,10 @@ def certified_accuracy(
         ValueError: a radius or a constant that is negative or not finite, or no input.
         TypeError: ``lipschitz`` is not given, and a layer has no known bound.
     """
-    radii = [number("radii", radius, 0, float_info.max) for radius in radii]
+    given = [radii] if isinstance(radii, Real) else radii
+    radii = [number("radii", radius, 0, float_info.max) for radius in given]
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
-    layers = [(layer, _bound(layer)) for layer in _chain(model)] if lipschitz is None else []
+    layers = list(_bounds(model)) if lipschitz is None else []
     distances = torch.tensor(list(radii), dtype=torch.float64)
     slopes = (
         distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
@@ -176,14 +178,25 @@ def _unit_roundoff(computed: Tensor) -> float:
     return {"highest": own, "high": 2.0**-11, "medium": 2.0**-9}[torch.get_float32_matmul_precision()]
 
 
-def _chain(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a model that runs them one after the other."""
-    if not isinstance(model, nn.Sequential):
-        yield model
-        return
-    _check_runs(model, nn.Sequential)
-    for layer in model:
-        yield from _chain(layer)
+def _bounds(model: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, _Bound]]:
+    """The layers of a chain and their bounds; what has no bound is refused by its path."""
+    chain = isinstance(model, nn.Sequential)
+    try:
+        if chain:
+            _check_runs(model, nn.Sequential)
+        else:
+            yield model, _bound(model)
+    except TypeError as error:
+        where = f"layer {path}" if path else "layer"
+        raise TypeError(f"{where}{str(error).removeprefix('layer')}; {_way_on()}") from None
+    if chain:
+        for name, layer in zip(model._modules, model, strict=True):
+            yield from _bounds(layer, f"{path}.{name}" if path else name)
+
+
+def _way_on() -> str:
+    known = ", ".join(kind.__name__ for kind in _BOUNDS)
+    return f"known are {known}; else give certified_accuracy the model's constant, lipschitz="
 
 
 def _bound(layer: nn.Module) -> _Bound:

@@ -179,6 +179,22 @@ def test_no_certificate_where_the_inputs_of_a_batch_are_mixed(layer):
         certified_accuracy(layer, [(torch.randn(shape), torch.zeros(2, dtype=torch.long))], [0.1])
 
 
+@pytest.mark.parametrize("refused", [nn.BatchNorm2d(3), Residual(nn.Identity())])
+def test_a_refusal_says_where_the_layer_is_and_how_to_go_on(refused):
+    model = nn.Sequential(nn.Identity(), nn.Sequential(refused))
+    for measure in (lipschitz_bound, lambda model: certified_accuracy(model, [], [0.1])):
+        with pytest.raises(TypeError, match=r"^layer 1\.0: no bound is known for") as caught:
+            measure(model)
+        assert type(refused).__name__ in str(caught.value)
+        assert "known are Linear, UnitaryLinear" in str(caught.value)
+        assert "lipschitz=" in str(caught.value)
+
+
+def test_a_single_radius_gives_one_share():
+    batch = [(torch.tensor([[1.0, 0.0], [0.1, 0.0]]), torch.tensor([0, 0]))]
+    assert certified_accuracy(nn.Identity(), batch, 0.3) == [0.5]
+
+
 def test_dropout_counts_in_evaluation():
     assert lipschitz_bound(nn.Dropout(0.5).eval()) == 1
 
