@@ -6,7 +6,6 @@ they run and by their options, and only if nothing is hooked into them.  Others 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf, log2, prod, sqrt
-from numbers import Real
 from sys import float_info
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def certified_accuracy(
         ValueError: a radius or a constant that is negative or not finite, or no input.
         TypeError: ``lipschitz`` is not given, and a layer has no known bound.
     """
-    given = [radii] if isinstance(radii, Real) else radii
+    given = radii if isinstance(radii, Iterable) else [radii]
     radii = [number("radii", radius, 0, float_info.max) for radius in given]
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
     layers = list(_bounds(model)) if lipschitz is None else []
@@ -180,16 +179,15 @@ def _unit_roundoff(computed: Tensor) -> float:
 
 def _bounds(model: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, _Bound]]:
     """The layers of a chain and their bounds; what has no bound is refused by its path."""
-    chain = isinstance(model, nn.Sequential)
     try:
-        if chain:
+        if isinstance(model, nn.Sequential):
             _check_runs(model, nn.Sequential)
         else:
             yield model, _bound(model)
     except TypeError as error:
         where = f"layer {path}" if path else "layer"
         raise TypeError(f"{where}{str(error).removeprefix('layer')}; {_way_on()}") from None
-    if chain:
+    if isinstance(model, nn.Sequential):
         for name, layer in zip(model._modules, model, strict=True):
             yield from _bounds(layer, f"{path}.{name}" if path else name)
 

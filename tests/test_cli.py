@@ -28,7 +28,13 @@ def test_resume_goes_on(tmp_path, capsys):
     folder = str(tmp_path / "r")
     assert main(["train", "adding", *QUICK, "--steps", "5", "--out", folder]) == 0
     assert main(["train", "--resume", folder, "--steps", "10"]) == 0
-    assert "unitary  step     10" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "unitary  step     10" in printed
+    assert "already" not in printed
+    assert main(["train", "--resume", folder, "--steps", "7"]) == 0
+    assert "already at step 10: give --steps above that" in capsys.readouterr().out
+    assert main(["train", "--resume", folder, "--seconds", "1e-6"]) == 0
+    assert "s of training: give --seconds above that" in capsys.readouterr().out
 
 
 @trains
@@ -123,6 +129,10 @@ def test_help_tells_the_defaults_of_every_task(capsys):
     printed = capsys.readouterr().out
     for words in ("adding   length 200, hidden 170", "unitary  size 256, dtype complex64", "rank 1"):
         assert words in printed
+    together = " ".join(printed.split())
+    assert "with --model deep: unitary-lr 0.0001" in together
+    assert "with --model lipschitz: augment False, certify 0.141, margin 0.5" in together
+    assert "lr 0.003, unitary-lr 0.03, rank 4" in together
 
 
 def test_unknown_options_and_help():

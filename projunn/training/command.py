@@ -5,6 +5,7 @@ import itertools
 import textwrap
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,9 +153,27 @@ def _defaults() -> str:
         indent = " " * (2 + column)
         text = textwrap.fill(", ".join(said), 78, subsequent_indent=indent, break_on_hyphens=False)
         lines.append(f"  {name:<{column}}{text}")
+        lines += _other_defaults(name, indent)
     common = ", ".join(f"{key} {getattr(config, key)}" for key in _COMMON)
     lines.append(f"  {'all':<{column}}{common}")
     return "\n".join(lines).replace("_", "-")
+
+
+def _other_defaults(task: str, indent: str) -> list[str]:
+    """The defaults that depend on the value of another option, such as the network's."""
+    usual, lines = asdict(TrainConfig.for_task(task)), []
+    for option in TASKS[task].declares:
+        for choice in option.choices:
+            other = asdict(TrainConfig.for_task(task, **{option.name: choice}))
+            said = [
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in other.items()
+                if value != usual[key] and key != option.name
+            ]
+            if said:
+                text = f"{indent}with {_flag(option.name)} {choice}: {', '.join(said)}"
+                lines.append(textwrap.fill(text, 78, subsequent_indent=indent + "  "))
+    return lines
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -180,12 +199,26 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"resume: cannot be combined with {', '.join(extra)}")
         TrainConfig.load(resume / "config.json")  # before a lock is in a folder that holds no run
         with alone_in(resume):
-            return _trained(Run.resume(resume, **{name: options[name] for name in FOLLOWED}))
+            resumed = Run.resume(resume, **{name: options[name] for name in FOLLOWED})
+            _say_if_spent(resumed)
+            return _trained(resumed)
     if task is None:
         raise ValueError(f"task: give one of {', '.join(TASKS)}, or --resume DIR")
     started = Run(TrainConfig.for_task(task, **options), out or Path("runs"))
     started.folder = out or _new_folder(task)
     return _trained(started)
+
+
+def _say_if_spent(run: "Run") -> None:
+    """Say that there is nothing to train where the budget of every model is spent already."""
+    if not all(learner.finished for learner in run.learners) or run.learners[0].diverged:
+        return
+    if run.config.steps is not None:
+        step = max(learner.step for learner in run.learners)
+        print(f"already at step {step}: give --steps above that to train on")
+    else:
+        seconds = max(learner.seconds for learner in run.learners)
+        print(f"already at {seconds:.1f} s of training: give --seconds above that to train on")
 
 
 def _trained(run: "Run") -> int:

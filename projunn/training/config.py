@@ -220,8 +220,9 @@ def _refuse_unused(task: str, chosen: dict[str, Any], values: dict[str, Any]) ->
         if task not in by_task:
             own = f"{name}: wanted none for {task}: it is an option of {', '.join(by_task)}"
             raise ValueError(next(iter(by_task.values())).elsewhere or own)
-        if by_task[task].only is not None:
-            other, wanted = by_task[task].only
+        only = by_task[task].only
+        if only is not None:
+            other, wanted = only
             if values[other] != wanted:
                 got = f"{other} {values[other]}"
                 raise ValueError(f"{name}: wanted none for {got}: it is an option of {other} {wanted}")
