@@ -64,7 +64,10 @@ def _draw_gains(axes: Axes, models: list[Trained]) -> None:
             axes.plot(places, heights, "o-", ms=4 + 3 * wider, lw=2 + 2 * wider, color=model.color)
     axes.axhline(1, color="black", linestyle=":", linewidth=1.2)
     axes.annotate("norm kept", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
-    axes.set(xlabel="convolution, from the input on", ylabel="‖K * x‖ / ‖x‖")
+    unitary = [m for m in models if any(isinstance(x, UnitaryConv2d) for x in m.network.modules())]
+    gains = [g for m in unitary if m.points for g in m.points[-1].measured["gains"] or ()]
+    why = " (unitary below 1: fewer outputs)" if min(gains, default=1.0) < 1 - 1e-3 else ""
+    axes.set(xlabel=f"convolution, from the input on{why}", ylabel="‖K * x‖ / ‖x‖")
     axes.set_title("norm gain of every convolution, at the end")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     scale_heights(axes, every)

@@ -11,6 +11,7 @@ from torch import nn
 from projunn import lipschitz_bound
 from projunn.nn import UnitaryConv2d, UnitaryLinear
 from projunn.tasks import TASKS, TaskOptions
+from projunn.tasks.measurements import Trained
 from projunn.training import Run, TrainConfig, train
 
 pytestmark = pytest.mark.requires("rich", "matplotlib", "sklearn")
@@ -153,6 +154,18 @@ def test_a_margin_certifies_more_at_its_distance(tmp_path):
         assert x.min() == 0
         assert x.max() == 1
     assert shares[0.7] > shares[0.1] + 0.05
+
+
+@pytest.mark.parametrize("model", ["resnet9", "lipschitz"])
+def test_the_picture_says_why_a_unitary_convolution_shrinks(tmp_path, model):
+    from matplotlib.figure import Figure
+
+    result = run(tmp_path, model=model, width=4, steps=1)
+    (learner,), figure = result.learners, Figure()
+    result.task.draw(figure, [Trained("unitary", "#0b6e99", learner.model, learner.points)], "step", 1)
+    (label,) = (ax.get_xlabel() for ax in figure.axes if ax.get_xlabel().startswith("convolution"))
+    shrinks = min(learner.points[-1].measured["gains"]) < 1 - 1e-3
+    assert label.endswith("(unitary below 1: fewer outputs)") == shrinks == (model == "lipschitz")
 
 
 def test_deep_models_turn_slower():
