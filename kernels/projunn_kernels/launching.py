@@ -216,37 +216,24 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     return table_of(tuple(map(Tensor.data_ptr, tensors)), tensors[0].device)
 
 
-def table_of(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """`address_table` of tensors on a device, by their addresses."""
-    key = (device, addresses)
+def table_of(
+    values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
+    key = (device, dtype, values)
     table = _tables.get(key)
     if table is None and capturing(device):
-        table = torch.empty(len(addresses), dtype=torch.int64, device=device)
-        for entry, address in zip(table.unbind(), addresses, strict=True):
-            entry.fill_(address)
+        table = torch.empty(len(values), dtype=dtype, device=device)
+        for entry, value in zip(table.unbind(), values, strict=True):
+            entry.fill_(value)
     elif table is None:
-        host = torch.tensor(addresses, dtype=torch.int64)
+        host = torch.tensor(values, dtype=dtype)
         table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         _tables[key] = table
         while len(_tables) > _MAX_TABLES:
             _tables.popitem(last=False)
     else:
         _tables.move_to_end(key)
-    return table
-
-
-def numbers_table(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a float64 tensor on a device, kept as `table_of` keeps addresses."""
-    key = (device, *numbers)
-    table = _tables.get(key)
-    if table is None and capturing(device):
-        table = torch.empty(len(numbers), dtype=torch.float64, device=device)
-        for entry, number in zip(table.unbind(), numbers, strict=True):
-            entry.fill_(number)
-    elif table is None:
-        host = torch.tensor(numbers, dtype=torch.float64)
-        table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
-        _tables[key] = table
     return table
 
 

@@ -20,8 +20,8 @@ from projunn_kernels.launching import (
     capturing,
     configured,
     current_stream,
-    numbers_table,
     options,
+    table_of,
 )
 from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.kernels import rule_kernel, sound_kernel
@@ -101,7 +101,7 @@ class Followed:
             "sound": sound,
             "shares": shares,
             "missed": address_table(step.missed),
-            "numbers": numbers_table(self._numbers, first.device),
+            "numbers": table_of(self._numbers, first.device, torch.float64),
             "matrices": matrices,
             "PAIRS": pairs,
             "B": block,
@@ -142,7 +142,7 @@ class Followed:
         numbers = tuple(step.numbers)
         if numbers != self._numbers:
             self._numbers = numbers
-            changed["numbers"] = numbers_table(numbers, first.device)
+            changed["numbers"] = table_of(numbers, first.device, torch.float64)
         high, low = divmod(step.steps, _HIGH)
         self._look(steps_high=float(high), steps_low=float(low), **changed)
         written = torch.view_as_real(directions) if first.is_complex() else directions

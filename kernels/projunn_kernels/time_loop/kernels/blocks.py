@@ -11,9 +11,9 @@ some of them in flight.
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_tile
+from projunn_kernels.language.tiles import load_tile, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.rows import load_bias, store_range
+from projunn_kernels.time_loop.kernels.rows import load_bias
 
 
 @triton.jit

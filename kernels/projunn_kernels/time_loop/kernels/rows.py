@@ -9,19 +9,8 @@ the threads of a warp, so that threads exchange only a few partial sums.
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_range, load_tile
+from projunn_kernels.language.tiles import load_range, load_tile, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-
-
-@triton.jit
-def store_range(base, first, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
-    """The inverse of `projunn_kernels.language.tiles.load_range`."""
-    if PAIRS:
-        at = 2 * first + tl.arange(0, 2 * BN)
-        tl.store(base + at, tl.reshape(tl.join(re, im), (2 * BN,)), mask=at < 2 * n)
-    else:
-        at = first + tl.arange(0, BN)
-        tl.store(base + at, re, mask=at < n)
 
 
 @triton.jit
