@@ -4,7 +4,7 @@ What the optimizers do elementwise in PyTorch (`DenseGradient.follow`) takes a d
 on a GPU.  The formulas are those of `projunn_kernels.follow_rule_`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,11 @@ class Following:
         self._one_count = not self._on_host or len({int(count.item()) for count in self._counts}) == 1
         self.not_counted = [torch.zeros_like(state["missed"]) for state in self._states]
 
-    def directions(self, kernel_rule: Callable[..., Any], rule: Any, groups: Any) -> list[Tensor] | None:
+    def directions(self, rule: Any, groups: Sequence[dict[str, Any]]) -> list[Tensor] | None:
         """Move the averages, and count which matrices have missed the step.
 
         Args:
-            kernel_rule: gives the `KernelRule` of a group, or None.
-            rule: the optimizer.
+            rule: the optimizer, whose ``_kernel_rule`` gives the `KernelRule` of a group, or None.
             groups: the groups of the parameters.
 
         Returns:
@@ -77,7 +76,7 @@ class Following:
         first = self._gradients[0]
         if not self._one_count or not uses_triton(first.stored_weight):
             return None
-        known, *others = (kernel_rule(group) for group in groups)
+        known, *others = map(rule._kernel_rule, groups)
         if known is None or any(other != known for other in others):
             return None
         numbers = known.numbers(largest(rule, groups[0], first.grad.dtype))

@@ -145,7 +145,7 @@ class _Part:
     def follow(self, rule: Rule) -> None:
         """Find the directions of the rule, whose averages move."""
         if self._following is not None:
-            self._directions = self._following.directions(rule._kernel_rule, rule, self._groups)
+            self._directions = self._following.directions(rule, self._groups)
             if self._directions is not None:
                 return
         for gradient in self.gradients:

@@ -243,7 +243,7 @@ def largest(rule: Any, group: dict[str, Any], dtype: torch.dtype) -> float:
 
 
 def frobenius_norms(matrices: Tensor) -> Tensor:
-    """Of each matrix, (\\*batch, 1, 1).  Of complex numbers themselves they take 100 times as long."""
+    """Of each matrix, (*batch, 1, 1).  Of complex numbers themselves they take 100 times as long."""
     if not matrices.is_complex():
         return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     parts = torch.view_as_real(matrices.resolve_conj())
