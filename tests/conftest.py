@@ -12,6 +12,7 @@ tensors in Triton's interpreter.  A test of the kernels takes its device and bac
 Everything else runs on the CPU in both worlds.  Marks say what a test needs: ``requires_cuda``,
 ``interpreter_only`` (what it watches exists in the interpreter only), ``requires_cpp`` (a C++ compiler,
 for TorchInductor), ``requires("name", ...)`` (packages).  Without it a test is skipped, and says why.
+``draws`` marks a test that looks at the pictures it makes; those of others are empty files.
 ``python -m pytest -m kernels`` runs the tests that run on a GPU where there is one.
 
 Environment:
@@ -50,6 +51,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from projunn_kernels import backends  # noqa: E402
+from tests.interpreter import quicken  # noqa: E402
 
 WITHOUT_INTERPRETER = os.environ.get("PROJUNN_TEST_WITHOUT_INTERPRETER", "0") not in ("", "0")
 if WITHOUT_INTERPRETER:
@@ -107,6 +109,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@functools.cache
 def _installed(name):
     return importlib.util.find_spec(name) is not None
 
@@ -170,38 +173,26 @@ def _own_settings(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _quick_interpreter():
-    """Triton's interpreter without what it does again and again, half of its time (triton 3.6 to 3.8).
-
-    At each call of a device function it looks through all of ``triton.language`` for what it has to
-    replace.  All of that has been replaced for the launch, until whose end it stays so.
-    """
-    if not INTERPRETED or not _installed("triton"):
-        return
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    replace, is_builtin = getattr(interpreter, "_patch_lang", None), tl.core.is_builtin
-    if replace is None or not hasattr(interpreter, "_LangPatchScope"):
-        return  # another Triton, whose interpreter is as slow as it is
-
-    @functools.cache
-    def languages_of(function):
-        seen = function.__globals__.values()
-        return [lang for lang in (tl, tl.core) if any(value is lang for value in seen)]
-
-    def replace_what_is_left(function):
-        for lang in languages_of(function):
-            if is_builtin(lang.load) or is_builtin(lang.tensor.__add__):
-                return replace(function)
-        return interpreter._LangPatchScope()
-
-    interpreter._patch_lang = replace_what_is_left
+def quick_interpreter():
+    """What makes Triton's interpreter quick, to be undone by a test of that."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED and _installed("triton"):
+            quicken(patch)
+        yield patch
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(int(os.environ.get("PROJUNN_TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(request, monkeypatch):
+    """A picture takes longer than the training that it shows: only a test that is about one draws it."""
+    if request.node.get_closest_marker("draws") is None and _installed("matplotlib"):
+        from matplotlib.figure import Figure
+
+        monkeypatch.setattr(Figure, "savefig", lambda _, file, **how: Path(file).touch())
 
 
 @pytest.fixture(autouse=True)

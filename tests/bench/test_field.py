@@ -177,6 +177,7 @@ def test_a_method_that_is_not_installed_is_reported_as_missing(recorded, tmp_pat
     assert {name for name, _, _ in recorded} == {"a"}
 
 
+@pytest.mark.draws
 @pytest.mark.requires("matplotlib")
 def test_tables_have_no_number_of_what_was_not_run(recorded, tmp_path, table_of_cases):
     case = table_of_cases(replace(COPYING, contenders=(method("a"), method("b"), method("c"))))

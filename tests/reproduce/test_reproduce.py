@@ -1,6 +1,7 @@
 """The experiments of the paper: all of them run, go on where they stopped, and say what they were."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,23 @@ def test_every_experiment_runs_dry(name, scale, tmp_path, monkeypatch, capsys):
     for training in RECIPES[name].trainings:
         assert training.label in printed
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.draws
+@pytest.mark.parametrize("name", ["adding", "resnet9", "gradients", "runtime"])
+def test_every_kind_of_picture_is_drawn(name, monkeypatch):
+    """Of trainings and of measurements, in files that a dry run removes."""
+    from matplotlib.figure import Figure
+
+    sizes, save = [], Figure.savefig
+
+    def saved(figure, file, **how):
+        save(figure, file, **how)
+        sizes.append(Path(file).stat().st_size)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    assert main(["reproduce", name, "--dry", "--scale", "cpu"]) == 0
+    assert min(sizes) > 1000
 
 
 @pytest.mark.parametrize("name", RECIPES)

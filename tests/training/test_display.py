@@ -43,6 +43,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.draws
 @pytest.mark.requires("sklearn")
 @pytest.mark.parametrize(("task", "compare", "options"), RUNS)
 @pytest.mark.parametrize("terminal", [False, True])
@@ -78,6 +79,7 @@ def drawn(points, task="copying", axis="step"):
     return figure
 
 
+@pytest.mark.draws
 def test_a_single_point_is_seen_and_every_line_has_a_label():
     figure = drawn({"unitary": [point("unitary", 7)], "lstm": [point("lstm", 7, 0.3, defect=None)]})
     loss, defect, energy = figure.axes
@@ -93,6 +95,7 @@ def test_a_single_point_is_seen_and_every_line_has_a_label():
     assert drawn({"unitary": [point("unitary", 7)]}, axis="seconds").axes[0].get_xlabel().endswith("(s)")
 
 
+@pytest.mark.draws
 def test_many_points_are_not_marked_and_steps_are_whole_numbers():
     figure = drawn({"unitary": [point("unitary", step) for step in range(1, 40)]})
     assert figure.axes[0].lines[0].get_marker() in ("", "None", None)
@@ -102,6 +105,7 @@ def test_many_points_are_not_marked_and_steps_are_whole_numbers():
         assert axes.get_xlim()[0] == 0
 
 
+@pytest.mark.draws
 def test_an_axis_is_linear_from_zero_unless_values_span_a_decade():
     near = drawn({"unitary": [point("unitary", 1, 0.5), point("unitary", 2, 0.4)]})
     assert (near.axes[0].get_yscale(), near.axes[0].get_ylim()[0]) == ("linear", 0)
@@ -109,6 +113,7 @@ def test_an_axis_is_linear_from_zero_unless_values_span_a_decade():
     assert far.axes[0].get_yscale() == "log"
 
 
+@pytest.mark.draws
 def test_a_loss_that_is_not_finite_is_said_in_the_picture():
     figure = drawn({"lstm": [point("lstm", 1), point("lstm", 2, float("inf"), defect=None)]})
     assert [t.get_text() for t in figure.axes[0].texts] == ["not finite, not drawn: lstm"]

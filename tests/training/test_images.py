@@ -23,6 +23,7 @@ def run(folder, **options):
     return result
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("model", ["resnet9", "deep", "lipschitz"])
 def test_every_model_trains_beside_the_others(tmp_path, model):
     others = ("cayley",) if model == "lipschitz" else ("plain", "cayley")

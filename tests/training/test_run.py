@@ -32,6 +32,7 @@ def without_times(points):
     return [{k: v for k, v in vars(point).items() if k != "seconds"} for point in points]
 
 
+@pytest.mark.draws
 def test_leaves_config_metrics_plot_and_checkpoint(tmp_path):
     result = run(tmp_path / "r", 12, compare=("lstm", "gru", "rnn"))
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
