@@ -1,5 +1,6 @@
 """The options of a training run, checked, and kept in its folder as JSON."""
 
+import inspect
 import json
 import typing
 from collections.abc import Callable
@@ -113,6 +114,12 @@ class TrainConfig(_TaskFields):
             got = getattr(self, name)
             if got is not None and not 0 <= got < float("inf"):
                 raise ValueError(f"{name}: got {got}, wanted a finite number that is not negative")
+        if self.momentum and not self.takes_momentum:
+            rules = " or ".join(name for name, rule in OPTIMIZERS.items() if _has_momentum(rule))
+            raise ValueError(
+                f"momentum: got {self.momentum} with optimizer {self.optimizer!r}, which has averages of"
+                f" its own; wanted 0, or one of the optimizers {rules}"
+            )
         for name in ("clip", "steps", "seconds"):
             above_zero(name, getattr(self, name))
         if not 0 <= self.seed < 2**32:
@@ -140,6 +147,11 @@ class TrainConfig(_TaskFields):
             option.check(got)
             if self.task not in by_task and option.elsewhere and got != option.default:
                 raise ValueError(option.elsewhere)
+
+    @property
+    def takes_momentum(self) -> bool:
+        """Whether the optimizer has an option of that name."""
+        return _has_momentum(OPTIMIZERS[self.optimizer])
 
     @property
     def task_options(self) -> TaskOptions:
@@ -210,6 +222,10 @@ class TrainConfig(_TaskFields):
         if "steps" in changed or "seconds" in changed:
             changed = {"steps": None, "seconds": None, **changed}
         return replace(self, **changed)
+
+
+def _has_momentum(rule: Callable[..., UnitaryOptimizer]) -> bool:
+    return "momentum" in inspect.signature(rule).parameters
 
 
 def _refuse_unused(task: str, chosen: dict[str, Any], values: dict[str, Any]) -> None:

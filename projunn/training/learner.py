@@ -1,6 +1,5 @@
 """One model in training: its optimizer, its stream of data, and what it has logged."""
 
-import inspect
 import time
 from math import cos, pi
 from typing import Any
@@ -188,8 +187,7 @@ def rate_factor(schedule: str, progress: float) -> float:
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     rule = OPTIMIZERS[config.optimizer]
-    takes_momentum = "momentum" in inspect.signature(rule).parameters
-    momentum = {"momentum": config.momentum} if takes_momentum else {}
+    momentum = {"momentum": config.momentum} if config.takes_momentum else {}
     unitary = {
         "rank": config.rank,
         "retraction": config.retraction,

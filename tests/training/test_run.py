@@ -278,6 +278,7 @@ def test_broken_folders_are_refused(tmp_path):
         ("adding", {"lr": -1.0}, "lr: got -1.0"),
         ("adding", {"lr": float("nan")}, "lr: got nan"),
         ("adding", {"momentum": -1.0}, "momentum: got -1.0"),
+        ("adding", {"momentum": 0.9, "optimizer": "lion"}, "with optimizer 'lion'.*sgd or rmsprop"),
         ("adding", {"steps": 0}, "steps: got 0, wanted a finite number above 0"),
         ("adding", {"seconds": 0.0}, "seconds: got 0.0"),
         ("adding", {"seed": -1}, "seed: got -1, wanted 0 to 4294967295"),
