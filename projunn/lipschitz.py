@@ -18,19 +18,22 @@ from projunn.models.cayley import CayleyConv2d
 from projunn.models.lipschitz import Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.convolution import UnitaryConvolution
+from projunn.nn.convolution.local import LocalUnitaryConvolution, kernel_of
 
 
 class _Bound(NamedTuple):
     """What is known of a layer f, in 2-norms.
 
     ‖f(x) - f(x')‖ <= norm ‖x - x'‖
-    ‖computed f(x) - f(x)‖ <= u (rounding ‖x‖ + constant)        u: the unit roundoff
+    ‖computed f(x) - f(x)‖ <= u (rounding ‖x‖ + constant + sqrt(pixels) each)
 
+    Here u is the unit roundoff, and ``pixels`` the number of positions of the output.
     """
 
     norm: float
     rounding: float = 0.0
     constant: float = 0.0
+    each: float = 0.0
 
 
 @torch.no_grad()
@@ -38,7 +41,8 @@ def operator_norm(layer: nn.Module) -> float:
     """The largest factor by which a layer can stretch the 2-norm of a difference of inputs.
 
     For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
-    unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64.  It is
+    unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64; for
+    `projunn.nn.LocalUnitaryConv2d` a bound of these at all frequencies of images of any size.  It is
     taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle``, `GroupSort` and
     `projunn.models.Center`, for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel;
     and as the larger of 1 and the size of its slope for ``LeakyReLU``.
@@ -149,7 +153,7 @@ def _logits(
     error = radii.new_zeros(len(inputs), len(radii))
     for layer, bound in layers:
         if (
-            isinstance(layer, UnitaryConvolution | CayleyConv2d)
+            isinstance(layer, UnitaryConvolution | LocalUnitaryConvolution | CayleyConv2d)
             and x.ndim != getattr(layer, "axes", 2) + 2
         ):
             raise TypeError(f"model: {type(layer).__name__} gets {x.ndim} axes, not those of a batch")
@@ -160,20 +164,24 @@ def _logits(
         if len(x) != len(inputs):
             raise TypeError(f"model: {_name(layer)} mixes the inputs of a batch")
         largest = size[:, None] + stretch * radii + error
-        rounded = _unit_roundoff(x) * (bound.rounding * largest + bound.constant)
+        constant = bound.constant + sqrt(prod(x.shape[2:])) * bound.each
+        rounded = _unit_roundoff(x, layer) * (bound.rounding * largest + constant)
         error = bound.norm * error + rounded
         stretch *= bound.norm
     return x.double(), error
 
 
-def _unit_roundoff(computed: Tensor) -> float:
-    """u of the arithmetic that computed a tensor, of matrix products in a lower precision too."""
+def _unit_roundoff(computed: Tensor, layer: nn.Module) -> float:
+    """u of the arithmetic that computed a tensor, of products in a lower precision too."""
     kind = computed.device.type
     if torch.is_autocast_enabled(kind):
         return torch.finfo(torch.get_autocast_dtype(kind)).eps / 2
     own: float = torch.finfo(computed.dtype).eps / 2
     if computed.dtype not in (torch.float32, torch.complex64):
         return own
+    if isinstance(layer, LocalUnitaryConvolution):
+        library = torch.backends.cudnn if computed.is_cuda else torch.backends.mkldnn
+        return {"tf32": 2.0**-11, "bf16": 2.0**-9}.get(library.conv.fp32_precision, own)
     return {"highest": own, "high": 2.0**-11, "medium": 2.0**-9}[torch.get_float32_matmul_precision()]
 
 
@@ -296,18 +304,50 @@ def _of_convolution(layer: UnitaryConvolution | CayleyConv2d) -> _Bound:
     return _Bound(product.norm, product.rounding + 2 * transform * product.norm, bias * (2 + transform))
 
 
+def _of_local_convolution(layer: LocalUnitaryConvolution) -> _Bound:
+    """The norm for images of every size, by the factors that the kernel is the product of.
+
+    A factor P + (I - P) z with P = V V^H and |z| = 1 has norm max(1, |s^2| + |1 - s^2|), s the largest
+    singular value of V.  The kernel as it is computed is off by taps D_q, and these add at most the sum
+    of their norms.  Whether zeros or the other border are read beyond the border makes no difference.
+    """
+    weight, directions = (
+        layer._numbers(p).to(torch.complex128 if layer.is_complex else torch.float64)
+        for p in (layer.weight, layer.directions)
+    )
+    stretch = torch.linalg.matrix_norm(directions, 2).square()
+    norm = float(torch.linalg.matrix_norm(weight, 2) * (stretch + (1 - stretch).abs()).clamp(1).prod())
+    kernel, wanted = layer.kernel(), kernel_of(weight, directions, layer.kernel_size)
+    off = (kernel.to(wanted.dtype) - wanted).flatten(2).movedim(2, 0)
+    sizes = kernel.abs().double().flatten(2).movedim(2, 0)
+    largest = torch.linalg.matrix_norm(sizes, 1) * torch.linalg.matrix_norm(sizes, inf)
+    roundings = _TRANSFORMED * _roundings(len(sizes) * sizes.shape[-1], layer.is_complex)
+    bias = 0.0 if layer.bias is None else float(torch.linalg.vector_norm(layer.bias))
+    return _Bound(
+        norm * (1 + 1e-12) + float(torch.linalg.matrix_norm(off, 2).sum()),
+        roundings * float(largest.sqrt().sum()),
+        each=roundings * bias,
+    )
+
+
 def _of_product(matrices: Tensor, bias: float) -> _Bound:
     """A product with a matrix, or with one of many, and the addition of a bias of that norm."""
     precise = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
     norm = float(torch.linalg.matrix_norm(precise, 2).max())
     sizes = precise.abs()  # the 2-norm of this is at most sqrt(1-norm x infinity-norm)
     largest = torch.linalg.matrix_norm(sizes, 1) * torch.linalg.matrix_norm(sizes, inf)
-    terms = sizes.shape[-1] * (2 if matrices.is_complex() else 1) + 1
-    roundings = min(terms, 6 * sqrt(terms)) * (sqrt(2) if matrices.is_complex() else 1)
+    roundings = _roundings(sizes.shape[-1], matrices.is_complex())
     return _Bound(norm * (1 + 1e-12), roundings * sqrt(float(largest.max())), roundings * bias)
 
 
+def _roundings(products: int, is_complex: bool) -> float:
+    """Unit roundoffs of a sum of products and a bias."""
+    terms = products * (2 if is_complex else 1) + 1
+    return min(terms, 6 * sqrt(terms)) * (sqrt(2) if is_complex else 1)
+
+
 _LONGEST_MEAN = 6.0 * 2**10  # roundings, of a mean of a million pixels
+_TRANSFORMED = 16.0  # with room for the transforms of libraries that save multiplications (Winograd's)
 
 _BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
     nn.Linear: _of_linear,
@@ -315,6 +355,7 @@ _BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
     BlockUnitaryLinear: _of_blocks,
     UnitaryConvolution: _of_convolution,
     CayleyConv2d: _of_convolution,
+    LocalUnitaryConvolution: _of_local_convolution,
     Center: _of_center,
     GroupSort: _of_group_sort,
     nn.ReLU: _exact,

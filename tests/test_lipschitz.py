@@ -10,7 +10,14 @@ from torch import nn
 from projunn import certified_accuracy, lipschitz_bound
 from projunn.lipschitz import _bound, _logits, operator_norm
 from projunn.models import CayleyConv2d, LipschitzConvNet
-from projunn.nn import BlockUnitaryLinear, MaxMin, OffsetCrossEntropyLoss, UnitaryConv2d, UnitaryLinear
+from projunn.nn import (
+    BlockUnitaryLinear,
+    LocalUnitaryConv2d,
+    MaxMin,
+    OffsetCrossEntropyLoss,
+    UnitaryConv2d,
+    UnitaryLinear,
+)
 from projunn.optim import RMSprop
 from tests.fuzz.nets import attacked, largest_radius, normalized, random_net
 
@@ -30,6 +37,37 @@ def test_measured_norms_show_drift():
     assert operator_norm(plain) == pytest.approx(torch.linalg.matrix_norm(plain.weight, 2).item())
     chain = nn.Sequential(plain, nn.Sequential(MaxMin(), UnitaryLinear(4, 4)))
     assert lipschitz_bound(chain) == pytest.approx(operator_norm(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zeros"])
+@pytest.mark.parametrize("stretched", [1.0, 1.3, 0.5])
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [((2, 3), 3, 1), ((3, 2), (2, 3), (1, 2))])
+def test_a_small_kernel_has_one_bound_for_images_of_every_size(
+    channels, kernel, stride, stretched, padding
+):
+    layer = LocalUnitaryConv2d(*channels, kernel, stride, False, padding)
+    with torch.no_grad():
+        layer.directions[0] *= stretched
+    bound = operator_norm(layer)
+    norms = []
+    for size in (4, 5, 6):
+        matrix = torch.func.jacrev(layer)(torch.zeros(channels[0], size, size))
+        matrix = matrix.reshape(-1, channels[0] * size**2)
+        norms.append(torch.linalg.matrix_norm(matrix.double(), 2).item())
+    assert max(norms) <= bound
+    if stretched == 1:
+        assert bound < 1 + 1e-5
+    elif stretched > 1:
+        assert max(norms) > 1.1
+        assert bound < 2 * stretched**2
+
+
+def test_a_small_kernel_is_bounded_as_it_was_computed():
+    """In half precision the kernel is off by some thousandths, which its norm contains."""
+    layer = LocalUnitaryConv2d(3, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert 1e-4 < operator_norm(layer) - 1 < 0.2
+    assert operator_norm(layer) < 1 + 1e-5
 
 
 def test_certificates_are_sound_and_shrink_with_the_norm():
@@ -172,7 +210,9 @@ def test_what_has_no_known_bound_is_refused_by_name(layer, message):
         lipschitz_bound(layer)
 
 
-@pytest.mark.parametrize("layer", [MaxMin(-2), nn.PixelUnshuffle(2), UnitaryConv2d(2, 2, 4)])
+@pytest.mark.parametrize(
+    "layer", [MaxMin(-2), nn.PixelUnshuffle(2), UnitaryConv2d(2, 2, 4), LocalUnitaryConv2d(2, 2, 2)]
+)
 def test_no_certificate_where_the_inputs_of_a_batch_are_mixed(layer):
     shape = (2, 4) if isinstance(layer, MaxMin) else (2, 4, 4)  # as if without a batch
     with pytest.raises(TypeError, match="batch"):

@@ -5,7 +5,14 @@ from torch import nn
 
 from projunn import certified_accuracy, constrain, lipschitz_bound
 from projunn.models import CayleyConv2d, Center
-from projunn.nn import BlockUnitaryLinear, GroupSort, MaxMin, UnitaryConv2d, UnitaryLinear
+from projunn.nn import (
+    BlockUnitaryLinear,
+    GroupSort,
+    LocalUnitaryConv2d,
+    MaxMin,
+    UnitaryConv2d,
+    UnitaryLinear,
+)
 
 
 def random_net(choose, huge_biases=False):
@@ -22,7 +29,7 @@ def random_net(choose, huge_biases=False):
         shape = (channels, size, size)
         for _ in range(choose((1, 2, 3))):
             out = choose((2, 4, 6))
-            kind = choose((UnitaryConv2d, UnitaryConv2d, CayleyConv2d))
+            kind = choose((UnitaryConv2d, local, CayleyConv2d))
             layers += [
                 kind(channels, out, size),
                 choose((MaxMin, nn.ReLU, lambda: nn.LeakyReLU(-3.0)))(),
@@ -54,6 +61,12 @@ def random_net(choose, huge_biases=False):
                 if parameter.ndim == 1:
                     parameter.mul_(choose((1e2, 1e4)))
     return model, shape
+
+
+def local(channels, out, size):
+    """A convolution with a kernel of 2 x 2 or 3 x 3, for images of any size."""
+    padding = "zeros" if out > 4 else "circular"
+    return LocalUnitaryConv2d(channels, out, 2 + size % 2, padding_mode=padding)
 
 
 def normalized(features, classes):

@@ -147,7 +147,6 @@ def test_repr():
             r"input: got shape \(1, 2, 4, 4\)",
         ),
         (lambda: LocalUnitaryConv2d(1, 1, 5)(torch.ones(1, 1, 3, 8)), "smaller than the kernel"),
-        (lambda: projunn.lipschitz_bound(LocalUnitaryConv2d(1, 1, 3)), "no bound is known"),
     ],
 )
 def test_errors_name_the_argument(call, words):

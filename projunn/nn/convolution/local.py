@@ -97,13 +97,7 @@ class LocalUnitaryConvolution(UnitaryModule):
         It is a cross-correlation of cells of ``stride`` pixels with the origin at (k - 1) // 2:
         y[p] = sum_q K[q] x[p + q - (k - 1) // 2].
         """
-        weight, directions = self._numbers(self.weight), self._numbers(self.directions)
-        taps = torch.eye(directions.shape[1], dtype=weight.dtype, device=weight.device)
-        for axis, factors in enumerate(directions.split([k - 1 for k in self.kernel_size])):
-            line = _line(factors)
-            taps = taps.unsqueeze(axis) @ line.view(*(1,) * axis, *line.shape)
-        taps = taps @ weight if weight.shape[0] >= weight.shape[1] else weight @ taps
-        return taps.movedim((-2, -1), (0, 1))
+        return kernel_of(self._numbers(self.weight), self._numbers(self.directions), self.kernel_size)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -113,6 +107,16 @@ class LocalUnitaryConvolution(UnitaryModule):
         if self.padding_mode != "circular":
             text += f", padding_mode={self.padding_mode}"
         return f"{text}, complex" if self.is_complex else text
+
+
+def kernel_of(weight: Tensor, directions: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
+    """The kernel of a mixing matrix and of the subspaces of all factors; see `LocalUnitaryConv2d`."""
+    taps = torch.eye(directions.shape[1], dtype=weight.dtype, device=weight.device)
+    for axis, factors in enumerate(directions.split([k - 1 for k in kernel_size])):
+        line = _line(factors)
+        taps = taps.unsqueeze(axis) @ line.view(*(1,) * axis, *line.shape)
+    taps = taps @ weight if weight.shape[0] >= weight.shape[1] else weight @ taps
+    return taps.movedim((-2, -1), (0, 1))
 
 
 def _line(directions: Tensor) -> Tensor:
