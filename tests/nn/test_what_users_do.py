@@ -318,7 +318,7 @@ def rows():
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("row", list(rows()))
 def test_it_works_or_is_refused_in_words(row, column):
     dtype = torch.float32 if row in SINGLE else REAL
     for make, shape in COLUMNS[column][: 1 if (row, column) in SLOW else None]:
