@@ -9,6 +9,7 @@ from torch import Tensor
 from projunn_kernels.backends import on_device
 
 EVERY = torch.tensor(True)  # the mask of one matrix, or of all, that costs nothing to make or look at
+_every: dict[torch.Size, Tensor] = {}
 
 
 def as_matrices(tensor: Tensor) -> Tensor:
@@ -43,6 +44,18 @@ def present(active: Tensor) -> Tensor:
     return active[active >= 0].long()
 
 
+def every(batch: torch.Size) -> Tensor:
+    """`EVERY` as the mask of a batch, on the CPU; made once, and not to be written to."""
+    mask = _every.get(batch)
+    if mask is None:
+        mask = _every[batch] = EVERY.expand(batch)
+    return mask
+
+
 def surely_all(mask: Tensor) -> bool:
     """True if every entry is set.  Always False off the CPU, where looking would wait for the device."""
-    return mask is EVERY or (not on_device(mask) and bool(mask if mask.dim() == 0 else mask.all()))
+    if mask is EVERY or on_device(mask):
+        return mask is EVERY
+    if mask.dim() == 0:
+        return bool(mask)
+    return mask is _every.get(mask.shape) or bool(mask.all())

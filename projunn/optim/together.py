@@ -6,6 +6,7 @@ that the time that Python takes for a small matrix is little more than that of `
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from operator import is_
 from typing import Any, Protocol
 
@@ -73,7 +74,8 @@ class Together:
         watched = keep and not any(isinstance(member.state, LocalState) for member in members)
         for part in self._parts:
             part.watched = watched
-        self._states = [tuple(member.state.values()) for member in members]
+        self._states = [member.state for member in members]
+        self._values = [*chain.from_iterable(map(dict.values, self._states))]
 
     def renew(self, rule: Rule, members: list[Member]) -> bool:
         """Take up the gradients of the next step; False if more than those has changed."""
@@ -81,10 +83,10 @@ class Together:
             return False
         if [rule._averages(group) for group in self._groups] != self._options[1]:
             return False
-        for member, gradient, values in zip(members, self._gradients, self._states, strict=True):
-            state = member.state
-            if len(state) != len(values) or not all(map(is_, state.values(), values)):
-                return False
+        values = [*chain.from_iterable(map(dict.values, self._states))]
+        if len(values) != len(self._values) or not all(map(is_, values, self._values)):
+            return False
+        for member, gradient in zip(members, self._gradients, strict=True):
             if not isinstance(gradient, DenseGradient) or not gradient.renew(member.grad):
                 return False
         return all(part.is_alike() and part.is_where_it_was() for part in self._parts)
@@ -256,6 +258,7 @@ class _Bank(_Part):
         shown = tuple(member.parameter for member in members)
         member = Member(first.index, bank, torch.empty_like(weights), state, first.group, shown=shown)
         super().__init__([member], [DenseGradient(member)], alone=False)
+        self._stepped = self._tensors["weights"][0].unbind()
         groups = {id(owner.group): owner.group for owner in members}
         self._groups = list(groups.values())
 
@@ -273,7 +276,7 @@ class _Bank(_Part):
 
     def settle(self, rule: Rule) -> None:
         super().settle(rule)
-        torch._foreach_copy_(self._weights, self._tensors["weights"][0].unbind())
+        torch._foreach_copy_(self._weights, self._stepped)
         for own, bank in self._states.values():
             torch._foreach_copy_(own, bank.unbind())
         if not self._all_taken:

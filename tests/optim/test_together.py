@@ -186,7 +186,7 @@ class Calls(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
+        self.count += function is not torch.ops.aten.is_set_to.default  # which looks where a tensor lies
         return function(*args, **(kwargs or {}))
 
 
@@ -201,4 +201,4 @@ def test_more_parameters_are_no_more_calls(rule):
         with Calls() as calls:
             optimizer.step()
         counted.append(calls.count)
-    assert counted[1] == counted[0] < 150
+    assert counted[1] == counted[0] < 95

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import EVERY, as_matrices, flattened, present, surely_all
+from projunn_kernels.batches import EVERY, as_matrices, every, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.retraction import retract_, retract_pulled_
@@ -21,15 +21,15 @@ def fused_step(step: FusedStep) -> Tensor:
         step = as_numbers(step)
     lists = (step.weights, step.directions, step.bases, step.probes)
     if step.active is not None:
-        every = [_take_listed(step, *parameter) for parameter in zip(*lists, strict=True)]
+        masks = [_take_listed(step, *parameter) for parameter in zip(*lists, strict=True)]
     else:
         batch = step.weights[0].shape[:-2]
-        every = [_take(step, *parameter) for parameter in zip(*lists, strict=True)]
-        every = [mask.expand(batch) for mask in every] if batch else every
-    for mask, skipped, missed in zip(every, step.skipped, step.missed, strict=True):
+        masks = [_take(step, *parameter) for parameter in zip(*lists, strict=True)]
+        masks = [every(batch) if mask is EVERY else mask for mask in masks] if batch else masks
+    for mask, skipped, missed in zip(masks, step.skipped, step.missed, strict=True):
         if not surely_all(mask):
             _count(mask, skipped, None if step.active is not None else missed, step.active)
-    return every[0] if len(every) == 1 else torch.stack(every)
+    return masks[0] if len(masks) == 1 else torch.stack(masks)
 
 
 def factored_step(step: FactoredStep) -> Tensor:
@@ -55,6 +55,30 @@ def as_numbers(step: FusedStep) -> FusedStep:
 
 def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
     """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
+    subspace = step.factorization == "subspace"
+    if subspace and plane.applies_to_bank(weight, direction, basis, step.retraction):
+        return _take_bank(step, weight, direction, basis, probe)
+    return _take_with_care(step, weight, direction, basis, probe)
+
+
+def _take_bank(step: FusedStep, *parts: Tensor) -> Tensor:
+    """The same by `plane.bank_step`, and in the usual way for those matrices that want more care."""
+    weight, direction, basis, probe = parts if parts[0].ndim == 3 else map(as_matrices, parts)
+    rate = step.rate if step.scale is None else step.scale * step.rate
+    taken = plane.bank_step(weight, direction, basis, probe, rate, step.retraction)
+    if taken is EVERY:
+        return EVERY
+    others = taken.logical_not()
+    chosen = [tensor[others] for tensor in (weight, direction, basis, probe)]
+    taken[others] = _take_with_care(step, *chosen)
+    weight[others], basis[others] = chosen[0], chosen[2]
+    return taken.view(parts[0].shape[:-2])
+
+
+def _take_with_care(
+    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
+) -> Tensor:
+    """The same from the operations that a step is made of."""
     if step.factorization == "subspace":
         left, right = factor(direction, basis)
         taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)

@@ -1,23 +1,33 @@
-"""The tangent step of one real matrix at rank one on a CPU, where calls of PyTorch cost what passes do.
+"""Real steps of rank one on a CPU, where calls of PyTorch cost what passes over small matrices do.
 
-    y = A r / |A r|    z = 2 A y    Q E Q^T = -rate z y^T    W += (W Q) (Q F^T)^T
-    r <- z / |z| + 0.01 probe
+    of one matrix, along the tangent part        y = A r / |A r|        z = 2 A y
+    of a bank, along the direction               y = D^T r / |D^T r|    x = D y    z = W^T x
+
+    Q E Q^T = -rate z y^T    W += (W Q) (Q F^T)^T    r <- z / |z| + 0.01 probe, or x / |x| + 0.01 probe
 
 `projunn_kernels.factorization` and `projunn_kernels.retraction` have the same for all others.  What is
-2 x 2 is in Python's floats, and W y, a product with the W that is stored, is read off W once.
+2 x 2 of one matrix is in Python's floats, and W y, a product with the W that is stored, is read off W
+once.
 """
 
 from math import inf, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from projunn_kernels.backends import on_device
+from projunn_kernels.batches import EVERY, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.products.eager import adjoint_product
 from projunn_kernels.retraction.rotations import named, plane_rotation
 
 _SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
+# Numbers of a bank whose steps take less time so than from their parts (docs/measured.md).
+_LARGE = 1 << 20
+_ZERO = torch.zeros((), dtype=torch.float64)
+_PARALLEL = 1e-12  # sine of the angle between y and z below which rounding may be what is left of it
 
 
 def applies(weight: Tensor, basis: Tensor, retraction: str) -> bool:
@@ -40,7 +50,7 @@ def plane_step(
         return moved, torch.addmv(back, d.mT, moved, alpha=-1)
 
     first = twice_tangent(basis.squeeze(1))[1]
-    size = torch.linalg.vector_norm(first, dtype=torch.float64).item()
+    size = vector_norm(first, dtype=torch.float64).item()
     if not 0 < size < inf:
         return False
     y = (first / size).to(weight.dtype)
@@ -74,3 +84,56 @@ def _times(matrix: Tensor, x: Tensor) -> Tensor:
     if matrix.is_contiguous() or torch.get_num_threads() == 1:
         return torch.mv(matrix, x)
     return adjoint_product(matrix.mT, x.unsqueeze(1)).squeeze(1)
+
+
+def applies_to_bank(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
+    """Whether `bank_step` can take the steps of these matrices, (*batch, m, n)."""
+    m, n = weight.shape[-2:]
+    if not (weight.ndim > 2 and basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
+        return False
+    if not weight.dtype == direction.dtype == torch.float32 or on_device(weight):
+        return False
+    flat = weight.is_contiguous() and basis.is_contiguous()
+    return flat and named(retraction).two_by_two is not None
+
+
+def bank_step(
+    weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, rate: Any, retraction: str
+) -> Tensor:
+    """Take the steps of matrices (B, m, n) in place, but of those that want more care.
+
+    q1 = y and q2 are made in float64 by Gram-Schmidt, done twice, so that with b = q1^T z, c = q2^T z
+
+        E = -rate [[b, 0], [c, 0]]        |x| = |z| = sqrt(b^2 + c^2)
+
+    Returns:
+        The mask of the steps taken, (B,).  Nothing of the other matrices has changed.
+    """
+    pulled = torch.bmm(basis.mT, direction)  # all vectors are rows: BLAS is the faster for banks
+    q1 = pulled / vector_norm(pulled, dim=-1, keepdim=True, dtype=torch.float64)
+    column = q1.mT
+    x = torch.bmm(q1.to(weight.dtype), direction.mT)
+    z = torch.bmm(x, weight).double()
+    b = torch.bmm(z, column)
+    rest = torch.addcmul(z, b, q1, value=-1)
+    rest = torch.addcmul(rest, torch.bmm(rest, column), q1, value=-1)
+    c = vector_norm(rest, dim=-1, keepdim=True)
+    size = torch.hypot(b, c)
+    e11, e21 = (b * -rate).view(-1), (c * -rate).view(-1)
+    zero = _ZERO.expand_as(e11)
+    two_by_two = named(retraction).two_by_two
+    assert two_by_two is not None
+    f, taken = two_by_two(e11, zero, e21, zero, torch.finfo(weight.dtype).eps)
+    q = torch.cat([q1, rest / c], dim=1)
+    rotated, warm = torch.bmm(f, q), x.mT / size
+    simple = (c > _PARALLEL * size).view(-1) & taken  # False for NaN
+    if surely_all(simple):
+        simple = EVERY
+    else:
+        at = simple[:, None, None]
+        q, rotated = (torch.where(at, t, 0.0) for t in (q, rotated))
+        warm, probe = torch.where(at, warm, basis), torch.where(at, probe, 0.0)
+    q, rotated = q.to(weight.dtype), rotated.to(weight.dtype)
+    weight.baddbmm_(torch.bmm(q, weight.mT).mT, rotated)
+    torch.add(warm, probe, alpha=PROBE, out=basis)
+    return simple

@@ -85,7 +85,7 @@ class DenseGradient:
         self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device, p.singletons)
         self._complex = p.is_complex()
         self._plain = not p.pairs and p.blocks == 1 and not p.singletons
-        weight = p.detach()
+        weight = self._memory = p.detach()
         self.stored_weight = weight if p.pairs else view_like(p, weight)
 
     def renew(self, grad: Tensor) -> bool:
@@ -93,11 +93,10 @@ class DenseGradient:
         p = self.parameter
         if self.active is not None or type(grad) is not Tensor or grad.layout is not torch.strided:
             return False
-        if p.data_ptr() != self.stored_weight.data_ptr():
+        _, _, pairs, blocks, dtype, *_ = self.layout
+        if not p.is_set_to(self._memory) or p.pairs is not pairs or p.blocks != blocks:
             return False
-        if (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]:
-            return False
-        as_it_is = self._plain and grad.dtype is self.layout[4] and grad.is_contiguous()
+        as_it_is = self._plain and grad.dtype is dtype and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
         self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
         return True

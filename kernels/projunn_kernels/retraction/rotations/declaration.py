@@ -8,6 +8,8 @@ from torch import Tensor
 
 # F, and where it is determined: (*batch, 2k, 2k) and (*batch), of E (*batch, 2k, 2k) and a precision.
 Rotation = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+# The same of 2 x 2 matrices, by their entries row by row, (*batch), and a precision.
+RotationOfTwo = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 # The same of one real 2 x 2 matrix, row by row, and a precision; None where F is not determined.
 PlaneRotation = Callable[[float, float, float, float, float], list[list[float]] | None]
 # Changes W (*batch, m, n) along X (*batch, m, k) and Y (*batch, n, k); the mask of the steps taken.
@@ -36,7 +38,7 @@ class Retraction:
 
     name: str
     dense: Rotation | None = None
-    two_by_two: Rotation | None = None
+    two_by_two: RotationOfTwo | None = None
     plane: PlaneRotation | None = None
     iterated: Rotation | None = None
     kernels: str | None = None
@@ -55,12 +57,13 @@ def identity_like(e: Tensor) -> Tensor:
 
 def matrix(f11: Tensor, f12: Tensor, f21: Tensor, f22: Tensor) -> Tensor:
     """(*batch, 2, 2) from its entries."""
-    return torch.stack([f11, f12, f21, f22], dim=-1).unflatten(-1, (2, 2))
+    return torch.stack([f11, f12, f21, f22], dim=-1).view(*f11.shape, 2, 2)
 
 
-def entries(e: Tensor) -> tuple[Tensor, ...]:
+def entries(e: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The entries of (*batch, 2, 2), row by row."""
-    return e.flatten(-2).unbind(-1)
+    e11, e12, e21, e22 = e.flatten(-2).unbind(-1)
+    return e11, e12, e21, e22
 
 
 def turned_by(angle_cosine: float, sine: float) -> list[list[float]]:

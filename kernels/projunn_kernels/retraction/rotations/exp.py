@@ -14,7 +14,6 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
-    entries,
     matrix,
     skew,
     turned_by,
@@ -40,11 +39,12 @@ def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     return iterations.exponential(torch.where(usable[..., None, None], a, 0.0)), usable
 
 
-def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+def _two_by_two(
+    e11: Tensor, e12: Tensor, e21: Tensor, e22: Tensor, precision: float
+) -> tuple[Tensor, Tensor]:
     """Of A = [[i t, -conj(s)], [s, i u]].  Every comparison is False for NaN."""
-    e11, e12, e21, e22 = entries(e)
     s, limit = (e21 - e12.conj()) / 2, precision**-0.5
-    if not e.is_complex():
+    if not e21.is_complex():
         diagonal, corner = s.cos() - 1, s.sin()
         return matrix(diagonal, -corner, corner, diagonal), s.abs() < limit
     # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), with eigenvalues i (mean +- w)

@@ -14,7 +14,6 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
-    entries,
     identity_like,
     matrix,
 )
@@ -37,9 +36,10 @@ def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     return u - identity, regular * largest > 4 * precision
 
 
-def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+def _two_by_two(
+    e11: Tensor, e12: Tensor, e21: Tensor, e22: Tensor, precision: float
+) -> tuple[Tensor, Tensor]:
     """polar(N) = (N + e^(i arg det N) adj(N)^H) / (sum of the singular values), N = I + E."""
-    e11, e12, e21, e22 = entries(e)
     n11, n22 = 1 + e11, 1 + e22
     det = n11 * n22 - e12 * e21
     phase, size = det.sgn(), det.abs()

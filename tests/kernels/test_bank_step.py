@@ -1,0 +1,148 @@
+"""Real steps of rank one of many matrices on a CPU, against float64 and against those of one matrix."""
+
+import pytest
+import torch
+
+import projunn
+from projunn import factorize, init, retract
+from projunn_kernels import FusedStep, fused_step_
+from projunn_kernels.step import plane
+from tests.dense import RETRACTIONS, defect, precise
+
+RATE = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _torch():
+    with projunn.backend("torch"):
+        yield
+
+
+def draw(*shape):
+    """Weights, directions, bases and probes (*shape), and the two counters."""
+    weight, direction = init.haar_(torch.empty(shape)), torch.randn(shape)
+    basis, probe = torch.randn(*shape[:-1], 1), torch.randn(*shape[:-1], 1)
+    return [weight, direction, basis, probe, torch.zeros(()), torch.zeros(shape[:-2], dtype=torch.int64)]
+
+
+def take(tensors, **options):
+    return fused_step_(FusedStep(*([t] for t in tensors), **{"rate": RATE, **options}))
+
+
+def clones(tensors):
+    return [t.clone() for t in tensors]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The masks that `plane.bank_step` returns."""
+    masks, usual = [], plane.bank_step
+
+    def bank_step(*arguments):
+        mask = usual(*arguments)
+        masks.append(mask.clone())
+        return mask
+
+    monkeypatch.setattr(plane, "bank_step", bank_step)
+    return masks
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize(
+    "shape", [(4, 2, 2), (20, 9, 9), (3, 5, 12), (2, 3, 7, 7), (1, 64, 64)], ids=str
+)
+def test_a_step_equals_float64(taken, shape, retraction):
+    tensors = draw(*shape)
+    weight, direction, basis, probe, skipped, missed = tensors
+    left, right = factorize(precise(direction), 1, "subspace", basis=precise(basis))
+    wanted = retract(precise(weight), -RATE * left, right, retraction)
+    warm = left / torch.linalg.vector_norm(left, dim=-2, keepdim=True) + 0.01 * precise(probe)
+    mask = take(tensors, retraction=retraction)
+    assert [bool(one.all()) for one in taken] == [True]
+    assert mask.shape == shape[:-2]
+    assert mask.all()
+    assert (precise(weight) - wanted).abs().max() < 1e-6
+    assert (precise(basis) - warm).abs().max() < 1e-6
+    assert defect(weight) < 1e-6
+    assert skipped.item() == missed.sum().item() == 0
+
+
+def test_a_rate_in_a_tensor_is_that_in_a_number(taken):
+    tensors = draw(5, 8, 8)
+    twins = clones(tensors)
+    take(tensors)
+    take(twins, rate=0.5, scale=torch.tensor(0.1))
+    torch.testing.assert_close(tensors[0], twins[0], atol=1e-7, rtol=0)
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_matrices_that_want_more_care_step_as_they_do_alone(taken, retraction):
+    tensors = draw(8, 6, 6)
+    twins = clones(tensors)
+    weight, direction, _, _, skipped, missed = tensors
+    direction[0] = 0
+    direction[1, 2, 3] = torch.nan
+    weight[2] = torch.eye(6)
+    direction[2] = 0
+    direction[2, 3, 3] = 1  # z is y: the step turns nothing
+    direction[3] = 0
+    direction[3, 2, 4] = 1
+    direction[4, 1, 1] = torch.inf
+    direction[5] *= 1e-30
+    before = clones(tensors)
+    alone = [
+        [t[i].clone() for t in tensors[:4]] + [torch.zeros(()), missed[i].clone()] for i in range(8)
+    ]
+    masks = [bool(take(one, retraction=retraction)) for one in alone]
+    assert take(tensors, retraction=retraction).tolist() == masks
+    assert masks == [True, False, True, True, False, True, True, True]
+    assert taken[0].tolist() == [False, False, False, True, False, True, True, True]
+    assert skipped.item() == 2
+    assert missed.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(weight[i], one[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(tensors[2][i], one[2], atol=1e-6, rtol=0)
+    for i in (1, 4):
+        assert torch.equal(weight[i], before[0][i])
+        assert torch.equal(tensors[2][i], before[2][i])
+    # The others step to the bit as they do beside matrices of the usual kind.
+    take(twins, retraction=retraction)
+    for mine, theirs in zip(tensors[:3:2], twins[:3:2], strict=True):
+        assert torch.equal(mine[6:], theirs[6:])
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retraction):
+    defects = []
+    for largest in (plane._LARGE, 0):
+        monkeypatch.setattr(plane, "_LARGE", largest)
+        torch.manual_seed(0)
+        weight, _, basis, probe, *counters = draw(10, 12, 12)
+        for _ in range(1000):
+            take(
+                [weight, torch.randn(10, 12, 12), basis, probe, *counters], rate=1, retraction=retraction
+            )
+        assert not counters[0]
+        defects.append(defect(weight))
+    assert defects[0] < 1.5 * defects[1] < 1e-5
+
+
+def test_what_it_does_not_take_goes_its_usual_way(taken):
+    for tensors in (
+        draw(6, 6),
+        draw(3, 8, 5),
+        draw(2, 1, 1),
+        draw(0, 4, 4),
+        [t.double() for t in draw(2, 4, 4)],
+    ):
+        take(tensors)
+        assert not taken
+    strided = draw(3, 4, 4)
+    strided[0] = strided[0].mT.contiguous().mT
+    usual = clones(strided)
+    take(strided)
+    assert not taken
+    usual[0] = usual[0].contiguous()
+    take(usual)
+    torch.testing.assert_close(strided[0], usual[0], atol=1e-6, rtol=0)
