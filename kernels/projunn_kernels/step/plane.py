@@ -26,7 +26,6 @@ from projunn_kernels.retraction.rotations import named, plane_rotation
 _SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
 # Numbers of a bank whose steps take less time so than from their parts (docs/measured.md).
 _LARGE = 1 << 20
-_ZERO = torch.zeros((), dtype=torch.float64)
 _PARALLEL = 1e-12  # sine of the angle between y and z below which rounding may be what is left of it
 
 
@@ -94,7 +93,7 @@ def applies_to_bank(weight: Tensor, direction: Tensor, basis: Tensor, retraction
     if not weight.dtype == direction.dtype == torch.float32 or on_device(weight):
         return False
     flat = weight.is_contiguous() and basis.is_contiguous()
-    return flat and named(retraction).two_by_two is not None
+    return flat and named(retraction).angle is not None
 
 
 def bank_step(
@@ -119,21 +118,19 @@ def bank_step(
     rest = torch.addcmul(rest, torch.bmm(rest, column), q1, value=-1)
     c = vector_norm(rest, dim=-1, keepdim=True)
     size = torch.hypot(b, c)
-    e11, e21 = (b * -rate).view(-1), (c * -rate).view(-1)
-    zero = _ZERO.expand_as(e11)
-    two_by_two = named(retraction).two_by_two
-    assert two_by_two is not None
-    f, taken = two_by_two(e11, zero, e21, zero, torch.finfo(weight.dtype).eps)
-    q = torch.cat([q1, rest / c], dim=1)
-    rotated, warm = torch.bmm(f, q), x.mT / size
-    simple = (c > _PARALLEL * size).view(-1) & taken  # False for NaN
-    if surely_all(simple):
-        simple = EVERY
-    else:
-        at = simple[:, None, None]
-        q, rotated = (torch.where(at, t, 0.0) for t in (q, rotated))
-        warm, probe = torch.where(at, warm, basis), torch.where(at, probe, 0.0)
-    q, rotated = q.to(weight.dtype), rotated.to(weight.dtype)
+    angle = named(retraction).angle
+    assert angle is not None
+    less, sine, taken = angle(b * -rate, c * -rate, torch.finfo(weight.dtype).eps)
+    q2, warm = rest / c, x.mT / size
+    first = torch.addcmul(q1 * less, q2, sine, value=-1)
+    second = torch.addcmul(q2 * less, q1, sine)
+    simple = (c > _PARALLEL * size) & taken  # False for NaN
+    rows = torch.cat([q1, q2, first, second], dim=1)  # of Q and of F Q^T
+    mask = EVERY
+    if not surely_all(simple):
+        mask, rows = simple.view(-1), torch.where(simple, rows, 0.0)
+        warm, probe = torch.where(simple, warm, basis), torch.where(simple, probe, 0.0)
+    q, rotated = rows.to(weight.dtype).split(2, dim=1)
     weight.baddbmm_(torch.bmm(q, weight.mT).mT, rotated)
     torch.add(warm, probe, alpha=PROBE, out=basis)
-    return simple
+    return mask

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projunn_kernels.backends import on_device
 from projunn_kernels.retraction.rotations.cayley import CAYLEY
-from projunn_kernels.retraction.rotations.declaration import Retraction, entries
+from projunn_kernels.retraction.rotations.declaration import Retraction
 from projunn_kernels.retraction.rotations.exp import EXP
 from projunn_kernels.retraction.rotations.polar import POLAR
 
@@ -55,7 +55,7 @@ def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tens
             return torch.zeros_like(e), torch.tensor(False)
         return torch.tensor(single, dtype=e.dtype), torch.tensor(True)
     if how.two_by_two is not None and e.shape[-1] == 2:
-        f, usable = how.two_by_two(*entries(e), precision)
+        f, usable = how.two_by_two(e, precision)
     else:
         finite = e.isfinite().all(dim=(-2, -1))
         e = torch.where(finite[..., None, None], e, 0.0)

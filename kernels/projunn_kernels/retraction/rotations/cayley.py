@@ -11,6 +11,7 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
+    entries,
     identity_like,
     matrix,
     skew,
@@ -60,12 +61,11 @@ def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     return f, f.isfinite().all(dim=(-2, -1))
 
 
-def _two_by_two(
-    e11: Tensor, e12: Tensor, e21: Tensor, e22: Tensor, precision: float
-) -> tuple[Tensor, Tensor]:
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """Of A = [[i t, -conj(s)], [s, i u]].  Every comparison is False for NaN."""
+    e11, e12, e21, e22 = entries(e)
     s = (e21 - e12.conj()) / 2
-    if not e21.is_complex():
+    if not e.is_complex():
         near = s.clamp(-_TURNED, _TURNED)
         half = near.square() / 2
         diagonal, corner = -half / (1 + half / 2), near / (1 + half / 2)
@@ -86,11 +86,17 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return turned_by(cos(angle), sin(angle))
 
 
+def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+    angle = 2 * (e21 / 4).atan()
+    return angle.cos() - 1, angle.sin(), e21.abs() < torch.inf
+
+
 CAYLEY = Retraction(
     name="cayley",
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.cayley",
 )

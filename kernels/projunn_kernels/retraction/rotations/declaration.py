@@ -8,10 +8,11 @@ from torch import Tensor
 
 # F, and where it is determined: (*batch, 2k, 2k) and (*batch), of E (*batch, 2k, 2k) and a precision.
 Rotation = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-# The same of 2 x 2 matrices, by their entries row by row, (*batch), and a precision.
-RotationOfTwo = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 # The same of one real 2 x 2 matrix, row by row, and a precision; None where F is not determined.
 PlaneRotation = Callable[[float, float, float, float, float], list[list[float]] | None]
+# cos - 1 and sin of the angle by which a real step of rank one turns, and where they are determined, all
+# (*batch), of E = [[e11, 0], [e21, 0]], both (*batch), and a precision.
+Angle = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 # Changes W (*batch, m, n) along X (*batch, m, k) and Y (*batch, n, k); the mask of the steps taken.
 WholeStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -29,6 +30,7 @@ class Retraction:
         dense: F by a decomposition, on a CPU; for any size of E, finite.
         two_by_two: F in closed form, for rank 1.
         plane: the same of one real 2 x 2 matrix in Python's floats, at a fifth of the tensors' time.
+        angle: the same of many real matrices, as an angle: F = [[cos - 1, -sin], [sin, cos - 1]].
         iterated: F without what waits for a GPU or loops over matrices there: see
             `projunn_kernels.iterations`.
         kernels: the module of Triton functions ``plane`` and ``small`` that compute F; without one,
@@ -38,8 +40,9 @@ class Retraction:
 
     name: str
     dense: Rotation | None = None
-    two_by_two: RotationOfTwo | None = None
+    two_by_two: Rotation | None = None
     plane: PlaneRotation | None = None
+    angle: Angle | None = None
     iterated: Rotation | None = None
     kernels: str | None = None
     whole: WholeStep | None = None
@@ -57,13 +60,12 @@ def identity_like(e: Tensor) -> Tensor:
 
 def matrix(f11: Tensor, f12: Tensor, f21: Tensor, f22: Tensor) -> Tensor:
     """(*batch, 2, 2) from its entries."""
-    return torch.stack([f11, f12, f21, f22], dim=-1).view(*f11.shape, 2, 2)
+    return torch.stack([f11, f12, f21, f22], dim=-1).unflatten(-1, (2, 2))
 
 
-def entries(e: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def entries(e: Tensor) -> tuple[Tensor, ...]:
     """The entries of (*batch, 2, 2), row by row."""
-    e11, e12, e21, e22 = e.flatten(-2).unbind(-1)
-    return e11, e12, e21, e22
+    return e.flatten(-2).unbind(-1)
 
 
 def turned_by(angle_cosine: float, sine: float) -> list[list[float]]:

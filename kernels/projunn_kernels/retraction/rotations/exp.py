@@ -14,6 +14,7 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
+    entries,
     matrix,
     skew,
     turned_by,
@@ -39,12 +40,11 @@ def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     return iterations.exponential(torch.where(usable[..., None, None], a, 0.0)), usable
 
 
-def _two_by_two(
-    e11: Tensor, e12: Tensor, e21: Tensor, e22: Tensor, precision: float
-) -> tuple[Tensor, Tensor]:
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """Of A = [[i t, -conj(s)], [s, i u]].  Every comparison is False for NaN."""
+    e11, e12, e21, e22 = entries(e)
     s, limit = (e21 - e12.conj()) / 2, precision**-0.5
-    if not e21.is_complex():
+    if not e.is_complex():
         diagonal, corner = s.cos() - 1, s.sin()
         return matrix(diagonal, -corner, corner, diagonal), s.abs() < limit
     # e^A = e^(i mean) (cos w I + sin w / w (A - i mean I)), with eigenvalues i (mean +- w)
@@ -70,11 +70,17 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return turned_by(cos(twice / 2), sin(twice / 2))
 
 
+def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+    half = e21 / 2
+    return half.cos() - 1, half.sin(), half.abs() < precision**-0.5
+
+
 EXP = Retraction(
     name="exp",
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.exp",
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
+    entries,
     identity_like,
     matrix,
 )
@@ -36,10 +37,9 @@ def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     return u - identity, regular * largest > 4 * precision
 
 
-def _two_by_two(
-    e11: Tensor, e12: Tensor, e21: Tensor, e22: Tensor, precision: float
-) -> tuple[Tensor, Tensor]:
+def _two_by_two(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """polar(N) = (N + e^(i arg det N) adj(N)^H) / (sum of the singular values), N = I + E."""
+    e11, e12, e21, e22 = entries(e)
     n11, n22 = 1 + e11, 1 + e22
     det = n11 * n22 - e12 * e21
     phase, size = det.sgn(), det.abs()
@@ -67,11 +67,21 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return [[c - 1, -sign * s], [s, sign * c - 1]]
 
 
+def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Not where it is a reflection."""
+    det = 1 + e11
+    squares = det.square() + e21.square() + 1
+    angle = torch.atan2(e21, 1 + det)
+    usable = det > 4 * precision * squares  # which is at least 1
+    return angle.cos() - 1, angle.sin(), usable
+
+
 POLAR = Retraction(
     name="polar",
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.polar",
 )
