@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton.language as tl
@@ -32,8 +32,32 @@ TRITON_DTYPES = {
 }
 PRECISION = torch.finfo(torch.float32).eps
 
-_MAX_TABLES = 4096
-_tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+_Prepared = TypeVar("_Prepared")
+
+
+class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
+    """What was prepared, by what it was prepared for: as many entries as given, the last ones used."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def found(self, key: tuple[Any, ...]) -> _Prepared | None:
+        """The entry, which is in use again, or None."""
+        value = self.get(key)
+        if value is not None:
+            self.move_to_end(key)
+        return value
+
+    def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
+        """Adds an entry, and forgets those that have not been used for longest."""
+        self[key] = value
+        while len(self) > self._most:
+            self.popitem(last=False)
+        return value
+
+
+_tables: Recent[Tensor] = Recent(4096)
 _stand_in: Callable[[Any], Any] | None = None
 
 
@@ -206,6 +230,18 @@ def kernels() -> dict[str, Any]:
     return found
 
 
+def addresses_of_flat(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """The addresses of tensors that kernels can read as they are, or None.
+
+    That is, contiguous ones that start where an allocation could, and hold the numbers that they show.
+    """
+    addresses = tuple(map(Tensor.data_ptr, tensors))
+    if [at for at in addresses if at % 16] or not all(map(Tensor.is_contiguous, tensors)):
+        return None
+    conjugated = bool(tensors) and tensors[0].is_complex() and any(map(Tensor.is_conj, tensors))
+    return None if conjugated else addresses
+
+
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of the tensors, as an int64 tensor on their device.
 
@@ -221,19 +257,15 @@ def table_of(
 ) -> Tensor:
     """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
     key = (device, dtype, values)
-    table = _tables.get(key)
+    table = _tables.found(key)
     if table is None and capturing(device):
         table = torch.empty(len(values), dtype=dtype, device=device)
         for entry, value in zip(table.unbind(), values, strict=True):
             entry.fill_(value)
     elif table is None:
         host = torch.tensor(values, dtype=dtype)
-        table = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
-        _tables[key] = table
-        while len(_tables) > _MAX_TABLES:
-            _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
+        on_it = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+        table = _tables.keep(key, on_it)
     return table
 
 

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from projunn_kernels import launching
-from projunn_kernels.launching import Launch, launch
+from projunn_kernels.launching import Launch, Recent, addresses_of_flat, launch
 
 
 class Binary:
@@ -79,3 +79,24 @@ def test_a_kept_launch_takes_other_tensors(kernel):
     assert [(values[0] is y, values[1]) for _, values in kernel.made] == [
         (False, 0.5), (True, 0.25), (False, 1.0)
     ]  # fmt: skip
+
+
+def test_what_has_not_been_used_for_longest_is_forgotten():
+    kept = Recent(2)
+    first = kept.keep((1,), "first")
+    kept.keep((2,), "second")
+    assert kept.found((1,)) is first
+    kept.keep((3,), "third")
+    assert kept.found((2,)) is None
+    assert kept.found((1,)) is first
+    assert len(kept) == 2
+
+
+def test_kernels_read_what_lies_flat():
+    x, z = torch.zeros(2, 8, 8), torch.zeros(8, 8, dtype=torch.complex64)
+    assert addresses_of_flat([x, x]) == (x.data_ptr(), x.data_ptr())
+    assert addresses_of_flat([]) == ()
+    assert addresses_of_flat([z]) == (z.data_ptr(),)
+    for other in (x.mT, x.flatten()[1:9]):
+        assert addresses_of_flat([x, other]) is None
+    assert addresses_of_flat([z, z.conj()]) is None

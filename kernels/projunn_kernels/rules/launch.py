@@ -3,7 +3,6 @@
 As with steps (`projunn_kernels.step.launch`), what is prepared for averages that have not moved is kept.
 """
 
-from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import selfcheck
-from projunn_kernels.batches import flattened, is_aligned
+from projunn_kernels.batches import flattened
 from projunn_kernels.configs import choice
 from projunn_kernels.launching import (
     Launch,
+    Recent,
     address_table,
+    addresses_of_flat,
     capturing,
     configured,
     current_stream,
@@ -28,8 +29,7 @@ from projunn_kernels.rules.kernels import rule_kernel, sound_kernel
 
 _STRETCH, _MOST_PARTS = 4096, 1024  # floats that a program looks at, and programs a matrix
 _HIGH = 1 << 20  # a count of steps is two floats: an integer would be a constant of the binary
-_MAX_KEPT = 256
-_kept: "OrderedDict[tuple[Any, ...], Followed]" = OrderedDict()
+_kept: Recent["Followed"] = Recent(256)
 
 
 def follow_rule(step: RuleStep) -> Tensor:
@@ -38,8 +38,9 @@ def follow_rule(step: RuleStep) -> Tensor:
     if first.numel() == 0:
         return first.new_empty(len(step.gradients), *first.shape)
     lists = (step.gradients, step.means, step.squares, step.others)
-    if all(t.is_contiguous() and is_aligned(t) and not t.is_conj() for own in lists for t in own):
-        return _flat(step)
+    directions = _follow_kept(step)
+    if directions is not None:
+        return directions
     with ExitStack() as stack:
         gradients, means, squares, others = (
             [_lying_flat(stack, tensor) for tensor in tensors] for tensors in lists
@@ -53,23 +54,23 @@ def _lying_flat(stack: ExitStack, tensor: Tensor) -> Tensor:
     return stack.enter_context(flattened(tensor)).view(tensor.shape)
 
 
-def _flat(step: RuleStep) -> Tensor:
-    """The same of tensors that lie flat, by the launches kept for them, or new ones."""
-    first = step.gradients[0]
+def _follow_kept(step: RuleStep) -> Tensor | None:
+    """The same of tensors that lie flat, by the launches kept for them, or new ones.
+
+    Returns:
+        The directions; None if a tensor does not lie flat, and nothing was done.
+    """
+    first, averages = step.gradients[0], (step.means, step.squares, step.others)
+    gradients, *places = map(addresses_of_flat, (step.gradients, *averages))
+    if gradients is None or None in places:
+        return None
     if not choice.settled() or selfcheck.is_checking() or capturing(first.device):
         return Followed(step)(step)  # a graph owns its memory
-    lists = (step.means, step.squares, step.others, step.missed, step.counted)
-    places = (tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
+    counts = (tuple(map(Tensor.data_ptr, tensors)) for tensors in (step.missed, step.counted))
     kind = first.shape, first.dtype, first.device, step.rule, step.nesterov
-    key = (*places, *kind, choice.generation(), current_stream(first))
-    kept = _kept.get(key)
-    if kept is None:
-        kept = _kept[key] = Followed(step)
-        while len(_kept) > _MAX_KEPT:
-            _kept.popitem(last=False)
-    else:
-        _kept.move_to_end(key)
-    return kept(step)
+    key = (*places, *counts, *kind, choice.generation(), current_stream(first))
+    kept = _kept.found(key) or _kept.keep(key, Followed(step))
+    return kept(step, table_of(gradients, first.device))
 
 
 class Followed:
@@ -134,11 +135,15 @@ class Followed:
             **shared,
         )
 
-    def __call__(self, step: RuleStep) -> Tensor:
-        """The directions of a step, whose gradients and numbers may be others than at first."""
+    def __call__(self, step: RuleStep, gradients: Tensor | None = None) -> Tensor:
+        """The directions of a step, whose gradients and numbers may be others than at first.
+
+        ``gradients`` is the table of their addresses, if it is there already.
+        """
         first = step.gradients[0]
         directions = first.new_empty(len(step.gradients), *first.shape)
-        changed: dict[str, Any] = {"gradients": address_table(step.gradients)}
+        table = address_table(step.gradients) if gradients is None else gradients
+        changed: dict[str, Any] = {"gradients": table}
         numbers = tuple(step.numbers)
         if numbers != self._numbers:
             self._numbers = numbers

@@ -4,8 +4,6 @@ A step of tensors that have not moved is that of the last time with other direct
 what was prepared for it (tables of addresses, grids, constants, the memory between launches) is kept.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,14 +12,16 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import selfcheck
-from projunn_kernels.batches import contiguous_matrices, flattened, is_aligned
+from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
     Launch,
+    Recent,
     address_table,
+    addresses_of_flat,
     capturing,
     configured,
     current_stream,
@@ -35,9 +35,7 @@ from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
 from projunn_kernels.step.passes import Passes
 
-_MAX_KEPT = 256
-_is_contiguous, _address = Tensor.is_contiguous, Tensor.data_ptr
-_kept: OrderedDict[tuple[Any, ...], "Program | Passes"] = OrderedDict()
+_kept: Recent["Program | Passes"] = Recent(256)
 
 
 def fused(step: FusedStep) -> Tensor:
@@ -75,16 +73,15 @@ def _take_kept(step: FusedStep) -> Tensor | None:
     Returns:
         The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
     """
-    first, moving = step.weights[0], (step.weights, step.directions)
-    if not (all(map(_is_contiguous, step.weights)) and all(map(_is_contiguous, step.directions))):
+    first = step.weights[0]
+    directions, weights = addresses_of_flat(step.directions), addresses_of_flat(step.weights)
+    if directions is None or weights is None:
         return None
-    lists = (*moving, step.bases, step.probes, step.skipped, step.missed)
-    directions, *rest = (tuple(map(_address, tensors)) for tensors in (lists[1], lists[0], *lists[2:]))
-    if [at for at in directions if at % 16] or (first.is_complex() and _any_conj(moving)):
-        return None
+    state = step.bases, step.probes, step.skipped, step.missed
+    rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
     settled = choice.settled() and not selfcheck.is_checking()
     if step.active is not None or not settled or capturing(first.device):
-        return _fresh(step)(step) if _all_flat(lists[:4]) else None  # a graph owns its memory
+        return _fresh(step)(step) if _is_flat(step) else None  # a graph owns its memory
     sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
     options = (
         step.retraction,
@@ -93,27 +90,18 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         choice.generation(),
         current_stream(first),
     )
-    key = (*rest, *sizes, *options)
-    kept = _kept.get(key)
+    key = (weights, *rest, *sizes, *options)
+    kept = _kept.found(key)
     if kept is None:
-        if not _all_flat(lists[:4]):
+        if not _is_flat(step):
             return None
-        kept = _kept[key] = _fresh(step)
-        while len(_kept) > _MAX_KEPT:
-            _kept.popitem(last=False)
-    else:
-        _kept.move_to_end(key)
+        kept = _kept.keep(key, _fresh(step))
     return kept(step, table_of(directions, first.device))
 
 
-def _any_conj(lists: Sequence[Sequence[Tensor]]) -> bool:
-    return any(tensor.is_conj() for tensors in lists for tensor in tensors)
-
-
-def _all_flat(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether tensors are contiguous, start where an allocation could, and hold what they say."""
-    flat = all(t.is_contiguous() and is_aligned(t) for tensors in lists for t in tensors)
-    return flat and not _any_conj(lists)
+def _is_flat(step: FusedStep) -> bool:
+    """Whether the bases and probes lie flat."""
+    return None not in map(addresses_of_flat, (step.bases, step.probes))
 
 
 def _fresh(step: FusedStep) -> "Program | Passes":
