@@ -156,6 +156,7 @@ CHANGES = {
     ),
     "weight edited": lambda parameters, one: parameters[1].data.copy_(torch.eye(5)),
     "weight moved": lambda parameters, one: setattr(parameters[1], "data", torch.eye(5)),
+    "weight transposed": lambda parameters, one: setattr(parameters[1], "data", parameters[1].data.mT),
     "gradient of another layout": lambda parameters, one: setattr(
         parameters[1], "grad", parameters[1].grad.mT.contiguous().mT
     ),

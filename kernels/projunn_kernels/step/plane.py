@@ -25,7 +25,7 @@ from projunn_kernels.retraction.rotations import named, plane_rotation
 
 _SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
 # Numbers of a bank whose steps take less time so than from their parts (docs/measured.md).
-_LARGE = 1 << 20
+_LARGE = 1 << 19
 _PARALLEL = 1e-12  # sine of the angle between y and z below which rounding may be what is left of it
 
 

@@ -4,6 +4,8 @@ gradient -> direction (the rule's momentum, second moments), as torch.optim has 
          -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
 """
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
 
+_kind = attrgetter("__class__", "dtype", "layout")
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
 
@@ -99,6 +102,21 @@ class DenseGradient:
         as_it_is = self._plain and grad.dtype is dtype and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
         self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
+        return True
+
+    @staticmethod
+    def renew_all(gradients: "Sequence[DenseGradient]", grads: Sequence[Tensor]) -> bool:
+        """`renew` of parameters of one layout, with less Python for each of them."""
+        first = gradients[0]
+        usual = first.active is None and first._plain and not first._complex
+        usual = usual and set(map(_kind, grads)) == {(Tensor, first.layout[4], torch.strided)}
+        if not usual or not all(map(Tensor.is_contiguous, grads)):
+            return all(map(DenseGradient.renew, gradients, grads))
+        for gradient, grad in zip(gradients, grads, strict=True):
+            p = gradient.parameter
+            if not p.is_set_to(gradient._memory) or p.pairs or p.blocks != 1:
+                return False
+            gradient.grad, gradient._finite = grad, None
         return True
 
     def feed(self, grad: Tensor) -> None:
