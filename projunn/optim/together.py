@@ -132,8 +132,9 @@ class _Part:
 
     def renew(self) -> bool:
         """Take up the gradients of the next step; False if more than those has changed."""
-        if self.alone and not isinstance(self.gradients[0], DenseGradient):
-            return False
+        if len(self.gradients) == 1:
+            (gradient,), (member,) = self.gradients, self.members
+            return isinstance(gradient, DenseGradient) and gradient.renew(member.grad)
         return DenseGradient.renew_all(self.gradients, [member.grad for member in self.members])
 
     def is_alike(self) -> bool:

@@ -55,8 +55,8 @@ def as_numbers(step: FusedStep) -> FusedStep:
 
 def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
     """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
-    subspace = step.factorization == "subspace"
-    if subspace and plane.applies_to_bank(weight, direction, basis, step.retraction):
+    many = weight.ndim > 2 and step.factorization == "subspace"
+    if many and plane.applies_to_bank(weight, direction, basis, step.retraction):
         return _take_bank(step, weight, direction, basis, probe)
     return _take_with_care(step, weight, direction, basis, probe)
 
