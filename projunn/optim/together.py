@@ -54,12 +54,12 @@ class Together:
 
     def __init__(self, rule: Rule, members: list[Member], keep: bool) -> None:
         self.members = members
-        gradients: list[Gradient] = []
+        self._gradients: list[Gradient] = []
         for member in members:
             gradient = gradient_of(member)
             if isinstance(gradient, DenseGradient):
                 rule._complete_state(member)
-            gradients.append(gradient)
+            self._gradients.append(gradient)
         self._groups = list({id(member.group): member.group for member in members}.values())
         self._options = rule._checked, [rule._averages(group) for group in self._groups]
         counts = [member.state["step"] for member in members]
@@ -69,7 +69,7 @@ class Together:
                 member.state["step"] = count
             counts = [together]
         self._steps = counts
-        self._parts = _parts(rule, members, gradients, keep)
+        self._parts = _parts(rule, members, self._gradients, keep)
         # Processes that share a parameter must not find different answers; a trace cannot follow one.
         watched = keep and not any(isinstance(member.state, LocalState) for member in members)
         for part in self._parts:
@@ -86,7 +86,10 @@ class Together:
         values = [*chain.from_iterable(map(dict.values, self._states))]
         if len(values) != len(self._values) or not all(map(is_, values, self._values)):
             return False
-        return all(p.renew() and p.is_alike() and p.is_where_it_was() for p in self._parts)
+        for member, gradient in zip(members, self._gradients, strict=True):
+            if not isinstance(gradient, DenseGradient) or not gradient.renew(member.grad):
+                return False
+        return all(part.is_alike() and part.is_where_it_was() for part in self._parts)
 
     def step(self, rule: Rule) -> None:
         """Take the steps of all."""
@@ -129,13 +132,6 @@ class _Part:
         }
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
-
-    def renew(self) -> bool:
-        """Take up the gradients of the next step; False if more than those has changed."""
-        if len(self.gradients) == 1:
-            (gradient,), (member,) = self.gradients, self.members
-            return isinstance(gradient, DenseGradient) and gradient.renew(member.grad)
-        return DenseGradient.renew_all(self.gradients, [member.grad for member in self.members])
 
     def is_alike(self) -> bool:
         """Whether the options of its groups, of which a schedule may have changed some, are the same."""
@@ -265,9 +261,6 @@ class _Bank(_Part):
         self._stepped = self._tensors["weights"][0].unbind()
         groups = {id(owner.group): owner.group for owner in members}
         self._groups = list(groups.values())
-
-    def renew(self) -> bool:
-        return DenseGradient.renew_all(self._sources, [owner.grad for owner in self._owners])
 
     def is_where_it_was(self) -> bool:
         return self._addresses == list(map(Tensor.data_ptr, self._seats))

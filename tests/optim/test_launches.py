@@ -30,7 +30,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 REAL_AND_COMPLEX = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
 # Calls of PyTorch that launch nothing on a GPU: views, memory, and the counter, which the host has.
 UNMOVED = {"empty", "new_empty", "unbind", "view", "view_as_real", "view_as_complex", "reshape"}
-UNMOVED |= {"_foreach_add_", "_local_scalar_dense", "is_set_to"}
+UNMOVED |= {"_foreach_add_", "_local_scalar_dense"}
 FOLLOWED = ["sound", "rule"]  # the averages and the direction of a rule
 SIZES = [(16, 16), (16, 70), (16, 130), (130, 16)]
 RANKS_AND_SIZES = list(itertools.product([1, 2, 4, 8, 16], SIZES))

@@ -187,7 +187,7 @@ class Calls(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is not torch.ops.aten.is_set_to.default  # which looks where a tensor lies
+        self.count += 1
         return function(*args, **(kwargs or {}))
 
 

@@ -4,8 +4,6 @@ gradient -> direction (the rule's momentum, second moments), as torch.optim has 
          -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
 """
 
-from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,7 +17,6 @@ from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
 
-_kind = attrgetter("__class__", "dtype", "layout")
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
 
@@ -88,7 +85,7 @@ class DenseGradient:
         self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device, p.singletons)
         self._complex = p.is_complex()
         self._plain = not p.pairs and p.blocks == 1 and not p.singletons
-        weight = self._memory = p.detach()
+        weight = p.detach()
         self.stored_weight = weight if p.pairs else view_like(p, weight)
 
     def renew(self, grad: Tensor) -> bool:
@@ -96,27 +93,13 @@ class DenseGradient:
         p = self.parameter
         if self.active is not None or type(grad) is not Tensor or grad.layout is not torch.strided:
             return False
-        _, _, pairs, blocks, dtype, *_ = self.layout
-        if not p.is_set_to(self._memory) or p.pairs is not pairs or p.blocks != blocks:
+        if p.data_ptr() != self.stored_weight.data_ptr():
             return False
-        as_it_is = self._plain and grad.dtype is dtype and grad.is_contiguous()
+        if (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]:
+            return False
+        as_it_is = self._plain and grad.dtype is self.layout[4] and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
         self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
-        return True
-
-    @staticmethod
-    def renew_all(gradients: "Sequence[DenseGradient]", grads: Sequence[Tensor]) -> bool:
-        """`renew` of parameters of one layout, with less Python for each of them."""
-        first = gradients[0]
-        usual = first.active is None and first._plain and not first._complex
-        usual = usual and set(map(_kind, grads)) == {(Tensor, first.layout[4], torch.strided)}
-        if not usual or not all(map(Tensor.is_contiguous, grads)):
-            return all(map(DenseGradient.renew, gradients, grads))
-        for gradient, grad in zip(gradients, grads, strict=True):
-            p = gradient.parameter
-            if not p.is_set_to(gradient._memory) or p.pairs or p.blocks != 1:
-                return False
-            gradient.grad, gradient._finite = grad, None
         return True
 
     def feed(self, grad: Tensor) -> None:
