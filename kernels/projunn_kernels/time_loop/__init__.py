@@ -14,13 +14,13 @@ then has 2 n rows, which alternately give the real and the imaginary part of a u
 Packed sequences have tensors of one axis less: ``batch_sizes`` says how many sequences of the batch,
 longest first, each time step has, and the rows of all time steps follow one another, as in
 `torch.nn.utils.rnn.PackedSequence`.  Where ``resets`` is True, h_{t-1} is zero in the place of what it
-was, so that several sequences may follow one another in one row.
+was, so that several sequences may follow one another in one row, and no gradient passes from one to the
+other.
 
 The last state is a separate output, for losses that need no other.  Only the states are kept for the
 backward, because f' can be computed from f(z).  The loop is one opaque operator, so that it costs the
 same to compile for any T.  On a GPU it is one launch in each direction, with GEMMs before and after it,
-and takes packed sequences padded (`padded`); elsewhere, and with ``resets``, it is a loop of GEMMs
-(`eager`).
+and takes packed sequences padded (`padded`); elsewhere it is a loop of GEMMs (`eager`).
 
 modReLU: Arjovsky, Shah, Bengio, ICML 2016, equation 8.
 """
@@ -169,16 +169,10 @@ def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[
     return tuple(g if need else None for g, need in zip(grads, needs, strict=False))
 
 
-def _without_resets(call: Recurrence | RecurrenceBackward) -> bool:
-    """The kernels know no resets: on a GPU, too, such a loop is one of PyTorch's operations."""
-    return call.resets is None
-
-
 _recurrence = Operation(
     name="recurrence",
     eager=eager.recurrence,
     launches="projunn_kernels.time_loop.padded:recurrence",
-    fits=_without_resets,
     fake=_fake_states,
     on="inputs",
     kernels=(RECURRENCE,),
@@ -191,7 +185,6 @@ _recurrence_backward = Operation(
     name="recurrence_backward",
     eager=eager.recurrence_backward,
     launches="projunn_kernels.time_loop.padded:recurrence_backward",
-    fits=_without_resets,
     fake=_fake_gradients,
     on="states",
     kernels=(RECURRENCE_BACKWARD,),

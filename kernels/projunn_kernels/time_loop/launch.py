@@ -38,6 +38,7 @@ def recurrence(
     nonlinearity: str,
     input_weight: Tensor | None,
     input_bias: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """All states, and a copy of the last: a GEMM that projects the inputs, and one launch."""
     x = inputs
@@ -45,7 +46,8 @@ def recurrence(
         x = functional.linear(inputs, input_weight, input_bias)
         if weight.ndim == 3:
             x = rearrange(x, "time batch (unit part) -> time batch unit part", part=2)
-    states = forward(x.contiguous(), initial.contiguous(), weight.contiguous(), bias, nonlinearity)
+    stored = x.contiguous(), initial.contiguous(), weight.contiguous()
+    states = forward(*stored, bias, nonlinearity, _contiguous(resets))
     return states, states[-1].clone()
 
 
@@ -53,20 +55,28 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     """`projunn_kernels.recurrence_backward` by one launch, and by GEMMs for the sums over time."""
     h, h0 = numbers(call.weight, call.states, call.initial)
     dz, grad_initial, grad_bias = backward(
-        _all_gradients(call), call.states, call.weight.contiguous(), call.bias, call.nonlinearity
+        _all_gradients(call),
+        call.states,
+        call.weight.contiguous(),
+        call.bias,
+        call.nonlinearity,
+        _contiguous(call.resets),
     )
     sums = TimeSums(h, h0, call, sums_bias=False, basis=None)
     grads, first = numbers(call.weight, dz, grad_initial)
-    for begin, end in ((0, 1), (1, call.states.shape[0])):
+    panels = [(0, 1), (1, len(h))][: len(h)]
+    for begin, end in panels:
         sums.add(begin, end, grads[begin:end])
     results = sums.finish(first, grads, grad_bias)
     if call.basis is not None and call.wants_weight:
-        before = [h0, rearrange(h[:-1], "time batch unit -> (time batch) unit")]
-        after = [grads[0], rearrange(grads[1:], "time batch unit -> (time batch) unit")]
-        if len(h) == 1:
-            before, after = before[:1], after[:1]
+        before = [sums.steps.before(h0, h, *panel) for panel in panels]
+        after = [sums.steps.rows(grads, *panel) for panel in panels]
         results += sketch(before, after, call.basis, call.weight.ndim == 3, call.group)
     return results
+
+
+def _contiguous(resets: Tensor | None) -> Tensor | None:
+    return None if resets is None else resets.contiguous()
 
 
 def _all_gradients(call: RecurrenceBackward) -> Tensor:
@@ -88,14 +98,22 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
     return TRITON_DTYPES[dtype]
 
 
-def _config(operation: str, states: Tensor, weight: Tensor, nonlinearity: str) -> Config:
+def _config(
+    operation: str, states: Tensor, weight: Tensor, nonlinearity: str, resets: Tensor | None
+) -> Config:
     """The configuration in force for a loop; see `Problem` for its k."""
     batch, n = states.shape[1:3]
     precision = product_setting(weight.dtype)
     exact = weight.dtype == torch.float32 and precision == "highest"
     problem = Problem(operation, weight.ndim == 3, 1 if exact else 2, batch, n, 1)
-    variant = {"nonlinearity": nonlinearity, "dtype": weight.dtype, "precision": precision}
-    return choose(problem, states.device, **variant)
+    return choose(
+        problem,
+        states.device,
+        nonlinearity=nonlinearity,
+        dtype=weight.dtype,
+        precision=precision,
+        resets=resets is not None,
+    )
 
 
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
@@ -119,14 +137,22 @@ def _transposed(weight: Tensor) -> Tensor:
 
 
 def forward(
-    inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    resets: Tensor | None,
 ) -> Tensor:
-    """All T states, like ``inputs`` (T, batch, n): one launch of contiguous tensors of one dtype."""
+    """All T states, like ``inputs`` (T, batch, n): one launch of contiguous tensors of one dtype.
+
+    ``resets``: (T, batch) booleans, or None.
+    """
     states = torch.empty_like(inputs)
     if inputs.numel() == 0:
         return states
     steps, batch, n = inputs.shape[:3]
-    config = _config("recurrence", inputs, weight, nonlinearity)
+    config = _config("recurrence", inputs, weight, nonlinearity, resets)
     launch(
         recurrence_kernel,
         (-(-batch // config.rows),),
@@ -134,6 +160,7 @@ def forward(
         initial=initial,
         w=_transposed(weight) if config.rows == 1 else weight,
         bias=weight if bias is None else bias,
+        resets=resets,
         states=states,
         steps=steps,
         batch=batch,
@@ -144,14 +171,19 @@ def forward(
 
 
 def backward(
-    grad: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+    grad: Tensor,
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the inputs, the initial state and the bias: one launch, and a sum for the bias."""
     grad_inputs, grad_initial = torch.empty_like(states), torch.empty_like(states[0])
     if states.numel() == 0:
         return grad_inputs, grad_initial, None if bias is None else torch.zeros_like(bias)
     steps, batch, n = states.shape[:3]
-    config = _config("recurrence_backward", states, weight, nonlinearity)
+    config = _config("recurrence_backward", states, weight, nonlinearity, resets)
     programs = -(-batch // config.rows)
     partial = torch.empty(
         programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device
@@ -163,6 +195,7 @@ def backward(
         states=states,
         w=weight if config.rows == 1 else _transposed(weight),
         bias=weight if bias is None else bias,
+        resets=resets,
         grad_inputs=grad_inputs,
         grad_initial=grad_initial,
         partial=partial,

@@ -15,10 +15,11 @@ from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward
 
 def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
     """All states, and a copy of the last of each sequence."""
-    inputs, rows = call.inputs, None
+    inputs, resets, rows = call.inputs, call.resets, None
     if call.batch_sizes is not None:
         rows = _rows(call.batch_sizes, inputs.device)
         inputs = _padded(inputs, rows, call.batch_sizes)
+        resets = None if resets is None else _padded(resets, rows, call.batch_sizes)
     states, last = launch.recurrence(
         inputs=inputs,
         initial=call.initial,
@@ -27,6 +28,7 @@ def recurrence(call: Recurrence) -> tuple[Tensor, Tensor]:
         nonlinearity=call.nonlinearity,
         input_weight=call.input_weight,
         input_bias=call.input_bias,
+        resets=resets,
     )
     if call.batch_sizes is None or rows is None:
         return states, last
@@ -44,7 +46,15 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     if call.grad_last is not None:
         grad.flatten(0, 1).index_add_(0, _ends(sizes, rows.device), call.grad_last)
     by_inputs, *others = launch.recurrence_backward(
-        replace(call, grad=grad, grad_last=None, inputs=inputs, states=states, batch_sizes=None)
+        replace(
+            call,
+            grad=grad,
+            grad_last=None,
+            inputs=inputs,
+            states=states,
+            batch_sizes=None,
+            resets=None if call.resets is None else _padded(call.resets, rows, sizes),
+        )
     )
     if by_inputs.shape == inputs.shape:
         by_inputs = by_inputs.flatten(0, 1)[rows]

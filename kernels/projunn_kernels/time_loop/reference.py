@@ -7,11 +7,21 @@ NONLINEARITIES = ("modrelu", "relu", "tanh", "identity")
 
 
 def recurrence(
-    inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    resets: Tensor | None = None,
 ) -> Tensor:
-    """All states of the loop without U, real or complex: (T, batch, n)."""
+    """All states of the loop without U, real or complex: (T, batch, n).
+
+    Where ``resets`` (T, batch) is True, the state before that time step is replaced by zero.
+    """
     states, h = [], initial
-    for x in inputs:
+    for t, x in enumerate(inputs):
+        if resets is not None:
+            h = torch.where(resets[t].unsqueeze(-1), 0.0, h)
         h = apply_nonlinearity(x + h @ weight.mT, bias, nonlinearity)
         states.append(h)
     return torch.stack(states)

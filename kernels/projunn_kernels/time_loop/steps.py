@@ -1,6 +1,7 @@
 """Which rows of a sequence belong to which time step, and which of them start anew there."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -25,7 +26,6 @@ class Steps:
         sizes: the rows of each time step.
         offsets: the first row of each time step among all rows, and at the end the number of all rows.
         even: True if all time steps are alike.
-        resets: for each time step (size, 1) booleans, or None where no row is known to start anew.
     """
 
     def __init__(
@@ -43,16 +43,21 @@ class Steps:
             self.offsets = [0, *accumulate(batch_sizes)]
         self.even = batch_sizes is None and resets is None
         self._mask = None if resets is None else resets.reshape(-1, 1)
-        self.resets: list[Tensor | None] = [None] * len(self.sizes)
-        if self._mask is not None:
-            some = self._some(self._mask)
-            masks = self._mask.split(self.sizes)
-            self.resets = [m if any_ else None for m, any_ in zip(masks, some, strict=True)]
 
-    def _some(self, mask: Tensor) -> list[bool]:
+    @cached_property
+    def resets(self) -> list[Tensor | None]:
+        """For each time step (size, 1) booleans, or None where no row is known to start anew."""
+        if self._mask is None:
+            return [None] * len(self.sizes)
+        masks = self._mask.split(self.sizes)
+        return [mask if some else None for mask, some in zip(masks, self._some, strict=True)]
+
+    @cached_property
+    def _some(self) -> list[bool]:
         """Whether each time step has a reset.  Looking would wait for a device other than the CPU."""
-        if mask.device.type != "cpu":
-            return [True] * len(self.sizes)
+        mask = self._mask
+        if mask is None or mask.device.type != "cpu":
+            return [mask is not None] * len(self.sizes)
         total = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.squeeze(1).cumsum(0)])
         some: list[bool] = (total[torch.tensor(self.offsets)].diff() > 0).tolist()
         return some
@@ -107,7 +112,7 @@ class Steps:
     def before(self, initial: Tensor, states: Tensor, begin: int, end: int) -> Tensor:
         """h_{t-1} as the time steps ``begin`` to ``end - 1`` saw it, (rows, n)."""
         found = self._before(initial, states, begin, end)
-        if self._mask is None or all(reset is None for reset in self.resets[begin:end]):
+        if self._mask is None or not any(self._some[begin:end]):
             return found
         return found.masked_fill(self._mask[self.offsets[begin] : self.offsets[end]], 0)
 

@@ -127,7 +127,7 @@ def _compiled(name: str) -> list[Problem]:
 
 
 def _tensors(
-    problem: Problem, inputs: Inputs, nonlinearity: str, dtype: torch.dtype
+    problem: Problem, inputs: Inputs, nonlinearity: str, dtype: torch.dtype, resets: bool
 ) -> dict[str, Tensor | None]:
     """Of states of size about 1, away from the poles of tanh and the jumps of relu's gradient."""
     p, pair = problem, (2,) * problem.pairs
@@ -138,20 +138,32 @@ def _tensors(
         "initial": inputs.normal(p.m, p.n, *pair, dtype=dtype, scale=0.5),
         "weight": inputs.normal(p.n, p.n, *pair, dtype=dtype, scale=scale),
         "bias": bias,
+        "resets": inputs.normal(inputs.steps, p.m) > 0.5 if resets else None,  # three in ten
     }
 
 
 def _states(
-    inputs: Tensor, initial: Tensor, weight: Tensor, bias: Tensor | None, nonlinearity: str
+    inputs: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    nonlinearity: str,
+    resets: Tensor | None,
 ) -> Tensor:
     """By the blackboard's loop."""
     x, h, w = numbers(weight, inputs, initial, weight)
-    states = recurrence(x, h, w, bias, nonlinearity)
+    states = recurrence(x, h, w, bias, nonlinearity, resets)
     return torch.view_as_real(states) if weight.ndim == 3 else states
 
 
 def _forward_case(
-    problem: Problem, inputs: Inputs, *, nonlinearity: str, dtype: torch.dtype, precision: str
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    nonlinearity: str,
+    dtype: torch.dtype,
+    precision: str,
+    resets: bool,
 ) -> Case:
     def launch(**tensors: Any) -> list[Tensor]:
         from projunn_kernels.time_loop.launch import forward
@@ -162,13 +174,19 @@ def _forward_case(
     def in_eager(**tensors: Any) -> list[Tensor]:
         return [_states(**tensors, nonlinearity=nonlinearity)]
 
-    return Case(_tensors(problem, inputs, nonlinearity, dtype), launch, in_eager)
+    return Case(_tensors(problem, inputs, nonlinearity, dtype, resets), launch, in_eager)
 
 
 def _backward_case(
-    problem: Problem, inputs: Inputs, *, nonlinearity: str, dtype: torch.dtype, precision: str
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    nonlinearity: str,
+    dtype: torch.dtype,
+    precision: str,
+    resets: bool,
 ) -> Case:
-    tensors = _tensors(problem, inputs, nonlinearity, dtype)
+    tensors = _tensors(problem, inputs, nonlinearity, dtype, resets)
     first, weight = tensors["inputs"], tensors["weight"]
     assert first is not None
     assert weight is not None
@@ -179,12 +197,13 @@ def _backward_case(
         initial: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        resets: Tensor | None,
         states: Tensor,
     ) -> list[Tensor]:
         from projunn_kernels.time_loop.launch import backward
 
         with matmul_precision(precision):
-            found = backward(grad, states, weight, bias, nonlinearity)
+            found = backward(grad, states, weight, bias, nonlinearity, resets)
         return [gradient for gradient in found if gradient is not None]
 
     def in_eager(
@@ -193,18 +212,21 @@ def _backward_case(
         initial: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        resets: Tensor | None,
         states: Tensor,
     ) -> list[Tensor]:
         wanted = [t.requires_grad_() for t in (inputs, initial, bias) if t is not None]
         with torch.enable_grad():
-            result = _states(inputs, initial, weight, bias, nonlinearity)
+            result = _states(inputs, initial, weight, bias, nonlinearity, resets)
         return list(torch.autograd.grad(result, wanted, grad))
+
+    def states_in_eager(**tensors: Any) -> list[Tensor]:
+        return [_states(**tensors, nonlinearity=nonlinearity)]
 
     if inputs.hollow:
         states = first
     else:
-        given = {name: None if t is None else t.cpu().double() for name, t in tensors.items()}
-        exact = _states(**given, nonlinearity=nonlinearity)  # type: ignore[arg-type]
+        (exact,) = Case(tensors, launch, states_in_eager).expected(precise=True)
         states = exact.to(first.device, dtype)
     grad = inputs.normal(*first.shape, dtype=dtype)
     return Case(tensors | {"grad": grad, "states": states}, launch, in_eager)
@@ -214,7 +236,12 @@ _SHARED: dict[str, Any] = {
     "closed_form": _tiles,
     "candidates": _candidates,
     "small": _small,
-    "variants": {"nonlinearity": NONLINEARITIES, "dtype": _DTYPES, "precision": _PRECISIONS},
+    "variants": {
+        "nonlinearity": NONLINEARITIES,
+        "dtype": _DTYPES,
+        "precision": _PRECISIONS,
+        "resets": (False, True),
+    },
     "allowed": _allowed,
 }
 RECURRENCE = Kernel(

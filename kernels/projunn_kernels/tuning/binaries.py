@@ -46,7 +46,7 @@ class Binary:
 
 
 def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: str) -> Binary:
-    """What Triton would compile for a launch: it specialises on 1 and on multiples of 16."""
+    """What Triton would compile for a launch: it specialises on None, on 1 and on multiples of 16."""
     signature, fixed, aligned = {}, {}, []
     options = {name: constants[name] for name in _OPTIONS & constants.keys()}
     if architecture.startswith("gfx"):
@@ -56,7 +56,7 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
     values = dict(zip(kernel.arg_names, args, strict=False)) | constants
     for name in kernel.arg_names:
         value, known = values[name], name in constants
-        if known or (isinstance(value, int) and value == 1):
+        if known or value is None or (isinstance(value, int) and value == 1):
             signature[name], fixed[name] = "constexpr", encoded(value)
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]

@@ -7,6 +7,11 @@
 x, h, g, d are (T, batch, n), W (n, n), f one of the codes of `activation`; f' is recovered from
 h = f(z).  d is the gradient of x; that of W is a product of d and h, made elsewhere.
 
+``resets`` (T, batch) are booleans, or None, for which other code is compiled.  Where one is True,
+h_{t-1} W^T is zero in step t, and d_t conj(W) in step t - 1.  A program loads those of its rows while it
+makes the product of the step before, and then sets the state that goes on to zero; what it has stored
+stays.
+
 The rows of a batch have nothing to do with each other: a program takes BB of them through all of time,
 and no program waits for another.  There are three forms.  A program of one row (BB = 1) has W in
 registers and multiplies matrix by vector in float32 (`rows`).  A program of 8 or 16 rows holds W for all
@@ -36,6 +41,7 @@ def recurrence_kernel(
     initial,
     w,
     bias,
+    resets,
     states,
     steps,
     batch,
@@ -56,15 +62,16 @@ def recurrence_kernel(
     not, tiles of BN units pass over panels of BK.
     """
     if BB == 1:
-        forward_row(inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BN, BK)
+        forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
     elif HOLD:
         forward_block(
-            inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION
-        )
+            inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND,
+            PRECISION,
+        )  # fmt: skip
     else:
         forward_panels(
-            inputs, initial, w, bias, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION,
-            STAGES,
+            inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND,
+            PRECISION, STAGES,
         )  # fmt: skip
 
 
@@ -74,6 +81,7 @@ def recurrence_backward_kernel(
     states,
     w,
     bias,
+    resets,
     grad_inputs,
     grad_initial,
     partial,
@@ -96,15 +104,16 @@ def recurrence_backward_kernel(
     """
     if BB == 1:
         backward_row(
-            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BN, BK
-        )
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
+            BN, BK,
+        )  # fmt: skip
     elif HOLD:
         backward_block(
-            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BB, BN,
-            BK, OPERAND, PRECISION,
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
+            BB, BN, BK, OPERAND, PRECISION,
         )  # fmt: skip
     else:
         backward_panels(
-            grad, states, w, bias, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS, BB, BN,
-            BK, OPERAND, PRECISION, STAGES,
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
+            BB, BN, BK, OPERAND, PRECISION, STAGES,
         )  # fmt: skip

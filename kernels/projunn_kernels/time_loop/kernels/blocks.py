@@ -13,12 +13,15 @@ import triton.language as tl
 
 from projunn_kernels.language.tiles import load_tile, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.rows import load_bias
+from projunn_kernels.time_loop.kernels.rows import load_bias, load_resets, reset_to_zero
 
 
 @triton.jit
 def _columns(first, rows, n, BB: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Where units first.. of the first BB of ``rows`` rows are, and which exist: (BB, WIDTH N)."""
+    """Where units first.. of the first BB of ``rows`` rows are, and which exist: (BB, WIDTH N).
+
+    ``rows`` may be a number for each row, of which those that it counts exist.
+    """
     row, at = tl.arange(0, BB), first * WIDTH + tl.arange(0, N * WIDTH)
     inside = (row < rows)[:, None] & (at < n * WIDTH)[None, :]
     return row[:, None] * (n * WIDTH) + at[None, :], inside
@@ -46,6 +49,19 @@ def store_columns(base, first, rows, n, re, im, BB: tl.constexpr, N: tl.constexp
         tl.store(base + at, tl.reshape(tl.join(tl.trans(re), tl.trans(im)), (BB, 2 * N)), mask=inside)
     else:
         tl.store(base + at, tl.trans(re), mask=inside)
+
+
+@triton.jit
+def resets_of_rows(resets, rows, BB: tl.constexpr):
+    """The resets (BB,) of a time step; False for all but the first ``rows`` rows."""
+    row = tl.arange(0, BB)
+    return load_resets(resets + row, row < rows)
+
+
+@triton.jit
+def known_rows(resets, rows, BB: tl.constexpr):
+    """For each of BB rows, ``rows``, or 0 if its state is reset, so that nothing of it is loaded."""
+    return tl.where(resets_of_rows(resets, rows, BB), 0, rows)
 
 
 @triton.jit
@@ -88,6 +104,7 @@ def forward_block(
     initial,
     m,
     bias,
+    resets,
     states,
     steps,
     batch,
@@ -100,7 +117,7 @@ def forward_block(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``h_t = f(x_t + M h_{t-1})``, of columns h, with M = W."""
+    """``h_t = f(x_t + M h_{t-1})``, of columns h, with M = W; h_{t-1} is zero in it at a reset."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
@@ -109,20 +126,27 @@ def forward_block(
     states += start
     ar, ai = load_operand(m, 0, 0, n, False, PAIRS, N, N, OPERAND)
     offset = load_bias(bias, 0, n, F, N)[:, None]
-    hr, hi = load_columns(initial + start, 0, rows, n, BB, N, PAIRS)
+    known = rows
+    if resets is not None:
+        resets += tl.program_id(0) * BB
+        known = known_rows(resets, rows, BB)
+    hr, hi = load_columns(initial + start, 0, known, n, BB, N, PAIRS)
     zr, zi = load_columns(inputs, 0, rows, n, BB, N, PAIRS)
     if REST:
         br, bi = load_operand(m, 0, N, n, False, PAIRS, N, REST, OPERAND)
         cr, ci = load_operand(m, N, 0, n, False, PAIRS, REST, N, OPERAND)
         dr, di = load_operand(m, N, N, n, False, PAIRS, REST, REST, OPERAND)
         more_offset = load_bias(bias, N, n, F, REST)[:, None]
-        gr, gi = load_columns(initial + start, N, rows, n, BB, REST, PAIRS)
+        gr, gi = load_columns(initial + start, N, known, n, BB, REST, PAIRS)
         yr, yi = load_columns(inputs, N, rows, n, BB, REST, PAIRS)
     for t in range(steps):
         # The inputs of the next step arrive while this one's product is made.
         inputs += stride
         there = tl.where(t + 1 < steps, rows, 0)
         next_zr, next_zi = load_columns(inputs, 0, there, n, BB, N, PAIRS)
+        if resets is not None:
+            resets += batch
+            reset = resets_of_rows(resets, there, BB)[None, :]
         if REST:
             next_yr, next_yi = load_columns(inputs, N, there, n, BB, REST, PAIRS)
             yr, yi = add_product(yr, yi, cr, ci, hr, hi, PAIRS, PRECISION)
@@ -130,10 +154,14 @@ def forward_block(
             zr, zi = add_product(zr, zi, br, bi, gr, gi, PAIRS, PRECISION)
             gr, gi = activate(yr, yi, more_offset, F, PAIRS)
             store_columns(states, N, rows, n, gr, gi, BB, REST, PAIRS)
+            if resets is not None:
+                gr, gi = reset_to_zero(gr, gi, reset, PAIRS)
             yr, yi = next_yr, next_yi
         zr, zi = add_product(zr, zi, ar, ai, hr, hi, PAIRS, PRECISION)
         hr, hi = activate(zr, zi, offset, F, PAIRS)
         store_columns(states, 0, rows, n, hr, hi, BB, N, PAIRS)
+        if resets is not None:
+            hr, hi = reset_to_zero(hr, hi, reset, PAIRS)
         states += stride
         zr, zi = next_zr, next_zi
 
@@ -144,6 +172,7 @@ def backward_block(
     states,
     m,
     bias,
+    resets,
     grad_inputs,
     grad_initial,
     partial,
@@ -158,7 +187,10 @@ def backward_block(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``d_t = f'(h_t) (g_t + conj(M) d_{t+1})``, of columns d, and ``conj(M) d_1``, with M = W^T."""
+    """``d_t = f'(h_t) (g_t + conj(M) d_{t+1})``, of columns d, and ``conj(M) d_1``, with M = W^T.
+
+    At a reset before step t + 1 there is zero in the place of conj(M) d_{t+1}.
+    """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
@@ -186,6 +218,8 @@ def backward_block(
         more_total = tl.zeros((REST, BB), tl.float32)
         yr, yi = load_columns(grad, N, rows, n, BB, REST, PAIRS)
         gr, gi = load_columns(states, N, rows, n, BB, REST, PAIRS)
+    if resets is not None:
+        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0) * BB
     # The last turn, with g = 0 and h = 0, has the gradient of h_0.  With a product after the loop the
     # compiler kept W in registers, and spilled 2 KB.
     for t in range(steps + 1):
@@ -195,6 +229,9 @@ def backward_block(
         target = tl.where(t < steps, grad_inputs, grad_initial)
         next_zr, next_zi = load_columns(grad, 0, there, n, BB, N, PAIRS)
         next_hr, next_hi = load_columns(states, 0, there, n, BB, N, PAIRS)
+        if resets is not None:
+            reset = resets_of_rows(resets, tl.where(t < steps, rows, 0), BB)[None, :]
+            resets -= batch
         if REST:
             next_yr, next_yi = load_columns(grad, N, there, n, BB, REST, PAIRS)
             next_gr, next_gi = load_columns(states, N, there, n, BB, REST, PAIRS)
@@ -205,6 +242,8 @@ def backward_block(
             fr, fi = tl.where(t < steps, fr, yr), tl.where(t < steps, fi, yi)
             more_total += along
             store_columns(target, N, rows, n, fr, fi, BB, REST, PAIRS)
+            if resets is not None:
+                fr, fi = reset_to_zero(fr, fi, reset, PAIRS)
             yr, yi = next_yr, next_yi
             gr, gi = next_gr, next_gi
         zr, zi = add_product(zr, zi, ar, ai, dr, di, PAIRS, PRECISION)
@@ -212,6 +251,8 @@ def backward_block(
         dr, di = tl.where(t < steps, dr, zr), tl.where(t < steps, di, zi)
         total += along
         store_columns(target, 0, rows, n, dr, di, BB, N, PAIRS)
+        if resets is not None:
+            dr, di = reset_to_zero(dr, di, reset, PAIRS)
         grad_inputs -= stride
         zr, zi = next_zr, next_zi
         hr, hi = next_hr, next_hi
@@ -256,6 +297,7 @@ def forward_panels(
     initial,
     m,
     bias,
+    resets,
     states,
     steps,
     batch,
@@ -277,16 +319,25 @@ def forward_panels(
     inputs += start
     states += start
     previous = initial + start
-    for _t in range(steps):
+    known = rows
+    if resets is not None:
+        resets += tl.program_id(0) * BB
+        known = known_rows(resets, rows, BB)
+    for t in range(steps):
+        if resets is not None:
+            resets += batch
+            next_known = known_rows(resets, tl.where(t + 1 < steps, rows, 0), BB)
         for first in range(0, n, N):
             zr, zi = load_columns(inputs, first, rows, n, BB, N, PAIRS)
             zr, zi = add_panels(
-                zr, zi, m, previous, first, rows, n, n, False, PAIRS, BB, N, K, OPERAND, PRECISION,
+                zr, zi, m, previous, first, known, n, n, False, PAIRS, BB, N, K, OPERAND, PRECISION,
                 STAGES,
             )  # fmt: skip
             hr, hi = activate(zr, zi, load_bias(bias, first, n, F, N)[:, None], F, PAIRS)
             store_columns(states, first, rows, n, hr, hi, BB, N, PAIRS)
         tl.debug_barrier()  # what one thread stored is another's operand
+        if resets is not None:
+            known = next_known
         previous = states
         inputs += stride
         states += stride
@@ -298,6 +349,7 @@ def backward_panels(
     states,
     m,
     bias,
+    resets,
     grad_inputs,
     grad_initial,
     partial,
@@ -327,11 +379,18 @@ def backward_panels(
     # d_{t+1} is read at ``grad_inputs + stride``.  Triton would not carry a name for it that is bound
     # here and again in the loop: see `projunn_kernels.tuning.carried`.
     depth = 0  # there is no d_{T+1} to read
+    known = rows
+    if resets is not None:
+        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0) * BB
+        known = tl.zeros((BB,), tl.int32)
     for t in range(steps):
+        if resets is not None:
+            next_known = known_rows(resets, rows, BB)
+            resets -= batch
         for first in range(0, n, N):
             zr, zi = load_columns(grad, first, rows, n, BB, N, PAIRS)
             zr, zi = add_panels(
-                zr, zi, m, grad_inputs + stride, first, rows, n, depth, True, PAIRS, BB, N, K, OPERAND,
+                zr, zi, m, grad_inputs + stride, first, known, n, depth, True, PAIRS, BB, N, K, OPERAND,
                 PRECISION, STAGES,
             )  # fmt: skip
             hr, hi = load_columns(states, first, rows, n, BB, N, PAIRS)
@@ -344,6 +403,8 @@ def backward_panels(
                 tl.store(partial + units, before + tl.sum(along, axis=1), mask=units < n)
         tl.debug_barrier()  # what one thread stored is another's operand
         depth = n
+        if resets is not None:
+            known = next_known
         grad -= stride
         states -= stride
         grad_inputs -= stride
@@ -351,7 +412,7 @@ def backward_panels(
         zr = tl.zeros((N, BB), tl.float32)
         zi = tl.zeros((N, BB), tl.float32)
         zr, zi = add_panels(
-            zr, zi, m, grad_inputs + stride, first, rows, n, n, True, PAIRS, BB, N, K, OPERAND,
+            zr, zi, m, grad_inputs + stride, first, known, n, n, True, PAIRS, BB, N, K, OPERAND,
             PRECISION, STAGES,
         )  # fmt: skip
         store_columns(grad_initial, first, rows, n, zr, zi, BB, N, PAIRS)

@@ -25,6 +25,20 @@ def load_bias(bias, first, n, F: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def load_resets(resets, there):
+    """True for the rows, of those that are ``there``, whose state is to become zero."""
+    return tl.load(resets, mask=there, other=0) != 0
+
+
+@triton.jit
+def reset_to_zero(re, im, reset, PAIRS: tl.constexpr):
+    """Zero, whatever the number was, where ``reset`` is True."""
+    re = tl.where(reset, 0.0, re)
+    im = tl.where(reset, 0.0, im) if PAIRS else re
+    return re, im
+
+
+@triton.jit
 def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
     """Rows k.. and columns u.. of M (n, n), conjugated if ``CONJUGATE``."""
     n = tl.maximum(
@@ -81,6 +95,7 @@ def forward_row(
     initial,
     m,
     bias,
+    resets,
     states,
     steps,
     batch,
@@ -90,7 +105,7 @@ def forward_row(
     N: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """``h_t = f(x_t + h_{t-1} M)`` with M = W^T."""
+    """``h_t = f(x_t + h_{t-1} M)`` with M = W^T; h_{t-1} is zero in it at a reset."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
@@ -99,7 +114,13 @@ def forward_row(
     states += start
     ar, ai = _block(m, 0, 0, n, False, PAIRS, N, N)
     offset = load_bias(bias, 0, n, F, N)
-    hr, hi = load_range(initial + start, 0, n, N, PAIRS)
+    known = n
+    if resets is not None:  # those of the next step are loaded a step ahead
+        resets += tl.program_id(0)
+        known = tl.where(load_resets(resets, True), 0, n)
+        resets += batch
+        reset = load_resets(resets, steps > 1)
+    hr, hi = load_range(initial + start, 0, known, N, PAIRS)
     zr, zi = load_range(inputs, 0, n, N, PAIRS)
     if FAR:  # a step is shorter than the way from memory: its inputs are loaded two steps ahead
         inputs += stride
@@ -109,25 +130,33 @@ def forward_row(
         cr, ci = _block(m, N, 0, n, False, PAIRS, REST, N)
         dr, di = _block(m, N, N, n, False, PAIRS, REST, REST)
         more_offset = load_bias(bias, N, n, F, REST)
-        gr, gi = load_range(initial + start, N, n, REST, PAIRS)
+        gr, gi = load_range(initial + start, N, known, REST, PAIRS)
         yr, yi = load_range(inputs, N, n, REST, PAIRS)
     for t in range(steps):
         # The inputs of the next step arrive while this one's product is made.
         inputs += stride
         there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
         last_zr, last_zi = load_range(inputs, 0, there, N, PAIRS)
+        if resets is not None:
+            resets += batch
+            next_reset = load_resets(resets, t + 2 < steps)
         if REST:
             next_yr, next_yi = load_range(inputs, N, there, REST, PAIRS)
             yr, yi = _add_both(yr, yi, hr, hi, br, bi, gr, gi, dr, di, PAIRS)
             zr, zi = _add_both(zr, zi, hr, hi, ar, ai, gr, gi, cr, ci, PAIRS)
             gr, gi = activate(yr, yi, more_offset, F, PAIRS)
             store_range(states, N, n, gr, gi, REST, PAIRS)
+            if resets is not None:
+                gr, gi = reset_to_zero(gr, gi, reset, PAIRS)
             yr, yi = next_yr, next_yi
         else:
             zr, zi = _add(zr, zi, hr, hi, ar, ai, PAIRS)
         hr, hi = activate(zr, zi, offset, F, PAIRS)
         store_range(states, 0, n, hr, hi, N, PAIRS)
         states += stride
+        if resets is not None:
+            hr, hi = reset_to_zero(hr, hi, reset, PAIRS)
+            reset = next_reset
         if FAR:
             zr, zi = next_zr, next_zi
             next_zr, next_zi = last_zr, last_zi
@@ -141,6 +170,7 @@ def backward_row(
     states,
     m,
     bias,
+    resets,
     grad_inputs,
     grad_initial,
     partial,
@@ -152,7 +182,10 @@ def backward_row(
     N: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """``d_t = f'(h_t) (g_t + d_{t+1} conj(M))`` with M = W, and ``d_1 conj(M)``."""
+    """``d_t = f'(h_t) (g_t + d_{t+1} conj(M))`` with M = W, and ``d_1 conj(M)``.
+
+    At a reset before step t + 1 there is zero in the place of d_{t+1} conj(M).
+    """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
@@ -176,6 +209,9 @@ def backward_row(
         there = tl.where(steps > 1, n, 0)
         next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
         next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
+    if resets is not None:
+        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0)
+        reset = load_resets(resets, True)
     if REST:
         br, bi = _block(m, 0, N, n, True, PAIRS, N, REST)
         cr, ci = _block(m, N, 0, n, True, PAIRS, REST, N)
@@ -195,6 +231,9 @@ def backward_row(
         there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
         last_zr, last_zi = load_range(grad, 0, there, N, PAIRS)
         last_hr, last_hi = load_range(states, 0, there, N, PAIRS)
+        if resets is not None:
+            resets -= batch
+            next_reset = load_resets(resets, t + 1 < steps)
         if REST:
             next_yr, next_yi = load_range(grad, N, there, REST, PAIRS)
             next_gr, next_gi = load_range(states, N, there, REST, PAIRS)
@@ -204,6 +243,8 @@ def backward_row(
             fr, fi = tl.where(t < steps, fr, yr), tl.where(t < steps, fi, yi)
             more_total += along
             store_range(target, N, n, fr, fi, REST, PAIRS)
+            if resets is not None:
+                fr, fi = reset_to_zero(fr, fi, reset, PAIRS)
             yr, yi = next_yr, next_yi
             gr, gi = next_gr, next_gi
         else:
@@ -213,6 +254,9 @@ def backward_row(
         total += along
         store_range(target, 0, n, dr, di, N, PAIRS)
         grad_inputs -= stride
+        if resets is not None:
+            dr, di = reset_to_zero(dr, di, reset, PAIRS)
+            reset = next_reset
         if FAR:
             zr, zi = next_zr, next_zi
             hr, hi = next_hr, next_hi
