@@ -70,35 +70,43 @@ def test_operator_and_formula(nonlinearity, complex_, with_resets):
 
 @pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
 @pytest.mark.parametrize("projects", [False, True])
-def test_kernels_take_packed_sequences(kernels, nonlinearity, complex_, projects):
+@pytest.mark.parametrize("with_resets", [False, True])
+def test_kernels_take_packed_sequences(kernels, nonlinearity, complex_, projects, with_resets):
     exact = draw(nonlinearity, complex_, 6, torch.float64, projects)
+    resets = torch.rand(sum(SIZES)) < 0.3 if with_resets else None
     with projunn.backend("torch"):
         states, last = recurrence(*exact, batch_sizes=SIZES)
         cotangents = [torch.randn_like(states), torch.randn_like(last)]
-        expected = gradients(exact, None, cotangents)
+        expected = gradients(exact, resets, cotangents)
     single = [a.to(kernels.device, torch.float32) if isinstance(a, torch.Tensor) else a for a in exact]
+    resets = resets.to(kernels.device) if with_resets else None
     with kernels.backend():
-        found = gradients(single, None, [c.to(kernels.device, torch.float32) for c in cotangents])
+        found = gradients(single, resets, [c.to(kernels.device, torch.float32) for c in cotangents])
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own.cpu().double(), other, atol=1e-5, rtol=1e-4)
 
 
-def test_only_packed_sequences_without_resets_are_launched(launches, kernels):
+def test_packed_sequences_are_one_launch_with_resets_too(launches, kernels):
     arguments = draw("tanh", False, 6, torch.float32, projects=False)
     arguments = [a.to(kernels.device) if isinstance(a, torch.Tensor) else a for a in arguments]
     found = recurrence(*arguments, batch_sizes=SIZES)
-    assert [name for name, _ in launches] == ["recurrence"]
     none = torch.zeros(sum(SIZES), dtype=torch.bool, device=kernels.device)
     others = recurrence(*arguments, batch_sizes=SIZES, resets=none)
-    assert len(launches) == 1
+    assert [name for name, _ in launches] == ["recurrence"] * 2
     for own, other in zip(found, others, strict=True):
-        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+        assert torch.equal(own, other)
 
 
 @pytest.mark.parametrize("complex_", [False, True])
-def test_factors_of_packed_sequences_are_those_of_the_kernels(kernels, complex_):
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("with_resets", [False, True])
+def test_factors_of_the_kernels_are_those_of_pytorch(kernels, complex_, packed, with_resets):
     u, h, w, b, name, *_ = draw("modrelu", complex_, 6, torch.float64, projects=False)
-    states, last = recurrence(u, h, w, b, name, batch_sizes=SIZES)
+    if not packed:
+        u = u.unflatten(0, (4, SIZES[0]))
+    resets = torch.rand(u.shape[: u.ndim - 1 - complex_]) < 0.3 if with_resets else None
+    sizes = SIZES if packed else None
+    states, last = recurrence(u, h, w, b, name, batch_sizes=sizes, resets=resets)
     call = {
         "grad": None,
         "grad_last": torch.randn_like(last),
@@ -109,11 +117,12 @@ def test_factors_of_packed_sequences_are_those_of_the_kernels(kernels, complex_)
         "bias": b,
         "basis": torch.randn(6, 2, *(2,) * complex_, dtype=torch.float64),
     }
-    more = {"nonlinearity": name, "batch_sizes": SIZES}
-    expected = recurrence_backward(RecurrenceBackward(**call, **more))
+    more = {"nonlinearity": name, "batch_sizes": sizes}
+    expected = recurrence_backward(RecurrenceBackward(**call, **more, resets=resets))
     single = {k: None if t is None else t.to(kernels.device, torch.float32) for k, t in call.items()}
+    resets = resets.to(kernels.device) if with_resets else None
     with kernels.backend():
-        found = recurrence_backward(RecurrenceBackward(**single, **more))
+        found = recurrence_backward(RecurrenceBackward(**single, **more, resets=resets))
     products = []
     for result in (found, expected):
         left, right = (_numbers(t.cpu().double(), complex_) for t in result[-2:])

@@ -84,6 +84,40 @@ def test_without_the_check_that_loop_gives_wrong_gradients(monkeypatch):
     assert any((a - b).abs().max() > 0.01 * b.abs().max() for a, b in zip(found, expected, strict=True))
 
 
+class WithoutResets:
+    """Kernels that know of no resets, as those of the time loop once did not."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return lambda **arguments: self.kernel[grid](**arguments | {"resets": None})
+
+
+def test_the_loop_with_resets_is_checked_apart_from_the_one_without():
+    rnn, x = UnitaryRNN(3, 40, nonlinearity="tanh"), torch.randn(6, 5, 3)
+    resets = torch.zeros(6, 5, dtype=torch.bool)
+    resets[3, 1:] = True
+
+    def found():
+        rnn.zero_grad()
+        states, _ = rnn(x, resets=resets)
+        states.square().sum().backward()
+        return [states.detach(), *(p.grad.clone() for p in rnn.parameters())]
+
+    with projunn.backend("torch"):
+        expected = found()
+    with intercepted(WithoutResets):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            gradients_of(rnn, x)
+        with pytest.warns(RuntimeWarning, match="replaced by PyTorch") as said:
+            replaced = found()
+    assert ["resets=True" in str(warning.message) for warning in said] == [True, True]
+    for one, wanted in zip(replaced, expected, strict=True):
+        torch.testing.assert_close(one, wanted)
+
+
 def test_a_kernel_that_does_not_compile_is_replaced():
     class Broken:
         def __init__(self, kernel):

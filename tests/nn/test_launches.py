@@ -27,6 +27,16 @@ RULES = {
     "RMSprop": lambda parameters, k: RMSprop(parameters, rank=k, momentum=0.9, polish_every=0),
     "AdamW": lambda parameters, k: AdamW(parameters, rank=k, polish_every=0),
 }
+
+
+class Resetting(UnitaryRNN):
+    """Every sequence begins anew at every third time step."""
+
+    def forward(self, x):
+        at = torch.arange(x.shape[0], device=x.device) % 3 == 2
+        return super().forward(x, resets=at.unsqueeze(1).expand(x.shape[:2]))
+
+
 # Each makes a layer and an input for it; of the sizes, nothing may depend on the first.
 LAYERS = {
     "linear": lambda n, kind, k: (
@@ -43,6 +53,10 @@ LAYERS = {
     ),
     "recurrence": lambda n, kind, k: (
         UnitaryRNN(4, 16, dtype=kind, sketch_rank=k),
+        torch.randn(n, 2, 4, dtype=kind),
+    ),
+    "recurrence with resets": lambda n, kind, k: (
+        Resetting(4, 16, dtype=kind, sketch_rank=k),
         torch.randn(n, 2, 4, dtype=kind),
     ),
     "convolution": lambda n, kind, k: (

@@ -120,10 +120,13 @@ def _standard(name: str) -> list[Problem]:
 
 
 def _compiled(name: str) -> list[Problem]:
-    """A batch of 128 is for the rows, one of 4096 for the blocks; 512 units are for the panels."""
+    """A batch of 128 is for the rows, one of 4096 for the blocks; 512 units are for the panels.
+
+    A batch of one is a constant for Triton.
+    """
     rows = [(1, 128, n) for n in (190, 5, 33, 64, 128, 192, 512)]
     blocks = [(1, 4096, n) for n in (5, 33, 64, 128, 190, 512)]
-    return sizes(name, rows + blocks, (1, 2))
+    return sizes(name, [*rows, *blocks, (1, 1, 64)], (1, 2))
 
 
 def _tensors(

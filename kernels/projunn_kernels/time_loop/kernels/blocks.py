@@ -121,7 +121,7 @@ def forward_block(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     inputs += start
     states += start
     ar, ai = load_operand(m, 0, 0, n, False, PAIRS, N, N, OPERAND)
@@ -194,7 +194,7 @@ def backward_block(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     last = start + (steps - 1) * stride
     grad += last
     states += last
@@ -219,7 +219,7 @@ def backward_block(
         yr, yi = load_columns(grad, N, rows, n, BB, REST, PAIRS)
         gr, gi = load_columns(states, N, rows, n, BB, REST, PAIRS)
     if resets is not None:
-        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0) * BB
+        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0) * BB
     # The last turn, with g = 0 and h = 0, has the gradient of h_0.  With a product after the loop the
     # compiler kept W in registers, and spilled 2 KB.
     for t in range(steps + 1):
@@ -315,7 +315,7 @@ def forward_panels(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     inputs += start
     states += start
     previous = initial + start
@@ -369,7 +369,7 @@ def backward_panels(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     last = start + (steps - 1) * stride
     grad += last
     states += last
@@ -381,7 +381,7 @@ def backward_panels(
     depth = 0  # there is no d_{T+1} to read
     known = rows
     if resets is not None:
-        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0) * BB
+        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0) * BB
         known = tl.zeros((BB,), tl.int32)
     for t in range(steps):
         if resets is not None:

@@ -109,7 +109,7 @@ def forward_row(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     inputs += start
     states += start
     ar, ai = _block(m, 0, 0, n, False, PAIRS, N, N)
@@ -189,7 +189,7 @@ def backward_row(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     FAR: tl.constexpr = not REST and N * WIDTH <= 128
     start = tl.program_id(0).to(tl.int64) * n * WIDTH
-    stride = batch.to(tl.int64) * n * WIDTH
+    stride = tl.cast(batch, tl.int64) * n * WIDTH
     last = start + (steps - 1) * stride
     grad += last
     states += last
@@ -210,7 +210,7 @@ def backward_row(
         next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
         next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
     if resets is not None:
-        resets += (steps - 1) * batch.to(tl.int64) + tl.program_id(0)
+        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0)
         reset = load_resets(resets, True)
     if REST:
         br, bi = _block(m, 0, N, n, True, PAIRS, N, REST)
