@@ -7,16 +7,16 @@
 x, h, g, d are (T, batch, n), W (n, n), f one of the codes of `activation`; f' is recovered from
 h = f(z).  d is the gradient of x; that of W is a product of d and h, made elsewhere.
 
-``resets`` (T, batch) are booleans, or None, for which other code is compiled.  Where one is True,
-h_{t-1} W^T is zero in step t, and d_t conj(W) in step t - 1.  A program loads those of its rows while it
-makes the product of the step before, and then sets the state that goes on to zero; what it has stored
-stays.
+``resets`` (T, batch) are booleans, or None, which compiles to code without them.  Where one is True,
+h_{t-1} is zero in the forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are h_0
+and its gradient.  The resets of a step are loaded while the product of the step before is made.  Then
+what goes on to the next step is zero, and what is stored stays.
 
 The rows of a batch have nothing to do with each other: a program takes BB of them through all of time,
 and no program waits for another.  There are three forms.  A program of one row (BB = 1) has W in
 registers and multiplies matrix by vector in float32 (`rows`).  A program of 8 or 16 rows holds W for all
 of time as the first operand of products on tensor cores (HOLD), or, where W does not fit a
-multiprocessor, lets it pass in panels from L2 (`blocks`).  What global memory sees of the first two is
+multiprocessor, lets it pass in panels from L2 (`panels`).  What global memory sees of the first two is
 x and h alone.
 
 The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
@@ -26,12 +26,8 @@ is the same in every run: partial sums (programs, n), added up elsewhere.
 import triton
 import triton.language as tl
 
-from projunn_kernels.time_loop.kernels.blocks import (
-    backward_block,
-    backward_panels,
-    forward_block,
-    forward_panels,
-)
+from projunn_kernels.time_loop.kernels.blocks import backward_block, forward_block
+from projunn_kernels.time_loop.kernels.panels import backward_panels, forward_panels
 from projunn_kernels.time_loop.kernels.rows import backward_row, forward_row
 
 
