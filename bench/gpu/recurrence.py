@@ -41,6 +41,8 @@ def checks(on: Machine, small: bool) -> list[Case]:
             for nonlinearity in ("tanh", "modrelu") if pairs else ("relu", "tanh", "modrelu"):
                 for steps in (6, 50) if n in LONG and not small else (6,):
                     found.append(_case(on, n, pairs, nonlinearity, steps))
+                if nonlinearity == "modrelu" and n > 5:
+                    found.append(_case(on, n, pairs, nonlinearity, 6 if small else 50, resets=True))
     for n in (33,) if small or on.dry else (33, 128, 190):
         found += [_case(on, n, pairs, "modrelu", 6, MANY_ROWS) for pairs in (False, True)]
     if not small:
@@ -48,10 +50,19 @@ def checks(on: Machine, small: bool) -> list[Case]:
     return found
 
 
-def _case(on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int, batch: int = ROWS) -> Case:
-    kind = f"time loop {nonlinearity} {'complex' if pairs else 'real'}"
-    case = _check(on, n, pairs, nonlinearity, steps, batch)
-    return Case(check_name(n, pairs, nonlinearity, steps, batch), kind, case)
+def _case(
+    on: Machine,
+    n: int,
+    pairs: bool,
+    nonlinearity: str,
+    steps: int,
+    batch: int = ROWS,
+    resets: bool = False,
+) -> Case:
+    end = " resets" if resets else ""
+    kind = f"time loop {nonlinearity} {'complex' if pairs else 'real'}{end}"
+    case = _check(on, n, pairs, nonlinearity, steps, batch, resets)
+    return Case(check_name(n, pairs, nonlinearity, steps, batch) + end, kind, case)
 
 
 def check_name(n: int, pairs: bool, nonlinearity: str, steps: int, batch: int = ROWS) -> str:
@@ -81,7 +92,7 @@ def _norms(on: Machine, n: int, pairs: bool) -> float:
 
 
 def _check(
-    on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int, batch: int
+    on: Machine, n: int, pairs: bool, nonlinearity: str, steps: int, batch: int, with_resets: bool
 ) -> Callable[[], float]:
     def call() -> float:
         pair = (2,) * pairs
@@ -94,11 +105,13 @@ def _check(
             # tanh has poles at i pi / 2: states stay away from them, where float32 is not enough
             x, h, w = 0.2 * x, 0.2 * h, 0.5 * w
         values = (x, h, w, 0.1 * b)
+        resets = torch.rand(steps, rows) < 0.1 if with_resets else None
 
         def everything(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
             there = [t.to(device, dtype).requires_grad_() for t in values]
             bias = there[3] if nonlinearity == "modrelu" else None
-            states, _ = recurrence(*there[:3], bias, nonlinearity)
+            cuts = None if resets is None else resets.to(device)
+            states, _ = recurrence(*there[:3], bias, nonlinearity, resets=cuts)
             wanted = there if bias is not None else there[:3]
             return [states.detach(), *torch.autograd.grad(states, wanted, g.to(states))]
 

@@ -46,7 +46,7 @@ def test_every_nonlinearity_in_every_form(kernels, nonlinearity, complex_, confi
     compare(kernels, config, complex_, nonlinearity, torch.rand(4, 9) < 0.4, n=23)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=str)
+@pytest.mark.parametrize("config", [FORMS[0], FORMS[3], FORMS[5]], ids=str)
 @pytest.mark.parametrize("where", ["first", "last", "all", "none", "one row"])
 def test_at_the_ends_of_time(kernels, config, where):
     resets = torch.full((4, 9), where == "all")
