@@ -6,7 +6,8 @@ Run as a program, without Triton's interpreter, it prints what `projunn_kernels.
 import triton
 import triton.language as tl
 
-from projunn_kernels.time_loop.kernels.blocks import add_panels, load_columns, store_columns
+from projunn_kernels.time_loop.kernels.blocks import load_columns, store_columns
+from projunn_kernels.time_loop.kernels.panels import add_panels
 from projunn_kernels.tuning.carried import forgotten_of
 
 
