@@ -73,14 +73,13 @@ def forward_panels(
     inputs += start
     states += start
     previous = initial + start
-    known = rows
     if resets is not None:
         resets += tl.program_id(0) * BB
-        known = known_rows(resets, rows, BB)
-    for t in range(steps):
-        if resets is not None:
+    for _t in range(steps):
+        known = rows
+        if resets is not None:  # a step ahead they took registers, and 16 bytes spilled on sm_120
+            known = known_rows(resets, rows, BB)
             resets += batch
-            next_known = known_rows(resets, tl.where(t + 1 < steps, rows, 0), BB)
         for first in range(0, n, N):
             zr, zi = load_columns(inputs, first, rows, n, BB, N, PAIRS)
             zr, zi = add_panels(
@@ -90,8 +89,6 @@ def forward_panels(
             hr, hi = activate(zr, zi, load_bias(bias, first, n, F, N)[:, None], F, PAIRS)
             store_columns(states, first, rows, n, hr, hi, BB, N, PAIRS)
         tl.debug_barrier()  # what one thread stored is another's operand
-        if resets is not None:
-            known = next_known
         previous = states
         inputs += stride
         states += stride
@@ -138,9 +135,6 @@ def backward_panels(
         resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0) * BB
         known = tl.zeros((BB,), tl.int32)
     for t in range(steps):
-        if resets is not None:
-            next_known = known_rows(resets, rows, BB)
-            resets -= batch
         for first in range(0, n, N):
             zr, zi = load_columns(grad, first, rows, n, BB, N, PAIRS)
             zr, zi = add_panels(
@@ -157,8 +151,9 @@ def backward_panels(
                 tl.store(partial + units, before + tl.sum(along, axis=1), mask=units < n)
         tl.debug_barrier()  # what one thread stored is another's operand
         depth = n
-        if resets is not None:
-            known = next_known
+        if resets is not None:  # at the beginning of the next step 168 bytes spilled on sm_120
+            known = known_rows(resets, rows, BB)
+            resets -= batch
         grad -= stride
         states -= stride
         grad_inputs -= stride
