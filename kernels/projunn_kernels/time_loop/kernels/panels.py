@@ -1,7 +1,7 @@
 """The time loop of a few rows of the batch for a W that no multiprocessor can hold, transposed too.
 
-W passes from L2 in panels (N, K) in every time step, some of them in flight.  The state is read back from
-memory, where the step before has stored it.
+W passes from L2 in panels (N, K) in every time step, some of them in flight.  The state is read back
+from memory, where the step before has stored it.
 """
 
 import triton
