@@ -75,6 +75,13 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     return results
 
 
+def _of_all_programs(resets: Tensor | None, rows: int) -> Tensor | None:
+    """Resets of as many rows as all programs have, ``rows`` each."""
+    if resets is None or resets.shape[1] % rows == 0:
+        return resets
+    return functional.pad(resets, (0, -resets.shape[1] % rows))
+
+
 def _contiguous(resets: Tensor | None) -> Tensor | None:
     return None if resets is None else resets.contiguous()
 
@@ -160,7 +167,7 @@ def forward(
         initial=initial,
         w=_transposed(weight) if config.rows == 1 else weight,
         bias=weight if bias is None else bias,
-        resets=resets,
+        resets=_of_all_programs(resets, config.rows),
         states=states,
         steps=steps,
         batch=batch,
@@ -195,7 +202,7 @@ def backward(
         states=states,
         w=weight if config.rows == 1 else _transposed(weight),
         bias=weight if bias is None else bias,
-        resets=resets,
+        resets=_of_all_programs(resets, config.rows),
         grad_inputs=grad_inputs,
         grad_initial=grad_initial,
         partial=partial,

@@ -7,10 +7,11 @@
 x, h, g, d are (T, batch, n), W (n, n), f one of the codes of `activation`; f' is recovered from
 h = f(z).  d is the gradient of x; that of W is a product of d and h, made elsewhere.
 
-``resets`` (T, batch) are booleans, or None, which compiles to code without them.  Where one is True,
-h_{t-1} is zero in the forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are
-h_0 and its gradient.  Where W is held, the resets of a step are loaded while the product of the step
-before is made.  Then what goes on to the next step is zero, and what is stored stays.
+``resets`` are booleans, or None, which compiles to code without them: (T, rows), with a column for each
+row of every program, also where the batch has no such row.  Where one is True, h_{t-1} is zero in the
+forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are h_0 and its gradient.
+Where W is held, the resets of a step are loaded while the product of the step before is made.  Then what
+goes on to the next step is zero, and what is stored stays.
 
 The rows of a batch have nothing to do with each other: a program takes BB of them through all of time,
 and no program waits for another.  There are three forms.  A program of one row (BB = 1) has W in

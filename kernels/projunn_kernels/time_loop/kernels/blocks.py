@@ -11,7 +11,7 @@ import triton.language as tl
 
 from projunn_kernels.language.tiles import load_tile, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.rows import load_bias, load_resets, reset_to_zero
+from projunn_kernels.time_loop.kernels.rows import load_bias, reset_to_zero
 
 
 @triton.jit
@@ -50,16 +50,15 @@ def store_columns(base, first, rows, n, re, im, BB: tl.constexpr, N: tl.constexp
 
 
 @triton.jit
-def resets_of_rows(resets, rows, BB: tl.constexpr):
-    """The resets (BB,) of a time step; False for all but the first ``rows`` rows."""
-    row = tl.arange(0, BB)
-    return load_resets(resets + row, row < rows)
+def load_resets(resets, BB: tl.constexpr):
+    """The resets of BB rows, whether or not all of them exist: a mask would take registers."""
+    return tl.load(resets + tl.arange(0, BB)) != 0
 
 
 @triton.jit
 def known_rows(resets, rows, BB: tl.constexpr):
     """For each of BB rows, ``rows``, or 0 if its state is reset, so that nothing of it is loaded."""
-    return tl.where(resets_of_rows(resets, rows, BB), 0, rows)
+    return tl.where(load_resets(resets, BB), 0, rows)
 
 
 @triton.jit
@@ -126,6 +125,7 @@ def forward_block(
     offset = load_bias(bias, 0, n, F, N)[:, None]
     known = rows
     if resets is not None:
+        every = tl.cdiv(batch, BB) * BB
         resets += tl.program_id(0) * BB
         known = known_rows(resets, rows, BB)
     hr, hi = load_columns(initial + start, 0, known, n, BB, N, PAIRS)
@@ -143,8 +143,8 @@ def forward_block(
         there = tl.where(t + 1 < steps, rows, 0)
         next_zr, next_zi = load_columns(inputs, 0, there, n, BB, N, PAIRS)
         if resets is not None:
-            resets += batch
-            reset = resets_of_rows(resets, there, BB)[None, :]
+            resets += tl.where(t + 1 < steps, every, 0)
+            reset = load_resets(resets, BB)[None, :]
         if REST:
             next_yr, next_yi = load_columns(inputs, N, there, n, BB, REST, PAIRS)
             yr, yi = add_product(yr, yi, cr, ci, hr, hi, PAIRS, PRECISION)
@@ -217,7 +217,8 @@ def backward_block(
         yr, yi = load_columns(grad, N, rows, n, BB, REST, PAIRS)
         gr, gi = load_columns(states, N, rows, n, BB, REST, PAIRS)
     if resets is not None:
-        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0) * BB
+        every = tl.cdiv(batch, BB) * BB
+        resets += (steps - 1) * tl.cast(every, tl.int64) + tl.program_id(0) * BB
     # The last turn, with g = 0 and h = 0, has the gradient of h_0.  With a product after the loop the
     # compiler kept W in registers, and spilled 2 KB.
     for t in range(steps + 1):
@@ -228,8 +229,8 @@ def backward_block(
         next_zr, next_zi = load_columns(grad, 0, there, n, BB, N, PAIRS)
         next_hr, next_hi = load_columns(states, 0, there, n, BB, N, PAIRS)
         if resets is not None:
-            reset = resets_of_rows(resets, tl.where(t < steps, rows, 0), BB)[None, :]
-            resets -= batch
+            reset = load_resets(resets, BB)[None, :]
+            resets -= tl.where(t + 1 < steps, every, 0)
         if REST:
             next_yr, next_yi = load_columns(grad, N, there, n, BB, REST, PAIRS)
             next_gr, next_gi = load_columns(states, N, there, n, BB, REST, PAIRS)

@@ -73,13 +73,14 @@ def forward_panels(
     inputs += start
     states += start
     previous = initial + start
+    every = tl.cdiv(batch, BB) * BB
     if resets is not None:
         resets += tl.program_id(0) * BB
     for _t in range(steps):
         known = rows
         if resets is not None:  # a step ahead they took registers, and 16 bytes spilled on sm_120
             known = known_rows(resets, rows, BB)
-            resets += batch
+            resets += every
         for first in range(0, n, N):
             zr, zi = load_columns(inputs, first, rows, n, BB, N, PAIRS)
             zr, zi = add_panels(
@@ -130,9 +131,9 @@ def backward_panels(
     # d_{t+1} is read at ``grad_inputs + stride``.  Triton would not carry a name for it that is bound
     # here and again in the loop: see `projunn_kernels.tuning.carried`.
     depth = 0  # there is no d_{T+1} to read
-    known = rows
+    known, every = rows, tl.cdiv(batch, BB) * BB
     if resets is not None:
-        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0) * BB
+        resets += (steps - 1) * tl.cast(every, tl.int64) + tl.program_id(0) * BB
         known = tl.zeros((BB,), tl.int32)
     for t in range(steps):
         for first in range(0, n, N):
@@ -153,7 +154,7 @@ def backward_panels(
         depth = n
         if resets is not None:  # at the beginning of the next step 168 bytes spilled on sm_120
             known = known_rows(resets, rows, BB)
-            resets -= batch
+            resets -= every
         grad -= stride
         states -= stride
         grad_inputs -= stride
