@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from projunn_kernels.tuning.binaries import Binary, with_sizes_of_one
 from projunn_kernels.tuning.carried import live_names
 
 triton_is_there = pytest.mark.skipif(
@@ -42,6 +43,15 @@ def test_no_loop_of_any_kernel_forgets_a_name():
     found = re.search(r"(\d+) kernels, (\d+) variants, 0 forgotten", result.stdout)
     assert int(found[1]) == len(kernels())
     assert int(found[2]) > 100
+
+
+def test_each_kernel_is_also_checked_for_sizes_of_one():
+    """A batch of one did not compile: Triton makes a constant of it, which has no ``.to``."""
+    usual = (("x", "*fp32"), ("batch", "i32"), ("rate", "fp32"), ("BN", "constexpr"))
+    made = with_sizes_of_one(Binary("k", usual, (("BN", 64),), ("x", "batch"), (), "sm_90"))
+    assert made.signature == (*usual[:1], ("batch", "constexpr"), *usual[2:])
+    assert dict(made.constants) == {"BN": 64, "batch": 1}
+    assert made.aligned == ("x",)
 
 
 @triton_is_there

@@ -24,7 +24,14 @@ from typing import Any
 from projunn_kernels.configs.closed_form import candidates, closed_form
 from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.tuning.aot_problems import Launch, launches_of, problems, tiny_problems, variants
-from projunn_kernels.tuning.binaries import ARCHITECTURES, Binary, binary, compiled, key
+from projunn_kernels.tuning.binaries import (
+    ARCHITECTURES,
+    Binary,
+    binary,
+    compiled,
+    key,
+    with_sizes_of_one,
+)
 from projunn_kernels.tuning.carried import flow, forgotten
 
 STREAMING = (
@@ -93,7 +100,9 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="every candidate of the autotuner: hours")
     parser.add_argument("--tiny", action="store_true", help="each kernel once: seconds")
     parser.add_argument("--variants", action="store_true", help="every variant of every kernel")
-    parser.add_argument("--carried", action="store_true", help="only what the loops of variants forget")
+    parser.add_argument(
+        "--carried", action="store_true", help="loops that forget, sizes of 1 that fail"
+    )
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: all seven")
     parser.add_argument("--op", default="", help="operations whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="compile each N-th binary only")
@@ -149,11 +158,11 @@ def main() -> int:
 
 
 def _check_carried(work: list[Binary]) -> int:
-    """One launch for each flow of control; prints what the loops forget."""
+    """One launch for each flow of control, and one of sizes of 1; prints what the loops forget."""
     flows = {flow(one): one for one in work}
-    lines = [line for one in flows.values() for line in forgotten(one)]
-    kernels = len({one.kernel for one in work})
-    print("\n".join([*lines, f"{kernels} kernels, {len(flows)} variants, {len(lines)} forgotten"]))
+    smallest = {one.kernel: with_sizes_of_one(one) for one in work}
+    lines = [line for one in (*flows.values(), *smallest.values()) for line in forgotten(one)]
+    print("\n".join([*lines, f"{len(smallest)} kernels, {len(flows)} variants, {len(lines)} forgotten"]))
     return 1 if lines else 0
 
 

@@ -78,6 +78,17 @@ def binary(kernel: Any, args: tuple, constants: dict, architecture: str, why: st
     )
 
 
+def with_sizes_of_one(what: Binary) -> Binary:
+    """The same launch of the smallest problem: Triton makes a constant of a size of 1."""
+    sizes = {name for name, kind in what.signature if kind == "i32"}
+    return replace(
+        what,
+        signature=tuple((name, "constexpr" if name in sizes else kind) for name, kind in what.signature),
+        constants=(*what.constants, *((name, encoded(1)) for name in sorted(sizes))),
+        aligned=tuple(name for name in what.aligned if name not in sizes),
+    )
+
+
 _OPTIONS = {"num_warps", "num_stages", "maxnreg"}
 _TYPES = {
     torch.float64: "fp64",
