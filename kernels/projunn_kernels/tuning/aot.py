@@ -100,9 +100,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="every candidate of the autotuner: hours")
     parser.add_argument("--tiny", action="store_true", help="each kernel once: seconds")
     parser.add_argument("--variants", action="store_true", help="every variant of every kernel")
-    parser.add_argument(
-        "--carried", action="store_true", help="loops that forget, sizes of 1 that fail"
-    )
+    parser.add_argument("--carried", action="store_true", help="loops that forget, sizes of 1 that fail")
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: all seven")
     parser.add_argument("--op", default="", help="operations whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="compile each N-th binary only")
