@@ -8,10 +8,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 import projunn
 from projunn.nn import UnitaryRNN, UnitaryRNNCell
+from tests.combinations import pairwise
 from tests.nn.sequences import by_loops, dense, loss, pack, unpacked
 from tests.time_loops import CASES
 
 LENGTHS = [4, 7, 1, 4]
+LAYERS = [
+    {},
+    {"bidirectional": True},
+    {"bidirectional": True, "sketch_rank": 5},
+    {"checkpoint_every": 3},
+    {"bidirectional": True, "checkpoint_every": 3, "sketch_rank": 5},
+]
 
 
 def drawn(*arguments, **options):
@@ -70,17 +78,9 @@ def test_equals_a_loop_of_the_cell(kernels, nonlinearity, complex_, sketch_rank)
         close(dense(mine.grad), other.grad)
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("form", ["padded", "batch first", "packed"])
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"bidirectional": True},
-        {"bidirectional": True, "sketch_rank": 5},
-        {"checkpoint_every": 3},
-        {"bidirectional": True, "checkpoint_every": 3, "sketch_rank": 5},
-    ],
+    ("options", "form", "kind"),
+    pairwise(LAYERS, ["padded", "batch first", "packed"], [torch.float64, torch.complex128]),
     ids=str,
 )
 def test_equals_loops_over_each_sequence(kernels, kind, form, options):
