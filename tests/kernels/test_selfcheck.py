@@ -113,7 +113,8 @@ def test_the_loop_with_resets_is_checked_apart_from_the_one_without():
             gradients_of(rnn, x)
         with pytest.warns(RuntimeWarning, match="replaced by PyTorch") as said:
             replaced = found()
-    assert ["resets=True" in str(warning.message) for warning in said] == [True, True]
+    texts = [str(one.message) for one in said if "replaced by PyTorch" in str(one.message)]
+    assert ["resets=True" in text for text in texts] == [True, True]
     for one, wanted in zip(replaced, expected, strict=True):
         torch.testing.assert_close(one, wanted)
 
