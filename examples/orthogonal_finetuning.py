@@ -50,7 +50,7 @@ def main() -> dict[str, float]:
 
     finetune(model, "blocks.*", options.block_size)
     rotations = projunn.unitary_parameters(model)
-    optimizer = AdamW(rotations, lr=0.1, rank=options.rank)
+    optimizer = AdamW(rotations, lr=1e-2, rank=options.rank)
     seconds = train(model, optimizer, text, model.context, options.steps)
     losses["fine-tuned"] = evaluate(model, held_out, model.context)
     count = sum(r.shape[0] * r.shape[1] * (r.shape[1] - 1) // 2 for r in rotations)

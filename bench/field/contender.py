@@ -49,6 +49,9 @@ class Contender:
     dashes: str = "-"
 
 
+BY_DEFAULT = 0.0  # in the place of a rate: that of the optimizer when it is given none
+
+
 def low_rank(
     make: Callable[..., Made], rates: tuple[float, ...], rank: int, retraction: str, dashes: str = "-"
 ) -> Contender:
@@ -56,6 +59,12 @@ def low_rank(
     letter, color = {"exp": ("T", "#0b6e99"), "polar": ("D", "#e0a100")}[retraction]
     made = partial(make, rank=rank, retraction=retraction)
     return Contender(f"projUNN-{letter}, k = {rank}", made, rates, color, dashes)
+
+
+def by_default(make: Callable[..., Made], rank: int) -> Contender:
+    """Our method with no rate given."""
+    made = partial(make, rank=rank, retraction="exp")
+    return Contender(f"projUNN-T, k = {rank}, default rate", made, (BY_DEFAULT,), "#5aa9c9", "-.")
 
 
 def others(model: nn.Module, apart: Iterable[nn.Parameter]) -> list[nn.Parameter]:

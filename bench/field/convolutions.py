@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import projunn
-from bench.field.contender import LR, Contender, Made, Optimizers, low_rank
+from bench.field.contender import LR, Contender, Made, Optimizers, by_default, low_rank
 from projunn.tasks import Images
 
 RATES = (2.5e-4, 1e-3, 4e-3)
@@ -20,7 +20,7 @@ RATES = (2.5e-4, 1e-3, 4e-3)
 def ours(task: Images, rate: float, rank: int, retraction: str) -> Made:
     network = task.build("unitary")
     rule = projunn.optim.RMSprop(
-        network.parameters(), lr=LR, unitary_lr=rate, rank=rank, retraction=retraction
+        network.parameters(), lr=LR, unitary_lr=rate or None, rank=rank, retraction=retraction
     )
     return network, Optimizers(rule)
 
@@ -48,6 +48,7 @@ CONTENDERS = (
     low_rank(ours, RATES, 1, "exp"),
     low_rank(ours, RATES, 4, "exp", "--"),
     low_rank(ours, RATES, 1, "polar"),
+    by_default(ours, 4),
     Contender("plain", partial(plain, conv="plain"), RATES, "#7a7a7a"),
     Contender("Cayley", partial(plain, conv="cayley"), RATES, "#448361"),
     Contender("orthogonium", orthogonium, RATES, "#8f6ac0"),

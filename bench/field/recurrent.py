@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import projunn
-from bench.field.contender import LR, Contender, Made, Optimizers, low_rank, others
+from bench.field.contender import LR, Contender, Made, Optimizers, by_default, low_rank, others
 from projunn import init
 from projunn.models import EURNN, EUNNLinear
 from projunn.nn import UnitaryRNN
@@ -165,7 +165,9 @@ def ours(
     whole = model(task, body, (2 if dtype.is_complex else 1) * hidden)
     options = {"rank": rank, "retraction": retraction, "factorization": factorization}
     optimizer = getattr(projunn.optim, rule)
-    return whole, Optimizers(optimizer(whole.parameters(), lr=LR, unitary_lr=rate, **options, **of_rule))
+    return whole, Optimizers(
+        optimizer(whole.parameters(), lr=LR, unitary_lr=rate or None, **options, **of_rule)
+    )
 
 
 def eunn(task: SequenceTask, rate: float, depth: int, dtype: torch.dtype) -> Made:
@@ -248,6 +250,7 @@ CONTENDERS = (
     low_rank(ours, RATES, 4, "exp", "--"),
     low_rank(ours, RATES, 16, "exp", ":"),
     low_rank(ours, RATES, 1, "polar"),
+    by_default(ours, 4),
     Contender("EUNN, 8 layers", partial(eunn, depth=8, dtype=torch.float32), WHOLE_RATES, "#448361"),
     Contender(
         "EUNN, complex, 2 layers",

@@ -55,7 +55,7 @@ def table(found: list[Row], case: Case) -> list[str]:
         defects = [row["defect"] for row in own if row["defect"] is not None]
         cells = (
             name,
-            f"{own[0]['rate']:g}",
+            f"{own[0]['rate']:g}" if own[0]["rate"] else "",
             f"{_number(mean(losses))} ({_number(min(losses))} to {_number(max(losses))})",
             f"{mean(right):.1%}" if right else "",
             f"{mean(row['steps'] for row in own):.0f}",

@@ -36,12 +36,14 @@ class AdamW(UnitaryOptimizer):
             fused: as in ``torch.optim.AdamW``.  ``foreach``, ``differentiable``, ``fused`` and
             ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
-        rank, retraction, factorization, unitary_lr, polish_every: as in `projunn.optim.SGD`.
+        rank, retraction, factorization, polish_every: as in `projunn.optim.SGD`.
+        unitary_lr: as in `projunn.optim.RMSprop`.
 
     Steps that cannot be taken, parameter groups, errors and the source are as in `projunn.optim.SGD`.
     """
 
     plain_rule = torch.optim.AdamW
+    normalizes = True
 
     def __init__(
         self,

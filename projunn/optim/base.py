@@ -26,10 +26,11 @@ from projunn.optim.gradient.factored import Factors
 from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import (
     WARM,
+    angle_of_each,
     check_edited,
     check_options,
     check_rates,
-    unitary_learning_rate,
+    default_rates,
     warn_of_misspelt,
     whole,
 )
@@ -47,6 +48,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     keeps_unitary: ClassVar[bool] = True
+    normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
     _unitary_count: int = 0  # unitary parameters at the last step
     _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
@@ -77,6 +79,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             "factorization": factorization,
             "unitary_lr": unitary_lr,
             "polish_every": polish_every,
+            "default_angle": angle_of_each(0) if self.normalizes else None,
         }
         super().__init__(params, defaults)
 
@@ -116,7 +119,14 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._count_unitary()
+
+    def _count_unitary(self) -> None:
+        """Count the unitary parameters, on whose number the default of their learning rate depends."""
         self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
+        for group in self.param_groups:
+            if group["default_angle"] is not None:
+                group["default_angle"] = angle_of_each(self._unitary_count)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -182,10 +192,12 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
-        known, self._unitary_count = self._unitary_count, count
-        if count < known:  # a conversion of the module has changed their class
-            recognise()
-            return self._members()
+        if count != self._unitary_count:
+            fewer = count < self._unitary_count
+            self._count_unitary()
+            if fewer:  # a conversion of the module has changed their class
+                recognise()
+                return self._members()
         self._seen = Seen.of(self, members, count)
         return members
 
@@ -266,12 +278,12 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             state[probe_name], state[basis_name] = probe, probe.clone()
 
     def __repr__(self) -> str:
-        """As in `torch.optim`, with the rate that ``unitary_lr`` is where it was not given."""
+        """As in `torch.optim`, with the rates that ``unitary_lr`` is where it was not given."""
         groups = iter(self.param_groups)
 
         def with_rate(found: re.Match[str]) -> str:
-            rate = unitary_learning_rate(next(groups))
-            return f"unitary_lr: None, which is {rate}" if found[1] == "None" else found[0]
+            rates = default_rates(next(groups))
+            return f"unitary_lr: None, which is {rates}" if found[1] == "None" else found[0]
 
         return re.sub("unitary_lr: (.*)", with_rate, super().__repr__())
 
@@ -283,10 +295,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             fresh: Any = type(self)
             self.defaults = {**fresh([torch.zeros(0)]).defaults, **self.defaults}
         for group in self.param_groups:
+            group.setdefault("default_angle", None)  # whose default was lr / 32
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
-        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
+        self._count_unitary()
         # Older versions left bases as QR returns them, column by column, and counted in float32, to
         # which PyTorch converts counters that it loads.
         for p, own in self.state.items():
@@ -308,6 +321,9 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if len(groups) == len(self.param_groups):
             kept = [{n: v for n, v in g.items() if n != "params"} for g in self.param_groups]
             filled = [{**own, **loaded} for own, loaded in zip(kept, groups, strict=True)]
+            for own, loaded in zip(filled, groups, strict=True):
+                if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
+                    own["default_angle"] = None
             state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
         saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]

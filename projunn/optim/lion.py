@@ -98,7 +98,8 @@ class Lion(UnitaryOptimizer):
         params, lr, betas, weight_decay: as in the paper.  ``weight_decay`` acts on the other parameters
             only.
         maximize: as in ``torch.optim.AdamW``.
-        rank, retraction, factorization, unitary_lr, polish_every, capturable: as in `projunn.optim.SGD`.
+        rank, retraction, factorization, polish_every, capturable: as in `projunn.optim.SGD`.
+        unitary_lr: as in `projunn.optim.RMSprop`.
 
     Raises:
         ValueError: an option is out of its range, or, in `step`, a parameter belongs to a layer with
@@ -111,6 +112,7 @@ class Lion(UnitaryOptimizer):
     """
 
     plain_rule = _PlainLion
+    normalizes = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Member:
         gradient: what the last step made of its gradient; None before the first.
         complete: the options for which the state has been found complete, and its length then.
         period: steps between two polishes by default; 0 as long as nobody has asked.
-        asked: what `projunn.optim.stopping` asked last.
+        asked: what `projunn.optim.stopping` asked last, and which of the answers are its own.
         shown: the parameters that a message is about, if ``parameter`` is a copy of them.
     """
 

@@ -1,16 +1,21 @@
 """The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
 import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
+from math import sqrt
 from numbers import Real
 from operator import is_, itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from projunn.arguments import is_whole, one_of, positive
+from projunn.layout import as_matrices
 from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
 from projunn.noticing import caller
+from projunn.parameter import is_unitary
 from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
 
@@ -20,18 +25,52 @@ FACTORIZATIONS = (*OF_A_MATRIX, "tangent")
 # rows of W, the other of its larger side.
 WARM = {"subspace": ("basis", "probe"), "tangent": ("tangent_basis", "tangent_probe")}
 
-# The default unitary learning rate is lr / 32: lr_divider in the experiments of arXiv 2203.05483.
+# Of the default unitary learning rate of SGD: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32
+# Of the others, in multiples of lr: the angle of one matrix in a step, and the sum of all.
+_ANGLE, _ALL_ANGLES = 16, 256
+_SHOWN = 4  # shapes of which a printed optimizer shows the rate
 
 
-def unitary_learning_rate(group: dict[str, Any]) -> Any:
-    """The learning rate of a group's unitary parameters: a float, or a tensor if ``lr`` is one."""
+def angle_of_each(count: int) -> float:
+    """The angle that a step turns each of ``count`` unitary parameters by, about, in multiples of lr.
+
+    A rule that divides by the root of second moments, or takes signs, has directions D whose entries are
+    about 1 in size: an m x n one of rank 1 has the singular value sqrt(mn), so that a step of rate
+    angle * lr / sqrt(mn) turns W by angle * lr.  Layers that follow each other turn what passes through
+    them by the sum of their angles, hence its limit.
+    """
+    return min(_ANGLE, _ALL_ANGLES / max(1, count))
+
+
+def unitary_learning_rate(group: dict[str, Any], shape: Sequence[int]) -> Any:
+    """The learning rate of unitary parameters of a group: a float, or a tensor if ``lr`` is one.
+
+    Args:
+        group: ``unitary_lr`` in proportion to ``lr``.  If it is None, angle * lr / sqrt(mn), where the
+            group's ``default_angle`` is a number (`angle_of_each`), and lr / 32 where it is None.
+        shape: (.., m, n) of the matrices.
+    """
     lr, unitary_lr, base_lr = group["lr"], group["unitary_lr"], group["base_lr"]
     if unitary_lr is None:
-        return lr / _LR_DIVIDER
+        angle = group["default_angle"]
+        return lr / _LR_DIVIDER if angle is None else lr * (angle / sqrt(shape[-2] * shape[-1]))
     if not isinstance(base_lr, Tensor) and base_lr == 0:  # loaded from an older version
         _refuse_zero(unitary_lr)
     return unitary_lr * (lr / base_lr)
+
+
+def default_rates(group: dict[str, Any]) -> str:
+    """The default learning rates of a group's unitary parameters: one, or those of each shape."""
+    if group["default_angle"] is None:
+        return str(unitary_learning_rate({**group, "unitary_lr": None}, ()))
+    sizes: dict[tuple[int, ...], float] = {}
+    for p in filter(is_unitary, group["params"]):
+        like = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        *_, m, n = as_matrices(like, p.pairs, p.blocks, p.singletons).shape
+        sizes[m, n] = float(unitary_learning_rate({**group, "unitary_lr": None}, (m, n)))
+    said = [f"{rate:.3g} ({m} x {n})" for (m, n), rate in sizes.items()]
+    return ", ".join([*said[:_SHOWN], *(["..."] if said[_SHOWN:] else [])])
 
 
 def _refuse_zero(unitary_lr: Any) -> None:
@@ -104,7 +143,7 @@ def check_options(group: dict[str, Any]) -> None:
     one_of("factorization", group["factorization"], FACTORIZATIONS)
     is_number = isinstance(unitary_lr, Real) and float(unitary_lr) >= 0
     if unitary_lr is not None and not isinstance(unitary_lr, Tensor) and not is_number:
-        raise ValueError(f"unitary_lr: got {unitary_lr!r}, wanted a number >= 0 or None (lr / 32)")
+        raise ValueError(f"unitary_lr: got {unitary_lr!r}, wanted a number >= 0 or None (the default)")
     if every is not None and (not is_whole(every) or every < 0):
         raise ValueError(
             f"polish_every: got {every!r}, wanted a number of steps, 0 (never) or None (automatic)"

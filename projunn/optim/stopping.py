@@ -25,6 +25,7 @@ from projunn_kernels import adjoint_product, factor, product
 
 _EVERY = 64  # steps between two looks
 _LEAST = 0.1  # share below which a step has stopped
+_COPIED = 1 << 22  # numbers of weights that are copied, so that they are looked at together
 
 
 class _Answer:
@@ -59,36 +60,63 @@ def steps_to_look(member: Member) -> int:
     return _EVERY - int(count.item()) % _EVERY
 
 
-def stopped(member: Member, gradient: Any, parts: int = 1) -> list[bool]:
+def stopped(members: list[Member], gradients: list[Any], parts: int = 1) -> list[list[bool]]:
     """Whether the steps of parameters have stopped where their direction is not zero.
 
-    It looks at every 64th step.  On a GPU the answer is that of the look before, so that nothing waits.
-    Steps that are counted on the device are not looked at: the host does not know their number.  Nor are
-    those of sharded parameters, whose processes could find different answers.
+    It looks at every 64th step, at those that are alike in one look.  On a GPU the answer is that of the
+    look before, so that nothing waits.  Steps that are counted on the device are not looked at: the host
+    does not know their number.  Nor are those of sharded parameters, whose processes could find other
+    answers.
 
     Args:
-        member: a parameter that has taken a step.
-        gradient: what that step was made of.
-        parts: of how many parameters it is a bank.
+        members: parameters of one layout that have taken a step.
+        gradients: what those steps were made of.
+        parts: of how many parameters each of them is a bank.
+
+    Returns:
+        For each member the answers for its parts.
     """
-    p, state, none = member.parameter, member.state, [False] * parts
+    found = {id(member): [False] * parts for member in members}
+    pairs = zip(members, gradients, strict=True)
+    looked_at = [(member, gradient) for member, gradient in pairs if _is_due(member, gradient)]
+    at_once = max(1, _COPIED // max(1, members[0].parameter.numel()))
+    for start in range(0, len(looked_at), at_once):
+        alike = looked_at[start : start + at_once]
+        weight, first, second = map(_stacked, zip(*(_matrices(*one) for one in alike), strict=True))
+        dense = isinstance(alike[0][1], DenseGradient)
+        left, right = factor(first, second) if dense else (first, second)
+        normal = _are_normal(weight, left, right)
+        answer = _Answer(normal.reshape(len(alike) * parts, -1).any(1))
+        for i, (member, _) in enumerate(alike):
+            before, member.asked = member.asked, (answer, slice(i * parts, (i + 1) * parts))
+            known = member.asked if answer.is_ready else before
+            if known is not None:
+                found[id(member)] = known[0].read()[known[1]]
+    return list(found.values())
+
+
+def _is_due(member: Member, gradient: Any) -> bool:
+    p, state = member.parameter, member.state
     if member.group["factorization"] != "subspace" or state["step"].device.type != "cpu":
-        return none
+        return False
     if int(state["step"].item()) % _EVERY or capturing(p):
-        return none
+        return False
     if gradient.active is not None or WARM["tangent"][0] in state or REDRAWN in state:
-        return none
+        return False
     view = view_like(p, p.detach())
-    if view.shape[-2:] == (1, 1) and not view.is_complex():  # signs, which nothing turns
-        return none
+    return view.shape[-2:] != (1, 1) or view.is_complex()  # a sign, which nothing turns
+
+
+def _matrices(member: Member, gradient: Any) -> tuple[Tensor, ...]:
+    """The weight, and the factors of the direction, or the direction and the basis."""
+    view = view_like(member.parameter, member.parameter.detach())
     if isinstance(gradient, DenseGradient):
-        left, right = factor(gradient.direction, gradient.view(state["basis"]))
-    else:
-        left, right = gradient.direction
-    normal = _are_normal(view, left, right)
-    before, member.asked = member.asked, _Answer(normal.reshape(parts, -1).any(1))
-    known = member.asked if member.asked.is_ready else before
-    return none if known is None else known.read()
+        return view, gradient.direction, gradient.view(member.state["basis"])
+    return view, *gradient.direction
+
+
+def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 def _are_normal(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:

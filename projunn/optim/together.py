@@ -137,7 +137,8 @@ class _Part:
         """Whether the options of its groups, of which a schedule may have changed some, are the same."""
         if len(self._groups) == 1:
             return True
-        first, *others = map(_options, self._groups)
+        shape = self.gradients[0].grad.shape
+        first, *others = (_options(group, shape) for group in self._groups)
         return all(options == first for options in others)
 
     def is_where_it_was(self) -> bool:
@@ -160,7 +161,7 @@ class _Part:
             first.take()
             self._masks = (first.taken,)
             return
-        rate = unitary_learning_rate(first.group)
+        rate = unitary_learning_rate(first.group, first.grad.shape)
         scale = rate if isinstance(rate, Tensor) else None
         sign = -1.0 if first.group["maximize"] else 1.0
         directions, tensors = self._directions, self._tensors
@@ -195,11 +196,10 @@ class _Part:
         masks = self._masks or self._taken.unbind()
         for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):
             mask = member.mask(taken, gradient.active, gradient.sound)
-            if due:
-                if not polished:
-                    polish(member, mask)
-                if self.watched:
-                    self._look(rule, member, gradient)
+            if due and not polished:
+                polish(member, mask)
+        if due and self.watched:
+            self._look(rule)
         if due:
             quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
             self._due = self._last + quiet
@@ -210,14 +210,14 @@ class _Part:
         before, self._last = self._last, int(count.item()) if count.device.type == "cpu" else -1
         return not before + 1 == self._last < self._due
 
-    def _look(self, rule: Rule, member: Member, gradient: Any) -> None:
+    def _look(self, rule: Rule) -> None:
         """Let those step along the tangent part from now on whose steps have stopped."""
-        if not stopped(member, gradient)[0]:
-            return
-        if isinstance(gradient, DenseGradient):
-            rule._start_basis(member, "tangent")
-        else:
-            gradient.redraw()
+        answers = stopped(self.members, self.gradients)
+        for member, gradient, (has,) in zip(self.members, self.gradients, answers, strict=True):
+            if has and isinstance(gradient, DenseGradient):
+                rule._start_basis(member, "tangent")
+            elif has:
+                gradient.redraw()
 
     def _all_counted(self) -> bool:
         """Whether the counters of the steps need nothing that the call has not done."""
@@ -285,8 +285,9 @@ class _Bank(_Part):
             for owner, count in zip(self._owners, counts, strict=True):
                 owner.state["skipped"].add_(count)
 
-    def _look(self, rule: Rule, member: Member, gradient: Any) -> None:
-        for owner, has in zip(self._owners, stopped(member, gradient, len(self._owners)), strict=True):
+    def _look(self, rule: Rule) -> None:
+        (answers,) = stopped(self.members, self.gradients, len(self._owners))
+        for owner, has in zip(self._owners, answers, strict=True):
             if has:
                 rule._start_basis(owner, "tangent")
 
@@ -303,7 +304,9 @@ def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: b
     together: dict[tuple[Any, ...], tuple[list[Member], list[Any]]] = {}
     alone = []
     for member, gradient in zip(members, gradients, strict=True):
-        options = _options(member.group)
+        options = None
+        if isinstance(gradient, DenseGradient):
+            options = _options(member.group, gradient.grad.shape)
         if not isinstance(gradient, DenseGradient) or options is None:
             alone.append(_Part([member], [gradient], alone=True))
             continue
@@ -327,11 +330,11 @@ def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: b
     return [*alone, *parts]
 
 
-def _options(group: dict[str, Any]) -> tuple[Any, ...] | None:
-    """The options that parameters of one call share; None if each of the group steps alone."""
+def _options(group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ...] | None:
+    """The options that parameters of one call share, of (.., m, n); None if each steps alone."""
     if group["factorization"] not in WARM:
         return None
-    rate = unitary_learning_rate(group)
+    rate = unitary_learning_rate(group, shape)
     same_rate = id(group) if isinstance(rate, Tensor) else rate
     options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
     return (*options, same_rate)

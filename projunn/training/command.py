@@ -57,7 +57,8 @@ def add_command(commands: Any) -> None:
 def _add_rule(group: Any) -> None:
     _add_option(group, "optimizer", str, "the optimizer's rule")
     _add_option(group, "lr", float, "learning rate")
-    _add_option(group, "unitary_lr", float, "learning rate of the unitary weights; default: lr / 32")
+    text = "learning rate of the unitary weights; default: that of the optimizer"
+    _add_option(group, "unitary_lr", float, text)
     text = "how both rates change over the budget; cooldown goes to 0 in the last third"
     _add_option(group, "schedule", str, text)
     _add_option(group, "clip", float, "clip the norm of the whole gradient to this; default: none")

@@ -89,7 +89,7 @@ def test_an_explicit_unitary_lr_follows_the_schedule_from_a_warm_up_at_zero():
         optimizer.step()
         if step == 0:
             assert torch.equal(before, layer.weight)
-        rates.append(unitary_learning_rate(optimizer.param_groups[0]))
+        rates.append(unitary_learning_rate(optimizer.param_groups[0], (4, 4)))
         scheduler.step()
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01])
 

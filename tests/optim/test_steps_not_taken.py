@@ -99,7 +99,7 @@ def test_each_matrix_of_a_bank_counts_its_own_steps(rule, dtype):
     """Matrix i has gradients that are not finite in the first i steps."""
     weight = bank(4, dtype=dtype)
     parts = [projunn.UnitaryParameter(matrix.clone()) for matrix in weight.detach()]
-    options = {"polish_every": 0, "factorization": "svd", "rank": 4}
+    options = {"polish_every": 0, "factorization": "svd", "rank": 4, "unitary_lr": 3e-4}
     optimizer, singles = rule([weight], **options), [rule([p], **options) for p in parts]
     for t in range(6):
         gradient = torch.randn_like(weight)
@@ -233,7 +233,7 @@ def test_a_strided_bank_of_two_batch_axes_steps_as_a_contiguous_one(
     results = []
     for laid_out in (data.clone(), *layouts(data)):
         weight = projunn.UnitaryParameter(laid_out)
-        optimizer = rule([weight], factorization=factorization, polish_every=2)
+        optimizer = rule([weight], factorization=factorization, polish_every=2, unitary_lr=3e-4)
         for gradient in gradients:
             weight.grad = gradient.clone()
             if sparse:

@@ -36,7 +36,7 @@ def parameter(kind, seed, n=5):
 
 def optimizer_of(rule, parameters, **options):
     name = rule.split(" ")[0].strip(",")
-    return getattr(optim, name)(parameters, lr=0.5, **RULES[rule], **options)
+    return getattr(optim, name)(parameters, lr=0.5, unitary_lr=0.02, **RULES[rule], **options)
 
 
 def feed(parameters, seed, bad=()):

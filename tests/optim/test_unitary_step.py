@@ -247,13 +247,13 @@ def test_learning_rates():
     optimizer = optim.SGD(groups, lr=0.1, rank=2)
     assert optimizer.param_groups[0]["rank"] == 3
     assert optimizer.param_groups[1]["rank"] == 2
-    assert unitary_learning_rate(optimizer.param_groups[0]) == 0.25
-    assert unitary_learning_rate(optimizer.param_groups[1]) == 0.5 / 32
+    assert unitary_learning_rate(optimizer.param_groups[0], (4, 4)) == 0.25
+    assert unitary_learning_rate(optimizer.param_groups[1], (4, 4)) == 0.5 / 32
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer.step()  # no gradients: nothing moves
     schedule.step()
-    assert unitary_learning_rate(optimizer.param_groups[0]) == pytest.approx(0.125)
-    assert unitary_learning_rate(optimizer.param_groups[1]) == pytest.approx(0.25 / 32)
+    assert unitary_learning_rate(optimizer.param_groups[0], (4, 4)) == pytest.approx(0.125)
+    assert unitary_learning_rate(optimizer.param_groups[1], (4, 4)) == pytest.approx(0.25 / 32)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_schedulers_keep_the_ratio(rule, scheduler):
     schedule = scheduler(optimizer)
     for _ in range(5):
         (group,) = optimizer.param_groups
-        assert unitary_learning_rate(group) == pytest.approx(0.2 * group["lr"])
+        assert unitary_learning_rate(group, (4, 4)) == pytest.approx(0.2 * group["lr"])
         take_step(network, optimizer)
         schedule.step()
 

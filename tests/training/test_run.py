@@ -86,7 +86,7 @@ def test_cooldown_lowers_both_rates_to_zero_in_the_last_third(tmp_path, monkeypa
     def noting(learner):
         learner_step(learner)
         group = learner.optimizer.param_groups[0]
-        rates.append((group["lr"], unitary_learning_rate(group)))
+        rates.append((group["lr"], unitary_learning_rate(group, (4, 4))))
 
     monkeypatch.setattr(Learner, "take_step", noting)
     run(tmp_path / "r", 12, schedule="cooldown", lr=0.3, unitary_lr=0.1)

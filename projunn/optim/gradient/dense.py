@@ -142,7 +142,7 @@ class DenseGradient:
         else:
             source = self._random_numbers(direction.device)
             left, right = factorize(direction, rank, group["factorization"], generator=source)
-        rate = unitary_learning_rate(group)
+        rate = unitary_learning_rate(group, direction.shape)
         left = left * (rate if group["maximize"] else -rate)
         weight = view_like(self.parameter, self.parameter.detach())
         if self.active is None:

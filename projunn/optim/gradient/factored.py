@@ -95,7 +95,7 @@ class FactoredGradient:
         """Take the step: `projunn_kernels.factored_step_`."""
         p, state, group = self.parameter, self.state, self.group
         left, right = self.direction
-        rate = unitary_learning_rate(group)
+        rate = unitary_learning_rate(group, (left.shape[-2], right.shape[-2]))
         sign = -1.0 if group["maximize"] else 1.0
         self.taken = factored_step_(
             FactoredStep(

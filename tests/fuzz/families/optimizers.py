@@ -160,7 +160,7 @@ class Watched:
             n: torch.zeros_like(v[i]) for n, v in averages.items()
         }
         d = rules.direction(self.rule, group, self.gradient[i], old, self.taken[i])
-        rate = float(unitary_learning_rate(group))
+        rate = float(unitary_learning_rate(group, d.shape))
         step = d * (rate if group["maximize"] else -rate)
         m, n = step.shape
         rank, factorization = min(group["rank"], m, n), group["factorization"]

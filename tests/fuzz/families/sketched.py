@@ -132,7 +132,7 @@ def compare(group, old, new, grad, sound):
     rank = min(group["rank"], *old.shape[-2:])
     if group.get("nesterov") is None or group["momentum"] or rank < grad.left.shape[-1]:
         return
-    rate = float(unitary_learning_rate(group)) * (1 if group["maximize"] else -1)
+    rate = float(unitary_learning_rate(group, old.shape)) * (1 if group["maximize"] else -1)
     left, right = flat(precise(grad.left)), flat(precise(grad.right))
     for i in torch.nonzero(sound).flatten().tolist():
         d = rate * (left[i] @ right[i].mH)
