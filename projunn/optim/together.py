@@ -16,7 +16,7 @@ from torch import Tensor
 from projunn.manifold import UnitaryParameter
 from projunn.optim.by_kernels import Following
 from projunn.optim.drift import polish, polish_alike, steps_to_polish
-from projunn.optim.gradient import DenseGradient, Gradient, gradient_of
+from projunn.optim.gradient import DenseGradient, Gradient, PlainGradients, gradient_of
 from projunn.optim.member import Member
 from projunn.optim.options import WARM, unitary_learning_rate
 from projunn.optim.sharded import LocalState
@@ -76,6 +76,7 @@ class Together:
             part.watched = watched
         self._states = [member.state for member in members]
         self._values = [*chain.from_iterable(map(dict.values, self._states))]
+        self._quick = PlainGradients.of(self._gradients)
 
     def renew(self, rule: Rule, members: list[Member]) -> bool:
         """Take up the gradients of the next step; False if more than those has changed."""
@@ -86,9 +87,10 @@ class Together:
         values = [*chain.from_iterable(map(dict.values, self._states))]
         if len(values) != len(self._values) or not all(map(is_, values, self._values)):
             return False
-        for member, gradient in zip(members, self._gradients, strict=True):
-            if not isinstance(gradient, DenseGradient) or not gradient.renew(member.grad):
-                return False
+        if self._quick is None or not self._quick.renew([member.grad for member in members]):
+            for member, gradient in zip(members, self._gradients, strict=True):
+                if not isinstance(gradient, DenseGradient) or not gradient.renew(member.grad):
+                    return False
         return all(part.is_alike() and part.is_where_it_was() for part in self._parts)
 
     def step(self, rule: Rule) -> None:

@@ -8,11 +8,11 @@ in `dense`), and one in factors is low-rank and never formed (`factored`).
 """
 
 from projunn.factored import FactoredTensor
-from projunn.optim.gradient.dense import DenseGradient
+from projunn.optim.gradient.dense import DenseGradient, PlainGradients
 from projunn.optim.gradient.factored import FactoredGradient
 from projunn.optim.member import Member
 
-__all__ = ["DenseGradient", "FactoredGradient", "Gradient", "gradient_of"]
+__all__ = ["DenseGradient", "FactoredGradient", "Gradient", "PlainGradients", "gradient_of"]
 
 Gradient = DenseGradient | FactoredGradient
 

@@ -4,6 +4,8 @@ gradient -> direction (the rule's momentum, second moments), as torch.optim has 
          -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
 """
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -68,6 +70,7 @@ class DenseGradient:
         parameter, state, group, index: as in `Member`.
         grad: the gradient as matrices, those of the active ones where only some have one.
         active: which have one, as indices (A,); None for all.
+        is_plain: whether its memory holds the matrices one after the other, complex numbers as such.
         layout: shape, strides, and whatever else of the parameter says how its matrices are stored.
         direction: the rule's, once `follow` has been called.
         taken: which steps were, (*batch) or (A,), once they have been tried.
@@ -84,7 +87,7 @@ class DenseGradient:
         p = member.parameter
         self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device, p.singletons)
         self._complex = p.is_complex()
-        self._plain = not p.pairs and p.blocks == 1 and not p.singletons
+        self.is_plain = not p.pairs and p.blocks == 1 and not p.singletons
         weight = p.detach()
         self.stored_weight = weight if p.pairs else view_like(p, weight)
 
@@ -97,7 +100,7 @@ class DenseGradient:
             return False
         if (p.shape, p.stride(), p.pairs, p.blocks, p.dtype) != self.layout[:5]:
             return False
-        as_it_is = self._plain and grad.dtype is self.layout[4] and grad.is_contiguous()
+        as_it_is = self.is_plain and grad.dtype is self.layout[4] and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
         self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
         return True
@@ -256,3 +259,46 @@ def add_square_(average: Tensor, tensor: Tensor, weight: float) -> Tensor:
         return average.addcmul_(tensor, tensor, value=weight)
     real, imaginary = torch.view_as_real(tensor).square().unbind(-1)
     return average.add_(real + imaginary, alpha=weight)  # eight times as fast as a sum over the axis
+
+
+_LAYOUT = attrgetter("shape", "pairs", "blocks")
+_KIND = attrgetter("layout", "dtype")
+
+
+class PlainGradients:
+    """Gradients that are taken as they are, of parameters that have not moved.
+
+    It asks what `DenseGradient.renew` asks, of all of them without a call of Python for each.
+
+    Args:
+        gradients: dense ones, of parameters whose memory holds their matrices one after the other.
+    """
+
+    def __init__(self, gradients: Sequence[DenseGradient]) -> None:
+        self._gradients = gradients
+        self._parameters = [gradient.parameter for gradient in gradients]
+        self._kinds = [(torch.strided, p.dtype) for p in self._parameters]
+        self._numbers = any(p.is_complex() for p in self._parameters)
+        self._known = self._places()
+
+    @classmethod
+    def of(cls, gradients: Sequence[Any]) -> "PlainGradients | None":
+        """Those of a step; None if not all of them are such."""
+        plain = all(isinstance(g, DenseGradient) and g.active is None and g.is_plain for g in gradients)
+        return cls(gradients) if plain else None
+
+    def _places(self) -> tuple[list[Any], ...]:
+        own = self._parameters
+        return [*map(Tensor.data_ptr, own)], [*map(_LAYOUT, own)], [*map(Tensor.stride, own)]
+
+    def renew(self, grads: list[Tensor]) -> bool:
+        """Take up the gradients of the next step; False if one of them is not as it must be."""
+        if {*map(type, grads)} != {Tensor} or [*map(_KIND, grads)] != self._kinds:
+            return False
+        if not all(map(Tensor.is_contiguous, grads)) or self._places() != self._known:
+            return False
+        if self._numbers and any(map(Tensor.is_conj, grads)):
+            return False
+        for gradient, grad in zip(self._gradients, grads, strict=True):
+            gradient.feed(grad)
+        return True
