@@ -64,6 +64,8 @@ def _panels(problem: Problem, device: Device, rows: int) -> Config:
     columns, depth = (64, 32) if problem.pairs else (256 if stages == 4 else 128, 32)
     if rows == 16:  # of which these spill
         columns, depth = 128, 16 if problem.pairs else 32
+    elif problem.pairs and problem.k == 1 and device.capability == "12.0":  # there even these
+        depth = 16
     return Config(rows, min(columns, _tile(problem.n)), 8, depth=depth, stages=stages)
 
 
