@@ -12,8 +12,11 @@ from projunn.reproduce.gradients import LAST_BLOCK, RECURRENT, measure_gradients
 from projunn.reproduce.recipe import Recipe, Training
 from projunn.reproduce.runtime import measure_runtime
 
-_PUBLISHED: dict[str, Any] = {"rank": 1, "retraction": "exp", "factorization": "lsi"}
-_RMSPROP: dict[str, Any] = {**_PUBLISHED, "optimizer": "rmsprop"}
+
+def _published(lr: float) -> dict[str, Any]:
+    """RMSprop with the published options, at the rate ``lr``; unitary weights have 1/32 of it."""
+    options = {"rank": 1, "retraction": "exp", "factorization": "lsi", "optimizer": "rmsprop"}
+    return {**options, "lr": lr, "unitary_lr": lr / 32}
 
 
 def _unitary() -> tuple[Training, ...]:
@@ -32,22 +35,22 @@ def _unitary() -> tuple[Training, ...]:
 
 def _adding(length: int) -> Training:
     """50 epochs of 2,000 batches; the published rate falls by 0.94 an epoch, to 0.045 of itself."""
-    paper = {**_RMSPROP, "length": length, "hidden": 170, "nonlinearity": "relu", "init": "identity"}
-    paper |= {"batch_size": 50, "lr": 1e-3, "schedule": "exponential", "steps": 100_000}
+    paper = {**_published(1e-3), "length": length, "hidden": 170, "nonlinearity": "relu"}
+    paper |= {"init": "identity", "batch_size": 50, "schedule": "exponential", "steps": 100_000}
     return Training(f"T-{length}", "adding", paper, {"steps": 12000 if length < 500 else 6000})
 
 
 def _copying(delay: int) -> Training:
     """5 epochs of 4,000 batches; the published rate falls to 0.66 of itself, here it stays."""
-    paper = {**_RMSPROP, "length": delay, "hidden": 190, "nonlinearity": "relu", "init": "henaff"}
-    paper |= {"batch_size": 128, "lr": 7e-4, "schedule": "constant", "steps": 20_000}
+    paper = {**_published(7e-4), "length": delay, "hidden": 190, "nonlinearity": "relu"}
+    paper |= {"init": "henaff", "batch_size": 128, "schedule": "constant", "steps": 20_000}
     cpu = {"nonlinearity": "modrelu", "hidden": 128, "batch_size": 32, "unitary_lr": 2e-4}
     return Training(f"T-{delay}", "copying", paper, {**cpu, "steps": 4000})
 
 
 def _pixels(permuted: bool) -> tuple[Training, ...]:
     """70 epochs of 469 batches, at the widths of the paper's table."""
-    paper = {**_RMSPROP, "dataset": "mnist", "permuted": permuted, "batch_size": 128, "lr": 7e-4}
+    paper = {**_published(7e-4), "dataset": "mnist", "permuted": permuted, "batch_size": 128}
     return tuple(
         Training(
             f"width-{hidden}",
@@ -62,8 +65,8 @@ def _pixels(permuted: bool) -> tuple[Training, ...]:
 
 def _resnet9() -> tuple[Training, ...]:
     """90 epochs of 195 batches; the script's unitary rate is that of the rest."""
-    paper = {**_RMSPROP, "dataset": "cifar10", "model": "resnet9", "width": 64, "augment": True}
-    paper |= {"batch_size": 256, "lr": 1e-3, "unitary_lr": 1e-3, "steps": 17_550}
+    paper = {**_published(1e-3), "dataset": "cifar10", "model": "resnet9", "width": 64, "augment": True}
+    paper |= {"batch_size": 256, "unitary_lr": 1e-3, "steps": 17_550}
     cpu = {"dataset": "digits", "width": 16, "batch_size": 64, "steps": 1200}
     return (
         Training("unitary-T", "images", paper, cpu, images=True),

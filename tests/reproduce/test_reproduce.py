@@ -51,6 +51,15 @@ def test_the_scales_differ_in_size_and_not_in_method(name):
         assert small.steps <= paper.steps
 
 
+@pytest.mark.parametrize("name", ["adding", "copying", "pixels", "permuted"])
+def test_unitary_rates_are_the_published_ones(name):
+    """1/32 of lr, whatever the optimizer's default is; at the smaller scale some are chosen for it."""
+    for training in RECIPES[name].trainings:
+        paper, small = (training.config(scale, seed=0, device="cpu") for scale in SCALES)
+        assert paper.unitary_lr == paper.lr / 32
+        assert small.unitary_lr == training.cpu.get("unitary_lr", small.lr / 32)
+
+
 def test_images_are_those_that_the_user_names():
     training = RECIPES["permuted"].trainings[0]
     config = training.config("paper", seed=0, device="cpu", data="digits.npz")
