@@ -308,6 +308,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     if isinstance(value, Tensor):
                         own[name] = value.contiguous().to(COUNTERS.get(name, value.dtype))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in `torch.optim`, with an entry for each parameter once one has state.
+
+        A rule may keep nothing of other parameters, and PyTorch's distributed checkpoints refuse to load
+        state that has some of the parameters alone.
+        """
+        saved = super().state_dict()
+        if saved["state"]:
+            for index in (i for group in saved["param_groups"] for i in group["params"]):
+                saved["state"].setdefault(index, {})
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
 

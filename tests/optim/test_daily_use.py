@@ -182,12 +182,16 @@ def saved(model, optimizer):
     return {"model": states[0], "optimizer": states[1]}
 
 
-@pytest.mark.parametrize("rule", ["SGD", "RMSprop", "AdamW"])
+@pytest.mark.parametrize(
+    ("rule", "momentum"),
+    [("SGD", {}), ("SGD", {"momentum": 0.9}), ("RMSprop", {"momentum": 0.9}), ("AdamW", {})],
+)
 @pytest.mark.parametrize("unitary_lr", [None, 0.01])
 @SKETCHES
-def test_a_distributed_checkpoint_loads_into_a_fresh_optimizer(rule, unitary_lr, sketch_rank, tmp_path):
-    options = {"lr": 0.05, "unitary_lr": unitary_lr, "rank": 2}
-    options |= {} if rule == "AdamW" else {"momentum": 0.9}
+def test_a_distributed_checkpoint_loads_into_a_fresh_optimizer(
+    rule, momentum, unitary_lr, sketch_rank, tmp_path
+):
+    options = {"lr": 0.05, "unitary_lr": unitary_lr, "rank": 2, **momentum}
 
     def fresh():
         model = nn.Sequential(UnitaryLinear(6, 6, sketch_rank=sketch_rank), nn.Linear(6, 3))
