@@ -16,6 +16,7 @@ from projunn.arguments import of_kind, positive
 from projunn.layout import Layout, as_matrices
 from projunn.parameter import (
     UnitaryParameter,
+    declarations,
     declare,
     forget,
     known_parameters,
@@ -193,6 +194,11 @@ def unconstrain(module: nn.Module) -> nn.Module:
     parameters = unitary_parameters(module)
     for inner in module.modules():
         forget(inner)
+    gone = set(map(id, parameters))
+    for known in declarations():  # of other modules that hold them: graphs of compiled steps do
+        for name, _, parameter in known.held():
+            if id(parameter) in gone:
+                del known.slots[name]
     for parameter in parameters:
         if parameter.sketch is not None:
             parameter.grad = None  # in factors, which optimizers of others do not take

@@ -179,3 +179,30 @@ def test_constrain_refuses_what_is_not_finite_and_changes_nothing():
     with pytest.raises(ValueError, match="not finite"):
         constrain(layer)
     assert type(layer.weight) is nn.Parameter
+
+
+def test_what_was_unconstrained_stays_plain_after_a_compiled_step():
+    """Whose graph is a module that holds the parameters, too."""
+    layer = UnitaryLinear(4, 4, bias=False)
+    optimizer = projunn.optim.SGD(layer.parameters(), lr=0.5)
+    step = torch.compile(optimizer.step, backend="eager")
+    layer.weight.grad = torch.randn(4, 4)
+    step()
+    projunn.unconstrain(layer)
+    try:
+        with pytest.raises(RuntimeError, match=r"made a plain one.*make the optimizer anew"):
+            step()
+    finally:
+        torch.set_grad_enabled(True)  # which PyTorch forgets where a graph ends in an error
+    before = layer.weight.detach().clone()
+    optimizer = projunn.optim.SGD(layer.parameters(), lr=0.5)
+    torch.compile(optimizer.step, backend="eager")()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.5 * layer.weight.grad)
+
+
+def test_a_parameter_of_two_modules_is_unconstrained_in_both():
+    one, other = UnitaryLinear(4, 4), UnitaryLinear(4, 4)
+    other.weight = one.weight
+    projunn.unconstrain(one)
+    projunn.optim.SGD(other.parameters(), lr=0.5)  # which asks all modules
+    assert type(other.weight) is nn.Parameter

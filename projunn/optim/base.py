@@ -109,6 +109,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         warn_of_misspelt(param_group, self.defaults)
         super().add_param_group(param_group)
         added = self.param_groups[-1]
+        if any(group["default_angle"] is None for group in self.param_groups):  # an older version's
+            added["default_angle"] = None
         # Schedulers change lr; an explicit unitary_lr moves in proportion to it.
         lr = added["lr"]
         added.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
@@ -283,7 +285,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
         def with_rate(found: re.Match[str]) -> str:
             rates = default_rates(next(groups))
-            return f"unitary_lr: None, which is {rates}" if found[1] == "None" else found[0]
+            return f"unitary_lr: None, which is {rates}" if rates and found[1] == "None" else found[0]
 
         return re.sub("unitary_lr: (.*)", with_rate, super().__repr__())
 

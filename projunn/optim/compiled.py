@@ -29,7 +29,7 @@ from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
 from projunn.optim.recognition import check_parameter
 from projunn.optim.together import part_from_banks
-from projunn.parameter import notice
+from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels.operation import Operation, nothing
 
 
@@ -43,6 +43,8 @@ class Traceable(Protocol):
     _together: Any
 
     def check_options(self) -> None: ...
+
+    def _count_unitary(self) -> None: ...
 
     def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any: ...
 
@@ -77,6 +79,19 @@ class _Plan:
         self.optimizer = weakref.ref(optimizer)
         self.group = group
         self.entries: list[_Entry] = []
+
+    def check(self, optimizer: Traceable) -> None:
+        """Raises RuntimeError if a parameter is plain since the trace, which Dynamo does not notice."""
+        groups = optimizer.param_groups
+        start = sum(len(group["params"]) for group in groups[: self.group])
+        members = [groups[self.group]["params"][entry.index - start] for entry in self.entries]
+        if not all(map(is_unitary, members)):
+            recognise()  # a conversion of the module may have changed their class
+        if not all(map(is_unitary, members)):
+            raise RuntimeError(
+                "params: a unitary parameter was made a plain one (projunn.unconstrain) after its step"
+                " was compiled; make the optimizer anew, and compile the step of that"
+            )
 
 
 _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary()
@@ -133,6 +148,7 @@ def fill_unitary(
     position = next(i for i, g in enumerate(groups) if g is group)
     if position == 0:
         optimizer.check_options()
+        optimizer._count_unitary()
         _complete_states(optimizer)
     plan, number = _Plan(optimizer, position), next(_numbers)
     for index, p in enumerate(group["params"], sum(len(g["params"]) for g in groups[:position])):
@@ -209,6 +225,7 @@ def _step_in_place(
     optimizer = planned.optimizer()
     assert optimizer is not None  # Dynamo's guards hold the optimizer
     optimizer._together = None  # which does not see these steps
+    planned.check(optimizer)
     group = dict(optimizer.param_groups[planned.group])
     given = iter(rates)
     group |= {name: next(given) for name in _RATES if isinstance(group[name], Tensor)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import projunn
 from projunn import optim
 from projunn.nn import UnitaryConv2d, UnitaryLinear, UnitaryRNN
 
@@ -92,6 +93,13 @@ def test_parameter_groups_that_come_later_count_too():
     assert "unitary_lr: None, which is 0.00133 (6 x 6)\n" in repr(optimizer)
 
 
+def test_a_group_without_unitary_parameters_has_no_rate_to_print():
+    groups = [{"params": UnitaryLinear(6, 6).parameters()}, {"params": nn.Linear(6, 6).parameters()}]
+    said = repr(optim.AdamW(groups, lr=LR))
+    assert "unitary_lr: None, which is 0.00267 (6 x 6)\n" in said
+    assert "unitary_lr: None\n" in said
+
+
 def test_mixed_shapes_have_their_own_rates_in_one_group():
     layers = UnitaryLinear(4, 4), UnitaryConv2d(4, 8, 4), UnitaryRNN(3, 16)
     optimizer = optim.AdamW([p for layer in layers for p in layer.parameters()], lr=LR)
@@ -128,6 +136,19 @@ def test_a_compiled_step_has_it():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_parameters_that_become_unitary_count_at_the_next_step(compiled):
+    network = many(32)
+    projunn.unconstrain(network[:16])
+    optimizer = optim.AdamW(network.parameters(), lr=LR)
+    take = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    take_step(network, optimizer, take)
+    assert "which is 0.00267 (6 x 6)\n" in repr(optimizer)
+    projunn.constrain(network, "*.weight")
+    take_step(network, optimizer, take)
+    assert "which is 0.00133 (6 x 6)\n" in repr(optimizer)
+
+
 @pytest.mark.parametrize("way", ["load_state_dict", "pickle"])
 def test_what_an_older_version_saved_goes_on_at_its_own_rate(way):
     optimizer = optim.AdamW(many(2).parameters(), lr=LR)
@@ -138,7 +159,8 @@ def test_what_an_older_version_saved_goes_on_at_its_own_rate(way):
     else:
         del optimizer.param_groups[0]["default_angle"], optimizer.defaults["default_angle"]
         optimizer = pickle.loads(pickle.dumps(optimizer))
-    assert f"unitary_lr: None, which is {LR / 32}\n" in repr(optimizer)
+    optimizer.add_param_group({"params": list(many(1).parameters())})  # as it would have been there
+    assert repr(optimizer).count(f"unitary_lr: None, which is {LR / 32}\n") == 2
 
 
 def test_what_this_version_saved_and_what_torch_saved_have_the_default():
