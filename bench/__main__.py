@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -51,7 +52,9 @@ def main() -> None:
     for name in arguments.names or NAMES:
         options = {"soak": "steps", "rotations": "sgdg", "certified": "data"}
         own = {options[name]: getattr(arguments, options[name])} if name in options else {}
+        started = time.perf_counter()
         _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick, **own)
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def _benchmark(name: str) -> ModuleType:

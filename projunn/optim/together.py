@@ -76,7 +76,7 @@ class Together:
             part.watched = watched
         self._states = [member.state for member in members]
         self._values = [*chain.from_iterable(map(dict.values, self._states))]
-        self._quick = PlainGradients.of(self._gradients)
+        self._quick = PlainGradients.of(self._gradients) if keep else None
 
     def renew(self, rule: Rule, members: list[Member]) -> bool:
         """Take up the gradients of the next step; False if more than those has changed."""

@@ -18,6 +18,7 @@ from projunn.optim.options import WARM, unitary_learning_rate
 from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
+from projunn_kernels.private import is_fake
 
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
@@ -284,7 +285,8 @@ class PlainGradients:
     @classmethod
     def of(cls, gradients: Sequence[Any]) -> "PlainGradients | None":
         """Those of a step; None if not all of them are such."""
-        plain = all(isinstance(g, DenseGradient) and g.active is None and g.is_plain for g in gradients)
+        dense = all(isinstance(g, DenseGradient) and g.active is None for g in gradients)
+        plain = dense and all(g.is_plain and not is_fake(g.parameter) for g in gradients)
         return cls(gradients) if plain else None
 
     def _places(self) -> tuple[list[Any], ...]:
