@@ -13,6 +13,7 @@ from projunn import arguments
 from projunn.arguments import matrices, positive
 from projunn.manifold import matrix_view
 from projunn_kernels import constant
+from projunn_kernels.precision import exact_product
 
 
 def unitarity_defect(weight: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def unitarity_defect(weight: Tensor) -> Tensor:
     matrix = _matrix("weight", weight)
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mH
-    gram = matrix.mH @ matrix
+    gram = exact_product(matrix.mH, matrix)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     return torch.linalg.matrix_norm(gram) / max(1, gram.shape[-1]) ** 0.5
 

@@ -19,6 +19,7 @@ from projunn.models.lipschitz import Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.convolution import UnitaryConvolution
 from projunn.nn.convolution.local import LocalUnitaryConvolution, kernel_of
+from projunn_kernels.precision import setting_of
 
 
 class _Bound(NamedTuple):
@@ -182,7 +183,7 @@ def _unit_roundoff(computed: Tensor, layer: nn.Module) -> float:
     if isinstance(layer, LocalUnitaryConvolution):
         library = torch.backends.cudnn if computed.is_cuda else torch.backends.mkldnn
         return {"tf32": 2.0**-11, "bf16": 2.0**-9}.get(library.conv.fp32_precision, own)
-    return {"highest": own, "high": 2.0**-11, "medium": 2.0**-9}[torch.get_float32_matmul_precision()]
+    return {"tf32": 2.0**-11, "bf16": 2.0**-9}.get(setting_of(kind), own)
 
 
 def _bounds(model: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, _Bound]]:

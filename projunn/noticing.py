@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import private, seeded_normal
+from projunn_kernels.precision import exact_product
 
 # What is said aloud.  The drift of training is a hundredth of it (docs/measured.md).
 TOLERANCE = 1e-4
@@ -40,7 +41,7 @@ def estimated_defect(matrix: Tensor) -> Tensor:
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mH
     columns = seeded_normal(matrix, (matrix.shape[-1], _PROBES), 0)
-    rest = matrix.mH @ (matrix @ columns) - columns
+    rest = exact_product(matrix.mH, exact_product(matrix, columns)) - columns
     ratios = torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(columns)
     return ratios.max() if ratios.numel() else ratios.new_zeros(())
 

@@ -19,10 +19,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from projunn_kernels import selfcheck
+from projunn_kernels import private, selfcheck
 from projunn_kernels.batches import as_matrices
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
+from projunn_kernels.precision import setting_of
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -275,8 +276,10 @@ def current_stream(tensor: Tensor) -> int:
 
 
 def capturing(device: torch.device) -> bool:
-    """True if a CUDA graph is being captured."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """True if a CUDA graph is being captured, or is about to be: what is allocated belongs to it."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.is_current_stream_capturing() or private.warms_up_a_graph(device)
 
 
 def options(warps: int) -> dict[str, int]:
@@ -297,7 +300,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     """
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if setting_of("cuda") == "ieee" else "tf32"
 
 
 def exact_dot() -> dict[str, str]:

@@ -28,6 +28,7 @@ from torch import Tensor
 from projunn_kernels import private, selfcheck
 from projunn_kernels.backends import chosen_backend, run_under, uses_triton
 from projunn_kernels.configs.kernel import Kernel
+from projunn_kernels.precision import exact_products, may_be_inexact
 
 
 def anything(*_: Any, **__: Any) -> bool:
@@ -66,6 +67,8 @@ class Operation:
         plain: the formula in PyTorch operations that change nothing in place, or None.  It takes what
             ``eager`` takes, and is differentiated and batched as PyTorch does it.
         autocast: whether it computes in float32 under ``torch.autocast``.
+        tf32: whether its products of float32 may be in TF32 where PyTorch's setting says so; those of
+            other operations are exact (`projunn_kernels.precision`).
         bundle: for operations of many arguments, the dataclass whose fields they are.  Then ``eager``,
             ``fake``, ``fits`` and the Triton path take one instance of it.
         kernels: the kernels that it launches.  One that several operations launch is listed by the
@@ -82,6 +85,7 @@ class Operation:
     derivative: Derivative | None = None
     plain: Callable[..., Any] | None = None
     autocast: bool = False
+    tf32: bool = False
     bundle: type[Any] | None = None
     kernels: tuple[Kernel, ...] = ()
     registered: Any = field(init=False)
@@ -137,6 +141,12 @@ class Operation:
         return self._run(self._tensor(arguments), None, arguments)
 
     def _run(self, tensor: Tensor, bundle: Any, arguments: dict[str, Any]) -> Any:
+        if self.tf32 or not may_be_inexact():
+            return self._carry_out(tensor, bundle, arguments)
+        with exact_products:
+            return self._carry_out(tensor, bundle, arguments)
+
+    def _carry_out(self, tensor: Tensor, bundle: Any, arguments: dict[str, Any]) -> Any:
         positional: tuple[Any, ...] = ()
         if self.bundle is not None:
             positional = (self.bundle(**arguments) if bundle is None else bundle,)

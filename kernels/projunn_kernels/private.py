@@ -14,6 +14,8 @@
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
+``warms_up_a_graph``  torch 2.11 to 2.13: the state of the CUDA graphs that Inductor makes.
+``float32_setting``  torch 2.11 to 2.13: what ``torch.backends`` reads, for a fifth of the time.
 """
 
 import sys
@@ -49,6 +51,25 @@ def lazy_views() -> AbstractContextManager[None]:
     included = torch._C._dispatch_tls_local_include_set()
     guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(included, excluded)
     return guard
+
+
+def float32_setting(backend: str) -> str:
+    """``torch.backends.<backend>.matmul.fp32_precision``: ``ieee``, ``tf32``, ``bf16`` or ``none``."""
+    found: str = torch._C._get_fp32_precision_getter(backend, "matmul")
+    return found
+
+
+def warms_up_a_graph(device: torch.device) -> bool:
+    """Whether ``torch.compile(mode="reduce-overhead")`` runs what it will capture next.
+
+    What is allocated then belongs to the graph, and PyTorch raises if it is kept.
+    """
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is None:
+        return False
+    index = torch.cuda.current_device() if device.index is None else device.index
+    manager = trees.get_manager(index, create_if_none_exists=False)
+    return manager is not None and manager.path_state is trees.ExecutionState.WARMUP
 
 
 def below_autograd() -> AbstractContextManager[None]:

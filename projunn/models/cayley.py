@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projunn.arguments import check_numbers, check_strided, flag, per_axis, positive
+from projunn_kernels.precision import exact_product
 
 
 class CayleyConv2d(nn.Module):
@@ -96,6 +97,7 @@ def _cayley(w: Tensor) -> Tensor:
         return _cayley(w.mT).mT
     u, v = w[..., :n, :], w[..., n:, :]
     identity = torch.eye(n, dtype=w.dtype, device=w.device)
-    a = u - u.mH + v.mH @ v
+    a = u - u.mH + exact_product(v.mH, v)
     inverse = torch.linalg.inv(identity + a)
-    return torch.cat([(identity - a) @ inverse, -2 * v @ inverse], dim=-2)
+    parts = [exact_product(part, inverse) for part in (identity - a, -2 * v)]
+    return torch.cat(parts, dim=-2)

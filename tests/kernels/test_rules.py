@@ -26,13 +26,13 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
 def twins(rule, kernels, *shapes, kind=torch.float32, **options):
-    """Two optimizers of equal parameters: one whose rule runs in kernels, one on the CPU in PyTorch."""
+    """Two optimizers of equal parameters: for a rule that runs in kernels, and for PyTorch."""
     torch.manual_seed(3)
     weights = [init.haar_(torch.empty(*shape, dtype=kind)) for shape in shapes]
     name, more = RULES[rule]
     made = []
-    for device in (kernels.device, "cpu"):
-        parameters = [projunn.UnitaryParameter(w.clone().to(device)) for w in weights]
+    for _ in range(2):  # on one device: probes are drawn there
+        parameters = [projunn.UnitaryParameter(w.clone().to(kernels.device)) for w in weights]
         made.append(getattr(optim, name)(parameters, lr=0.1, **{"polish_every": 0, **more, **options}))
     return made
 
@@ -57,10 +57,10 @@ def step_both(kernels, ours, theirs, spoil=lambda step, gradients: None, steps=3
 
 def assert_same(ours, theirs):
     for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
-        torch.testing.assert_close(p.detach().cpu(), q.detach(), atol=2e-5, rtol=0)
+        torch.testing.assert_close(p.detach(), q.detach(), atol=2e-5, rtol=0)
         for name, value in theirs.state[q].items():
             if name not in ("basis", "probe"):
-                mine = ours.state[p][name].cpu()
+                mine = ours.state[p][name]
                 torch.testing.assert_close(
                     mine, value, atol=2e-5, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
                 )

@@ -12,6 +12,7 @@ def pack(padded, lengths):
     order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]))
     sizes = [sum(length > t for length in lengths) for t in range(max(lengths))]
     rows = [padded[t, order[:size]] for t, size in enumerate(sizes)]
+    order = order.to(padded.device)
     return PackedSequence(torch.cat(rows), torch.tensor(sizes), order, order.argsort())
 
 

@@ -6,7 +6,6 @@ check of itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -176,14 +175,3 @@ LISTED_GRADIENTS: Variant = {"listed": LISTED, "gradient": _HALVES}
 def no_complex_half(problem: Problem, variant: Variant) -> bool:
     """There are no complex numbers of half precision."""
     return not (problem.pairs and variant["gradient"] is not None)
-
-
-@contextmanager
-def matmul_precision(setting: str) -> Iterator[None]:
-    """Sets ``torch.set_float32_matmul_precision`` inside this context, and puts it back after it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

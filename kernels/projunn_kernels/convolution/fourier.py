@@ -337,6 +337,7 @@ _convolution = Operation(
     derivative=Derivative(_setup_context, _backward),
     plain=_plainly,
     autocast=True,
+    tf32=True,
 )
 _convolution_backward = Operation(
     name="fourier_convolution_backward",
@@ -346,6 +347,7 @@ _convolution_backward = Operation(
     derivative=Derivative(_setup_second, _second_backward),
     plain=_plain_gradients,
     autocast=True,
+    tf32=True,
 )
 _convolution_sketch = Operation(
     name="fourier_convolution_sketch",
@@ -353,4 +355,5 @@ _convolution_sketch = Operation(
     fake=shapes.sketched_gradients,
     on="grad",
     autocast=True,
+    tf32=True,
 )

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.kernel import Case, Inputs, Kernel, matmul_precision
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
+from projunn_kernels.precision import matmul_precision
 
 LONGEST_LINE, LONGEST_SIDE = 64, 32  # points of a line, and of a plane's sides, that kernels transform
 LEAST = 16  # rows and columns of the operands of `tl.dot`

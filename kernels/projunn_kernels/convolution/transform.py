@@ -120,6 +120,7 @@ _transform = Operation(
     derivative=Derivative(_setup_transform, _transform_backward),
     plain=plain.transform,
     autocast=True,
+    tf32=True,
 )
 _inverse = Operation(
     name="fourier_inverse",
@@ -132,4 +133,5 @@ _inverse = Operation(
     derivative=Derivative(_setup_inverse, _inverse_backward),
     plain=plain.inverse,
     autocast=True,
+    tf32=True,
 )

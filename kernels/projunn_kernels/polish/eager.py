@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.backends import on_device
+from projunn_kernels.precision import exact_product
 
 NEAR = 1.0  # a Frobenius norm of E below which the whole step converges
 
@@ -20,14 +21,14 @@ def polish_(weight: Tensor, due: Tensor | None = None) -> Tensor:
     """
     with torch.no_grad():
         wide = weight.shape[-2] < weight.shape[-1]
-        gram = weight @ weight.mH if wide else weight.mH @ weight
+        gram = exact_product(weight, weight.mH) if wide else exact_product(weight.mH, weight)
         error = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - gram
         size = torch.linalg.matrix_norm(error, keepdim=True)
         sound = size.isfinite()
         if due is not None:
             sound = sound & (due if due.ndim == 0 else due[..., None, None])
         length = torch.where(size < NEAR, 0.5, 1 / (1 + size))
-        correction = error @ weight if wide else weight @ error
+        correction = exact_product(error, weight) if wide else exact_product(weight, error)
         return weight.add_(torch.where(sound, correction * length, 0.0))
 
 
@@ -38,13 +39,13 @@ def polish_near_(weight: Tensor, tolerance: float) -> bool:
         Whether it was; if not, nothing has changed.
     """
     wide = weight.shape[-2] < weight.shape[-1]
-    error = weight @ weight.mH if wide else weight.mH @ weight
+    error = exact_product(weight, weight.mH) if wide else exact_product(weight.mH, weight)
     error.diagonal(dim1=-2, dim2=-1).sub_(1)
     numbers = torch.view_as_real(error).flatten(-3) if error.is_complex() else error.flatten(-2)
     size = torch.linalg.vector_norm(numbers, dim=-1)
     if size.numel() and not size.max().item() < tolerance * error.shape[-1] ** 0.5:
         return False
-    weight.sub_(error @ weight if wide else weight @ error, alpha=0.5)
+    weight.sub_(exact_product(error, weight) if wide else exact_product(weight, error), alpha=0.5)
     return True
 
 

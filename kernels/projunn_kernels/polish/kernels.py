@@ -7,7 +7,7 @@
     settle     W = V, or part of the way there where the sum is large
 
 There are a few programs for each multiprocessor, however many tiles there are, and each takes one tile
-after the other of the matrices that are due: where none is, they read the counters and are done.
+after the other of the matrices that are due: where none is, they read the counters once and are done.
 """
 
 import triton
@@ -22,6 +22,23 @@ def _due(steps, missed, taken_mask, period, matrices, slot):
     counter = pointer(missed, slot // matrices, tl.int64) + slot % matrices
     count = tl.load(pointer(steps, slot // matrices, tl.int64)) - tl.load(counter)
     return (count % period == 0) & (tl.load(taken_mask + slot) != 0)
+
+
+@triton.jit
+def _any_due(steps, missed, taken_mask, period, matrices, slots):
+    """Whether any of the ``slots`` matrices is due: a few loads where none is."""
+    BLOCK: tl.constexpr = 1024
+    found = 0
+    for first in range(0, slots, BLOCK):
+        slot = first + tl.arange(0, BLOCK)
+        there = slot < slots
+        slot = tl.where(there, slot, 0)
+        owner = slot // matrices
+        count = tl.load(tl.load(steps + owner).to(tl.pointer_type(tl.int64)))
+        count -= tl.load(tl.load(missed + owner).to(tl.pointer_type(tl.int64)) + slot % matrices)
+        taken = tl.load(taken_mask + slot) != 0
+        found += tl.sum(tl.where(there & taken & (count % period == 0), 1, 0))
+    return found > 0
 
 
 @triton.jit
@@ -42,8 +59,8 @@ def _multiply(ar, ai, br, bi, cr, ci, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _residual(w, e, sums, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
-    """The tile (i, j) of E = I - W W^H or I - W^H W, and its part of the sum of |E|^2."""
+def _residual(w, e, part, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
+    """The tile (i, j) of E = I - W W^H or I - W^H W, and its ``part`` of the sum of |E|^2."""
     size = m if WIDE else n
     lane = tl.arange(0, B)
     cr = tl.zeros((B, B), tl.float32)
@@ -64,7 +81,7 @@ def _residual(w, e, sums, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B
     squares = er * er
     if PAIRS:
         squares += ci * ci
-    tl.atomic_add(sums, tl.sum(tl.where(inside, squares, 0.0)))
+    tl.store(part, tl.sum(tl.where(inside, squares, 0.0)))
     store_tile(e, i + lane, j, size, size, er, -ci, B, PAIRS)
 
 
@@ -88,6 +105,17 @@ def _correct(w, e, v, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl
 
 
 @triton.jit
+def _sum(parts, count):
+    """The sum of ``count`` numbers."""
+    BLOCK: tl.constexpr = 1024
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, count, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        total += tl.load(parts + place, mask=place < count, other=0.0)
+    return tl.sum(total)
+
+
+@triton.jit
 def _settle(w, v, size, near, i, j, m, n, PAIRS: tl.constexpr, B: tl.constexpr):
     """The tile (i, j) of V, or a part of the way there where ``size``, the norm of E, is large."""
     rows = i + tl.arange(0, B)
@@ -103,12 +131,13 @@ def _settle(w, v, size, near, i, j, m, n, PAIRS: tl.constexpr, B: tl.constexpr):
 def residual_kernel(
     weights,
     error,
-    sums,
+    parts,
     steps,
     missed,
     taken_mask,
     period,
     matrices,
+    slots,
     tiles,
     m,
     n,
@@ -120,13 +149,15 @@ def residual_kernel(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     size = m if WIDE else n
     across = tl.cdiv(size, B)
+    if not _any_due(steps, missed, taken_mask, period, matrices, slots):
+        return
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         slot, place = tile // (across * across), tile % (across * across)
         if _due(steps, missed, taken_mask, period, matrices, slot):
             w = _matrix(weights, slot, matrices, m * n * WIDTH)
             e = error + slot.to(tl.int64) * size * size * WIDTH
             i, j = place // across * B, place % across * B
-            _residual(w, e, sums + slot, i, j, m, n, WIDE, PAIRS, B)
+            _residual(w, e, parts + tile, i, j, m, n, WIDE, PAIRS, B)
 
 
 @triton.jit
@@ -139,6 +170,7 @@ def correct_kernel(
     taken_mask,
     period,
     matrices,
+    slots,
     tiles,
     m,
     n,
@@ -151,6 +183,8 @@ def correct_kernel(
     size = m if WIDE else n
     across = tl.cdiv(n, B)
     each = tl.cdiv(m, B) * across
+    if not _any_due(steps, missed, taken_mask, period, matrices, slots):
+        return
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         slot, place = tile // each, tile % each
         if _due(steps, missed, taken_mask, period, matrices, slot):
@@ -164,13 +198,14 @@ def correct_kernel(
 def settle_kernel(
     weights,
     moved,
-    sums,
+    parts,
     steps,
     missed,
     taken_mask,
     period,
     near,
     matrices,
+    slots,
     tiles,
     m,
     n,
@@ -181,10 +216,14 @@ def settle_kernel(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     across = tl.cdiv(n, B)
     each = tl.cdiv(m, B) * across
+    squared = tl.cdiv(tl.minimum(m, n), B) * tl.cdiv(tl.minimum(m, n), B)
+    if not _any_due(steps, missed, taken_mask, period, matrices, slots):
+        return
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         slot, place = tile // each, tile % each
-        size = tl.sqrt(tl.load(sums + slot))
-        if _due(steps, missed, taken_mask, period, matrices, slot) & (size < float("inf")):
-            w = _matrix(weights, slot, matrices, m * n * WIDTH)
-            v = moved + slot.to(tl.int64) * m * n * WIDTH
-            _settle(w, v, size, near, place // across * B, place % across * B, m, n, PAIRS, B)
+        if _due(steps, missed, taken_mask, period, matrices, slot):
+            size = tl.sqrt(_sum(parts + slot.to(tl.int64) * squared, squared))
+            if size < float("inf"):
+                w = _matrix(weights, slot, matrices, m * n * WIDTH)
+                v = moved + slot.to(tl.int64) * m * n * WIDTH
+                _settle(w, v, size, near, place // across * B, place % across * B, m, n, PAIRS, B)

@@ -13,7 +13,7 @@ from projunn_kernels.polish.eager import NEAR
 from projunn_kernels.polish.kernels import correct_kernel, residual_kernel, settle_kernel
 
 _MOST = 1 << 24  # floats of the parameters that are polished at once, of which there are two copies
-_PROGRAMS = 4  # a multiprocessor
+_PROGRAMS = 2  # a multiprocessor
 
 
 def polish_when_due(
@@ -66,7 +66,6 @@ def polish(
     count, size = matrices * len(weights), min(m, n)
     error = first.new_empty(count, size, size)
     moved = first.new_empty(count, m, n)
-    sums = torch.zeros(count, dtype=torch.float32, device=first.device)
     config = configured("polish", first, 1, count)
     shared = {
         "weights": address_table(weights),
@@ -75,6 +74,7 @@ def polish(
         "taken_mask": taken,
         "period": period,
         "matrices": matrices,
+        "slots": count,
         "m": m,
         "n": n,
         "PAIRS": first.is_complex(),
@@ -84,11 +84,13 @@ def polish(
         count * -(-a // config.rows) * -(-b // config.rows) for a, b in ((size, size), (m, n))
     )
     e, v = floats(error), floats(moved)
+
+    parts = torch.empty(of_error, dtype=torch.float32, device=first.device)
     most = _PROGRAMS * device_of(first.device).processors
 
     def run(kernel: object, tiles: int, **arguments: object) -> None:
         launch(kernel, (min(tiles, most),), tiles=tiles, **arguments, **shared)
 
-    run(residual_kernel, of_error, error=e, sums=sums, WIDE=m < n)
+    run(residual_kernel, of_error, error=e, parts=parts, WIDE=m < n)
     run(correct_kernel, of_weight, error=e, moved=v, WIDE=m < n)
-    run(settle_kernel, of_weight, moved=v, sums=sums, near=NEAR)
+    run(settle_kernel, of_weight, moved=v, parts=parts, near=NEAR)

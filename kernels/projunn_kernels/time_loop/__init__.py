@@ -179,6 +179,7 @@ _recurrence = Operation(
     bundle=Recurrence,
     derivative=Derivative(_setup_context, _backward),
     plain=plain.recurrence,
+    tf32=True,
     autocast=True,
 )
 _recurrence_backward = Operation(
@@ -190,4 +191,5 @@ _recurrence_backward = Operation(
     kernels=(RECURRENCE_BACKWARD,),
     bundle=RecurrenceBackward,
     plain=plain.recurrence_backward,
+    tf32=True,
 )

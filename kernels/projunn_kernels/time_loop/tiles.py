@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.configs.closed_form import sizes
-from projunn_kernels.configs.kernel import Case, Inputs, Kernel, matmul_precision
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import MAX_HELD
+from projunn_kernels.precision import matmul_precision
 from projunn_kernels.time_loop.arguments import numbers
 from projunn_kernels.time_loop.reference import NONLINEARITIES, recurrence
 
@@ -134,13 +135,20 @@ def _compiled(name: str) -> list[Problem]:
 def _tensors(
     problem: Problem, inputs: Inputs, nonlinearity: str, dtype: torch.dtype, resets: bool
 ) -> dict[str, Tensor | None]:
-    """Of states of size about 1, away from the poles of tanh and the jumps of relu's gradient."""
+    """Of states of size about 1, away from the poles of tanh and the jumps of relu's gradient.
+
+    modReLU with b > 0 jumps at 0, where products that are rounded to TF32 or less decide the sign: where
+    they are (k = 2, see `Problem`), b is negative.
+    """
     p, pair = problem, (2,) * problem.pairs
+    size = 0.2 if nonlinearity == "tanh" and p.pairs else 0.5
     scale = 0.5 * (p.n * p.width) ** -0.5
     bias = inputs.normal(p.n, dtype=dtype, scale=0.1) if nonlinearity == "modrelu" else None
+    if bias is not None and p.k == 2 and not inputs.hollow:
+        bias = -bias.abs()
     return {
-        "inputs": inputs.normal(inputs.steps, p.m, p.n, *pair, dtype=dtype, scale=0.5),
-        "initial": inputs.normal(p.m, p.n, *pair, dtype=dtype, scale=0.5),
+        "inputs": inputs.normal(inputs.steps, p.m, p.n, *pair, dtype=dtype, scale=size),
+        "initial": inputs.normal(p.m, p.n, *pair, dtype=dtype, scale=size),
         "weight": inputs.normal(p.n, p.n, *pair, dtype=dtype, scale=scale),
         "bias": bias,
         "resets": inputs.normal(inputs.steps, p.m) > 0.5 if resets else None,  # three in ten

@@ -12,6 +12,7 @@ from projunn.manifold import matrix_view
 from projunn.nn.convolution.bank import Size
 from projunn.nn.convolution.cells import cells_to_channels, filled_up
 from projunn.nn.module import UnitaryModule
+from projunn_kernels.precision import exact_product
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 PADDINGS = ("circular", "zeros")
@@ -114,8 +115,9 @@ def kernel_of(weight: Tensor, directions: Tensor, kernel_size: tuple[int, ...]) 
     taps = torch.eye(directions.shape[1], dtype=weight.dtype, device=weight.device)
     for axis, factors in enumerate(directions.split([k - 1 for k in kernel_size])):
         line = _line(factors)
-        taps = taps.unsqueeze(axis) @ line.view(*(1,) * axis, *line.shape)
-    taps = taps @ weight if weight.shape[0] >= weight.shape[1] else weight @ taps
+        taps = exact_product(taps.unsqueeze(axis), line.view(*(1,) * axis, *line.shape))
+    tall = weight.shape[0] >= weight.shape[1]
+    taps = exact_product(taps, weight) if tall else exact_product(weight, taps)
     return taps.movedim((-2, -1), (0, 1))
 
 
@@ -125,7 +127,7 @@ def _line(directions: Tensor) -> Tensor:
     identity = torch.eye(width, dtype=directions.dtype, device=directions.device)
     taps = identity[None]
     for v in directions:
-        kept = taps @ v @ v.mH
+        kept = exact_product(exact_product(taps, v), v.mH)
         nothing = torch.zeros_like(taps[:1])
         taps = torch.cat([kept, nothing]) + torch.cat([nothing, taps - kept])
     return taps
