@@ -21,6 +21,7 @@ from torch import Tensor
 
 from projunn_kernels import private, selfcheck
 from projunn_kernels.batches import as_matrices
+from projunn_kernels.configs import choice
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
 from projunn_kernels.precision import setting_of
@@ -69,13 +70,19 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """
     if _stand_in is not None:
         _stand_in(kernel)[grid](**arguments)
-        return
+    else:
+        _launched(kernel, grid, arguments)
+
+
+def _launched(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
+    """Launch a kernel; its binary, if that is known."""
     key = _binary_key(kernel, arguments)
     binary = _binaries.get(key)
     if binary is None:
         _remember(key, kernel[grid](**arguments))
-        return
+        return _binaries.get(key)
     binary[_three(grid)](*[arguments[name] for name in kernel.arg_names])
+    return binary
 
 
 # Triton finds the binary of a launch from its arguments anew each time, which takes the host longer than
@@ -86,13 +93,19 @@ _binaries: dict[tuple[Any, ...], Any] = {}
 def _binary_key(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
     parts = [id(kernel), torch.cuda.current_device() if torch.cuda.is_initialized() else -1]
     for value in arguments.values():
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind in _CONSTANTS:
+            parts.append(value)
+        elif kind is float:
+            parts.append(kind)
+        elif isinstance(value, Tensor):
             parts += (value.dtype, value.data_ptr() % 16)
-        elif isinstance(value, float):
-            parts.append(float)
         else:
-            parts.append(value if isinstance(value, int | str) else id(value))
+            parts.append(id(value))
     return tuple(parts)
+
+
+_CONSTANTS = {bool, int, str}
 
 
 def _remember(key: tuple[Any, ...], made: Any) -> None:
@@ -115,19 +128,32 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
         self.kernel, self.grid, self.arguments = kernel, grid, arguments
         self._again: Any = None
+        self._names: list[str] = []
+        self._values: list[Any] = []  # in the order of the kernel's parameters
 
     def __call__(self, **changed: Any) -> None:
         """Launch, with these arguments, of the same dtypes, in place of those given at first."""
-        arguments = self.arguments
         if changed:
-            arguments |= changed
+            self.arguments |= changed
         if self._again is None or _stand_in is not None:
-            launch(self.kernel, self.grid, **arguments)
-            if _stand_in is None:
-                binary = _binaries.get(_binary_key(self.kernel, arguments))
-                self._again = None if binary is None else binary[_three(self.grid)]
+            self._first()
             return
-        self._again(*[arguments[name] for name in self.kernel.arg_names])
+        values = self._values
+        for name, value in changed.items():
+            values[self._names.index(name)] = value
+        self._again(*values)
+
+    def _first(self) -> None:
+        """Launch in the usual way, and keep the binary, once there is one."""
+        kernel, arguments = self.kernel, self.arguments
+        if _stand_in is not None:
+            launch(kernel, self.grid, **arguments)
+            return
+        binary = _launched(kernel, self.grid, arguments)
+        if binary is not None:
+            self._names = list(kernel.arg_names)
+            self._values = [arguments[name] for name in self._names]
+            self._again = binary[_three(self.grid)]
 
 
 class Chain:
@@ -325,9 +351,24 @@ def choose(problem: Problem, device: torch.device, **variant: Any) -> Config:
     Raises:
         Distrusted: it has not passed.
     """
+    if not choice.settled() or selfcheck.is_checking():
+        return _chosen(problem, device, variant)
+    key = (problem, device, *variant.items(), choice.generation(), selfcheck.generation())
+    config = _choices.found(key)
+    if config is None:
+        config = _chosen(problem, device, variant)
+        if selfcheck.is_settled(problem, config, variant, device):
+            _choices.keep(key, config)
+    return config
+
+
+def _chosen(problem: Problem, device: torch.device, variant: dict[str, Any]) -> Config:
     config = config_for(problem, device_of(device))[0]
     selfcheck.require(problem, config, variant, device)
     return config
+
+
+_choices: Recent[Config] = Recent(1024)
 
 
 def half_precision(matrix: Tensor) -> torch.dtype | None:

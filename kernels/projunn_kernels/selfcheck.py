@@ -66,6 +66,7 @@ class Verdict:
 
 _Question = tuple[Problem, Config, tuple[tuple[str, Any], ...], torch.device]
 _answers: dict[_Question, Verdict | None] = {}
+_generation = 0  # one more each time that verdicts are forgotten
 _state = threading.local()
 
 
@@ -99,6 +100,19 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
         raise Distrusted(f"{verdict.kernel}: {verdict.problem}")
 
 
+def is_settled(
+    problem: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
+) -> bool:
+    """True if the variant has passed its check, so that `require` need not be asked until `forget`."""
+    verdict = _answers.get((problem, config, tuple(variant.items()), device))
+    return verdict is not None and not verdict.problem
+
+
+def generation() -> int:
+    """A number that changes when verdicts are asked for anew."""
+    return _generation
+
+
 def is_checking() -> bool:
     """True inside of a check, or where checks are suspended."""
     return getattr(_state, "checking", False)
@@ -117,6 +131,8 @@ def suspended() -> Iterator[None]:
 
 def forget() -> None:
     """Ask for every verdict anew: for tests, and after the cache has been changed."""
+    global _generation
+    _generation += 1
     _answers.clear()
     _known.cache_clear()
 

@@ -235,8 +235,9 @@ def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     Raises:
         ValueError: ``PROJUNN_TABLES`` is neither on nor off.
     """
-    for problems in _listeners if problem.operation in tuned() else ():
-        problems.append(problem)
+    for problems in _listeners:
+        if problem.operation in tuned():
+            problems.append(problem)
     given = _given.get(problem.operation)
     return _config_for(problem, device) if given is None else (given, "given")
 
