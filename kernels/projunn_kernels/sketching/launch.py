@@ -33,6 +33,11 @@ def sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> 
     both = list(zip(inputs, grads, strict=True))
     start = as_columns(basis.conj())
     pulled = [adjoint_partials(x, product_columns(g, start, None), None) for x, g in both]
-    right = orthonormal(torch.cat(pulled, 1))
+    right = orthonormal(_joined(pulled))
     pushed = [adjoint_partials(g, product_columns(x, right, None), None) for x, g in both]
-    return torch.cat(pushed, 1).sum(1).conj().mT, right.conj().mT
+    return _joined(pushed).sum(1).conj().mT, right.conj().mT
+
+
+def _joined(partials: list[Tensor]) -> Tensor:
+    """The partial sums of all x and g side by side; those of a single one are not copied."""
+    return partials[0] if len(partials) == 1 else torch.cat(partials, 1)
