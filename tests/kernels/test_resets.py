@@ -128,7 +128,7 @@ def test_without_resets_the_compiler_is_given_none(name):
         kinds = {}
         for resets in (False, True):
             variant = {"nonlinearity": "tanh", "dtype": torch.float32, "precision": "highest"}
-            ((kernel, values, fixed),) = launches_of(problem, config, **variant, resets=resets)
+            kernel, values, fixed = launches_of(problem, config, **variant, resets=resets)[0]
             one = binary(kernel, values, fixed, "sm_90", "")
             kinds[resets] = dict(one.signature)["resets"], dict(one.constants).get("resets", "given")
         assert kinds == {False: ("constexpr", None), True: ("*i1", "given")}

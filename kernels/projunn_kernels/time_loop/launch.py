@@ -1,5 +1,8 @@
 """Launches of the time loop, with its kernel variant, its tiles and the precision of its products."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import triton.language as tl
 from einops import rearrange
@@ -10,6 +13,7 @@ from projunn_kernels.backends import interpreting
 from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.launching import (
     TRITON_DTYPES,
+    Launch,
     choose,
     dot_precision,
     launch,
@@ -40,7 +44,7 @@ def recurrence(
     input_bias: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """All states, and a copy of the last: a GEMM that projects the inputs, and one launch."""
+    """All states, and a copy of the last: a GEMM that projects the inputs, and the loop."""
     x = inputs
     if input_weight is not None:
         x = functional.linear(inputs, input_weight, input_bias)
@@ -52,7 +56,7 @@ def recurrence(
 
 
 def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
-    """`projunn_kernels.recurrence_backward` by one launch, and by GEMMs for the sums over time."""
+    """`projunn_kernels.recurrence_backward` by the loop, and by GEMMs for the sums over time."""
     h, h0 = numbers(call.weight, call.states, call.initial)
     dz, grad_initial, grad_bias = backward(
         _all_gradients(call),
@@ -151,7 +155,8 @@ def forward(
     nonlinearity: str,
     resets: Tensor | None,
 ) -> Tensor:
-    """All T states, like ``inputs`` (T, batch, n): one launch of contiguous tensors of one dtype.
+    """All T states, like ``inputs`` (T, batch, n): of contiguous tensors of one dtype: one launch,
+    or one for each step where W cannot be held.
 
     ``resets``: (T, batch) booleans, or None.
     """
@@ -160,19 +165,28 @@ def forward(
         return states
     steps, batch, n = inputs.shape[:3]
     config = _config("recurrence", inputs, weight, nonlinearity, resets)
+    constants = _constants(config, weight, nonlinearity)
+    shared = {"bias": weight if bias is None else bias, "batch": batch, "n": n} | constants
+    resets = _of_all_programs(resets, config.rows)
+    if config.rows > 1 and not config.hold:
+        run = _every_step(recurrence_kernel, config, states[0], w=weight, **shared)
+        previous = initial
+        for x, state, reset in zip(
+            inputs.unbind(), states.unbind(), _unbound(resets, steps), strict=True
+        ):
+            run(inputs=x, initial=previous, states=state, resets=reset)
+            previous = state
+        return states
     launch(
         recurrence_kernel,
         (-(-batch // config.rows),),
         inputs=inputs,
         initial=initial,
         w=_transposed(weight) if config.rows == 1 else weight,
-        bias=weight if bias is None else bias,
-        resets=_of_all_programs(resets, config.rows),
+        resets=resets,
         states=states,
         steps=steps,
-        batch=batch,
-        n=n,
-        **_constants(config, weight, nonlinearity),
+        **shared,
     )
     return states
 
@@ -185,30 +199,61 @@ def backward(
     nonlinearity: str,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the inputs, the initial state and the bias: one launch, and a sum for the bias."""
+    """Gradients of the inputs, the initial state and the bias: launched as `forward` is."""
     grad_inputs, grad_initial = torch.empty_like(states), torch.empty_like(states[0])
     if states.numel() == 0:
         return grad_inputs, grad_initial, None if bias is None else torch.zeros_like(bias)
     steps, batch, n = states.shape[:3]
     config = _config("recurrence_backward", states, weight, nonlinearity, resets)
     programs = -(-batch // config.rows)
-    partial = torch.empty(
-        programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device
-    )
-    launch(
-        recurrence_backward_kernel,
-        (programs,),
-        grad=grad,
-        states=states,
-        w=weight if config.rows == 1 else _transposed(weight),
-        bias=weight if bias is None else bias,
-        resets=_of_all_programs(resets, config.rows),
-        grad_inputs=grad_inputs,
-        grad_initial=grad_initial,
-        partial=partial,
-        steps=steps,
-        batch=batch,
-        n=n,
-        **_constants(config, weight, nonlinearity),
-    )
-    return grad_inputs, grad_initial, None if bias is None else partial.sum(0).to(bias.dtype)
+    constants = _constants(config, weight, nonlinearity)
+    shared = {"bias": weight if bias is None else bias, "batch": batch, "n": n} | constants
+    sums = torch.zeros(programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device)
+    shared |= {"partial": sums}
+    if config.rows > 1 and not config.hold:
+        run = _every_step(recurrence_backward_kernel, config, states[0], w=_transposed(weight), **shared)
+        by_step = _unbound(_of_all_programs(resets, config.rows), steps)
+        following, cut = torch.zeros_like(grad_initial), by_step[-1]
+        tensors = [t.unbind() for t in (grad, states, grad_inputs)]
+        for t in reversed(range(steps)):
+            g, h, d = (every[t] for every in tensors)
+            run(grad=g, states=h, grad_inputs=d, grad_initial=following, resets=cut)
+            following, cut = d, by_step[t]
+        rows, w = numbers(weight, following, weight)
+        if resets is not None:
+            rows = rows.masked_fill(resets[0, :, None], 0)
+        grad_initial = (rows @ w.conj()).resolve_conj()
+        grad_initial = torch.view_as_real(grad_initial) if weight.ndim == 3 else grad_initial
+    else:
+        launch(
+            recurrence_backward_kernel,
+            (programs,),
+            grad=grad,
+            states=states,
+            w=weight if config.rows == 1 else _transposed(weight),
+            resets=_of_all_programs(resets, config.rows),
+            grad_inputs=grad_inputs,
+            grad_initial=grad_initial,
+            steps=steps,
+            **shared,
+        )
+    return grad_inputs, grad_initial, None if bias is None else sums.sum(0).to(bias.dtype)
+
+
+def _every_step(
+    kernel: Any, config: Config, state: Tensor, /, batch: int, n: int, **shared: Any
+) -> Callable[..., None]:
+    """The launch of a time step, which is given the tensors of the step.
+
+    Its binary is looked up once where the ``state`` of every step is aligned as that of the first.
+    """
+    grid = -(-batch // config.rows), -(-n // config.columns)
+    arguments = {"steps": 1, "batch": batch, "n": n} | shared
+    if state.numel() * state.element_size() % 16 == 0:
+        return Launch(kernel, grid, **arguments)
+    return lambda **tensors: launch(kernel, grid, **arguments, **tensors)
+
+
+def _unbound(resets: Tensor | None, steps: int) -> Sequence[Tensor | None]:
+    """The resets of each time step."""
+    return [None] * steps if resets is None else resets.unbind()

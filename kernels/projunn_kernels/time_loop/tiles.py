@@ -28,7 +28,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
     row, block = _row(problem, device), _block(problem, device)
     if row is not None and (problem.m <= waves * device.processors or block is None):
         return row
-    return block or _panels(problem, device, 8 if problem.m <= device.processors else 16)
+    return block or _panels(problem, device)
 
 
 def _row(problem: Problem, device: Device) -> Config | None:
@@ -59,15 +59,21 @@ def _block(problem: Problem, device: Device) -> Config | None:
     return Config(rows, n, 8 if n * problem.width > 64 else 4, hold=True)
 
 
-def _panels(problem: Problem, device: Device, rows: int) -> Config:
-    """Few rows a program: all programs read W at once, and each gets what one multiprocessor can."""
+def _panels(problem: Problem, device: Device) -> Config:
+    """A launch a step: programs for all multiprocessors; if there are more, larger ones."""
+    rows, columns, most = 16, 16, 32 if problem.pairs else 64
+    while columns < most and _programs(problem, rows, 2 * columns) >= device.processors * 3 // 4:
+        columns *= 2
+    while rows < 64 and _programs(problem, 2 * rows, columns) >= 4 * device.processors:
+        rows *= 2
+    depth = 32 if problem.pairs or rows > 32 else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
-    columns, depth = (64, 32) if problem.pairs else (256 if stages == 4 else 128, 32)
-    if rows == 16:  # of which these spill
-        columns, depth = 128, 16 if problem.pairs else 32
-    elif problem.pairs and problem.k == 1 and device.capability == "12.0":  # there even these
-        depth = 16
-    return Config(rows, min(columns, _tile(problem.n)), 8, depth=depth, stages=stages)
+    return Config(rows, columns, 4, depth=depth, stages=stages)
+
+
+def _programs(problem: Problem, rows: int, columns: int) -> int:
+    """Of a step."""
+    return -(-problem.m // rows) * -(-problem.n // columns)
 
 
 def _tile(n: int) -> int:
@@ -81,13 +87,15 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
     if block is not None:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
     if problem.n > 64 or block is None:
-        few, many = (_panels(problem, device, rows) for rows in (8, 16))
-        tried += [few, many] + [
-            replace(many, rows=r, columns=c, depth=d, stages=s)
-            for r in (8, 16, 32)
-            for c, d in ((64, 64), (128, 32), (128, 64), (256, 32))
+        step = _panels(problem, device)
+        tried += [step] + [
+            replace(step, rows=r, columns=c, warps=w, depth=d, stages=s)
+            for r in (16, 32)
+            for c, w in ((16, 2), (16, 4), (32, 4), (64, 4))
+            for d in (32, 64, 128)
             for s in (2, 4)
-            if c <= _tile(problem.n) and c * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
+            if c <= _tile(problem.n)
+            and (c + r) * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
         ]
     return list(dict.fromkeys([_tiles(problem, device), *tried]))
 

@@ -1,4 +1,4 @@
-"""The whole time loop of a unitary RNN in one launch, and its backward in another.
+"""The time loop of a unitary RNN, and its backward.
 
     forward    h_t = f(x_t + h_{t-1} W^T)                                  t = 1..T
     backward   d_t = f'(h_t) (g_t + d_{t+1} conj(W)),  d_{T+1} = 0         t = T..1
@@ -13,12 +13,12 @@ forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are 
 Where W is held, the resets of a step are loaded while the product of the step before is made.  Then what
 goes on to the next step is zero, and what is stored stays.
 
-The rows of a batch have nothing to do with each other: a program takes BB of them through all of time,
-and no program waits for another.  There are three forms.  A program of one row (BB = 1) has W in
-registers and multiplies matrix by vector in float32 (`rows`).  A program of 8 or 16 rows holds W for all
-of time as the first operand of products on tensor cores (HOLD), or, where W does not fit a
-multiprocessor, lets it pass in panels from L2 (`panels`).  What global memory sees of the first two is
-x and h alone.
+No program waits for another.  There are three forms.  In the first two a launch is the whole loop,
+because the rows of a batch have nothing to do with each other: a program takes BB of them through all
+of time, and holds W.  A program of one row (BB = 1) has it in registers and multiplies matrix by vector
+in float32 (`rows`); one of 8 or 16 rows has it as the first operand of products on tensor cores (HOLD,
+`blocks`).  What global memory sees is x and h alone.  Where W does not fit a multiprocessor, a launch is
+one step, whose programs share rows and units, and W passes in panels from L2 (`panels`).
 
 The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
 is the same in every run: partial sums (programs, n), added up elsewhere.
@@ -56,7 +56,8 @@ def recurrence_kernel(
     """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1.
 
     Where W is held, BN units have a tile and the BK that follow, if any, have another.  Where it is
-    not, tiles of BN units pass over panels of BK.
+    not, the grid is (batch / BB, n / BN), a launch is one step, from the states ``initial``, and W comes
+    in panels (BN, BK).
     """
     if BB == 1:
         forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
@@ -67,8 +68,8 @@ def recurrence_kernel(
         )  # fmt: skip
     else:
         forward_panels(
-            inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND,
-            PRECISION, STAGES,
+            inputs, initial, w, bias, resets, states, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION,
+            STAGES,
         )  # fmt: skip
 
 
@@ -97,7 +98,9 @@ def recurrence_backward_kernel(
 ):
     """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1.
 
-    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.
+    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.  Where W is not held, the grid is
+    (batch / BB, n / BN), a launch is one step t, ``grad_initial`` is what it reads, d_{t+1}, ``resets``
+    are those of t + 1, and what ``partial`` has is added to.
     """
     if BB == 1:
         backward_row(
@@ -111,6 +114,6 @@ def recurrence_backward_kernel(
         )  # fmt: skip
     else:
         backward_panels(
-            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
-            BB, BN, BK, OPERAND, PRECISION, STAGES,
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, batch, n, F, PAIRS, BB,
+            BN, BK, OPERAND, PRECISION, STAGES,
         )  # fmt: skip
