@@ -219,11 +219,13 @@ def backward(
             g, h, d = (every[t] for every in tensors)
             run(grad=g, states=h, grad_inputs=d, grad_initial=following, resets=cut)
             following, cut = d, by_step[t]
-        rows, w = numbers(weight, following, weight)
+        single = weight if weight.dtype == torch.float32 else weight.float()
+        rows, w = numbers(single, following.to(single.dtype), single)
         if resets is not None:
             rows = rows.masked_fill(resets[0, :, None], 0)
         grad_initial = (rows @ w.conj()).resolve_conj()
         grad_initial = torch.view_as_real(grad_initial) if weight.ndim == 3 else grad_initial
+        grad_initial = grad_initial.to(weight.dtype)
     else:
         launch(
             recurrence_backward_kernel,
