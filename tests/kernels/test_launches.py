@@ -205,15 +205,21 @@ def test_a_sketch_is_four_skinny_products_and_a_basis(kernels, launches):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("n", "config"), [(16, Config(16, 16, 4, hold=True)), (70, Config(16, 128, 8, depth=32))]
-)
-def test_all_of_time_is_one_launch_each_way(kernels, launches, n, config):
+def test_all_of_time_is_one_launch_each_way(kernels, launches):
+    loop(kernels, 16, Config(16, 16, 4, hold=True))
+    assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
+
+
+def test_a_step_is_a_launch_where_no_program_holds_w(kernels, launches):
+    loop(kernels, 70, Config(16, 32, 4, depth=32))
+    assert launches == [("recurrence", 9)] * 7 + [("recurrence_backward", 9)] * 7  # 3 of rows, of units
+
+
+def loop(kernels, n, config):
     tensors = (torch.randn(s).to(kernels.device) for s in ((7, 33, n), (33, n), (n, n)))
     x, h, w = (t.requires_grad_() for t in tensors)
     with tuning.using(dict.fromkeys(("recurrence", "recurrence_backward"), config)):
         recurrence(x, h, w / n, None, "tanh")[0].sum().backward()
-    assert launches == [("recurrence", 3), ("recurrence_backward", 3)]  # 33 rows, 16 a program
 
 
 @pytest.mark.interpreter_only

@@ -115,7 +115,7 @@ def test_equals_loops_over_each_sequence(kernels, kind, form, options):
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"sketch_rank": 2}], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_launches_do_not_grow_with_time(kernels, launches, options, packed):
-    rnn = UnitaryRNN(3, 5, **options).to(kernels.device)
+    rnn = UnitaryRNN(3, 5, **options, device=kernels.device)
     counts = []
     for steps in (4, 16):
         launches.clear()
