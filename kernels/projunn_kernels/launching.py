@@ -81,8 +81,26 @@ def _launched(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> 
     if binary is None:
         _remember(key, kernel[grid](**arguments))
         return _binaries.get(key)
-    binary[_three(grid)](*[arguments[name] for name in kernel.arg_names])
+    _run(binary, _three(grid), [_passed(arguments[name]) for name in kernel.arg_names])
     return binary
+
+
+def _run(binary: Any, grid: tuple[int, ...], values: list[Any]) -> None:
+    """Launch a binary on arguments that were passed through `_passed`, on the current stream.
+
+    Addresses spare the host two calls for each tensor, and Triton's hooks, which are for profilers of
+    kernels, two more.
+    """
+    stream = private.current_raw_stream()
+    try:
+        binary.run(*grid, stream, binary.function, binary.packed_metadata, None, None, None, *values)
+    except TypeError:  # a Triton whose launcher takes other arguments
+        binary[grid](*values)
+
+
+def _passed(value: Any) -> Any:
+    """An argument of a launch: of a tensor its address."""
+    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 # Triton finds the binary of a launch from its arguments anew each time, which takes the host longer than
@@ -127,21 +145,22 @@ class Launch:
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
         self.kernel, self.grid, self.arguments = kernel, grid, arguments
-        self._again: Any = None
-        self._names: list[str] = []
+        self._binary: Any = None
+        self._grid = _three(grid)
+        self._places: dict[str, int] = {}
         self._values: list[Any] = []  # in the order of the kernel's parameters
 
     def __call__(self, **changed: Any) -> None:
         """Launch, with these arguments, of the same dtypes, in place of those given at first."""
         if changed:
             self.arguments |= changed
-        if self._again is None or _stand_in is not None:
+        if self._binary is None or _stand_in is not None:
             self._first()
             return
         values = self._values
         for name, value in changed.items():
-            values[self._names.index(name)] = value
-        self._again(*values)
+            values[self._places[name]] = _passed(value)
+        _run(self._binary, self._grid, values)
 
     def _first(self) -> None:
         """Launch in the usual way, and keep the binary, once there is one."""
@@ -151,9 +170,9 @@ class Launch:
             return
         binary = _launched(kernel, self.grid, arguments)
         if binary is not None:
-            self._names = list(kernel.arg_names)
-            self._values = [arguments[name] for name in self._names]
-            self._again = binary[_three(self.grid)]
+            self._places = {name: place for place, name in enumerate(kernel.arg_names)}
+            self._values = [_passed(arguments[name]) for name in kernel.arg_names]
+            self._binary = binary
 
 
 class Chain:

@@ -15,6 +15,7 @@
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 ``warms_up_a_graph``  torch 2.11 to 2.13: the state of the CUDA graphs that Inductor makes.
+``current_raw_stream``  torch 2.11 to 2.13: what `torch.cuda.current_stream` reads.
 ``float32_setting``  torch 2.11 to 2.13: what ``torch.backends`` reads, for a fifth of the time.
 """
 
@@ -70,6 +71,12 @@ def warms_up_a_graph(device: torch.device) -> bool:
     index = torch.cuda.current_device() if device.index is None else device.index
     manager = trees.get_manager(index, create_if_none_exists=False)
     return manager is not None and manager.path_state is trees.ExecutionState.WARMUP
+
+
+def current_raw_stream() -> int:
+    """The handle of the current stream of the current GPU."""
+    handle: int = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+    return handle
 
 
 def below_autograd() -> AbstractContextManager[None]:

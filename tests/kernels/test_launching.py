@@ -1,24 +1,39 @@
 """A launch asks Triton for its binary once."""
 
+import inspect
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from projunn_kernels import launching
+from projunn_kernels import launching, private
 from projunn_kernels.launching import Launch, Recent, addresses_of_flat, launch
+
+STREAM = 7
 
 
 class Binary:
-    """As Triton returns it: ``binary[grid](*arguments)``, the grid of three sizes."""
+    """As Triton returns it: it runs on a grid of three sizes, a stream, handles and arguments."""
 
-    packed_metadata = ()
+    packed_metadata, function = ("metadata",), "function"
 
     def __init__(self, made):
         self.made = made
 
+    def run(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *values):
+        assert (stream, function, metadata) == (STREAM, self.function, self.packed_metadata)
+        assert launch_metadata is enter is leave is None
+        self.made.append(((x, y, z), values))
+
+
+class OtherBinary(Binary):
+    """Of a Triton whose launcher takes other arguments."""
+
+    def run(self, grid, *values):
+        raise TypeError("arguments")
+
     def __getitem__(self, grid):
-        assert len(grid) == 3
         return lambda *values: self.made.append((grid, values))
 
 
@@ -27,22 +42,27 @@ class Jitted:
 
     arg_names = ("x", "rate", "n", "BN")
 
-    def __init__(self):
-        self.asked, self.made = 0, []
+    def __init__(self, binary=Binary):
+        self.asked, self.made, self.binary = 0, [], binary
 
     def __getitem__(self, grid):
         def run(*, x, rate, n, BN, num_warps):
             self.asked += 1
             self.made.append(((*grid, 1, 1)[:3], (x, rate, n, BN)))
-            return Binary(self.made)
+            return self.binary(self.made)
 
         return run
 
 
 @pytest.fixture
 def kernel(monkeypatch):
+    return jitted(monkeypatch)
+
+
+def jitted(monkeypatch, *binary):
     monkeypatch.setattr(launching, "_binaries", {})
-    return Jitted()
+    monkeypatch.setattr(private, "current_raw_stream", lambda: STREAM)
+    return Jitted(*binary)
 
 
 def test_the_same_launch_asks_once(kernel):
@@ -53,7 +73,7 @@ def test_the_same_launch_asks_once(kernel):
     (_, first), (grid, second) = kernel.made
     assert grid == (5, 2, 1)
     assert first[0] is x
-    assert second[0] is y
+    assert second[0] == y.data_ptr()
     assert second[1:] == (0.25, 8, 16)
 
 
@@ -76,9 +96,25 @@ def test_a_kept_launch_takes_other_tensors(kernel):
     for tensor, rate in ((x, 0.5), (y, 0.25), (x, 1.0)):
         run(x=tensor, rate=rate)
     assert kernel.asked == 1
-    assert [(values[0] is y, values[1]) for _, values in kernel.made] == [
-        (False, 0.5), (True, 0.25), (False, 1.0)
+    assert kernel.made[0] == ((4, 1, 1), (x, 0.5, 8, 16))
+    assert kernel.made[1:] == [
+        ((4, 1, 1), (y.data_ptr(), 0.25, 8, 16)), ((4, 1, 1), (x.data_ptr(), 1.0, 8, 16))
     ]  # fmt: skip
+
+
+def test_a_launcher_that_takes_other_arguments_is_called_as_users_call_it(monkeypatch):
+    kernel, x = jitted(monkeypatch, OtherBinary), torch.zeros(8)
+    run = Launch(kernel, (4,), x=x, rate=0.5, n=8, BN=16, num_warps=4)
+    run()
+    run(rate=0.25)
+    assert kernel.made[1] == ((4, 1, 1), (x.data_ptr(), 0.25, 8, 16))
+
+
+def test_the_launcher_of_this_triton_takes_these_arguments():
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    handles = 0, "function", "metadata", None, None, None
+    inspect.signature(CudaLauncher.__call__).bind("self", 4, 1, 1, *handles, "address", 8)
 
 
 def test_what_has_not_been_used_for_longest_is_forgotten():

@@ -341,7 +341,7 @@ def test_complex_weights_that_are_not_contiguous(rule, backend):
             w.grad = gradient.conj()
         step()
         optimizers[1].step()
-    assert torch.equal(*weights)
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)  # BLAS may round by the layout
     assert weights[0].stride() == start.stride()
     assert (weights[0] - start).abs().max() > 1e-4
 
