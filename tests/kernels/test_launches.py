@@ -73,17 +73,20 @@ def names(launches):
 
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize(("k", "middle"), [(1, "plane_basis"), (2, "basis")])
-def test_large_matrices(launches, passes, kind, k, middle):
+@pytest.mark.parametrize(
+    ("k", "orthonormal", "basis"),
+    [(1, ["unit"], ["plane_basis"]), (2, ["gram", "orthonormal"], ["gram", "basis"])],
+)
+def test_large_matrices(launches, passes, kind, k, orthonormal, basis):
     n = 140
     weight, start = init.haar_(torch.empty(1, n, n, dtype=kind)), torch.randn(1, n, k, dtype=kind)
     gradient = torch.randn(1, n, n, dtype=kind)
     left, right = factor(gradient, start)
-    assert names(launches) == ["adjoint_product", "orthonormal", "product"]
+    assert names(launches) == ["adjoint_product", *orthonormal, "product"]
     assert passes(gradient) == (2, 0)
     launches.clear()
     retract_(weight, left, right, "exp")
-    assert names(launches) == ["adjoint_product", middle, "rotate_rows"]
+    assert names(launches) == ["adjoint_product", *basis, "rotate_rows"]
     assert passes(weight) == (2, 1)  # 3 n^2 numbers
 
 
@@ -201,7 +204,7 @@ def test_a_sketch_is_four_skinny_products_and_a_basis(kernels, launches):
     x, g, basis = (torch.randn(shape).to(kernels.device) for shape in shapes)
     sketch([x], [g], basis)
     assert [name for name, _ in launches] == [
-        "product", "adjoint_product", "orthonormal", "product", "adjoint_product",
+        "product", "adjoint_product", "unit", "product", "adjoint_product",
     ]  # fmt: skip
 
 

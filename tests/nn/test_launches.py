@@ -106,10 +106,11 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
     x = torch.randn(5, 48, dtype=kind, device=kernels.device)
     with watched(kernels, run=False) as seen:
         layer(x).abs().sum().backward()
+        orthonormal = "unit" if k == 1 else "orthonormal"
         sketch = (
             ["triangle"] * 2
             if k > 8
-            else ["product", "adjoint_product", "orthonormal", "product", "adjoint_product"]
+            else ["product", "adjoint_product", orthonormal, "product", "adjoint_product"]
         )
         assert seen.kernels == sketch
         seen.clear()
@@ -126,8 +127,9 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
 @EVERY_RANK
 @pytest.mark.parametrize("method", ["lsi", "column", "subspace"])
 def test_factorizing_a_bank_is_as_many_launches_as_factorizing_one(kernels, kind, k, method):
+    """As long as there are fewer matrices than multiprocessors, beyond which no column has parts."""
     asked = []
-    for batch in (1, 2, 9):
+    for batch in (1, 2, 3):
         matrix = torch.randn(batch, 18, 140, dtype=kind, device=kernels.device)
         with watched(kernels, run=False) as seen:
             projunn.factorize(matrix, k, method)

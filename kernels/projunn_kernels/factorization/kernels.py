@@ -1,7 +1,10 @@
-"""An orthonormal basis of a few columns, one program for each matrix.
+"""An orthonormal basis of a few columns.
 
 The columns come as partial sums, (splits, k, n) for each matrix, and go through registers in chunks of
-BN.  For k > 8 the program has the Gram matrix alone: see `projunn_kernels.factorization.rows`.
+BN.  For 1 < k <= 8 the parts of long columns have a program each: one launch adds up the partial sums
+and makes the Gram matrices of the parts, and in the next every program adds these up and finds what all
+of a few numbers is.  For k > 8 a program has the Gram matrix alone: see
+`projunn_kernels.factorization.rows`.
 """
 
 import triton
@@ -17,9 +20,17 @@ from projunn_kernels.language.blocks import (
     store_numbers,
     triangle,
 )
-from projunn_kernels.language.columns import combine, gram
+from projunn_kernels.language.columns import (
+    gram_of_combined,
+    gram_of_part,
+    load_combined,
+    load_gram,
+    store_gram,
+)
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
-from projunn_kernels.language.small import eye, matmul, orthonormalizer
+from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.plane import TINY, dot
+from projunn_kernels.language.small import SOUND, eye, matmul, orthonormalizer
 
 # Square of the norm that a column keeps where the others before it are removed, relative to the shift
 # that the first Cholesky factor adds.  Below it the column is rounding, about 1e-9 of what it was.
@@ -27,58 +38,110 @@ _DEPENDENT = tl.constexpr(1e-3)
 
 
 @triton.jit
+def unit_kernel(
+    partial,
+    factor,
+    n,
+    splits,
+    PAIRS: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """k = 1: the column whose partial sums are given, (splits, 1, n), divided by its norm."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(0).to(tl.int64)
+    source = partial + slot * splits * n * WIDTH
+    out = factor + slot * n * WIDTH
+    squares = tl.zeros((), tl.float64)
+    for first in range(0, n, BN):
+        yr, yi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
+        store_columns(out, first, n, 1, yr, yi, BN, 1, PAIRS)
+        squares += dot(yr, yi, yr, yi, PAIRS)[0]
+    norm = square_root(squares)
+    scale = tl.where(norm > TINY, reciprocal(tl.maximum(norm, TINY)), 0.0)
+    tl.debug_barrier()
+    for first in range(0, n, BN):
+        yr, yi = load_columns(out, first, n, 1, BN, 1, PAIRS)
+        store_columns(out, first, n, 1, yr * scale, yi * scale, BN, 1, PAIRS)
+
+
+@triton.jit
+def gram_kernel(
+    right,
+    partial,
+    columns,
+    gram,
+    rate_tensor,
+    rate,
+    n,
+    k,
+    splits,
+    each,
+    BOTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HAS_RATE: tl.constexpr,
+    BN: tl.constexpr,
+    S: tl.constexpr,
+):
+    """P of partial sums, or [Y, -rate Z], into ``columns`` (S, n), and parts of P^H P into ``gram``.
+
+    Grid (parts, matrices): a part has ``each`` numbers of a column.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    if HAS_RATE:
+        rate *= tl.load(rate_tensor).to(tl.float32)
+    at = slot * n * WIDTH
+    gr, gi = gram_of_part(
+        right + at * k, partial + at * splits * k, columns + at * S, part, each, n, k, splits,
+        -rate, BOTH, PAIRS, BN, S,
+    )  # fmt: skip
+    store_gram(gram + (slot * parts + part) * (S * S * WIDTH), gr, gi, S, PAIRS)
+
+
+@triton.jit
 def orthonormal_kernel(
     partial,
+    columns,
+    gram,
     factor,
     n,
     k,
     splits,
+    each,
     PAIRS: tl.constexpr,
+    ALONE: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
-    """``orth`` of the columns whose partial sums are given, (k, n): Cholesky of the Gram matrix, twice.
+    """1 < k <= K: ``orth`` of the columns P, (K, n), whose Gram matrix comes in parts: Cholesky.
 
-    One program a matrix, in tiles of K rows: 16 for real k > 1.  k = 1 is a division by the norm.
-    Columns that depend on those before them come out zero: both factors are applied at once, and would
-    blow rounding up to any size.
+    Grid (parts, matrices); every program of a matrix finds the same factor, and applies it to its part.
+    ALONE: there is one part, whose program makes P and its Gram matrix.  Where columns depend on each
+    other a second factor follows.  Columns that depend on those before them come out zero: both factors
+    are applied at once, and would blow rounding up to any size.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    slot = tl.program_id(0).to(tl.int64)
-    source = partial + slot * splits * k * n * WIDTH
-    out = factor + slot * k * n * WIDTH
-    gr = tl.zeros((K, K), tl.float64)
-    gi = tl.zeros((K, K), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = sum_partials(source, first, n, k, splits, BN, K, PAIRS)
-        store_columns(out, first, n, k, yr, yi, BN, K, PAIRS)
-        ar, ai = gram(yr, yi, PAIRS)
-        gr += ar
-        gi += ai
-    tr, ti, _r, _i = orthonormalizer(gr, gi, K, PAIRS)
-    tl.debug_barrier()
-    if K == 1:
-        for first in range(0, n, BN):
-            yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
-            store_columns(out, first, n, k, yr * tr, yi * tr, BN, K, PAIRS)
+    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    at = slot * n * WIDTH
+    columns += at * K
+    if ALONE:
+        gr, gi = gram_of_part(
+            partial, partial + at * splits * k, columns, part, each, n, k, splits,
+            1.0, False, PAIRS, BN, K,
+        )  # fmt: skip
+        tl.debug_barrier()
     else:
-        hr = tl.zeros((K, K), tl.float64)
-        hi = tl.zeros((K, K), tl.float64)
-        for first in range(0, n, BN):
-            yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
-            yr, yi = combine(tr, ti, yr, yi, PAIRS)
-            ar, ai = gram(yr, yi, PAIRS)
-            hr += ar
-            hi += ai
+        gr, gi = load_gram(gram + slot * parts * (K * K * WIDTH), parts, K, PAIRS)
+    tr, ti, _r, _i, volume = orthonormalizer(gr, gi, K, PAIRS)
+    if volume < SOUND:
+        hr, hi = gram_of_combined(columns, n, tr, ti, BN, K, PAIRS)
         kept = tl.where(tl.sum(hr * eye(K), axis=0) < _DEPENDENT, 0.0, 1.0)  # NaN is kept
         both = kept[:, None] * kept[None, :]
-        ur, ui, _r, _i = orthonormalizer(hr * both, hi * both, K, PAIRS)
+        ur, ui, _r, _i, _volume = orthonormalizer(hr * both, hi * both, K, PAIRS)
         tr, ti = matmul(tr, ti, ur, ui, PAIRS)
-        for first in range(0, n, BN):
-            yr, yi = load_columns(out, first, n, k, BN, K, PAIRS)
-            yr, yi = combine(tr, ti, yr, yi, PAIRS)
-            tl.debug_barrier()
-            store_columns(out, first, n, k, yr, yi, BN, K, PAIRS)
+    for first in range(part * each, tl.minimum((part + 1) * each, n), BN):
+        yr, yi = load_combined(columns, first, n, tr, ti, BN, K, PAIRS)
+        store_columns(factor + at * k, first, n, k, yr, yi, BN, K, PAIRS)
 
 
 @triton.jit

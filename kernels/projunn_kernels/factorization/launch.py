@@ -1,13 +1,16 @@
 """Launches that find the low-rank factors of a matrix."""
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
-from projunn_kernels.configs.problem import Problem, power_of_two
+from projunn_kernels.configs.problem import Config, Problem, device_of, power_of_two
 from projunn_kernels.constants import MAX_MANY, MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
-from projunn_kernels.factorization.kernels import orthonormal_kernel
+from projunn_kernels.factorization.kernels import gram_kernel, orthonormal_kernel, unit_kernel
 from projunn_kernels.factorization.rows import orthonormal_rows, precise, total
 from projunn_kernels.launching import Chain, Launch, as_columns, choose, floats, options
 from projunn_kernels.products.launch import (
@@ -16,6 +19,9 @@ from projunn_kernels.products.launch import (
     product,
     product_columns,
 )
+
+_MOST_PARTS = 16  # of a column
+_SHORT = 64  # the length of columns that one program takes sooner than a launch takes to begin
 
 
 def factors(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:
@@ -77,28 +83,117 @@ def orthonormal(partial: Tensor) -> Tensor:
     return result
 
 
-def orthonormal_launch(partial: Tensor) -> tuple[Launch | Chain, Tensor]:
-    """A launch of `orthonormal`, or a few for k > 8, and its result (A, k, n)."""
+def orthonormal_launch(partial: Tensor, alone: bool | None = None) -> tuple[Launch | Chain, Tensor]:
+    """A launch of `orthonormal`, or a few, and its result (A, k, n); ``alone`` as in `gram_launch`."""
     if partial.shape[2] > MAX_RANK:
         return _many_orthonormal(partial)
     count, splits, k, n = partial.shape
-    result = partial.new_empty(count, k, n)
-    problem = Problem("orthonormal", partial.is_complex(), k, n, n, count)
-    config = choose(problem, partial.device)
-    made = Launch(
+    result, pairs = partial.new_empty(count, k, n), partial.is_complex()
+    alone = is_alone(partial) if alone is None else alone and k > 1
+    config = choose(Problem("orthonormal", pairs, k, n, n, count), partial.device, alone=alone)
+    if k == 1:
+        made = Launch(
+            unit_kernel,
+            (count,),
+            partial=floats(partial),
+            factor=floats(result),
+            n=n,
+            splits=splits,
+            PAIRS=pairs,
+            BN=config.columns,
+            **options(config.warps),
+        )
+        return made, result
+    first, shared = gram_launch(None, partial, power_of_two(k), alone, config)
+    last = Launch(
         orthonormal_kernel,
-        (count,),
+        (shared.parts, count),
         partial=floats(partial),
+        columns=shared.columns,
+        gram=shared.gram,
         factor=floats(result),
         n=n,
         k=k,
         splits=splits,
-        PAIRS=partial.is_complex(),
+        each=shared.each,
+        PAIRS=pairs,
+        ALONE=alone,
         BN=config.columns,
-        K=power_of_two(k) if k == 1 or partial.is_complex() else 16,
+        K=power_of_two(k),
         **options(config.warps),
     )
-    return made, result
+    return (last if first is None else Chain([first], last)), result
+
+
+class Parts(NamedTuple):
+    """What the programs of a matrix share, 1 < k <= 8.
+
+    Attributes:
+        parts: how many parts a column has, of which each has a program.
+        each: how many numbers a part has.
+        columns: a place for P, (A, S, n), in floats.
+        gram: a place for the Gram matrices of the parts of P.
+    """
+
+    parts: int
+    each: int
+    columns: Tensor
+    gram: Tensor
+
+
+def is_alone(partial: Tensor) -> bool:
+    """Whether a program does all of a matrix: 1 < k <= 8, of columns (A, splits, k, n)."""
+    count, _, k, n = partial.shape
+    return k > 1 and (n <= _SHORT or count >= device_of(partial.device).processors)
+
+
+def gram_launch(
+    right: Tensor | None,
+    partial: Tensor,
+    size: int,
+    alone: bool,
+    config: Config,
+    rate: float = -1.0,
+    scale: Tensor | None = None,
+) -> tuple[Launch | None, Parts]:
+    """A launch that makes P, ``size`` columns, and its Gram matrices.
+
+    There is none if one program is to do it all, ``alone``.
+
+    P is the sum of the partial sums; with Y as ``right``, (A, k, n), it is [Y, -rate Z], and the rate
+    that is launched is times ``scale``.
+    """
+    (count, splits, k, n), pairs = partial.shape, partial.is_complex()
+    chunks = -(-n // config.columns)
+    chunks_each = -(-chunks // (1 if alone else min(chunks, _MOST_PARTS)))
+    each, parts = chunks_each * config.columns, -(-chunks // chunks_each)
+    columns = floats(partial.new_empty(count, size, n))
+    numbers = count * parts * size * size * (2 if pairs else 1)
+    gram = torch.empty(1 if alone else numbers, dtype=torch.float64, device=partial.device)
+    shared = Parts(parts, each, columns, gram)
+    if alone:
+        return None, shared
+    made = Launch(
+        gram_kernel,
+        (parts, count),
+        right=floats(partial if right is None else right),
+        partial=floats(partial),
+        columns=columns,
+        gram=gram,
+        rate_tensor=gram if scale is None else scale,
+        rate=rate,
+        n=n,
+        k=k,
+        splits=splits,
+        each=each,
+        BOTH=right is not None,
+        PAIRS=pairs,
+        HAS_RATE=scale is not None,
+        BN=config.columns,
+        S=size,
+        **options(config.warps),
+    )
+    return made, shared
 
 
 def _many_orthonormal(partial: Tensor) -> tuple[Chain, Tensor]:

@@ -10,7 +10,7 @@ from projunn_kernels.configs.closed_form import (
     sizes,
     squares,
 )
-from projunn_kernels.configs.kernel import Case, Inputs, Kernel
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.factorization import eager
 
@@ -20,18 +20,19 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     p, n = problem, power_of_two(problem.n)
     if p.k == 1:
         return Config(1, min(n, 2048), 8 if n > 256 else 4)
-    if not p.pairs:  # 16 rows, whatever k: products of float64 tiles want 16 columns or more
-        return Config(1, max(16, min(n, 64)), 4)
-    # 2 float64 numbers a thread: 4 spill on some architectures, and so do 16 columns for 8 warps
-    columns = min(n, max(16, 256 // p.columns))
-    return Config(1, columns, 8 if columns > 16 else 4)
+    # One warp: what it sums up stays in registers, where more of them meet in shared memory each time.
+    # Matrices of 16 x 16 numbers fill the registers of one.
+    size = p.columns * (2 if p.operation == "basis" else 1)
+    columns = min(64, (128 if p.pairs else 256) // size)
+    return Config(1, max(16, min(n, columns)), 4 if size == 16 else 1)
 
 
 def column_candidates(problem: Problem, device: Device) -> list[Config]:
     """Widths and warps around the closed form, with 1 to 16 numbers a thread (complex k > 1: 4)."""
     p, first = problem, column_tiles(problem, device)
     found, n = [first], power_of_two(problem.n)
-    rows, most = (16, 16) if p.k > 1 and not p.pairs else (p.columns, 16 if p.k == 1 else 4)
+    rows = p.columns * (2 if p.k > 1 and p.operation == "basis" else 1)
+    most = 16 if p.k == 1 else 32
     for columns in around(first.columns):
         for warps in (first.warps // 2, first.warps, first.warps * 2):
             config = Config(1, columns, warps)
@@ -47,7 +48,12 @@ def small_columns(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, problem.k, n, n, 2)
 
 
-def _case(problem: Problem, inputs: Inputs) -> Case:
+def one_part(problem: Problem, variant: Variant) -> bool:
+    """Columns of rank 1 have one part always."""
+    return problem.k > 1 or not variant["alone"]
+
+
+def _case(problem: Problem, inputs: Inputs, *, alone: bool) -> Case:
     """Compared by ``Y Y^H`` in a few columns, which is the same for every orthonormal basis."""
     p, splits = problem, 2
 
@@ -56,9 +62,11 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
         return [columns[..., :8, :] @ columns.mH]
 
     def launch(partial: Tensor) -> list[Tensor]:
-        from projunn_kernels.factorization.launch import orthonormal
+        from projunn_kernels.factorization.launch import orthonormal_launch
 
-        return projector(orthonormal(partial).mT)
+        run, result = orthonormal_launch(partial, alone)
+        run()
+        return projector(result.mT)
 
     def in_eager(partial: Tensor) -> list[Tensor]:
         return projector(eager.orthonormalize(partial.sum(1).mT))
@@ -101,12 +109,13 @@ def _rows_case(problem: Problem, inputs: Inputs, *, keep: bool) -> Case:
 
 ORTHONORMAL = Kernel(
     name="orthonormal",
-    functions=("orthonormal_kernel",),
+    functions=("unit_kernel", "gram_kernel", "orthonormal_kernel"),
     closed_form=column_tiles,
     candidates=column_candidates,
     case=_case,
     small=small_columns,
-    variants={},
+    variants={"alone": (False, True)},
+    allowed=one_part,
     problem=matrix_problem("orthonormal"),
     standard=large_matrices("orthonormal"),
     compiled=squares("orthonormal", 1024, 9, 16384),

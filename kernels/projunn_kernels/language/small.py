@@ -1,8 +1,8 @@
 """Functions of one S x S matrix held in registers, S <= 16, in float64: what 1 < k <= 8 needs.
 
-Real matrices are 16 x 16, with zero columns beyond those of the step: products of that size are the
-smallest that tensor cores and both Tritons take.  Complex ones have S = 2k, and their products are sums
-of outer products: tiles of 16 x 16 of them do not fit the registers.
+S is 2k or, of k columns alone, k, rounded up to a power of two.  Products of real 16 x 16 matrices are
+those of tensor cores, which take no smaller ones; those of smaller ones are sums in registers, and those
+of large complex ones sums of outer products: tiles of 16 x 16 of them do not fit the registers.
 
 Nothing is decomposed by a library: elimination, powers and Newton's iteration only, so that a program
 needs no other and the host never waits.
@@ -20,6 +20,9 @@ from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 
 _SHIFT = tl.constexpr(1e-15)
+# A Cholesky factor of unit columns that span a larger volume, squared, makes them orthonormal to 3e-9,
+# and another would change nothing in float32: no eigenvalue of their Gram matrix is below a third.
+SOUND = tl.constexpr(1e-6)
 # A step from this size on has rounding in directions that its basis lacks.
 LARGE = tl.constexpr(1e4)
 SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
@@ -45,10 +48,18 @@ def dot(a, b):
 
 @triton.jit
 def matmul(ar, ai, br, bi, PAIRS: tl.constexpr):
-    """A B, real or complex; a small complex one is one sum: loops that unroll fill the registers."""
+    """A B, real or complex; a small one is one sum: loops that unroll fill the registers."""
     S: tl.constexpr = ar.shape[1]
-    if not PAIRS:
+    if not PAIRS and S == 16:
         cr = dot(ar, br)
+        ci = cr
+    elif not PAIRS and S <= SMALL:
+        cr = tl.sum(ar[:, :, None] * br[None, :, :], axis=1)
+        ci = cr
+    elif not PAIRS:
+        cr = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
+        for j in range(S):
+            cr += column(ar, j, S)[:, None] * row(br, j, S)[None, :]
         ci = cr
     elif S <= SMALL:
         xr, xi, yr, yi = ar[:, :, None], ai[:, :, None], br[None, :, :], bi[None, :, :]
@@ -80,7 +91,10 @@ def frobenius(re, im, PAIRS: tl.constexpr):
 
 @triton.jit
 def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """T and R of a Gram matrix: G + shift = L D L^H, T = L^-H D^-1/2, R = D^1/2 L^H."""
+    """T and R of a Gram matrix: G + shift = L D L^H, T = L^-H D^-1/2, R = D^1/2 L^H; and det D.
+
+    D is that of unit columns, so that det D is the square of the volume that they span: see `SOUND`.
+    """
     identity = eye(S)
     index = tl.arange(0, S)
     norms = square_root(tl.maximum(tl.sum(gr * identity, axis=0), 0.0))
@@ -91,11 +105,13 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     ur += identity * (_SHIFT + tl.where(norms > TINY, 0.0, 1.0))
     mr, mi = identity, tl.zeros((S, S), tl.float64)
     pivots = tl.full((S,), 1.0, tl.float64)
+    volume = tl.full((), 1.0, tl.float64)
     for j in range(S):
         pivot_r, pivot_i, value_r, value_i = row(ur, j, S), ui, row(mr, j, S), mi
         pivot = tl.maximum(tl.sum(tl.where(index == j, pivot_r, 0.0)), _SHIFT)
         inverse = reciprocal(pivot)
         pivots = tl.where(index == j, pivot, pivots)
+        volume *= pivot
         below = (index > j)[:, None]
         fr = tl.where(below, column(ur, j, S)[:, None] * inverse, 0.0)
         if PAIRS:
@@ -118,7 +134,7 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     ri = tl.where(upper, ui * root[:, None] * norms[None, :], 0.0)
     tr = tl.trans(mr) * root[None, :] * scale[:, None]
     ti = -tl.trans(mi) * root[None, :] * scale[:, None]
-    return tr, ti, rr, ri
+    return tr, ti, rr, ri, volume
 
 
 @triton.jit

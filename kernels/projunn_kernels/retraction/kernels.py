@@ -1,6 +1,7 @@
 """A retraction of large matrices, after the pass over W that made Z = W^H X.
 
-    plane_basis, basis   Q and T = Q F^H of a step, k = 1 and k > 1     one program for each matrix
+    plane_basis          Q and T = Q F^H of a step of rank 1            one program for each matrix
+    basis                the same for 1 < k <= 8                        one for each part of a matrix
     turn                 F of a step, k > 8                             one program for each matrix
     rotate_rows          W += (W Q) T^H                                 one read and one write of W
 
@@ -21,12 +22,26 @@ from projunn_kernels.language.blocks import (
     store_block,
     store_numbers,
 )
-from projunn_kernels.language.columns import combine, gram, stack, step_matrix, stored_rows
+from projunn_kernels.language.columns import (
+    combine,
+    gram_of_combined,
+    gram_of_part,
+    load_combined,
+    load_gram,
+    step_matrix,
+)
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import ROUNDING, TINY, dot, rotated
 from projunn_kernels.language.plane import product as scaled
-from projunn_kernels.language.small import LARGE, eye, matmul, orthonormalizer, rotation, turns_only
+from projunn_kernels.language.small import (
+    LARGE,
+    SOUND,
+    matmul,
+    orthonormalizer,
+    rotation,
+    turns_only,
+)
 from projunn_kernels.language.small import dot as block_product
 from projunn_kernels.language.tiles import (
     add_outer,
@@ -133,16 +148,11 @@ def plane_basis_kernel(
 
 
 @triton.jit
-def _chosen(q, rows, first, n, ur, ui, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    """BN columns of the stacked tile in memory, its rows combined by U."""
-    pr, pi = load_tile(q, rows, first, 2 * K, n, BN, PAIRS)
-    return combine(ur, ui, pr.to(tl.float64), pi.to(tl.float64), PAIRS)
-
-
-@triton.jit
 def basis_kernel(
     right,
     partial,
+    columns,
+    gram,
     basis,
     rotated_basis,
     taken_mask,
@@ -151,63 +161,57 @@ def basis_kernel(
     n,
     k,
     splits,
+    each,
     precision,
     ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     HAS_RATE: tl.constexpr,
+    ALONE: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
 ):
-    """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero."""
-    if HAS_RATE:
-        rate *= tl.load(rate_tensor).to(tl.float32)
-    P: tl.constexpr = K if PAIRS else 8
-    S: tl.constexpr = 2 * P
-    rows = stored_rows(K, P)
-    y, source, q, t = _places(right, partial, basis, rotated_basis, n, k, splits, 2 * K, PAIRS)
-    for first in range(0, n, BN):  # [Y, Z], padded with zero columns, where Q will be
-        yr, yi = load_columns(y, first, n, k, BN, P, PAIRS)
-        zr, zi = sum_partials(source, first, n, k, splits, BN, P, PAIRS)
-        pr, pi = stack(yr, -rate * zr).to(tl.float32), stack(yi, -rate * zi).to(tl.float32)
-        store_tile(q, rows, first, 2 * K, n, pr, pi, BN, PAIRS)
-    tl.debug_barrier()
-    ur, ui = eye(S), tl.zeros((S, S), tl.float64)
-    rr, ri = eye(S), tl.zeros((S, S), tl.float64)
-    finite, large = tl.sum(rr) < 0.0, tl.sum(rr) < 0.0
-    for repeat in range(3):
-        gr = tl.zeros((S, S), tl.float64)
-        gi = tl.zeros((S, S), tl.float64)
-        for first in range(0, n, BN):
-            pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
-            ar, ai = gram(pr, pi, PAIRS)
-            gr += ar
-            gi += ai
-        if repeat == 0:
-            finite, large = tl.sum(tl.abs(gr)) < 1e300, tl.sum(tl.abs(gr)) > LARGE * LARGE
-        tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
+    """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero.
+
+    Grid (parts, matrices), and ALONE, as in `orthonormal_kernel`; P is [Y, -rate Z].  Up to two factors
+    more follow where columns depend on each other, or are large.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    S: tl.constexpr = 2 * K
+    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    at = slot * n * WIDTH
+    columns += at * S
+    if ALONE:
+        if HAS_RATE:
+            rate *= tl.load(rate_tensor).to(tl.float32)
+        gr, gi = gram_of_part(
+            right + at * k, partial + at * splits * k, columns, part, each, n, k, splits,
+            -rate, True, PAIRS, BN, S,
+        )  # fmt: skip
+        tl.debug_barrier()
+    else:
+        gr, gi = load_gram(gram + slot * parts * (S * S * WIDTH), parts, S, PAIRS)
+    finite, large = tl.sum(tl.abs(gr)) < 1e300, tl.sum(tl.abs(gr)) > LARGE * LARGE
+    ur, ui, rr, ri, volume = orthonormalizer(gr, gi, S, PAIRS)
+    count = 0
+    while ((volume < SOUND) | large) & (count < 2):
+        hr, hi = gram_of_combined(columns, n, ur, ui, BN, S, PAIRS)
+        tr, ti, sr, si, volume = orthonormalizer(hr, hi, S, PAIRS)
         ur, ui = matmul(ur, ui, tr, ti, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, PAIRS)
-    er, ei = step_matrix(rr, ri, P, PAIRS)
+        count += 1
+    er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
     taken = taken & finite
     if large & taken:
-        gr = tl.zeros((S, S), tl.float64)
-        gi = tl.zeros((S, S), tl.float64)
-        for first in range(0, n, BN):
-            pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
-            ar, ai = gram(pr, pi, PAIRS)
-            gr += ar
-            gi += ai
-        taken = turns_only(fr, fi, gr, gi, S, PAIRS)
-    _report(taken_mask, taken)
-    for first in range(0, n, BN):
-        pr, pi = _chosen(q, rows, first, n, ur, ui, BN, K, PAIRS)
+        hr, hi = gram_of_combined(columns, n, ur, ui, BN, S, PAIRS)
+        taken = turns_only(fr, fi, hr, hi, S, PAIRS)
+    tl.store(taken_mask + slot, taken.to(tl.int8))
+    for first in range(part * each, tl.minimum((part + 1) * each, n), BN):
+        pr, pi = load_combined(columns, first, n, ur, ui, BN, S, PAIRS)
         pr, pi = tl.where(taken, pr, 0.0), tl.where(taken, pi, 0.0)
         vr, vi = combine(tl.trans(fr), -tl.trans(fi), pr, pi, PAIRS)
-        tl.debug_barrier()
-        pr, pi, vr, vi = pr.to(tl.float32), pi.to(tl.float32), vr.to(tl.float32), vi.to(tl.float32)
-        store_tile(q, rows, first, 2 * K, n, pr, pi, BN, PAIRS)
-        store_tile(t, rows, first, 2 * K, n, vr, vi, BN, PAIRS)
+        store_columns(basis + at * S, first, n, S, pr, pi, BN, S, PAIRS)
+        store_columns(rotated_basis + at * S, first, n, S, vr, vi, BN, S, PAIRS)
 
 
 @triton.jit

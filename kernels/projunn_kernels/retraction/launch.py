@@ -10,6 +10,7 @@ from torch import Tensor
 from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_MANY, MAX_RANK
+from projunn_kernels.factorization.launch import gram_launch, is_alone
 from projunn_kernels.factorization.rows import (
     gram_of,
     orthonormal_rows,
@@ -168,11 +169,12 @@ def rotation_launch(
     retraction: str,
     rate: float = -1.0,
     scale: Tensor | None = None,
+    alone: bool | None = None,
 ) -> tuple[Launch | Chain, Rotation]:
     """A launch that makes Q and T of the step ``-rate Z Y^H``, and where it makes them.
 
-    For k > MAX_RANK it is a few.  Y is ``factor``, (A, k, n), Z the sum of ``pulled``,
-    (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
+    Or a few launches; ``alone`` as in `gram_launch`.  Y is ``factor``, (A, k, n), Z the sum of
+    ``pulled``, (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
     """
     count, splits, k, length = pulled.shape
     if k > MAX_RANK:
@@ -180,7 +182,9 @@ def rotation_launch(
     rank, pairs = power_of_two(k), pulled.is_complex()
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
-    config = where.config("basis", k, retraction=retraction, scaled=scale is not None)
+    alone = is_alone(pulled) if alone is None else alone and k > 1
+    variant = {"retraction": retraction, "scaled": scale is not None, "alone": alone}
+    config = where.config("basis", k, **variant)
     arguments = {
         "right": floats(factor),
         "partial": floats(pulled),
@@ -197,11 +201,27 @@ def rotation_launch(
         "HAS_RATE": scale is not None,
         "BN": config.columns,
     } | options(config.warps)
+    rotation = Rotation(q, t, taken)
     if k == 1:
-        made = Launch(plane_basis_kernel, (count,), **arguments)
-    else:
-        made = Launch(basis_kernel, (count,), k=k, K=rank, **arguments)
-    return made, Rotation(q, t, taken)
+        return Launch(plane_basis_kernel, (count,), **arguments), rotation
+    first, shared = gram_launch(factor, pulled, 2 * rank, alone, config, rate, scale)
+    arguments |= {"columns": shared.columns, "gram": shared.gram, "each": shared.each}
+    grid = shared.parts, count
+    last = Launch(basis_kernel, grid, k=k, K=rank, ALONE=alone, **arguments)
+    return (last if first is None else Rates(first, last)), rotation
+
+
+class Rates(Chain):
+    """Two launches that both get the arguments that change."""
+
+    def __init__(self, first: Launch, last: Launch) -> None:
+        super().__init__([first], last)
+        self._first = first
+
+    def __call__(self, **changed: Any) -> None:
+        """Launch both."""
+        self._first(**changed)
+        self.main(**changed)
 
 
 def _many_rotations(

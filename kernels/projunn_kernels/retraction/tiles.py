@@ -20,13 +20,16 @@ from projunn_kernels.factorization.tiles import (
     block_tiles,
     column_candidates,
     column_tiles,
+    one_part,
     small_columns,
 )
 from projunn_kernels.retraction import eager
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 
 
-def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str, scaled: bool) -> Case:
+def _basis_case(
+    problem: Problem, inputs: Inputs, *, retraction: str, scaled: bool, alone: bool = False
+) -> Case:
     """A whole retraction, whose result does not depend on the choice of the basis."""
     p, rate = problem, -1.0 if not scaled else 2.0
 
@@ -36,7 +39,7 @@ def _basis_case(problem: Problem, inputs: Inputs, *, retraction: str, scaled: bo
         from projunn_kernels.retraction.launch import rotation_launch, rows_launch
 
         where, pulled = Matrices.of(weight), adjoint_partials(weight, as_columns(left), None)
-        run, found = rotation_launch(where, as_columns(right), pulled, retraction, rate, scale)
+        run, found = rotation_launch(where, as_columns(right), pulled, retraction, rate, scale, alone)
         run()
         rows_launch(where, found)()
         return [weight, found.taken.to(weight.dtype)]
@@ -131,7 +134,8 @@ BASIS = Kernel(
     candidates=column_candidates,
     case=_basis_case,
     small=small_columns,
-    variants={"retraction": WITH_KERNELS, "scaled": (False, True)},
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True), "alone": (False, True)},
+    allowed=one_part,
     passed=rotations_of,
     problem=matrix_problem("basis"),
     standard=large_matrices("basis"),

@@ -259,7 +259,7 @@ def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr, Y
         ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), PAIRS)
         gr += ar
         gi += ai
-    tr, ti, _r, _i = orthonormalizer(gr, gi, Y, PAIRS)
+    tr, ti, _r, _i, _volume = orthonormalizer(gr, gi, Y, PAIRS)
     for first in range(0, m, BX):
         rows = first + lane
         at = rows[None, :] * k + index[:, None]
@@ -333,7 +333,7 @@ def wide_step_kernel(
     pr, pi = yr.to(tl.float64), yi.to(tl.float64)
     for _ in range(2):
         gr, gi = gram(pr, pi, PAIRS)
-        tr, ti, _r, _i = orthonormalizer(gr, gi, Y, PAIRS)
+        tr, ti, _r, _i, _volume = orthonormalizer(gr, gi, Y, PAIRS)
         pr, pi = combine(tr, ti, pr, pi, PAIRS)
     yr, yi = pr.to(tl.float32), pi.to(tl.float32)
 
@@ -363,7 +363,7 @@ def wide_step_kernel(
     rr, ri = eye(S), tl.zeros((S, S), tl.float64)
     for _ in range(3):
         gr, gi = gram(pr, pi, PAIRS)
-        tr, ti, sr, si = orthonormalizer(gr, gi, S, PAIRS)
+        tr, ti, sr, si, _volume = orthonormalizer(gr, gi, S, PAIRS)
         pr, pi = combine(tr, ti, pr, pi, PAIRS)
         rr, ri = matmul(sr, si, rr, ri, PAIRS)
     er, ei = step_matrix(rr, ri, P, PAIRS)

@@ -76,14 +76,16 @@ def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
 
 
 def tiny_problems() -> Iterator[tuple[Problem, dict[str, Any]]]:
-    """Each kernel once or twice, small ranks: for the tests."""
+    """Each kernel a few times, small ranks: for the tests."""
     for kernel in KERNELS.values():
         firsts: dict[tuple[bool, int], Problem] = {}
         for problem in kernel.compiled:
             firsts.setdefault((problem.pairs, problem.k), problem)
         chosen = [firsts[kind] for kind in ((False, 2), (True, 1)) if kind in firsts]
         for problem in chosen or list(firsts.values())[:1]:
-            yield problem, list(kernel.variants_of(problem))[-1]
+            every = list(kernel.variants_of(problem))
+            for variant in every if len(every) == 2 else every[-1:]:
+                yield problem, variant
 
 
 def _one_at_a_time(kernel: Kernel, problem: Problem) -> Iterator[dict[str, Any]]:
