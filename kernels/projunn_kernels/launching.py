@@ -99,8 +99,16 @@ def _run(binary: Any, grid: tuple[int, ...], values: list[Any]) -> None:
 
 
 def _passed(value: Any) -> Any:
-    """An argument of a launch: of a tensor its address."""
-    return value.data_ptr() if isinstance(value, Tensor) else value
+    """An argument of a launch: of a tensor its address.
+
+    Raises:
+        ValueError: a tensor is not on a GPU; its address would end the process.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_cuda and torch.cuda.is_initialized():
+        raise ValueError(f"got a tensor on {value.device} beside others on a GPU, wanted all on one")
+    return value.data_ptr()
 
 
 # Triton finds the binary of a launch from its arguments anew each time, which takes the host longer than

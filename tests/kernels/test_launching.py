@@ -110,6 +110,15 @@ def test_a_launcher_that_takes_other_arguments_is_called_as_users_call_it(monkey
     assert kernel.made[1] == ((4, 1, 1), (x.data_ptr(), 0.25, 8, 16))
 
 
+def test_a_tensor_that_is_elsewhere_is_refused(kernel, monkeypatch):
+    arguments = {"x": torch.zeros(8), "rate": 0.5, "n": 8, "BN": 16, "num_warps": 4}
+    launch(kernel, (4,), **arguments)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # as if it were the same
+    with pytest.raises(ValueError, match="got a tensor on cpu beside others on a GPU"):
+        launch(kernel, (4,), **arguments)
+
+
 def test_the_launcher_of_this_triton_takes_these_arguments():
     from triton.backends.nvidia.driver import CudaLauncher
 
