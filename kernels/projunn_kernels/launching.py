@@ -86,11 +86,7 @@ def _launched(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> 
 
 
 def _run(binary: Any, grid: tuple[int, ...], values: list[Any]) -> None:
-    """Launch a binary on arguments that were passed through `_passed`, on the current stream.
-
-    Addresses spare the host two calls for each tensor, and Triton's hooks, which are for profilers of
-    kernels, two more.
-    """
+    """Launch a binary on what `_passed` returned.  Triton's hooks, for its profilers, are not called."""
     stream = private.current_raw_stream()
     try:
         binary.run(*grid, stream, binary.function, binary.packed_metadata, None, None, None, *values)
@@ -99,20 +95,14 @@ def _run(binary: Any, grid: tuple[int, ...], values: list[Any]) -> None:
 
 
 def _passed(value: Any) -> Any:
-    """An argument of a launch: of a tensor its address.
-
-    Raises:
-        ValueError: a tensor is not on a GPU; its address would end the process.
-    """
-    if not isinstance(value, Tensor):
-        return value
-    if not value.is_cuda and torch.cuda.is_initialized():
+    """An argument of a launch: of a tensor its address, if it is on a GPU."""
+    if isinstance(value, Tensor) and not value.is_cuda and torch.cuda.is_initialized():
         raise ValueError(f"got a tensor on {value.device} beside others on a GPU, wanted all on one")
-    return value.data_ptr()
+    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
-# Triton finds the binary of a launch from its arguments anew each time, which takes the host longer than
-# all else.  A binary is the same for the same constants and sizes, dtypes, and alignment of addresses.
+# Triton finds the binary of a launch anew each time, which takes the host longer than all else.  It is
+# the same for the same constants and sizes, dtypes, and alignment of addresses.
 _binaries: dict[tuple[Any, ...], Any] = {}
 
 
@@ -145,11 +135,7 @@ def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Launch:
-    """A launch that can be made again: its grid, sizes and constants stay, tensors may be others.
-
-    Args:
-        kernel, grid, arguments: as in `launch`.
-    """
+    """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others."""
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
         self.kernel, self.grid, self.arguments = kernel, grid, arguments

@@ -26,7 +26,7 @@ def setting_of(kind: str) -> str:
     Read from the setting of the backend itself: `torch.get_float32_matmul_precision` raises where that
     setting was made by ``torch.backends``.
     """
-    found = float32_setting("mkldnn" if kind == "cpu" else "cuda")
+    found = float32_setting("mkldnn" if kind == "cpu" else "cuda", "matmul")
     return "ieee" if found in _EXACT else found
 
 
@@ -59,7 +59,9 @@ exact_products = _ExactProducts()  # a context
 
 def may_be_inexact() -> bool:
     """Whether float32 products need `exact_products` to be exact."""
-    return bool(exact_products.depth) or not all(float32_setting(name) in _EXACT for name in _BACKENDS)
+    if float32_setting("cuda", "matmul") in _EXACT and float32_setting("mkldnn", "matmul") in _EXACT:
+        return bool(exact_products.depth)
+    return True
 
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ def set_precision(legacy: str, own: str) -> tuple[str | None, dict[str, str]]:
     They must agree, or `torch.get_float32_matmul_precision` raises: so the older one is changed too,
     unless the user has made them disagree.
     """
-    before = {name: float32_setting(name) for name in _BACKENDS}
+    before = {name: float32_setting(name, "matmul") for name in _BACKENDS}
     try:
         older: str | None = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -110,5 +112,6 @@ def _restore(older: str | None, before: dict[str, str]) -> None:
 
 def _set(wanted: dict[str, str]) -> None:
     for name, value in wanted.items():
-        if float32_setting(name) != value and not (float32_setting(name) in _EXACT and value in _EXACT):
+        found = float32_setting(name, "matmul")
+        if found != value and not (found in _EXACT and value in _EXACT):
             _BACKENDS[name].fp32_precision = value

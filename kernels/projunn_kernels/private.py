@@ -54,10 +54,8 @@ def lazy_views() -> AbstractContextManager[None]:
     return guard
 
 
-def float32_setting(backend: str) -> str:
-    """``torch.backends.<backend>.matmul.fp32_precision``: ``ieee``, ``tf32``, ``bf16`` or ``none``."""
-    found: str = torch._C._get_fp32_precision_getter(backend, "matmul")
-    return found
+# ``torch.backends.<backend>.matmul.fp32_precision``: ``ieee``, ``tf32``, ``bf16`` or ``none``
+float32_setting: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
 
 
 def warms_up_a_graph(device: torch.device) -> bool:

@@ -66,8 +66,9 @@ def _panels(problem: Problem, device: Device) -> Config:
         columns *= 2
     while rows < 64 and _programs(problem, 2 * rows, columns) >= 4 * device.processors:
         rows *= 2
-    small = problem.pairs or rows > 32 or (problem.k == 1 and device.capability == "12.0")
-    depth = 32 if small else 64  # on sm_120 the backward of 64 columns would spill 24 bytes
+    exact = problem.k == 1  # whose operands take twice the registers
+    small = problem.pairs or rows > 32 or (exact and device.capability == "12.0")
+    depth = 16 if problem.pairs and exact else 32 if small else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
     return Config(rows, columns, 4, depth=depth, stages=stages)
 
