@@ -61,16 +61,28 @@ def _block(problem: Problem, device: Device) -> Config | None:
 
 def _panels(problem: Problem, device: Device) -> Config:
     """A launch a step: programs for all multiprocessors; if there are more, larger ones."""
-    rows, columns, most = 16, 16, 32 if problem.pairs else 64
-    while columns < most and _programs(problem, rows, 2 * columns) >= device.processors * 3 // 4:
+    rows, columns = 16, 16
+    while columns < _most_columns(problem) and (
+        _programs(problem, rows, 2 * columns) >= device.processors * 3 // 4
+    ):
         columns *= 2
     while rows < 64 and _programs(problem, 2 * rows, columns) >= 4 * device.processors:
         rows *= 2
+    return _panel(problem, device, rows, columns)
+
+
+def _panel(problem: Problem, device: Device, rows: int, columns: int) -> Config:
+    """As deep as registers allow, and as many in flight as shared memory does."""
     exact = problem.k == 1  # whose operands take twice the registers
     small = problem.pairs or rows > 32 or (exact and device.capability == "12.0")
     depth = 16 if problem.pairs and exact else 32 if small else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
     return Config(rows, columns, 4, depth=depth, stages=stages)
+
+
+def _most_columns(problem: Problem) -> int:
+    """Of a panel."""
+    return 32 if problem.pairs else 64
 
 
 def _programs(problem: Problem, rows: int, columns: int) -> int:
@@ -90,7 +102,9 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
     if problem.n > 64 or block is None:
         step = _panels(problem, device)
-        tried += [step] + [
+        widths = [c for c in (16, 32, 64) if c <= _most_columns(problem)]
+        tried += [step] + [_panel(problem, device, r, c) for r in (16, 32, 64) for c in widths]
+        tried += [
             replace(step, rows=r, columns=c, warps=w, depth=d, stages=s)
             for r in (16, 32)
             for c, w in ((16, 2), (16, 4), (32, 4), (64, 4))
