@@ -1,0 +1,47 @@
+"""What the library passes to Triton's launcher arrives at the CUDA driver as from Triton itself."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.requires_cpp
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("driver")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.launcher.job", str(folder)]
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert job.returncode == 0, job.stderr
+    return json.loads(job.stdout)
+
+
+def bits(number):
+    return struct.unpack("I", struct.pack("f", number))[0]
+
+
+def test_triton_is_asked_once(shown):
+    _, *arrived = shown
+    assert [launch["asked"] for launch in arrived] == [1] * 5
+    assert [launch["made"] for launch in arrived] == [1, 2, 3, 4, 5]
+
+
+def test_every_parameter_arrives(shown):
+    """Addresses, a float, sizes; what is 1, a constant or an option is part of the binary."""
+    addresses, first, *_ = shown
+    assert first["values"] == [addresses["x"], addresses["y"], bits(0.3), 40, 2**33]
+    assert (first["grid"], first["block"], first["stream"]) == ([3, 2, 1], 64, 4096)
+
+
+def test_launches_by_addresses_arrive_like_those_of_triton(shown):
+    addresses, first, *others = shown
+    changed = [{}, {}, {0: addresses["x"] + 128}, {0: addresses["x"] + 128, 2: bits(-2.0)}]
+    for launch, change in zip(others, changed, strict=True):
+        values = [change.get(place, value) for place, value in enumerate(first["values"])]
+        assert launch == first | {"values": values, "made": launch["made"]}
