@@ -135,7 +135,11 @@ def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Launch:
-    """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others."""
+    """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others.
+
+    It keeps the tensors that it was given when it was made, not those of its calls: what has been
+    changed in one call must be in the next.
+    """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
         self.kernel, self.grid, self.arguments = kernel, grid, arguments
@@ -146,19 +150,17 @@ class Launch:
 
     def __call__(self, **changed: Any) -> None:
         """Launch, with these arguments, of the same dtypes, in place of those given at first."""
-        if changed:
-            self.arguments |= changed
         if self._binary is None or _stand_in is not None:
-            self._first()
+            self._first(self.arguments | changed)
             return
         values = self._values
         for name, value in changed.items():
             values[self._places[name]] = _passed(value)
         _run(self._binary, self._grid, values)
 
-    def _first(self) -> None:
+    def _first(self, arguments: dict[str, Any]) -> None:
         """Launch in the usual way, and keep the binary, once there is one."""
-        kernel, arguments = self.kernel, self.arguments
+        kernel = self.kernel
         if _stand_in is not None:
             launch(kernel, self.grid, **arguments)
             return
@@ -312,6 +314,16 @@ def table_of(
 def current_stream(tensor: Tensor) -> int:
     """The stream that launches go to: what lies between two launches must not be shared by streams."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def may_keep(tensor: Tensor) -> bool:
+    """Whether launches may be kept: a graph owns its memory, and a self-check must find its own."""
+    return choice.settled() and not selfcheck.is_checking() and not capturing(tensor.device)
+
+
+def in_force(tensor: Tensor) -> tuple[int, int]:
+    """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
+    return current_stream(tensor), choice.generation()
 
 
 def capturing(device: torch.device) -> bool:

@@ -27,8 +27,8 @@ from torch import Tensor
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
+from projunn.optim.parts import part_from_banks
 from projunn.optim.recognition import check_parameter
-from projunn.optim.together import part_from_banks
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels.operation import Operation, nothing
 

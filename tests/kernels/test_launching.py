@@ -1,6 +1,7 @@
 """A launch asks Triton for its binary once."""
 
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -100,6 +101,17 @@ def test_a_kept_launch_takes_other_tensors(kernel):
     assert kernel.made[1:] == [
         ((4, 1, 1), (y.data_ptr(), 0.25, 8, 16)), ((4, 1, 1), (x.data_ptr(), 1.0, 8, 16))
     ]  # fmt: skip
+
+
+def test_a_kept_launch_holds_on_to_none_of_the_tensors_of_its_calls(kernel):
+    run = Launch(kernel, (4,), x=torch.zeros(8), rate=0.5, n=8, BN=16, num_warps=4)
+    run()
+    y = torch.ones(8)
+    gone = weakref.ref(y)
+    run(x=y)
+    del y
+    kernel.made.clear()
+    assert gone() is None
 
 
 def test_a_launcher_that_takes_other_arguments_is_called_as_users_call_it(monkeypatch):

@@ -110,8 +110,20 @@ def test_kernels_equal_float64(kernels, kind, k, batch, pairs):
     assert (precise(left @ right.mH) - expected).abs().max() < 1e-5 * expected.abs().max()
     identity = torch.eye(k, dtype=expected.dtype).expand(*batch, k, k)
     torch.testing.assert_close(precise(right).mH @ precise(right), identity, atol=1e-6, rtol=0)
-    assert left.is_contiguous()
-    assert right.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_launches_kept_from_sketch_to_sketch(kernels, kind, k):
+    """Of other tensors of the same shapes; the factors that were made before stay what they are."""
+    problems = [tuple(t.to(kernels.device) for t in problem(kind, k=k)) for _ in range(3)]
+    with kernels.backend():
+        found = [sketch([x], [g], basis) for x, g, basis in problems]
+    for tensors, (left, right) in zip(problems, found, strict=True):
+        exact = sketch_reference(*map(precise, tensors))
+        torch.testing.assert_close(
+            precise(left @ right.mH), exact[0] @ exact[1].mH, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_kernels_read_half_precision_and_zeros(kernels):

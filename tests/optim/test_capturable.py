@@ -18,8 +18,6 @@ from projunn.optim.gradient import dense
 from projunn_kernels import launching, private, selfcheck
 from projunn_kernels.backends import interpreting
 from projunn_kernels.polish import eager as polishing
-from projunn_kernels.rules import launch as rules_launch
-from projunn_kernels.step import launch as step_launch
 from tests.combinations import pairwise
 
 RULES = {
@@ -58,8 +56,7 @@ class Idle:
 def pretend_to_capture(patch):
     """Tensors on the meta device are those of a graph from now on."""
     patch.setattr(private, "is_fake", lambda tensor: False)
-    for module in (launching, rules_launch, step_launch):
-        patch.setattr(module, "capturing", lambda device: True)
+    patch.setattr(launching, "capturing", lambda device: True)
 
 
 @pytest.fixture(params=["kernels", "PyTorch"])

@@ -11,6 +11,7 @@ from projunn.nn import BlockUnitaryLinear, UnitaryLinear
 from projunn.optim import SGD, AdamW, RMSprop
 from projunn.optim.gradient.factored import compressed, row_energies, truncated
 from tests.dense import defect
+from tests.launches import watched
 
 REAL_AND_COMPLEX = pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 RULES = {
@@ -251,3 +252,75 @@ def test_nothing_waits_for_a_device(rule, dtype, rank):
     assert {tensor.device.type for tensor in state.values()} == {"meta"}
     with pytest.raises(RuntimeError):
         state["step"].item()
+
+
+class Three(torch.nn.Module):
+    def __init__(self, n, dtype, k):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            UnitaryLinear(n, n, False, dtype=dtype, sketch_rank=k) for _ in range(3)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@REAL_AND_COMPLEX
+@pytest.mark.parametrize("rule", ["SGD", "momentum", "AdamW"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_alike_parameters_step_together_as_each_alone(kernels, dtype, rule, k):
+    together = Three(18, dtype, k).to(kernels.device)
+    apart = copy.deepcopy(together)
+    one = RULES[rule](together.parameters(), rank=k)
+    each = [RULES[rule](layer.parameters(), rank=k) for layer in apart.layers]
+    with kernels.backend():
+        for _ in range(3):
+            x, y = (torch.randn(7, 18, dtype=dtype, device=kernels.device) for _ in range(2))
+            for model, optimizers in ((together, [one]), (apart, each)):
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                (model(x) - y).abs().square().mean().backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+    for a, b in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_alike_parameters_step_in_the_launches_of_one(kernels, k):
+    model = Three(18, torch.float32, k).to(kernels.device)
+    optimizer = SGD(model.parameters(), rank=k, polish_every=0)
+    with watched(kernels, run=False) as seen:
+        for count in (1, 3):
+            optimizer.zero_grad()
+            for layer in model.layers[:count]:
+                layer(torch.randn(7, 18, device=kernels.device)).sum().backward()
+            seen.clear()
+            optimizer.step()
+            names = ["adjoint_product", "plane_basis", "rotate_rows", "warm_basis"]
+            if k > 1:
+                names[1:] = ["basis", "rotate_rows", "orthonormal", "warm_basis"]
+            assert seen.kernels == names
+
+
+def test_a_gradient_of_another_kind_is_taken_up_after_one_in_factors():
+    layer = UnitaryLinear(6, 6, False, sketch_rank=2)
+    optimizer = SGD(layer.parameters(), lr=1.0, unitary_lr=0.1, rank=2)
+    other = copy.deepcopy(layer)
+    expected = SGD(other.parameters(), lr=1.0, unitary_lr=0.1, rank=2)
+    for i in range(4):
+        for model, rule in ((layer, optimizer), (other, expected)):
+            torch.manual_seed(i)
+            rule.zero_grad()
+            model(torch.randn(5, 6)).square().mul(torch.randn(5, 6)).sum().backward()
+        if i == 2:
+            layer.weight.grad = layer.weight.grad.to_dense()
+        optimizer.step()
+        expected.step()
+        torch.testing.assert_close(layer.weight, other.weight, atol=1e-5, rtol=0)
+    optimizer.param_groups[0]["factorization"] = "tangent"
+    layer(torch.randn(5, 6)).sum().backward()
+    with pytest.raises(ValueError, match='factorization: got "tangent"'):
+        optimizer.step()

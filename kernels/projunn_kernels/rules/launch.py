@@ -5,22 +5,19 @@ As with steps (`projunn_kernels.step.launch`), what is prepared for averages tha
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from projunn_kernels import selfcheck
 from projunn_kernels.batches import flattened
-from projunn_kernels.configs import choice
 from projunn_kernels.launching import (
     Launch,
     Recent,
     address_table,
     addresses_of_flat,
-    capturing,
     configured,
-    current_stream,
+    in_force,
+    may_keep,
     options,
     table_of,
 )
@@ -64,11 +61,11 @@ def _follow_kept(step: RuleStep) -> Tensor | None:
     gradients, *places = map(addresses_of_flat, (step.gradients, *averages))
     if gradients is None or None in places:
         return None
-    if not choice.settled() or selfcheck.is_checking() or capturing(first.device):
-        return Followed(step)(step)  # a graph owns its memory
+    if not may_keep(first):
+        return Followed(step)(step)
     counts = (tuple(map(Tensor.data_ptr, tensors)) for tensors in (step.missed, step.counted))
     kind = first.shape, first.dtype, first.device, step.rule, step.nesterov
-    key = (*places, *counts, *kind, choice.generation(), current_stream(first))
+    key = (*places, *counts, *kind, *in_force(first))
     kept = _kept.found(key) or _kept.keep(key, Followed(step))
     return kept(step, table_of(gradients, first.device))
 
@@ -97,12 +94,13 @@ class Followed:
         sound = first.new_empty(count * parts, dtype=torch.int8)
         shares = first.new_empty(2 * count, dtype=torch.float32)
         self._numbers = tuple(step.numbers)
+        self._table = table_of(self._numbers, first.device, torch.float64)
         shared = {
             "gradients": address_table(step.gradients),
             "sound": sound,
             "shares": shares,
             "missed": address_table(step.missed),
-            "numbers": table_of(self._numbers, first.device, torch.float64),
+            "numbers": self._table,
             "matrices": matrices,
             "PAIRS": pairs,
             "B": block,
@@ -143,11 +141,11 @@ class Followed:
         first = step.gradients[0]
         directions = first.new_empty(len(step.gradients), *first.shape)
         table = address_table(step.gradients) if gradients is None else gradients
-        changed: dict[str, Any] = {"gradients": table}
         numbers = tuple(step.numbers)
         if numbers != self._numbers:
             self._numbers = numbers
-            changed["numbers"] = table_of(numbers, first.device, torch.float64)
+            self._table = table_of(numbers, first.device, torch.float64)
+        changed = {"gradients": table, "numbers": self._table}
         high, low = divmod(step.steps, _HIGH)
         self._look(steps_high=float(high), steps_low=float(low), **changed)
         written = torch.view_as_real(directions) if first.is_complex() else directions

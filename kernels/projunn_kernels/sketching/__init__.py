@@ -44,7 +44,7 @@ def sketch(
             factors are those of the mean of their G, the same on all of them, if R is.
 
     Returns:
-        X (*batch, m, k) and Y (*batch, n, k), contiguous, in the dtype of ``basis``.  If all rows are
+        X (*batch, m, k) and Y (*batch, n, k) in the dtype of ``basis``.  If all rows are
         zero, or there are none, X is zero.
     """
     left, right = _sketch(inputs=list(inputs), grads=list(grads), basis=basis, pairs=pairs, group=group)

@@ -1,15 +1,17 @@
-"""Launches of the sketch of a gradient that is never formed."""
+"""Launches of the sketch of a gradient that is never formed, kept for the next of the same shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import get_ident
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
-from projunn_kernels.factorization.launch import orthonormal
-from projunn_kernels.launching import as_columns
-from projunn_kernels.products.launch import adjoint_partials, product_columns
-from projunn_kernels.sketching.eager import numbers, stored
+from projunn_kernels.factorization.launch import orthonormal_launch
+from projunn_kernels.launching import Launch, Matrices, Recent, floats, in_force, may_keep
+from projunn_kernels.products.launch import adjoint_launch, product_launch
+from projunn_kernels.sketching.eager import numbers
 
 
 def factors(
@@ -18,26 +20,92 @@ def factors(
     """`projunn_kernels.sketch`, without a ``group``, of tensors as users have them."""
     inputs, grads, basis = numbers(inputs, grads, basis, pairs)
     xs, gs = ([contiguous_matrices(t) for t in tensors] for tensors in (inputs, grads))
-    left, right = sketch(xs, gs, as_matrices(basis))
-    batch = basis.shape[:-2]
-    left, right = (t.reshape(*batch, *t.shape[-2:]).resolve_conj() for t in (left, right))
-    return stored(left, right, pairs)
+    columns = _kept_sketch(xs, gs, basis)(xs, gs, basis)
+    left, right = (c.view(*basis.shape[:-2], *c.shape[-2:]).mT for c in columns)
+    return (torch.view_as_real(left), torch.view_as_real(right)) if pairs else (left, right)
 
 
-def sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> tuple[Tensor, Tensor]:
-    """`projunn_kernels.sketch` of x (B, rows, n) and g (B, rows, m), k <= MAX_RANK: X and Y.
+_kept: Recent["Sketch"] = Recent(256)
 
-    Four launches for each x and g, and one for all.  The kernels make ``M Y`` and ``M^H X``: everything
-    but x and g is conjugated on the way in and out.
+
+def _kept_sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> "Sketch":
+    if not may_keep(basis):
+        return Sketch(inputs, grads, basis)
+    sizes = [(t.shape, t.dtype) for t in (*inputs, *grads, basis)]
+    # Sketches of one thread and stream follow each other, so that they can share what lies between.
+    key = (*sizes, basis.device, get_ident(), *in_force(basis))
+    return _kept.found(key) or _kept.keep(key, Sketch(inputs, grads, basis))
+
+
+class Sketch:
+    """`projunn_kernels.sketch` of x (B, rows, n) and g (B, rows, m), k <= MAX_RANK.
+
+    Four launches for each x and g, and a few for all.  The kernels make ``M Y`` and ``M^H X``: all but
+    x and g is conjugated on the way in and out.
+
+    Args:
+        inputs, grads: of the shapes and dtypes of those of the calls.
+        basis: R, (*batch, m, k), likewise.
     """
-    both = list(zip(inputs, grads, strict=True))
-    start = as_columns(basis.conj())
-    pulled = [adjoint_partials(x, product_columns(g, start, None), None) for x, g in both]
-    right = orthonormal(_joined(pulled))
-    pushed = [adjoint_partials(g, product_columns(x, right, None), None) for x, g in both]
-    return _joined(pushed).sum(1).conj().mT, right.conj().mT
+
+    def __init__(self, inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> None:
+        start = as_matrices(basis).mT
+        self._start = torch.empty(start.shape, dtype=start.dtype, device=start.device)
+        self._pull, pulled = _sums(grads, inputs, self._start)
+        self._pulled, joined = _side_by_side(pulled)
+        self._orthonormal, self._right = orthonormal_launch(joined)
+        self._push, pushed = _sums(inputs, grads, self._right)
+        self._pushed, self._joined = _side_by_side(pushed)
+
+    def __call__(
+        self, inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """X as (B, k, m) and Y as (B, k, n)."""
+        self._start.copy_(as_matrices(basis).mT.conj())
+        _run(self._pull, grads, inputs)
+        self._pulled()
+        self._orthonormal()
+        _run(self._push, inputs, grads)
+        self._pushed()
+        left, right = self._joined.sum(1), self._right.clone()
+        return (left.conj_physical_(), right.conj_physical_()) if left.is_complex() else (left, right)
 
 
-def _joined(partials: list[Tensor]) -> Tensor:
-    """The partial sums of all x and g side by side; those of a single one are not copied."""
-    return partials[0] if len(partials) == 1 else torch.cat(partials, 1)
+_Sums = list[tuple[Launch, Launch]]
+
+
+def _sums(
+    inner: Sequence[Tensor], outer: Sequence[Tensor], columns: Tensor
+) -> tuple[_Sums, list[Tensor]]:
+    """Launches of the partial sums of ``a^H (b C)``: a is of ``outer``, b of ``inner``."""
+    runs, partials = [], []
+    for b, a in zip(inner, outer, strict=True):
+        through, moved = product_launch(_like(b), columns)
+        back, partial = adjoint_launch(_like(a), columns.shape[1], moved)
+        runs.append((through, back))
+        partials.append(partial)
+    return runs, partials
+
+
+def _like(matrices: Tensor) -> Matrices:
+    """In the place of matrices that a call will name: kept launches would hold on to those."""
+    return Matrices.of(matrices.new_empty(1).expand(matrices.shape))
+
+
+def _run(sums: _Sums, inner: Sequence[Tensor], outer: Sequence[Tensor]) -> None:
+    for (through, back), b, a in zip(sums, inner, outer, strict=True):
+        first, second = floats(b), floats(a)
+        through(matrix=first, listed=first)
+        back(matrix=second, listed=second)
+
+
+def _side_by_side(partials: list[Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """What joins partial sums, and where they then are; those of a single pair are where they were."""
+    if len(partials) == 1:
+        return _nothing, partials[0]
+    joined = torch.cat(partials, 1)
+    return partial(torch.cat, partials, 1, out=joined), joined
+
+
+def _nothing() -> None:
+    pass

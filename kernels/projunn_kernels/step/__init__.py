@@ -3,9 +3,9 @@
     fused_step_       Y = orth(D^H R)    X = D Y    S = X
     both              W <- retraction of W - rate X Y^H       R <- orth(S) + 0.01 probe
 
-`fused_step_` takes parameters of one shape, from their directions D; `factored_step_` takes one
-parameter whose direction is already in factors, with the left factor S of its gradient.  A matrix whose
-step cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
+`fused_step_` takes parameters of one shape, from their directions D; `factored_step_` takes those whose
+directions are already in factors, with the left factors S of their gradients.  A matrix whose step
+cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
 
 On a GPU, matrices of up to 128 columns (fewer for k > 1) with m <= n go in one
 launch for all parameters, each matrix read and written once; larger ones in a launch for each pass, for
@@ -20,7 +20,7 @@ from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FactoredStep, FusedStep
+from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.tiles import FUSED_STEP
 
 __all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
@@ -43,33 +43,39 @@ def fused_step_(step: FusedStep) -> Tensor:
 
 
 def factored_step_(step: FactoredStep) -> Tensor:
-    """Take the step of one parameter along given factors, in place: W, R and the counter change.
+    """Take the steps of parameters of one shape along given factors, in place: W, R and the counters.
 
     W <- retraction of W - rate X Y^H        R <- orth(S) + 0.01 probe
 
     Returns:
-        The mask of the steps that were taken, (*batch).
+        The mask of the steps that were taken, as of `fused_step_`.
     """
     taken: Tensor = _factored_step(step)
     return taken
 
 
 def _fake(step: FusedStep) -> Tensor:
-    weight, count = step.weights[0], len(step.weights)
-    batch = weight.shape[: -3 if step.pairs else -2] if step.active is None else step.active.shape
-    shape = batch if count == 1 else (count, *batch)
-    return torch.empty(shape, dtype=torch.bool, device=weight.device)
+    shape = batch_of(step)
+    if step.active is not None:
+        count = len(step.weights)
+        shape = step.active.shape if count == 1 else torch.Size((count, *step.active.shape))
+    return torch.empty(shape, dtype=torch.bool, device=step.weights[0].device)
 
 
 def _fake_factored(step: FactoredStep) -> Tensor:
-    batch = step.weight.shape[: -3 if step.pairs else -2]
-    return torch.empty(batch, dtype=torch.bool, device=step.weight.device)
+    return torch.empty(batch_of(step), dtype=torch.bool, device=step.weights[0].device)
+
+
+def _fits_factored(step: FactoredStep) -> bool:
+    m, n = step.lefts[0].shape[-2], step.rights[0].shape[-2]
+    few = all(0 < f[0].shape[-1] <= MAX_MANY for f in (step.lefts, step.sketched))
+    return few and m <= n and named(step.retraction).kernels is not None
 
 
 def _fits_launches(step: FusedStep) -> bool:
     """Whether the kernels take the step: all parameters of one shape in one launch, or one a pass."""
     m, n, k = step.sizes
-    few = 0 < k <= MAX_MANY and (step.fits_a_program or step.active is None)
+    few = 0 < k <= MAX_MANY and (step.active is None or step.fits_a_program)
     few = few and step.factorization == "subspace"
     return few and m <= n and named(step.retraction).kernels is not None
 
@@ -88,8 +94,10 @@ _fused_step = Operation(
 _factored_step = Operation(
     name="factored_step_",
     eager=eager.factored_step,
+    launches="projunn_kernels.step.launch:factored",
+    fits=_fits_factored,
     fake=_fake_factored,
-    on="weight",
-    mutates=("weight", "basis", "skipped"),
+    on="weights",
+    mutates=("weights", "bases", "skipped", "missed"),
     bundle=FactoredStep,
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from projunn_kernels.constants import MAX_COMPLEX, MAX_FUSED, MAX_RANK, MAX_REAL
@@ -63,27 +64,32 @@ class FusedStep:
 
 @dataclass(frozen=True)
 class FactoredStep:
-    """The arguments of `projunn_kernels.factored_step_`, of one parameter.
+    """The arguments of `projunn_kernels.factored_step_`: lists have one entry a parameter.
 
     Attributes:
-        weight: W, (*batch, m, n).
-        left, right: X (*batch, m, k) and Y (*batch, n, k) of the direction.
-        sketched: S, the left factor of the gradient, (*batch, m, r).
-        basis, probe: R and its probe, (*batch, m, r).
-        skipped, missed: the 0-d counter of the steps that could not be taken, and that of each matrix.
-        rate, scale, retraction: as in `FusedStep`.
+        weights: W, (*batch, m, n).
+        lefts, rights: X (*batch, m, k) and Y (*batch, n, k) of the directions.
+        sketched: S, the left factors of the gradients, (*batch, m, r).
+        bases, probes: R and its probe, (*batch, m, r).
+        skipped, missed, rate, scale, retraction: as in `FusedStep`.
         pairs: True if W, R and the probe hold complex numbers as pairs; the factors are complex.
     """
 
-    weight: Tensor
-    left: Tensor
-    right: Tensor
-    sketched: Tensor
-    basis: Tensor
-    probe: Tensor
-    skipped: Tensor
-    missed: Tensor
+    weights: list[Tensor]
+    lefts: list[Tensor]
+    rights: list[Tensor]
+    sketched: list[Tensor]
+    bases: list[Tensor]
+    probes: list[Tensor]
+    skipped: list[Tensor]
+    missed: list[Tensor]
     rate: float
     scale: Tensor | None = None
     retraction: str = "exp"
     pairs: bool = False
+
+
+def batch_of(step: FusedStep | FactoredStep) -> torch.Size:
+    """The shape of the mask of the steps that were taken, if all matrices take part."""
+    batch = step.weights[0].shape[: -3 if step.pairs else -2]
+    return batch if len(step.weights) == 1 else torch.Size((len(step.weights), *batch))

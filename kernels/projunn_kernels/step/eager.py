@@ -1,6 +1,7 @@
 """Steps of parameters, one after the other, from the operations that they are made of."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,22 +34,29 @@ def fused_step(step: FusedStep) -> Tensor:
 
 
 def factored_step(step: FactoredStep) -> Tensor:
-    """The step of `projunn_kernels.factored_step_`."""
+    """The steps of `projunn_kernels.factored_step_`, one parameter after the other."""
     if step.pairs:
-        names = ("weight", "basis", "probe")
-        stored = {name: torch.view_as_complex(getattr(step, name)) for name in names}
-        step = replace(step, **stored, pairs=False)  # type: ignore[arg-type]
-    left = _scaled(step.left, step.rate, step.scale)
-    taken = _every(retract_(step.weight, left, step.right, step.retraction))
-    refresh_basis_(step.sketched, step.basis, step.probe, taken)
-    if not surely_all(taken):
-        _count(taken, step.skipped, step.missed, None)
-    return taken
+        step = as_numbers(step)
+    masks = []
+    for weight, left, right, sketched, basis, probe, skipped, missed in zip(
+        step.weights, step.lefts, step.rights, step.sketched, step.bases, step.probes, step.skipped,
+        step.missed, strict=True,
+    ):  # fmt: skip
+        scaled = _scaled(left, step.rate, step.scale)
+        taken = _every(retract_(weight, scaled, right, step.retraction))
+        refresh_basis_(sketched, basis, probe, taken)
+        if not surely_all(taken):
+            _count(taken, skipped, missed, None)
+        masks.append(every(weight.shape[:-2]) if taken is EVERY else taken)
+    return masks[0] if len(masks) == 1 else torch.stack(masks)
 
 
-def as_numbers(step: FusedStep) -> FusedStep:
+_Step = TypeVar("_Step", FusedStep, FactoredStep)
+
+
+def as_numbers(step: _Step) -> _Step:
     """The step with its pairs as complex numbers; shares memory."""
-    names = ("weights", "directions", "bases", "probes")
+    names = ("weights", "bases", "probes", *(("directions",) if isinstance(step, FusedStep) else ()))
     stored = {name: [torch.view_as_complex(t) for t in getattr(step, name)] for name in names}
     return replace(step, **stored, pairs=False)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ A step of tensors that have not moved is that of the last time with other direct
 what was prepared for it (tables of addresses, grids, constants, the memory between launches) is kept.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels import selfcheck
 from projunn_kernels.batches import contiguous_matrices, flattened
-from projunn_kernels.configs import choice
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import (
     PRECISION,
@@ -22,20 +21,21 @@ from projunn_kernels.launching import (
     Recent,
     address_table,
     addresses_of_flat,
-    capturing,
     configured,
-    current_stream,
     half_precision,
+    in_force,
+    may_keep,
     options,
     table_of,
 )
 from projunn_kernels.retraction.launch import device_function
-from projunn_kernels.step.arguments import FusedStep
+from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
-from projunn_kernels.step.passes import Passes
+from projunn_kernels.step.passes import FactoredPasses, Passes
 
 _kept: Recent["Program | Passes"] = Recent(256)
+_kept_factored: Recent[FactoredPasses] = Recent(256)
 
 
 def fused(step: FusedStep) -> Tensor:
@@ -59,12 +59,49 @@ def fused(step: FusedStep) -> Tensor:
     return taken
 
 
+def factored(step: FactoredStep) -> Tensor:
+    """`projunn_kernels.factored_step_` of tensors as users have them."""
+    if step.weights[0].numel() == 0:
+        return torch.ones(batch_of(step), dtype=torch.bool, device=step.weights[0].device)
+    own = step.weights, step.bases, step.probes
+    addresses = [addresses_of_flat(t) for t in own]
+    if None not in addresses:
+        return _kept_passes(step, addresses)(step)
+    with ExitStack() as stack:
+        step = as_numbers(step) if step.pairs else step
+        flat = replace(
+            step,
+            weights=[stack.enter_context(flattened(t)).view(t.shape) for t in step.weights],
+            bases=[stack.enter_context(flattened(t)).view(t.shape) for t in step.bases],
+            probes=[contiguous_matrices(t).view(t.shape) for t in step.probes],
+        )
+        return FactoredPasses(flat)(flat)
+
+
+def _kept_passes(step: FactoredStep, addresses: Sequence[Any]) -> FactoredPasses:
+    """The launches kept for tensors that lie flat, or new ones."""
+    first = step.weights[0]
+    if not may_keep(first):
+        return FactoredPasses(step)
+    counters = [tuple(map(Tensor.data_ptr, tensors)) for tensors in (step.skipped, step.missed)]
+    sizes = step.lefts[0].shape, step.rights[0].shape, step.sketched[0].shape
+    key = (*addresses, *counters, *sizes, *_options(step))
+    return _kept_factored.found(key) or _kept_factored.keep(key, FactoredPasses(step))
+
+
+def _options(step: FusedStep | FactoredStep) -> tuple[Any, ...]:
+    """Of what kept launches depend on, what is no address."""
+    first = step.weights[0]
+    return (
+        *(first.shape, first.dtype, first.device, step.bases[0].shape),
+        *(step.retraction, step.pairs, step.scale is not None),
+        *in_force(first),
+    )
+
+
 def _shape(step: FusedStep) -> torch.Size:
     """The shape of the mask of the steps taken."""
-    if step.active is not None:
-        return step.active.shape
-    batch = step.weights[0].shape[: -3 if step.pairs else -2]
-    return batch if len(step.weights) == 1 else torch.Size((len(step.weights), *batch))
+    return batch_of(step) if step.active is None else step.active.shape
 
 
 def _take_kept(step: FusedStep) -> Tensor | None:
@@ -79,18 +116,9 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         return None
     state = step.bases, step.probes, step.skipped, step.missed
     rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
-    settled = choice.settled() and not selfcheck.is_checking()
-    if step.active is not None or not settled or capturing(first.device):
-        return _fresh(step)(step) if _is_flat(step) else None  # a graph owns its memory
-    sizes = first.shape, step.bases[0].shape, first.dtype, step.directions[0].dtype, first.device
-    options = (
-        step.retraction,
-        step.pairs,
-        step.scale is not None,
-        choice.generation(),
-        current_stream(first),
-    )
-    key = (weights, *rest, *sizes, *options)
+    if step.active is not None or not may_keep(first):
+        return _fresh(step)(step) if _is_flat(step) else None
+    key = (weights, *rest, step.directions[0].dtype, *_options(step))
     kept = _kept.found(key)
     if kept is None:
         if not _is_flat(step):

@@ -9,6 +9,8 @@
     orthonormal       S = orth(X), for k > 1
     warm_basis        R <- S + 0.01 probe; counts the steps that were not taken
 
+Of a direction that is in factors already, X Y^H, the first three are not needed.
+
 What lies between the passes has k columns.  For k > 8 the passes are products of tiles, W is read once
 more, and an orthonormal basis is a few launches and products of PyTorch
 (`projunn_kernels.factorization.rows`).
@@ -21,7 +23,7 @@ from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.retraction.launch import rotation_launch, rows_launch
-from projunn_kernels.step.arguments import FusedStep
+from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.warm_basis.launch import warm_bases_launch
 
 
@@ -35,28 +37,12 @@ class Passes:
 
     def __init__(self, step: FusedStep) -> None:
         directions = Matrices.of_all(step.directions, step.pairs)
-        weights, bases = (Matrices.of_all(t, step.pairs) for t in (step.weights, step.bases))
+        bases = Matrices.of_all(step.bases, step.pairs)
         k = bases.sample.shape[-1]
         self._pull, pulled = adjoint_launch(directions, k, bases.base, bases=True)
-        orthonormal, right = orthonormal_launch(pulled)
+        self._orthonormal, right = orthonormal_launch(pulled)
         self._push, left = product_launch(directions, right)
-        pull_weight, partial = adjoint_launch(weights, k, left)
-        self._turn, rotation = rotation_launch(
-            weights, right, partial, step.retraction, step.rate, step.scale
-        )
-        rows = rows_launch(weights, rotation)
-        again: list[Launch | Chain] = []
-        warm = left
-        if k > 1:
-            run, warm = orthonormal_launch(left.unsqueeze(1))
-            again.append(run)
-        batch = step.weights[0].shape[: -3 if step.pairs else -2]
-        shape = batch if len(step.weights) == 1 else (len(step.weights), *batch)
-        self._mask = rotation.taken.view(torch.bool).view(shape)
-        tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
-        again.append(warm_bases_launch(warm, bases, rotation.taken, tables))
-        self._between = orthonormal, pull_weight
-        self._last = rows, *again
+        self._turn = _Turn(step, bases, left, right, left)
 
     def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
@@ -69,11 +55,76 @@ class Passes:
             The mask of the steps taken, which the next call overwrites.
         """
         listed = address_table(step.directions) if directions is None else directions
-        orthonormal, pull_weight = self._between
         self._pull(listed=listed)
-        orthonormal()
+        self._orthonormal()
         self._push(listed=listed)
-        pull_weight()
+        return self._turn(step)
+
+
+class FactoredPasses:
+    """The launches of a step along factors, made once.
+
+    Args:
+        step: the step: weights (*batch, m, n), m <= n, and bases, contiguous, factors of up to MAX_MANY
+            columns, and counters.
+    """
+
+    def __init__(self, step: FactoredStep) -> None:
+        bases = Matrices.of_all(step.bases, step.pairs)
+        columns: list[Tensor] = []
+        self._places: list[Tensor] = []
+        for factors in (step.lefts, step.rights, step.sketched):
+            *batch, length, k = factors[0].shape
+            own = factors[0].new_empty(len(factors), *batch, k, length)
+            columns.append(own.view(-1, k, length))
+            self._places += own.mT.unbind()
+        self._turn = _Turn(step, bases, *columns)
+
+    def __call__(self, step: FactoredStep) -> Tensor:
+        """Take the step: factors, rate and scale may be others than those of the first.
+
+        Returns:
+            The mask of the steps taken, which the next call overwrites.
+        """
+        torch._foreach_copy_(self._places, [*step.lefts, *step.rights, *step.sketched])
+        return self._turn(step)
+
+
+class _Turn:
+    """The launches that follow X and Y: the retraction and the bases of the next step.
+
+    Args:
+        step: the step; rate and scale of a call may be others.
+        bases: its bases.
+        left, right: X (A, k, m) and Y (A, k, n) of all matrices of the parameters.
+        sketched: S, (A, r, m).
+    """
+
+    def __init__(
+        self,
+        step: FusedStep | FactoredStep,
+        bases: Matrices,
+        left: Tensor,
+        right: Tensor,
+        sketched: Tensor,
+    ) -> None:
+        weights = Matrices.of_all(step.weights, step.pairs)
+        self._pull, partial = adjoint_launch(weights, left.shape[1], left)
+        self._turn, rotation = rotation_launch(
+            weights, right, partial, step.retraction, step.rate, step.scale
+        )
+        last: list[Launch | Chain] = [rows_launch(weights, rotation)]
+        if sketched.shape[1] > 1:
+            run, sketched = orthonormal_launch(sketched.unsqueeze(1))
+            last.append(run)
+        tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
+        last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
+        self._last = tuple(last)
+        self._mask = rotation.taken.view(torch.bool).view(batch_of(step))
+
+    def __call__(self, step: FusedStep | FactoredStep) -> Tensor:
+        """The mask of the steps taken, which the next call overwrites."""
+        self._pull()
         if step.scale is None:
             self._turn(rate=step.rate)
         else:

@@ -24,10 +24,10 @@ def gradient_of(member: Member) -> Gradient:
         TypeError: it is sparse in another way than over the matrices of a bank, or sparse though the
             parameter belongs to a layer with ``sketch_rank``, or in factors though it does not.
     """
-    known = member.gradient
-    in_factors = isinstance(member.grad, FactoredTensor)
-    if isinstance(known, DenseGradient) and not in_factors and known.renew(member.grad):
+    known: Gradient | None = member.gradient
+    if known is not None and known.renew(member.grad):
         return known
+    in_factors = isinstance(member.grad, FactoredTensor)
     sketch = getattr(member.parameter, "sketch", None)  # tracing puts tensors without marks there
     kind = FactoredGradient if in_factors or sketch is not None else DenseGradient
     found: Gradient = kind(member)

@@ -111,6 +111,11 @@ class DenseGradient:
         self.grad, self._finite = grad, None
 
     @property
+    def shape(self) -> torch.Size:
+        """(.., m, n)."""
+        return self.grad.shape
+
+    @property
     def sound(self) -> Tensor | None:
         """Whose averages have moved, (.., 1, 1); None if there are none."""
         return self._finite

@@ -18,8 +18,7 @@ from torch.nn.functional import pad
 from projunn.factored import FactoredTensor
 from projunn.optim.gradient.dense import active_matrices, largest, stored_like
 from projunn.optim.member import Member
-from projunn.optim.options import unitary_learning_rate
-from projunn_kernels import FactoredStep, factor, factored_step_, orthonormalize, seeded_normal
+from projunn_kernels import factor, orthonormalize, seeded_normal
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 
@@ -40,11 +39,10 @@ class FactoredGradient:
         parameter, state, group, index: as in `Member`.
         factors: of the gradient.
         direction: the rule's, in factors, once `follow` has been called.
-        taken: which steps were, (*batch), once they have been tried.
+        layout: shape, strides, and whatever else of the parameter says how its matrices are stored.
     """
 
     direction: Factors
-    taken: Tensor
     active = None
 
     def __init__(self, member: Member) -> None:
@@ -65,19 +63,45 @@ class FactoredGradient:
         start, kept = p.sketch.stored_left, torch.contiguous_format
         if "probe" not in state or state["probe"].shape != start.shape:
             state["basis"], state["probe"] = (start.clone(memory_format=kept) for _ in range(2))
-        basis = self.view(state["basis"])
+        self._address = p.data_ptr()
+        self.layout = (p.shape, p.stride(), p.pairs, p.dtype, p.device)
+        self._feed(grad)
+
+    def renew(self, grad: Tensor) -> bool:
+        """Take up the gradient of the next step; False if more has changed than its numbers."""
+        p, start = self.parameter, self.parameter.sketch
+        if type(grad) is not FactoredTensor or start is None or p.data_ptr() != self._address:
+            return False
+        if (p.shape, p.stride(), p.pairs, p.dtype) != self.layout[:4]:
+            return False
+        same_rank = self.state["probe"].shape == start.stored_left.shape
+        if not same_rank or self.group["factorization"] == "tangent":
+            return False
+        self._feed(grad)
+        return True
+
+    def _feed(self, grad: Tensor) -> None:
+        basis = self.view(self.state["basis"])
         if isinstance(grad, FactoredTensor):
             left, right = grad.left.to(basis.dtype), grad.right.to(basis.dtype)
             self.factors = compressed(left, right, basis)
         else:
-            matrices, active = active_matrices(p, grad)
+            matrices, active = active_matrices(self.parameter, grad)
             if active is not None:
                 raise TypeError(
-                    f"params: a parameter of shape {tuple(p.shape)} of a layer with sketch_rank has a"
-                    f" {grad.layout} gradient, wanted one in factors or a dense one"
+                    f"params: a parameter of shape {tuple(self.parameter.shape)} of a layer with"
+                    f" sketch_rank has a {grad.layout} gradient, wanted one in factors or a dense one"
                 )
             self.factors = factor(matrices, basis)
         self._finite: Tensor | None = None
+        for cached in ("_sound", "clean"):
+            self.__dict__.pop(cached, None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """m and n."""
+        left, right = self.factors
+        return left.shape[-2], right.shape[-2]
 
     @property
     def sound(self) -> Tensor | None:
@@ -91,34 +115,15 @@ class FactoredGradient:
         rank = min(self.group["rank"], left.shape[-2], right.shape[-2])
         self.direction = self.gate(truncated(left, right, rank))
 
-    def take(self) -> None:
-        """Take the step: `projunn_kernels.factored_step_`."""
-        p, state, group = self.parameter, self.state, self.group
-        left, right = self.direction
-        rate = unitary_learning_rate(group, (left.shape[-2], right.shape[-2]))
-        sign = -1.0 if group["maximize"] else 1.0
-        self.taken = factored_step_(
-            FactoredStep(
-                weight=p.detach(),
-                left=left,
-                right=right,
-                sketched=self.factors[0],
-                basis=state["basis"],
-                probe=state["probe"],
-                skipped=state["skipped"],
-                missed=state["missed"],
-                rate=sign if isinstance(rate, Tensor) else sign * rate,
-                scale=rate if isinstance(rate, Tensor) else None,
-                retraction=group["retraction"],
-                pairs=p.pairs,
-            )
-        )
-        if REDRAWN in state:
-            seed = 1_000_003 * int(state["step"].item()) + self.index
-            drawn = seeded_normal(left, self.view(state["basis"]).shape, seed)
-            state["basis"].copy_(self.store(orthonormalize(drawn)))
-        assert p.sketch is not None
-        p.sketch.stored_left.copy_(state["basis"])
+    def start_sketch(self) -> None:
+        """Let the sketch of the next gradient start from the basis that the step has left."""
+        if REDRAWN in self.state:
+            basis = self.state["basis"]
+            seed = 1_000_003 * int(self.state["step"].item()) + self.index
+            drawn = seeded_normal(self.factors[0], self.view(basis).shape, seed)
+            basis.copy_(self.store(orthonormalize(drawn)))
+        assert self.parameter.sketch is not None
+        self.parameter.sketch.stored_left.copy_(self.state["basis"])
 
     def redraw(self) -> None:
         """Let each sketch from now on start from random columns, not from those of the last step."""

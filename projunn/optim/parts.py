@@ -1,0 +1,283 @@
+"""The unitary parameters that take their steps in one call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn.manifold import UnitaryParameter
+from projunn.optim.by_kernels import Following
+from projunn.optim.drift import polish, polish_alike, steps_to_polish
+from projunn.optim.gradient import DenseGradient, FactoredGradient
+from projunn.optim.member import Member
+from projunn.optim.options import WARM, unitary_learning_rate
+from projunn.optim.stopping import steps_to_look, stopped
+from projunn_kernels import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn_kernels.backends import on_device
+from projunn_kernels.batches import surely_all
+
+
+class Part:
+    """Parameters that step in one call, or one that steps alone.
+
+    Args:
+        members: the parameters.
+        gradients: their gradients.
+    """
+
+    def __init__(self, members: list[Member], gradients: list[Any]) -> None:
+        self.members, self.gradients = members, gradients
+        self._groups = list({id(member.group): member.group for member in members}.values())
+        self._shape: Sequence[int] = gradients[0].shape  # (.., m, n)
+        self._on_a_gpu = members[0].parameter.device.type != "cpu"
+        # The number of the last step, and of that in which something is due.
+        self._last, self._due = -1, 0
+        self.watched = False  # whether it is looked whether steps have stopped
+        self._directions: list[Tensor] | None = None  # those that kernels have found in this step
+        self._taken: Tensor
+
+    def is_as_it_was(self) -> bool:
+        """Whether the options of its groups, of which a schedule may have changed some, are the same."""
+        if len(self._groups) == 1:
+            return True
+        first, *others = (shared_options(group, self._shape) for group in self._groups)
+        return all(options == first for options in others)
+
+    def follow(self, rule: Any) -> None:
+        """Find the directions of the rule, whose averages move."""
+        for gradient in self.gradients:
+            gradient.follow(rule)
+
+    def take(self) -> None:
+        """Take the steps."""
+        raise NotImplementedError
+
+    def _rate(self) -> tuple[float, Tensor | None]:
+        """The learning rate, as ``rate`` and ``scale`` of a step."""
+        group = self.gradients[0].group
+        rate = unitary_learning_rate(group, self._shape)
+        sign = -1.0 if group["maximize"] else 1.0
+        if isinstance(rate, Tensor):
+            return sign, rate
+        return sign * rate, None
+
+    def settle(self, rule: Any) -> None:
+        """Count what was missed, polish what is due, and look whether steps have stopped."""
+        due = self._is_due()
+        counted = self._all_counted()
+        if counted and not due:
+            return
+        polished = counted and self._on_a_gpu and polish_alike(self.members, self._taken)
+        if polished and self._last < 0:  # of which nobody looks whether their steps have stopped
+            return
+        masks = (self._taken,) if len(self.members) == 1 else self._taken.unbind()
+        for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):
+            mask = member.mask(taken, gradient.active, gradient.sound)
+            if due and not polished:
+                polish(member, mask)
+        if due and self.watched:
+            self._look(rule)
+        if due:
+            quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
+            self._due = self._last + quiet
+
+    def _is_due(self) -> bool:
+        """Whether a polish or a look may be due: so it may where the host does not see steps go by."""
+        count: Tensor = self.members[0].state["step"]
+        before, self._last = self._last, int(count.item()) if count.device.type == "cpu" else -1
+        return not before + 1 == self._last < self._due
+
+    def _look(self, rule: Any) -> None:
+        """Let those step along the tangent part from now on whose steps have stopped."""
+        answers = stopped(self.members, self.gradients)
+        for member, gradient, (has,) in zip(self.members, self.gradients, answers, strict=True):
+            if has and isinstance(gradient, DenseGradient):
+                rule._start_basis(member, "tangent")
+            elif has:
+                gradient.redraw()
+
+    def _all_counted(self) -> bool:
+        """Whether the counters of the steps need nothing that the call has not done."""
+        if self.gradients[0].active is not None:
+            return False
+        if self._directions is not None or self._all_taken:
+            return True
+        return not [g for g in self.gradients if g.sound is not None]
+
+    def _has_taken(self, taken: Tensor) -> None:
+        """Keep the mask of the steps taken: of one parameter (*batch), else (parameters, *batch)."""
+        self._taken, self._all_taken = taken, not self._on_a_gpu and surely_all(taken)
+
+
+class Alone(Part):
+    """A parameter whose factors are drawn at random or found by SVD."""
+
+    def take(self) -> None:
+        (gradient,) = self.gradients
+        gradient.take()
+        self._has_taken(gradient.taken)
+
+    def _all_counted(self) -> bool:
+        return False
+
+
+class Alike(Part):
+    """Parameters of one layout with dense gradients, or gradients of some of their matrices."""
+
+    def __init__(self, members: list[Member], gradients: list[DenseGradient]) -> None:
+        super().__init__(members, gradients)
+        first = gradients[0]
+        self.factorization = first.factorization
+        states = [gradient.state for gradient in gradients]
+        basis, probe = WARM[self.factorization]
+        self._tensors = {
+            "weights": [gradient.stored_weight for gradient in gradients],
+            "bases": [state[basis] for state in states],
+            "probes": [state[probe] for state in states],
+            "skipped": [state["skipped"] for state in states],
+            "missed": [state["missed"] for state in states],
+        }
+        # What kernels do of the rule.
+        self._following: Following | None = None
+        if first.active is None and on_device(first.stored_weight):
+            self._following = Following(gradients)
+
+    def follow(self, rule: Any) -> None:
+        if self._following is not None:
+            self._directions = self._following.directions(rule, self._groups)
+            if self._directions is not None:
+                return
+        super().follow(rule)
+
+    def take(self) -> None:
+        first, directions, tensors = self.gradients[0], self._directions, self._tensors
+        if directions is None:
+            directions = [gradient.store(gradient.direction) for gradient in self.gradients]
+        elif self._following is not None:  # the rule has counted what was missed
+            tensors = tensors | {"missed": self._following.not_counted}
+        rate, scale = self._rate()
+        step = FusedStep(
+            directions=directions,
+            rate=rate,
+            scale=scale,
+            retraction=first.group["retraction"],
+            pairs=first.parameter.pairs,
+            active=first.active,
+            factorization=self.factorization,
+            **tensors,
+        )
+        self._has_taken(fused_step_(step))
+
+
+class Sketched(Part):
+    """Parameters of one layout with gradients in factors."""
+
+    def __init__(self, members: list[Member], gradients: list[FactoredGradient]) -> None:
+        super().__init__(members, gradients)
+        states = [gradient.state for gradient in gradients]
+        self._tensors = {
+            "weights": [member.parameter.detach() for member in members],
+            "bases": [state["basis"] for state in states],
+            "probes": [state["probe"] for state in states],
+            "skipped": [state["skipped"] for state in states],
+            "missed": [state["missed"] for state in states],
+        }
+
+    def take(self) -> None:
+        first = self.gradients[0]
+        lefts, rights = zip(*(gradient.direction for gradient in self.gradients), strict=True)
+        rate, scale = self._rate()
+        step = FactoredStep(
+            lefts=list(lefts),
+            rights=list(rights),
+            rate=rate,
+            scale=scale,
+            sketched=[gradient.factors[0] for gradient in self.gradients],
+            retraction=first.group["retraction"],
+            pairs=first.parameter.pairs,
+            **self._tensors,
+        )
+        self._has_taken(factored_step_(step))
+        for gradient in self.gradients:
+            gradient.start_sketch()
+
+
+class Bank(Alike):
+    """Small parameters on a CPU, whose matrices step as one bank.
+
+    Copies of weights and gradients cost less than a call of every operation for each.  The state is not
+    copied, if ``keep`` is set: that of each parameter becomes a view of the bank's.
+    """
+
+    def __init__(self, members: list[Member], gradients: list[Any], keep: bool) -> None:
+        first, states = members[0], [member.state for member in members]
+        self._owners, self._sources = members, gradients
+        self._weights = [gradient.stored_weight for gradient in gradients]
+        self._states: dict[str, tuple[list[Tensor], Tensor]] = {}
+        state = {"step": states[0]["step"], "skipped": torch.zeros_like(states[0]["skipped"])}
+        for name in states[0]:
+            if name in state:
+                continue
+            own = [one[name] for one in states]
+            state[name] = torch.stack(own)
+            if keep:
+                for one, part in zip(states, state[name], strict=True):
+                    one[name] = part
+            else:
+                self._states[name] = own, state[name]
+        self._seats = [value for one in states for value in one.values()]
+        self._addresses = list(map(Tensor.data_ptr, self._seats))
+        pairs, weights = first.parameter.pairs, torch.stack(self._weights)
+        bank = UnitaryParameter(weights, False, pairs=pairs, blocks=1)
+        shown = tuple(member.parameter for member in members)
+        member = Member(first.index, bank, torch.empty_like(weights), state, first.group, shown=shown)
+        super().__init__([member], [DenseGradient(member)])
+        self._stepped = self._tensors["weights"][0].unbind()
+        groups = {id(owner.group): owner.group for owner in members}
+        self._groups = list(groups.values())
+
+    def is_as_it_was(self) -> bool:
+        """Likewise, and whether the state is still in the memory of which something is kept."""
+        return self._addresses == list(map(Tensor.data_ptr, self._seats)) and super().is_as_it_was()
+
+    def follow(self, rule: Any) -> None:
+        bank = self.gradients[0]
+        bank.feed(torch.stack([gradient.grad for gradient in self._sources]))
+        bank.follow(rule)
+
+    def take(self) -> None:
+        torch.stack(self._weights, out=self._tensors["weights"][0])
+        super().take()
+
+    def settle(self, rule: Any) -> None:
+        super().settle(rule)
+        torch._foreach_copy_(self._weights, self._stepped)
+        for own, bank in self._states.values():
+            torch._foreach_copy_(own, bank.unbind())
+        if not self._all_taken:
+            missed = self._taken.expand(self._tensors["missed"][0].shape).logical_not()
+            counts = missed.reshape(len(self._owners), -1).sum(1)
+            for owner, count in zip(self._owners, counts, strict=True):
+                owner.state["skipped"].add_(count)
+
+    def _look(self, rule: Any) -> None:
+        (answers,) = stopped(self.members, self.gradients, len(self._owners))
+        for owner, has in zip(self._owners, answers, strict=True):
+            if has:
+                rule._start_basis(owner, "tangent")
+
+
+def part_from_banks(state: dict[str, Any]) -> None:
+    """Give tensors of their own to entries that are views of a bank: a trace would follow those."""
+    for name, value in state.items():
+        if value.untyped_storage().nbytes() != value.numel() * value.element_size():
+            state[name] = value.clone()
+
+
+def shared_options(group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ...]:
+    """The options that parameters of one call share, of (.., m, n)."""
+    rate = unitary_learning_rate(group, shape)
+    same_rate = id(group) if isinstance(rate, Tensor) else rate
+    options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
+    return (*options, same_rate)
