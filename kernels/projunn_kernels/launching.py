@@ -96,9 +96,11 @@ def _run(binary: Any, grid: tuple[int, ...], values: list[Any]) -> None:
 
 def _passed(value: Any) -> Any:
     """An argument of a launch: of a tensor its address, if it is on a GPU."""
-    if isinstance(value, Tensor) and not value.is_cuda and torch.cuda.is_initialized():
+    if type(value) in _CONSTANTS or not isinstance(value, Tensor):
+        return value
+    if not value.is_cuda and torch.cuda.is_initialized():
         raise ValueError(f"got a tensor on {value.device} beside others on a GPU, wanted all on one")
-    return value.data_ptr() if isinstance(value, Tensor) else value
+    return value.data_ptr()
 
 
 # Triton finds the binary of a launch anew each time, which takes the host longer than all else.  It is
@@ -313,7 +315,7 @@ def table_of(
 
 def current_stream(tensor: Tensor) -> int:
     """The stream that launches go to: what lies between two launches must not be shared by streams."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
 
 
 def may_keep(tensor: Tensor) -> bool:

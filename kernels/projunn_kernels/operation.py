@@ -2,9 +2,11 @@
 
 A call of an operation takes one of two ways, and both end in `Operation.run`::
 
-    under torch.compile, on fake tensors, or where       torch.ops.projunn.<name>, then `run`
-    autograd must see it
-    everywhere else, so in other operations too          `run`, without the dispatcher's overhead
+    under torch.compile, autocast and modes, on fake     torch.ops.projunn.<name>, then `run`
+    tensors and subclasses
+    everywhere else, so in other operations too          `run`, without the dispatcher's overhead, and
+                                                         where a gradient is wanted in a function of
+                                                         autograd (`projunn_kernels.differentiation`)
 
 `Operation.run` launches the Triton kernels where the backend asks for them (`projunn_kernels.backends`),
 the arguments fit them and they have passed their check (`projunn_kernels.selfcheck`), and calls the
@@ -18,6 +20,7 @@ one refuses them by its name.
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +31,7 @@ from torch import Tensor
 from projunn_kernels import private, selfcheck
 from projunn_kernels.backends import chosen_backend, run_under, uses_triton
 from projunn_kernels.configs.kernel import Kernel
+from projunn_kernels.differentiation import function_of, is_plain
 from projunn_kernels.precision import exact_products, may_be_inexact
 
 
@@ -99,13 +103,17 @@ class Operation:
             returned = self._signature.return_annotation
             self._signature = inspect.signature(self.bundle).replace(return_annotation=returned)
         self._names = tuple(self._signature.parameters)
+        self._defaults = {name: p.default for name, p in self._signature.parameters.items()}
         body = self._on_values(self._registered_run)
         self.registered = torch.library.custom_op(
             f"projunn::{self.name}", body, mutates_args=self.mutates
         )
         self.registered.register_fake(self._on_values(self._fake))
+        self._function: Callable[..., Any] | None = None
         if self.derivative is not None:
             self.registered.register_autograd(self._backward, setup_context=self._setup_context)
+            run = self._on_values(lambda **arguments: _contiguous(self.run(**arguments)))
+            self._function = function_of(self.name, run, self._setup_context, self._backward)
         if self.autocast:
             for device in _AUTOCAST:
                 self.registered.register_autocast(device, torch.float32)
@@ -121,15 +129,21 @@ class Operation:
                 return self._in_float32(tensor.device.type, values)
             # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
             return self.registered(**{n: values[n] for n in self._names if n in values})
-        inside = private.is_below_autograd()  # of the body of another operation
-        by_autograd = self.derivative is not None or (self.plain is not None and torch.is_grad_enabled())
+        if private.is_below_autograd():  # in the body of another operation
+            return self._run(tensor, bundle, arguments)
+        wants = torch.is_grad_enabled()
         cast = self.autocast and _is_autocast_on(tensor)
-        if (by_autograd or cast) and not inside:
+        by_autograd = self.derivative is not None or (self.plain is not None and wants)
+        if not by_autograd and not cast:
+            with nullcontext() if wants else private.below_autograd():
+                return self._run(tensor, bundle, arguments)
+        given = [values[n] if n in values else self._defaults[n] for n in self._names]
+        if cast or not is_plain(given):
             return self.registered(**values)
-        if inside or torch.is_grad_enabled():
-            return self._run(tensor, bundle, arguments)
+        if wants and private.derivative_is_wanted(given):
+            return self.registered(**values) if self._function is None else self._function(*given)
         with private.below_autograd():
-            return self._run(tensor, bundle, arguments)
+            return _contiguous(self._run(tensor, bundle, arguments))
 
     def _tensor(self, values: dict[str, Any]) -> Tensor:
         """The tensor that decides the backend."""

@@ -11,6 +11,8 @@
                  `torch.compiler.is_exporting` and its kin return, for a third of the time.
 ``is_orthogonal_parametrization``  torch 2.11 to 2.13: what `parametrizations.orthogonal` registers.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
+``is_watched``   torch 2.11 to 2.13: how many modes are active, and whether ``torch.jit`` traces.
+``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
@@ -71,9 +73,10 @@ def warms_up_a_graph(device: torch.device) -> bool:
     return manager is not None and manager.path_state is trees.ExecutionState.WARMUP
 
 
-def current_raw_stream() -> int:
-    """The handle of the current stream of the current GPU."""
-    handle: int = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+def current_raw_stream(device: int | None = None) -> int:
+    """The handle of the current stream of a GPU, by its index; of the current GPU without one."""
+    index = torch._C._cuda_getDevice() if device is None else device
+    handle: int = torch._C._cuda_getCurrentRawStream(index)
     return handle
 
 
@@ -118,6 +121,23 @@ def is_batched(tensor: Tensor | None) -> bool:
     if tensor is None or torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def is_watched() -> bool:
+    """True if a mode is to see the operators that are called, or ``torch.jit`` traces them."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    return bool(modes) or torch._C._get_tracing_state() is not None
+
+
+def is_plain_tensor(tensor: Tensor) -> bool:
+    """True if no code but PyTorch's own is behind a tensor: it is no subclass that has operators."""
+    kind = type(tensor)
+    if kind is not Tensor and (
+        kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+        or kind.__torch_function__ is not torch._C._disabled_torch_function_impl
+    ):
+        return False
+    return not torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def derivative_is_wanted(arguments: Iterable[Any]) -> bool:

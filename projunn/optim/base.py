@@ -84,7 +84,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
-        """The names of the rule's averages of one unitary parameter; True for those of squares."""
+        """The names of the rule's averages of one unitary parameter; True for those of squares.
+
+        A rule without any steps along the gradient itself.
+        """
         raise NotImplementedError
 
     def _direction(

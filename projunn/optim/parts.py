@@ -138,12 +138,18 @@ class Alike(Part):
             "skipped": [state["skipped"] for state in states],
             "missed": [state["missed"] for state in states],
         }
+        self._plain = first.active is None and all(gradient.is_plain for gradient in gradients)
+        self._along: list[Tensor] | None = None  # the gradients, if the step is along them as they are
         # What kernels do of the rule.
         self._following: Following | None = None
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
 
     def follow(self, rule: Any) -> None:
+        self._along = self._directions = None
+        if self._plain and not [group for group in self._groups if rule._averages(group)]:
+            self._along = [gradient.grad for gradient in self.gradients]
+            return
         if self._following is not None:
             self._directions = self._following.directions(rule, self._groups)
             if self._directions is not None:
@@ -151,10 +157,11 @@ class Alike(Part):
         super().follow(rule)
 
     def take(self) -> None:
-        first, directions, tensors = self.gradients[0], self._directions, self._tensors
+        first, tensors = self.gradients[0], self._tensors
+        directions = self._directions if self._along is None else self._along
         if directions is None:
             directions = [gradient.store(gradient.direction) for gradient in self.gradients]
-        elif self._following is not None:  # the rule has counted what was missed
+        elif self._along is None and self._following is not None:  # the rule has counted what was missed
             tensors = tensors | {"missed": self._following.not_counted}
         rate, scale = self._rate()
         step = FusedStep(
@@ -168,6 +175,14 @@ class Alike(Part):
             **tensors,
         )
         self._has_taken(fused_step_(step))
+
+    def _all_counted(self) -> bool:
+        return self._along is not None or super()._all_counted()
+
+    def _look(self, rule: Any) -> None:
+        for gradient, along in zip(self.gradients, self._along or (), strict=False):
+            gradient.direction = along
+        super()._look(rule)
 
 
 class Sketched(Part):

@@ -1,5 +1,6 @@
 """Launches of the transforms, with their tables of cosines and sines, precision and grids."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import pi, sqrt
 from typing import Any
@@ -7,11 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn_kernels.configs import choice
 from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.kernels import fourier_inverse_kernel, fourier_transform_kernel
 from projunn_kernels.convolution.tiles import LEAST
-from projunn_kernels.launching import choose, dot_precision, launch, options, product_setting
+from projunn_kernels.launching import (
+    Launch,
+    Recent,
+    choose,
+    dot_precision,
+    may_keep,
+    options,
+    product_setting,
+)
 
 
 @lru_cache(maxsize=256)
@@ -30,7 +40,6 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[Config,
     config = choose(problem, signal.device, precision=product_setting(torch.float32))
     by_image, by_channel, *by_axis = signal.stride()
     return config, {
-        "signal": signal,
         "wave_of_rows": _wave(width, signal.device),
         "wave_of_columns": _wave(height, signal.device),
         "planes": planes,
@@ -57,11 +66,10 @@ def _tiles(numbers: int, tile: int) -> int:
 
 def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
     """The spectra of real signals (batch, channels, *size) of any strides: one launch."""
-    config, arguments = _arguments("fourier_transform", signal, size)
     bins, shape = frequencies(tuple(size), real), signal.shape[:2]
     paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
-    grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
-    launch(fourier_transform_kernel, grid, paired=paired, own=own, BW=config.depth, **arguments)
+    run = _kept_launch(_transform_launch, signal, size, None)
+    run(signal=signal, paired=paired, own=own)
     return paired, own
 
 
@@ -69,15 +77,41 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     """The signals of spectra, plus ``bias``: one launch."""
     paired, own = paired.contiguous(), own.contiguous()
     signal = paired.new_empty(*own.shape[1:], *size)
-    config, arguments = _arguments("fourier_inverse", signal, size)
-    launch(
-        fourier_inverse_kernel,
-        (_tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])),
-        paired=paired,
-        own=own,
-        bias=own if bias is None else bias.contiguous(),
-        BIAS=bias is not None,
-        WIDTH=max(LEAST, power_of_two(size[-1])),
-        **arguments,
-    )
+    bias = None if bias is None else bias.contiguous()
+    run = _kept_launch(_inverse_launch, signal, size, bias, paired, own)
+    run(signal=signal, paired=paired, own=own, bias=own if bias is None else bias)
     return signal
+
+
+# Launches without the signal, the spectra and the bias, which their calls name.
+_kept: Recent[Launch] = Recent(256)
+
+
+def _kept_launch(
+    make: Callable[[Tensor, list[int], bool], Launch],
+    signal: Tensor,
+    size: list[int],
+    bias: Tensor | None,
+    *spectra: Tensor,
+) -> Launch:
+    """The launch kept for signals of a layout, in the setting of PyTorch for products, or a new one."""
+    if not may_keep(signal):
+        return make(signal, size, bias is not None)
+    given = (signal, *spectra) if bias is None else (signal, *spectra, bias)
+    alignment = tuple(tensor.data_ptr() % 16 for tensor in given)
+    layout = signal.shape, signal.stride(), tuple(size), signal.device
+    key = (make, *layout, *alignment, dot_precision(torch.float32), choice.generation())
+    return _kept.found(key) or _kept.keep(key, make(signal, size, bias is not None))
+
+
+def _transform_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
+    config, arguments = _arguments("fourier_transform", signal, size)
+    grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
+    return Launch(fourier_transform_kernel, grid, BW=config.depth, **arguments)
+
+
+def _inverse_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
+    config, arguments = _arguments("fourier_inverse", signal, size)
+    grid = _tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])
+    width = max(LEAST, power_of_two(size[-1]))
+    return Launch(fourier_inverse_kernel, grid, BIAS=has_bias, WIDTH=width, **arguments)

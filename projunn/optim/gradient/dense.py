@@ -307,5 +307,5 @@ class PlainGradients:
         if self._numbers and any(map(Tensor.is_conj, grads)):
             return False
         for gradient, grad in zip(self._gradients, grads, strict=True):
-            gradient.feed(grad)
+            gradient.grad, gradient._finite = grad, None
         return True
