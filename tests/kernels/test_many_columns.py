@@ -68,16 +68,12 @@ def test_columns_that_depend_on_each_other(kernels, kind, size):
     left[..., 1:] = left[..., :1] * size
     right[..., 5:] = right[..., :5]
     wanted = retract(*(precise(t) for t in (weight, left, right)), "cayley")
-    before = weight.clone()
     with kernels.backend():
         taken = retract_(weight, left, right, "cayley")
     assert defect(weight) < 1e-6
-    if size == 1 and not kind.is_complex:
+    if size == 1:
         assert taken.all()
-    if size == 1 and taken.all():  # complex steps are refused on some processors, by rounding
         assert (precise(weight) - wanted).abs().max() < 1e-6
-    if not taken.all():
-        assert torch.equal(weight, before)
 
 
 @pytest.mark.interpreter_only

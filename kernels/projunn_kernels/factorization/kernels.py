@@ -196,7 +196,7 @@ def triangle_kernel(
         if FIRST:
             tl.store(finite_mask + slot, (total < 1e300).to(tl.int8))
         tl.debug_barrier()
-        triangle(a, inverse, blocks, size * WIDTH, B)
+        triangle(a, inverse, blocks, size * WIDTH, PAIRS, B)
         out = change + slot * split
         for j in range(blocks):
             _norms, scale = lengths(source, split, splits, j, size, dropped, PAIRS, B)

@@ -20,6 +20,8 @@ from projunn_kernels.language.plane import TINY
 from projunn_kernels.language.small import dot, eye
 
 SHIFT = tl.constexpr(1e-15)
+# Pivots that differ by less: a product with the inverse of their block is as good as elimination.
+SPREAD = tl.constexpr(1e-2)
 
 
 @triton.jit
@@ -154,60 +156,165 @@ def combination(
 
 
 @triton.jit
-def block_triangle(a, rows, B: tl.constexpr):
-    """L and L^-1 of a block A = L L^T; pivots below the shift are the shift.
+def store_twice(base, i, j, blocks, value, PAIRS: tl.constexpr, B: tl.constexpr):
+    """`store_block`; of a complex matrix, the first of the two real rows of each row makes both.
 
-    Rows from ``rows`` on, if there are any, are those of the identity.  What `language.small` has as
-    functions is written out, because the interpreter takes a millisecond for a call.
+    Rounding makes two different rows of them.  Where a matrix is nearly singular, the inverse of one
+    that is complex in all but rounding has nothing in common with that of a complex one.
+    """
+    side = blocks * B
+    r, c = (i * B + tl.arange(0, B))[:, None], (j * B + tl.arange(0, B))[None, :]
+    at = base + r * side + c
+    if PAIRS:
+        first = (r % 2 == 0) & (c < side)
+        tl.store(at, value, mask=first)
+        even = c % 2 == 0
+        tl.store(at + tl.where(even, side + 1, side - 1), tl.where(even, value, -value), mask=first)
+    else:
+        tl.store(at, value)
+
+
+@triton.jit
+def block_triangle(a, rows, B: tl.constexpr):
+    """L and L^-1 of a block A = L L^T, and its least pivot over the largest.
+
+    Pivots below the shift are rounding: they are the shift, and nothing depends on them.  Rows from
+    ``rows`` on, if there are any, are those of the identity.  A share of a row is read off the row that
+    is eliminated: off the column it would be another by rounding, and L^-1 not that of L.  What
+    `language.small` has as functions is written out, because the interpreter takes a millisecond for a
+    call.
     """
     index = tl.arange(0, B)
     inverse_unit = eye(B)
     pivots = tl.full((B,), 1.0, tl.float64)
-    for j in range(tl.minimum(rows, B)):
-        here, across = (index == j)[:, None], (index == j)[None, :]
+    count = tl.minimum(rows, B)
+    for j in range(count):
+        here = (index == j)[:, None]
         line = tl.sum(tl.where(here, a, 0.0), axis=0)
         value = tl.sum(tl.where(here, inverse_unit, 0.0), axis=0)
-        pivot = tl.maximum(tl.sum(tl.where(index == j, line, 0.0)), SHIFT)
-        pivots = tl.where(index == j, pivot, pivots)
-        share = tl.sum(tl.where(across, a, 0.0), axis=1) * reciprocal(pivot)
-        share = tl.where(index > j, share, 0.0)[:, None]
+        pivot = tl.sum(tl.where(index == j, line, 0.0))
+        scale = tl.where(pivot > SHIFT, reciprocal(tl.maximum(pivot, SHIFT)), 0.0)
+        pivots = tl.where(index == j, tl.maximum(pivot, SHIFT), pivots)
+        share = tl.where(index > j, line * scale, 0.0)[:, None]
         a -= share * line[None, :]
         inverse_unit -= share * value[None, :]
     root = reciprocal(square_root(pivots))
     upper = index[:, None] <= index[None, :]
-    return tl.trans(tl.where(upper, a * root[:, None], 0.0)), inverse_unit * root[:, None]
+    lower = tl.trans(tl.where(upper, a * root[:, None], 0.0))
+    return lower, inverse_unit * root[:, None], _spread(pivots, index < count)
 
 
 @triton.jit
-def triangle(a, inverse, blocks, rows, B: tl.constexpr):
+def _spread(pivots, inside):
+    """The least pivot over the largest."""
+    least = tl.min(tl.where(inside, pivots, float("inf")))
+    return least * reciprocal(tl.max(tl.where(inside, pivots, 0.0)))
+
+
+@triton.jit
+def diagonal_block(a, inverse, j, blocks, rows, PAIRS: tl.constexpr, B: tl.constexpr):
+    """`block_triangle` of the block (j, j) of a matrix in memory, L in its place; in complex numbers."""
+    if not PAIRS:
+        value = load_block(a, j, j, blocks, B)
+        value, unit, spread = block_triangle(value, rows, B)
+        tl.debug_barrier()
+        store_block(a, j, j, blocks, value, B)
+        store_block(inverse, j, j, blocks, unit, B)
+    else:
+        H: tl.constexpr = B // 2
+        side = blocks * B
+        index = tl.arange(0, H)
+        r, c = (j * B + 2 * index)[:, None], (j * B + 2 * index)[None, :]
+        ar, ai = tl.load(a + r * side + c), -tl.load(a + r * side + c + 1)
+        mr, mi = eye(H), tl.zeros((H, H), tl.float64)
+        pivots = tl.full((H,), 1.0, tl.float64)
+        count = tl.minimum(rows, B) // 2
+        for l in range(count):
+            here = (index == l)[:, None]
+            line_r = tl.sum(tl.where(here, ar, 0.0), axis=0)
+            line_i = tl.sum(tl.where(here, ai, 0.0), axis=0)
+            value_r = tl.sum(tl.where(here, mr, 0.0), axis=0)[None, :]
+            value_i = tl.sum(tl.where(here, mi, 0.0), axis=0)[None, :]
+            pivot = tl.sum(tl.where(index == l, line_r, 0.0))
+            scale = tl.where(pivot > SHIFT, reciprocal(tl.maximum(pivot, SHIFT)), 0.0)
+            pivots = tl.where(index == l, tl.maximum(pivot, SHIFT), pivots)
+            share_r = tl.where(index > l, line_r * scale, 0.0)[:, None]
+            share_i = tl.where(index > l, -line_i * scale, 0.0)[:, None]
+            line_r, line_i = line_r[None, :], line_i[None, :]
+            ar -= share_r * line_r - share_i * line_i
+            ai -= share_r * line_i + share_i * line_r
+            mr -= share_r * value_r - share_i * value_i
+            mi -= share_r * value_i + share_i * value_r
+        root = reciprocal(square_root(pivots))[:, None]
+        ar = tl.trans(tl.where(index[:, None] <= index[None, :], ar * root, 0.0))
+        ai = -tl.trans(tl.where(index[:, None] < index[None, :], ai * root, 0.0))
+        spread = _spread(pivots, index < count)
+        tl.debug_barrier()
+        _store_complex(a + r * side + c, side, ar, ai)
+        _store_complex(inverse + r * side + c, side, mr * root, mi * root)
+    tl.debug_barrier()
+    return spread
+
+
+@triton.jit
+def _store_complex(at, side, re, im):
+    """The real form of a complex block."""
+    tl.store(at, re)
+    tl.store(at + 1, -im)
+    tl.store(at + side, im)
+    tl.store(at + side + 1, re)
+
+
+@triton.jit
+def triangle(a, inverse, blocks, rows, PAIRS: tl.constexpr, B: tl.constexpr):
     """A = L L^T becomes L, lower blocks only, and ``inverse`` L^-1, zero above; Cholesky by blocks.
 
-    From row ``rows`` on A is the identity.
+    From row ``rows`` on A is the identity.  With the inverse K of a block of L in place of elimination,
+    X L^T = Y has the solution Y K^T but for a rest of the size of |L| |K| in roundings, where a Cholesky
+    factor may have no more than one rounding.  So where pivots differ much, Y K^T is corrected by what
+    is left of Y.  Unused blocks of ``inverse``, above the diagonal, hold that meanwhile.
     """
+    exact = tl.full((), 1.0, tl.float64)  # the least of the pivots over the largest in their block
     for j in range(blocks):
         for i in range(j, blocks):
             value = load_block(a, i, j, blocks, B)
             value -= block_of_product(a, a, i, j, 0, j, blocks, False, True, B)
-            if i == j:
-                value, unit = block_triangle(value, rows - j * B, B)
-                store_block(inverse, j, j, blocks, unit, B)
-            else:
-                store_block(a, i, j, blocks, value, B)
-                tl.debug_barrier()
-                value = block_of_product(a, inverse, i, j, j, j + 1, blocks, False, True, B)
-                store_block(inverse, j, i, blocks, tl.zeros((B, B), tl.float64), B)
-                tl.debug_barrier()
             store_block(a, i, j, blocks, value, B)
             tl.debug_barrier()
+            if i == j:
+                spread = diagonal_block(a, inverse, j, blocks, rows - j * B, PAIRS, B)
+                exact = tl.minimum(exact, spread)
+            else:
+                found = block_of_product(a, inverse, i, j, j, j + 1, blocks, False, True, B)
+                tl.debug_barrier()
+                store_twice(a, i, j, blocks, found, PAIRS, B)
+                if exact < SPREAD:
+                    tl.debug_barrier()
+                    value -= block_of_product(a, a, i, j, j, j + 1, blocks, False, True, B)
+                    store_block(inverse, i, j, blocks, value, B)
+                    tl.debug_barrier()
+                    found += block_of_product(inverse, inverse, i, j, j, j + 1, blocks, False, True, B)
+                    store_twice(a, i, j, blocks, found, PAIRS, B)
+                store_block(inverse, j, i, blocks, tl.zeros((B, B), tl.float64), B)
+                tl.debug_barrier()
     for j in range(blocks):
         for i in range(j + 1, blocks):
             total = block_of_product(a, inverse, i, j, j, i, blocks, False, False, B)
             store_block(inverse, i, j, blocks, total, B)
             tl.debug_barrier()
-            total = block_of_product(inverse, inverse, i, j, i, i + 1, blocks, False, False, B)
+            found = -block_of_product(inverse, inverse, i, j, i, i + 1, blocks, False, False, B)
             tl.debug_barrier()
-            store_block(inverse, i, j, blocks, -total, B)
+            store_twice(inverse, i, j, blocks, found, PAIRS, B)
             tl.debug_barrier()
+            if exact < SPREAD:
+                total += block_of_product(a, inverse, i, j, i, i + 1, blocks, False, False, B)
+                tl.debug_barrier()
+                store_block(inverse, i, j, blocks, total, B)
+                tl.debug_barrier()
+                found -= block_of_product(inverse, inverse, i, j, i, i + 1, blocks, False, False, B)
+                tl.debug_barrier()
+                store_twice(inverse, i, j, blocks, found, PAIRS, B)
+                tl.debug_barrier()
 
 
 @triton.jit

@@ -77,7 +77,7 @@ def load_both(
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     K: tl.constexpr = S // 2 if BOTH else S
     index = tl.arange(0, S)
-    here = tl.where(index < K, n, index - K) if BOTH else index
+    here = tl.where(index < K, k, index - K) if BOTH else index
     zr = tl.zeros((S, BN), tl.float64)
     zi = tl.zeros((S, BN), tl.float64)
     for start in range(0, splits, 4):

@@ -10,7 +10,8 @@ needs no other and the host never waits.
     orthonormalizer   G = P^H P  ->  T, R with P T orthonormal and P = (P T) R (Cholesky, shifted)
     rotation          E -> F, by the function of a retraction
 
-Columns of rounding size (zero, dependent) are no special case: they come out with norm at most 1.
+Columns of rounding size (zero, dependent) are no special case: they come out with norm at most 1, or,
+where it is asked for, as zeros.
 """
 
 import triton
@@ -25,6 +26,9 @@ _SHIFT = tl.constexpr(1e-15)
 SOUND = tl.constexpr(1e-6)
 # A step from this size on has rounding in directions that its basis lacks.
 LARGE = tl.constexpr(1e4)
+# What a unit column has of its own, squared, below which it is float32's rounding of the others.  That
+# is a hundred times the rounding of a Gram matrix, which so does not pass for a direction.
+DEPENDENT = tl.constexpr(1e-14)
 SMALL = tl.constexpr(4)  # Triton unrolls loops of so many iterations
 
 
@@ -90,10 +94,14 @@ def frobenius(re, im, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
+def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr, REVEAL: tl.constexpr = False):
     """T and R of a Gram matrix: G + shift = L D L^H, T = L^-H D^-1/2, R = D^1/2 L^H; and det D.
 
     D is that of unit columns, so that det D is the square of the volume that they span: see `SOUND`.
+
+    REVEAL: the columns come in an order in which each has as much of its own, beside those before it, as
+    any that is left.  What `DEPENDENT` columns have of their own is left out: they get a column of T and
+    a row of R that are zero, and have in their column of R what the others have of them.
     """
     identity = eye(S)
     index = tl.arange(0, S)
@@ -106,17 +114,27 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     mr, mi = identity, tl.zeros((S, S), tl.float64)
     pivots = tl.full((S,), 1.0, tl.float64)
     volume = tl.full((), 1.0, tl.float64)
+    order = tl.full((S,), 2 * S, tl.int32) if REVEAL else index  # 2 S: none yet; from S on: left out
     for j in range(S):
-        pivot_r, pivot_i, value_r, value_i = row(ur, j, S), ui, row(mr, j, S), mi
-        pivot = tl.maximum(tl.sum(tl.where(index == j, pivot_r, 0.0)), _SHIFT)
+        at, below = j, index > j
+        if REVEAL:
+            own = tl.where(order == 2 * S, tl.sum(ur * identity, axis=0), 0.0)
+            most = tl.max(own)
+            at = tl.min(tl.where((order == 2 * S) & (own >= most), index, S - 1))
+            order = tl.where(index == at, tl.where(most > DEPENDENT, j, S + j), order)
+            below = order == tl.where(most > DEPENDENT, 2 * S, -1)
+        pivot_r, pivot_i, value_r, value_i = row(ur, at, S), ui, row(mr, at, S), mi
+        pivot = tl.maximum(tl.sum(tl.where(index == at, pivot_r, 0.0)), _SHIFT)
+        if REVEAL:
+            pivot = tl.where(most > DEPENDENT, pivot, 1.0)
         inverse = reciprocal(pivot)
-        pivots = tl.where(index == j, pivot, pivots)
+        pivots = tl.where(index == at, pivot, pivots)
         volume *= pivot
-        below = (index > j)[:, None]
-        fr = tl.where(below, column(ur, j, S)[:, None] * inverse, 0.0)
+        # Off the row, not the column: that is another by rounding, and T would not be the inverse of R.
+        fr = tl.where(below, pivot_r * inverse, 0.0)[:, None]
         if PAIRS:
-            pivot_i, value_i = row(ui, j, S), row(mi, j, S)
-            fi = tl.where(below, column(ui, j, S)[:, None] * inverse, 0.0)
+            pivot_i, value_i = row(ui, at, S), row(mi, at, S)
+            fi = tl.where(below, -pivot_i * inverse, 0.0)[:, None]
             ur, ui = (
                 ur - fr * pivot_r[None, :] + fi * pivot_i[None, :],
                 ui - fr * pivot_i[None, :] - fi * pivot_r[None, :],
@@ -128,8 +146,8 @@ def orthonormalizer(gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
         else:
             ur -= fr * pivot_r[None, :]
             mr -= fr * value_r[None, :]
-    root = reciprocal(square_root(pivots))
-    upper = index[:, None] <= index[None, :]
+    root = tl.where(order < S, reciprocal(square_root(pivots)), 0.0)
+    upper = order[:, None] <= order[None, :]
     rr = tl.where(upper, ur * root[:, None] * norms[None, :], 0.0)
     ri = tl.where(upper, ui * root[:, None] * norms[None, :], 0.0)
     tr = tl.trans(mr) * root[None, :] * scale[:, None]
@@ -189,7 +207,7 @@ def rotation(er, ei, precision, S: tl.constexpr, ROTATE: tl.constexpr, PAIRS: tl
 
 @triton.jit
 def turns_only(fr, fi, gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
-    """Whether I + Q F Q^H is unitary, from F and G = Q^H Q: also where columns of Q are not orthonormal.
+    """Whether I + Q F Q^H is unitary to 1e-9, from F and G = Q^H Q, also of columns not orthonormal.
 
     It misses that by Q X Q^H with X = F + F^H + F^H G F, whose square has the trace of (G X)^2.
     """
@@ -199,4 +217,4 @@ def turns_only(fr, fi, gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
     squares = xr * tl.trans(xr)
     if PAIRS:
         squares -= xi * tl.trans(xi)
-    return tl.abs(tl.sum(squares)) < 1e-24
+    return tl.abs(tl.sum(squares)) < 1e-18

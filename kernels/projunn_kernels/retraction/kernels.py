@@ -172,8 +172,9 @@ def basis_kernel(
 ):
     """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero.
 
-    Grid (parts, matrices), and ALONE, as in `orthonormal_kernel`; P is [Y, -rate Z].  Up to two factors
-    more follow where columns depend on each other, or are large.
+    Grid (parts, matrices), and ALONE, as in `orthonormal_kernel`; P is [Y, -rate Z].  Where columns are
+    close to dependent another factor takes the place of the first, without those that are, and up to two
+    more follow; two also follow where columns are large.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
@@ -192,12 +193,21 @@ def basis_kernel(
         gr, gi = load_gram(gram + slot * parts * (S * S * WIDTH), parts, S, PAIRS)
     finite, large = tl.sum(tl.abs(gr)) < 1e300, tl.sum(tl.abs(gr)) > LARGE * LARGE
     ur, ui, rr, ri, volume = orthonormalizer(gr, gi, S, PAIRS)
-    count = 0
-    while ((volume < SOUND) | large) & (count < 2):
-        hr, hi = gram_of_combined(columns, n, ur, ui, BN, S, PAIRS)
-        tr, ti, sr, si, volume = orthonormalizer(hr, hi, S, PAIRS)
-        ur, ui = matmul(ur, ui, tr, ti, PAIRS)
-        rr, ri = matmul(sr, si, rr, ri, PAIRS)
+    count, most = 0, 2
+    while ((volume < SOUND) | large) & (count < most):
+        # What T makes of a dependent column is rounding, another with each T.  The columns after it
+        # would have coordinates in that direction: so it is left out, before anything else.
+        anew = (count == 0) & (volume < SOUND)
+        if anew:
+            hr, hi, most = gr, gi, 3
+        else:
+            hr, hi = gram_of_combined(columns, n, ur, ui, BN, S, PAIRS)
+        tr, ti, sr, si, volume = orthonormalizer(hr, hi, S, PAIRS, True)
+        if anew:
+            ur, ui, rr, ri = tr, ti, sr, si
+        else:
+            ur, ui = matmul(ur, ui, tr, ti, PAIRS)
+            rr, ri = matmul(sr, si, rr, ri, PAIRS)
         count += 1
     er, ei = step_matrix(rr, ri, K, PAIRS)
     fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
@@ -367,7 +377,7 @@ def turn_kernel(
         tl.debug_barrier()
         norm = combination(a, e, e, blocks, 0.0, 0.5, -0.5, True, B)
         norm = tl.where(finite, norm, 0.0)
-        f, taken = ROTATE(e, norm, blocks, size * WIDTH, precision, finite, B)
+        f, taken = ROTATE(e, norm, blocks, size * WIDTH, precision, finite, PAIRS, B)
         taken = taken & finite
         # I + F is unitary: X = F + F^T + F^T F = 0
         multiply(a, f, f, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
@@ -389,7 +399,7 @@ def turn_kernel(
             multiply(x, f, e, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
             combination(e, x, f, blocks, 0.0, 1.0, 1.0, True, B)
             multiply(x, g, e, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
-            taken = tl.abs(_trace_of_square(x, blocks, B)) < 1e-24 * WIDTH
+            taken = tl.abs(_trace_of_square(x, blocks, B)) < 1e-18 * WIDTH
         tl.store(taken_mask + slot, taken.to(tl.int8))
         out = change + slot * size * size * WIDTH
         for i in range(blocks):

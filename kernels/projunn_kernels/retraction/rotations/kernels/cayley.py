@@ -45,7 +45,7 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
+def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 
     V = (I - A/2)^-1 = (I - A^2/4)^-1 (I + A/2) by a Cholesky factor, corrected by Newton's iteration
@@ -59,7 +59,7 @@ def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
     combination(a, a, a, blocks, 0.0, used, 0.0, False, B)
     multiply(w, a, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
     combination(h, w, w, blocks, 1.0, -0.25, 0.0, False, B)
-    triangle(h, m, blocks, size, B)
+    triangle(h, m, blocks, size, PAIRS, B)
     combination(w, a, a, blocks, 1.0, 0.5, 0.0, False, B)
     multiply(h, m, w, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
     multiply(v, m, h, a, a, blocks, 0.0, 0.0, 0.0, True, False, B)

@@ -89,7 +89,7 @@ def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
+def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory, by the same polynomial: where F is, and whether it is determined.
 
     At ``e`` are E, A and five matrices of scratch memory; ``norm`` is that of A, 0 if not ``finite``.

@@ -64,7 +64,7 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
+def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 
     By steps of Newton and Schulz, X <- X (3 I - X^H X) / 2, where X^H X is near I, else as `small`.  At
@@ -84,7 +84,7 @@ def many(e, norm, blocks, size, precision, finite, B: tl.constexpr):
             multiply(y, x, h, x, x, blocks, 0.0, 0.0, 0.0, False, False, B)
         else:
             # beyond its rows X is a multiple of the identity, not the identity
-            triangle(g, m, blocks, blocks * B, B)
+            triangle(g, m, blocks, blocks * B, PAIRS, B)
             multiply(h, x, m, x, x, blocks, 0.0, 0.0, 0.0, False, True, B)
             multiply(inverse, h, m, x, x, blocks, 0.0, 0.0, 0.0, False, False, B)
             length = combination(y, x, x, blocks, 0.0, 1.0, 0.0, False, B)
