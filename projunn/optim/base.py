@@ -43,13 +43,18 @@ from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
 
 
+def _is_trained(parameter: Tensor) -> bool:
+    """Whether a step can turn a parameter: one that is not frozen and has entries."""
+    return parameter.requires_grad and parameter.numel() > 0
+
+
 class UnitaryOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: a subclass names the plain rule and gives the direction that it takes."""
 
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     keeps_unitary: ClassVar[bool] = True
     normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
-    _unitary_count: int = 0  # unitary parameters at the last step
+    _counts: tuple[int, int] = (0, 0)  # unitary parameters at the last step, and those that are trained
     _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
@@ -127,11 +132,15 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         self._count_unitary()
 
     def _count_unitary(self) -> None:
-        """Count the unitary parameters, on whose number the default of their learning rate depends."""
-        self._unitary_count = sum(is_unitary(p) for g in self.param_groups for p in g["params"])
+        """Count the unitary parameters, on whose number the default of their learning rate depends.
+
+        Those that are frozen or empty turn nothing, and do not count for that.
+        """
+        unitary = [p for g in self.param_groups for p in g["params"] if is_unitary(p)]
+        self._counts = len(unitary), sum(map(_is_trained, unitary))
         for group in self.param_groups:
             if group["default_angle"] is not None:
-                group["default_angle"] = angle_of_each(self._unitary_count)
+                group["default_angle"] = angle_of_each(self._counts[1])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -172,7 +181,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         seen = None if self._seen is None else self._seen.again(self)
         if seen is not None:
             return seen
-        members, count, index = [], 0, -1
+        members, count, trained, index = [], 0, 0, -1
         kept: dict[int, Member] = self.__dict__.setdefault("_kept", {})
         for group in self.param_groups:
             for p in group["params"]:
@@ -180,6 +189,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 if not is_unitary(p):
                     continue
                 count += 1
+                trained += _is_trained(p)
                 if p.dtype not in MATRIX_DTYPES:  # the module was converted since
                     check_parameter(p)
                 if (grad := p.grad) is None:
@@ -197,8 +207,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
-        if count != self._unitary_count:
-            fewer = count < self._unitary_count
+        if (count, trained) != self._counts:
+            fewer = count < self._counts[0]
             self._count_unitary()
             if fewer:  # a conversion of the module has changed their class
                 recognise()

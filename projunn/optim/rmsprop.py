@@ -36,7 +36,7 @@ class RMSprop(UnitaryOptimizer):
             `projunn.optim.SGD`.
         rank, retraction, factorization, polish_every: as in `projunn.optim.SGD`.
         unitary_lr: learning rate of the unitary parameters; default 16 lr / sqrt(mn) for m x n matrices,
-            and 256 lr / (N sqrt(mn)) where the optimizer has N > 16 unitary parameters, so that a step
+            and 256 lr / (N sqrt(mn)) where the optimizer trains N > 16 of them, so that a step
             turns each matrix by about 16 lr radians, and those of N layers by no more than 256 lr in
             all.  A scheduler that changes ``lr`` changes it in proportion.
 

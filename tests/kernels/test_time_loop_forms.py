@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import projunn
 from projunn_kernels import recurrence
@@ -169,3 +170,25 @@ def drift(backend, device, complex_, steps, n):
         states = recurrence(*(t.float().to(device) for t in arguments), None, "identity")[0]
     states = states.cpu().double().reshape(steps, 2, -1)
     return ((states.norm(dim=-1) - exact) / exact).abs().max().item()
+
+
+@pytest.mark.interpreter_only
+def test_the_backward_loop_of_panels_makes_no_tensor_in_vain(kernels):
+    """Of the shape of a state: none is made for a gradient that the last product makes itself."""
+    from projunn_kernels.time_loop.launch import backward
+
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.empty_like.default:
+                made.append(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    steps, batch, n = 2, 3, 193
+    config = configured(H100, False, batch, n)[1]
+    assert form(config) == "panels"
+    states = torch.rand(steps, batch, n)
+    with choice.using({NAMES[1]: config}), kernels.backend(), Watch():
+        backward(torch.ones_like(states), states, torch.eye(n), None, "tanh", None)
+    assert made == [(steps, batch, n)]

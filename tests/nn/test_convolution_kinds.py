@@ -234,3 +234,10 @@ def test_a_kernel_in_the_place_of_the_size_of_the_image_is_explained(axes):
     with pytest.raises(ValueError, match=r"layer\.resized") as refused:
         larger(torch.randn(2, 3, *axes * [32]))
     assert "kernel" not in str(refused.value)
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same", (1, 1)])
+def test_there_is_no_padding_to_choose(padding):
+    with pytest.raises(TypeError, match=r"padding: got .*, wanted None, the only choice"):
+        UnitaryConv2d(2, 2, 4, padding=padding)
+    assert UnitaryConv2d(2, 2, 4, padding=None).spatial_size == (4, 4)

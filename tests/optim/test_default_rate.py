@@ -149,6 +149,21 @@ def test_parameters_that_become_unitary_count_at_the_next_step(compiled):
     assert "which is 0.00133 (6 x 6)\n" in repr(optimizer)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_frozen_and_empty_parameters_do_not_count(compiled):
+    """They turn nothing; one that is trained again counts from its next step on."""
+    network = many(32)
+    network[:16].requires_grad_(False)
+    empty = projunn.UnitaryParameter(torch.empty(0, 6, 6))
+    optimizer = optim.AdamW([*network.parameters(), empty], lr=LR)
+    take = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    take_step(network, optimizer, take)
+    assert "which is 0.00267 (6 x 6)\n" in repr(optimizer)
+    network.requires_grad_(True)
+    take_step(network, optimizer, take)
+    assert "which is 0.00133 (6 x 6)\n" in repr(optimizer)
+
+
 @pytest.mark.parametrize("way", ["load_state_dict", "pickle"])
 def test_what_an_older_version_saved_goes_on_at_its_own_rate(way):
     optimizer = optim.AdamW(many(2).parameters(), lr=LR)

@@ -200,9 +200,10 @@ def backward(
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the inputs, the initial state and the bias: launched as `forward` is."""
-    grad_inputs, grad_initial = torch.empty_like(states), torch.empty_like(states[0])
+    grad_inputs = torch.empty_like(states)
     if states.numel() == 0:
-        return grad_inputs, grad_initial, None if bias is None else torch.zeros_like(bias)
+        none = torch.empty_like(states[0])
+        return grad_inputs, none, None if bias is None else torch.zeros_like(bias)
     steps, batch, n = states.shape[:3]
     config = _config("recurrence_backward", states, weight, nonlinearity, resets)
     programs = -(-batch // config.rows)
@@ -213,7 +214,7 @@ def backward(
     if config.rows > 1 and not config.hold:
         run = _every_step(recurrence_backward_kernel, config, states[0], w=_transposed(weight), **shared)
         by_step = _unbound(_of_all_programs(resets, config.rows), steps)
-        following, cut = torch.zeros_like(grad_initial), by_step[-1]
+        following, cut = torch.zeros_like(states[0]), by_step[-1]
         tensors = [t.unbind() for t in (grad, states, grad_inputs)]
         for t in reversed(range(steps)):
             g, h, d = (every[t] for every in tensors)
@@ -227,6 +228,7 @@ def backward(
         grad_initial = torch.view_as_real(grad_initial) if weight.ndim == 3 else grad_initial
         grad_initial = grad_initial.to(weight.dtype)
     else:
+        grad_initial = torch.empty_like(states[0])
         launch(
             recurrence_backward_kernel,
             (programs,),

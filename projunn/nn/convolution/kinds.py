@@ -32,8 +32,7 @@ class UnitaryConv2d(UnitaryConvolution):
         in_channels: channels of the input.
         out_channels: channels of the output.
         spatial_size: height and width of the input, or one integer for both.  It stands where
-            ``nn.Conv2d`` has its kernel; `LocalUnitaryConv2d` is the layer with a small kernel.  The
-            filter goes round at the borders, so that there is no padding to choose.
+            ``nn.Conv2d`` has its kernel; `LocalUnitaryConv2d` is the layer with a small kernel.
         stride: downsampling, one or two integers.
         bias: whether to learn an additive bias for each channel.
         dilation: the distance of the filter's taps, one or two integers that divide ``spatial_size``.
@@ -43,6 +42,7 @@ class UnitaryConv2d(UnitaryConvolution):
         device: as in ``torch.nn.Conv2d``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
         sketch_rank: rank of sketched gradients, as in `projunn.nn.UnitaryLinear`, at every frequency.
+        padding: None.  The filter goes round at the borders, so that there is none to choose.
 
     Shape:
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also

@@ -46,7 +46,14 @@ class UnitaryConvolution(FilterBank):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         sketch_rank: int | None = None,
+        padding: None = None,
     ) -> None:
+        if padding is not None:
+            raise TypeError(
+                f"padding: got {padding!r}, wanted None, the only choice: the filter is as large as the"
+                " input and goes round at its borders (LocalUnitaryConv2d has a small kernel and a"
+                " padding_mode)"
+            )
         super().__init__(dtype)
         self.in_channels = positive("in_channels", in_channels)
         self.out_channels = positive("out_channels", out_channels)
