@@ -159,16 +159,19 @@ def _answer(
 
 
 def smaller(kernel: Kernel, problem: Problem, config: Config) -> Problem:
-    """The small problem of a kernel, its sizes multiples of 16 where those of ``problem`` are.
+    """The small problem of a kernel, its sizes multiples of 16, or 1, where those of ``problem`` are.
 
-    Triton compiles sizes that are multiples of 16 to other code than those that are not.
+    Triton compiles sizes that are multiples of 16 to other code than those that are not, and makes a
+    constant of a size of 1.
     """
     small = kernel.small(problem, config)
 
     def like(size: int, given: int) -> int:
-        return size if given % 16 else -(-size // 16) * 16
+        return 1 if given == 1 else size if given % 16 else -(-size // 16) * 16
 
     m, n = like(small.m, problem.m), like(small.n, problem.n)
+    if small.m <= small.n:  # some kernels take no tall matrices
+        m = min(m, n)
     return Problem(small.operation, small.pairs, small.k, m, n, small.matrices)
 
 

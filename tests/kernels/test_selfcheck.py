@@ -198,6 +198,24 @@ def test_a_case_of_each_kernel_passes_its_check(name):
     assert selfcheck.compare(kernel, small, variant, CPU) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "m", "n"),
+    [
+        *((name, 1, n) for name in ("recurrence", "product", "basis", "fused_step") for n in (16, 1)),
+        *((name, 50, 1) for name in ("recurrence", "product", "basis")),
+    ],
+)
+def test_a_size_of_one_is_checked_as_one(name, m, n):
+    """Triton makes a constant of it, and so compiles other code."""
+    kernel = KERNELS[name]
+    problem = replace(min(kernel.compiled, key=lambda one: (one.k, one.pairs)), m=m, n=n)
+    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
+    assert m > 1 or small.m == 1
+    assert n > 1 or small.n == 1
+    variant = list(kernel.variants_of(problem))[-1]
+    assert selfcheck.compare(kernel, small, variant, CPU) == ""
+
+
 def test_a_check_leaves_the_random_numbers_alone():
     state = torch.random.get_rng_state()
     kernel = KERNELS["product"]
