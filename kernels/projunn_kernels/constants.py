@@ -8,8 +8,7 @@ MAX_COLUMNS = 2 * MAX_MANY
 # The share of a fixed random matrix, the probe, that is added to a warm basis.  Without it a gradient
 # that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01
-# The widest matrices whose step is one launch.  For k > 1 fewer columns fit into registers: those of
-# real matrices, and so many numbers of an n x k factor of complex ones.
-MAX_FUSED, MAX_REAL, MAX_COMPLEX = 128, 64, 512
+# The widest matrices whose step of rank 1 is one launch: more columns do not fit the registers.
+MAX_FUSED = 128
 # The most units of a time loop whose real W one multiprocessor holds for all of time.
 MAX_HELD = 192

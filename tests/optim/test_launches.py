@@ -17,7 +17,7 @@ import projunn
 from projunn import init, optim
 from projunn.nn import UnitaryLinear
 from projunn_kernels.configs.problem import Device
-from projunn_kernels.step.arguments import widest
+from projunn_kernels.constants import MAX_FUSED
 from tests.combinations import pairwise
 from tests.dense import RETRACTIONS, defect
 from tests.launches import watched
@@ -52,14 +52,14 @@ def feed(*parameters):
         p.grad = torch.randn_like(p)
 
 
-def budget(k, m, n, pairs, count):
+def budget(k, m, n, count):
     """Kernels of a step of one bank whose rule has averages."""
-    return [*FOLLOWED, *_plain_budget(k, m, n, pairs, count)]
+    return [*FOLLOWED, *_plain_budget(k, m, n, count)]
 
 
-def _plain_budget(k, m, n, pairs, count):
-    if m <= n <= widest(k, pairs) and k <= 8:
-        return ["plane_step" if k == 1 else "wide_step"]
+def _plain_budget(k, m, n, count):
+    if k == 1 and m <= n <= MAX_FUSED:
+        return ["plane_step"]
     if k > 8:
         factors = ["adjoint_many", *["triangle"] * 2, "product_many"]
         pulled, *last = (
@@ -107,7 +107,7 @@ def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, shape, kind):
             optimizer.step()
             seen.clear()
             optimizer.step()
-        assert seen.kernels == budget(k, *size, kind.is_complex, prod(batch)), batch
+        assert seen.kernels == budget(k, *size, prod(batch)), batch
         asked.append(list(seen.calls))
     assert asked[1] == asked[2]
     # the gradient of several batch axes is viewed differently, not treated differently
@@ -164,31 +164,31 @@ def test_parameters_of_one_shape_are_one_launch(kernels, rule, kind):
             UnitaryLinear(8, 8, bias=False, dtype=kind, device=kernels.device) for _ in range(count)
         ]
         weights = [layer.weight for layer in layers]
-        optimizer = optimizer_of(rule, weights, rank=2)
+        optimizer = optimizer_of(rule, weights, rank=1)
         with watched(kernels, run=False) as seen:
             feed(*weights)
             optimizer.step()
             seen.clear()
             optimizer.step()
         names = [name for name, _ in seen.launches]
-        assert names == [*FOLLOWED, "wide_step"]
-        assert seen.launches[-1] == ("wide_step", count)
+        assert names == [*FOLLOWED, "plane_step"]
+        assert seen.launches[-1] == ("plane_step", count)
         assert set(seen.calls) <= UNMOVED, seen.calls
 
 
 @EVERY_RULE
 @REAL_AND_COMPLEX
-@pytest.mark.parametrize("k", [1, 2])
-def test_large_parameters_of_one_shape_share_the_launches(kernels, rule, kind, k):
+@pytest.mark.parametrize(("k", "n"), [(1, 130), (2, 130), (2, 8)])
+def test_other_parameters_of_one_shape_share_the_launches(kernels, rule, kind, k, n):
     for count in (1, 4):
-        weights = [unitary(kernels, 130, 130, kind=kind) for _ in range(count)]
+        weights = [unitary(kernels, n, n, kind=kind) for _ in range(count)]
         optimizer = optimizer_of(rule, weights, rank=k)
         with watched(kernels, run=False) as seen:
             feed(*weights)
             optimizer.step()
             seen.clear()
             optimizer.step()
-        assert seen.kernels == budget(k, 130, 130, False, count)
+        assert seen.kernels == budget(k, n, n, count)
 
 
 @pytest.mark.parametrize("k", [2, 8, 16])
@@ -251,7 +251,7 @@ def test_state_is_contiguous_however_it_came(kernels, kind):
         feed(p)
         with watched(kernels, run=False) as seen:
             own.step()
-        assert seen.kernels == [*FOLLOWED, "wide_step"]
+        assert seen.kernels == budget(2, 16, 16, 3)
 
 
 @REAL_AND_COMPLEX
@@ -267,7 +267,7 @@ def test_strides_change_no_launch_and_no_number(kernels, kind, k, size):
         with watched(kernels) as seen:
             optimizer.step()
         first_basis = ["triangle"] * 2 if k > 8 else []
-        assert seen.kernels == [*first_basis, *budget(k, *size, kind.is_complex, 4)]
+        assert seen.kernels == [*first_basis, *budget(k, *size, 4)]
         results.append(weight.detach().contiguous())
     assert not torch.equal(results[0], start)
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=0)

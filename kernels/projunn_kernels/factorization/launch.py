@@ -131,7 +131,7 @@ class Parts(NamedTuple):
     Attributes:
         parts: how many parts a column has, of which each has a program.
         each: how many numbers a part has.
-        columns: a place for P, (A, S, n), in floats.
+        columns: a place for P, (A, S, n), in float64.
         gram: a place for the Gram matrices of the parts of P.
     """
 
@@ -167,9 +167,11 @@ def gram_launch(
     chunks = -(-n // config.columns)
     chunks_each = -(-chunks // (1 if alone else min(chunks, _MOST_PARTS)))
     each, parts = chunks_each * config.columns, -(-chunks // chunks_each)
-    columns = floats(partial.new_empty(count, size, n))
-    numbers = count * parts * size * size * (2 if pairs else 1)
-    gram = torch.empty(1 if alone else numbers, dtype=torch.float64, device=partial.device)
+    numbers = count * size * (2 if pairs else 1)
+    columns, gram = (
+        torch.empty(length, dtype=torch.float64, device=partial.device)
+        for length in (numbers * n, 1 if alone else numbers * parts * size)
+    )
     shared = Parts(parts, each, columns, gram)
     if alone:
         return None, shared

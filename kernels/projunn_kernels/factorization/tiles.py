@@ -21,22 +21,22 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     if p.k == 1:
         return Config(1, min(n, 2048), 8 if n > 256 else 4)
     # One warp: what it sums up stays in registers, where more of them meet in shared memory each time.
-    # Matrices of 16 x 16 numbers fill the registers of one.
+    # Matrices of 16 x 16 numbers fill the registers of one.  Products of tiles take 16 columns or more.
     size = p.columns * (2 if p.operation == "basis" else 1)
-    columns = min(64, (128 if p.pairs else 256) // size)
-    return Config(1, max(16, min(n, columns)), 4 if size == 16 else 1)
+    return Config(1, max(16, min(n, 32 // p.width)), 4 if size == 16 else 1)
 
 
 def column_candidates(problem: Problem, device: Device) -> list[Config]:
     """Widths and warps around the closed form, with 1 to 16 numbers a thread (complex k > 1: 4)."""
     p, first = problem, column_tiles(problem, device)
     found, n = [first], power_of_two(problem.n)
+    least = 16 if p.k > 1 else min(16, n)
     rows = p.columns * (2 if p.k > 1 and p.operation == "basis" else 1)
     most = 16 if p.k == 1 else 32
     for columns in around(first.columns):
         for warps in (first.warps // 2, first.warps, first.warps * 2):
             config = Config(1, columns, warps)
-            fits = 1 <= warps <= 16 and min(16, n) <= columns <= max(n, first.columns)
+            fits = 1 <= warps <= 16 and least <= columns <= max(n, first.columns)
             if fits and config not in found and 1 <= columns * rows * p.width // (32 * warps) <= most:
                 found.append(config)
     return found

@@ -3,66 +3,37 @@
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.small import SMALL, column, dot, row
-from projunn_kernels.language.tiles import load_tile, store_tile
+from projunn_kernels.language.small import dot, matmul, row
+from projunn_kernels.language.tiles import load_tile
 
 
 @triton.jit
 def gram(pr, pi, PAIRS: tl.constexpr):
-    """The S x S matrix of the products p_i^H p_j of the rows of a float64 tile (S, BN)."""
+    """The S x S matrix of the products p_i^H p_j of the rows of a float64 tile (S, BN), BN >= 16."""
     S: tl.constexpr = pr.shape[0]
-    gr = tl.zeros((S, S), tl.float64)
-    gi = tl.zeros((S, S), tl.float64)
-    if PAIRS:
+    if PAIRS and S == 16:
         index = tl.arange(0, S)
+        gr = tl.zeros((S, S), tl.float64)
+        gi = tl.zeros((S, S), tl.float64)
         for j in range(S):
             here = (index == j)[None, :]
             ar, ai = row(pr, j, S)[None, :], row(pi, j, S)[None, :]
             gr = tl.where(here, tl.sum(pr * ar + pi * ai, axis=1)[:, None], gr)
             gi = tl.where(here, tl.sum(pr * ai - pi * ar, axis=1)[:, None], gi)
-    elif S == 1:
-        gr += tl.sum(pr * pr, axis=1)[:, None]
-    elif S == 16:
-        gr = dot(pr, tl.trans(pr))
+    elif PAIRS:
+        gr = dot(pr, tl.trans(pr)) + dot(pi, tl.trans(pi))
+        across = dot(pr, tl.trans(pi))
+        gi = across - tl.trans(across)
     else:
-        index = tl.arange(0, S)
-        for j in range(S):
-            sums = tl.sum(pr * row(pr, j, S)[None, :], axis=1)
-            gr = tl.where((index == j)[None, :], sums[:, None], gr)
+        gr = dot(pr, tl.trans(pr))
+        gi = tl.zeros_like(gr)
     return gr, gi
 
 
 @triton.jit
 def combine(tr, ti, pr, pi, PAIRS: tl.constexpr):
     """The rows ``sum_j t[j, s] p_j``: columns p of a tall matrix, times T from the right."""
-    S: tl.constexpr = pr.shape[0]
-    if not PAIRS and S == 16:
-        qr = dot(tl.trans(tr), pr)
-        qi = qr
-    elif not PAIRS:
-        qr = tl.zeros(pr.shape, tl.float64)
-        for j in range(S):
-            qr += row(tr, j, S)[:, None] * row(pr, j, S)[None, :]
-        qi = qr
-    elif S <= SMALL:
-        ar, ai, br, bi = tr[:, :, None], ti[:, :, None], pr[:, None, :], pi[:, None, :]
-        qr, qi = tl.sum(ar * br - ai * bi, axis=0), tl.sum(ar * bi + ai * br, axis=0)
-    else:
-        qr = tl.zeros(pr.shape, tl.float64)
-        qi = tl.zeros(pr.shape, tl.float64)
-        for j in range(S):
-            ar, ai = row(tr, j, S)[:, None], row(ti, j, S)[:, None]
-            br, bi = row(pr, j, S)[None, :], row(pi, j, S)[None, :]
-            qr += ar * br - ai * bi
-            qi += ar * bi + ai * br
-    return qr, qi
-
-
-@triton.jit
-def stack(y, z):
-    """Tiles y, z of (P, BN) as one of (2P, BN)."""
-    both = tl.permute(tl.join(y, z), (2, 0, 1))
-    return tl.reshape(both, (2 * y.shape[0], y.shape[1]))
+    return matmul(tl.trans(tr), tl.trans(ti), pr, pi, PAIRS)
 
 
 @triton.jit
@@ -95,6 +66,13 @@ def load_both(
 
 
 @triton.jit
+def _places_of_columns(first, n, BN: tl.constexpr, S: tl.constexpr):
+    """Where BN columns of P (S, n) are, and which of them there are."""
+    at = first + tl.arange(0, BN)
+    return tl.arange(0, S)[:, None] * n + at[None, :], (at < n)[None, :]
+
+
+@triton.jit
 def gram_of_part(
     right,
     partial,
@@ -110,16 +88,21 @@ def gram_of_part(
     BN: tl.constexpr,
     S: tl.constexpr,
 ):
-    """P^H P of the part of P that begins at number ``part * each``; P itself goes to ``columns`` (S, n).
+    """P^H P of the part of P that begins at number ``part * each``; P itself goes to ``columns``.
 
-    P is that of `load_both`.
+    P is that of `load_both`.  It is kept in float64, its real numbers (S, n) before its imaginary ones:
+    products of tiles then take it as it is loaded, where Triton 3.6 has none of converted, joined ones.
     """
     gr = tl.zeros((S, S), tl.float64)
     gi = tl.zeros((S, S), tl.float64)
     for first in range(part * each, tl.minimum((part + 1) * each, n), BN):
         pr, pi = load_both(right, partial, first, n, k, splits, scale, BOTH, PAIRS, BN, S)
-        store_tile(columns, tl.arange(0, S), first, S, n, pr, pi, BN, PAIRS)
-        ar, ai = gram(pr.to(tl.float64), pi.to(tl.float64), PAIRS)
+        pr, pi = pr.to(tl.float64), pi.to(tl.float64)
+        at, inside = _places_of_columns(first, n, BN, S)
+        tl.store(columns + at, pr, mask=inside)
+        if PAIRS:
+            tl.store(columns + S * n + at, pi, mask=inside)
+        ar, ai = gram(pr, pi, PAIRS)
         gr += ar
         gi += ai
     return gr, gi
@@ -160,8 +143,12 @@ def store_gram(gram_of_one, gr, gi, S: tl.constexpr, PAIRS: tl.constexpr):
 @triton.jit
 def load_combined(columns, first, n, tr, ti, BN: tl.constexpr, S: tl.constexpr, PAIRS: tl.constexpr):
     """BN columns of P (S, n), times T from the right: see `combine`."""
-    pr, pi = load_tile(columns, tl.arange(0, S), first, S, n, BN, PAIRS)
-    return combine(tr, ti, pr.to(tl.float64), pi.to(tl.float64), PAIRS)
+    at, inside = _places_of_columns(first, n, BN, S)
+    pr = tl.load(columns + at, mask=inside, other=0.0)
+    pi = pr
+    if PAIRS:
+        pi = tl.load(columns + S * n + at, mask=inside, other=0.0)
+    return combine(tr, ti, pr, pi, PAIRS)
 
 
 @triton.jit
@@ -180,21 +167,8 @@ def gram_of_combined(columns, n, tr, ti, BN: tl.constexpr, S: tl.constexpr, PAIR
 @triton.jit
 def step_matrix(rr, ri, P: tl.constexpr, PAIRS: tl.constexpr):
     """E = R_z R_y^H from the coordinates R = [R_y, R_z] of [Y, Z], P columns each."""
-    S: tl.constexpr = 2 * P
-    er = tl.zeros((S, S), tl.float64)
-    ei = tl.zeros((S, S), tl.float64)
-    if PAIRS:
-        for j in range(P):
-            zr, yr = column(rr, P + j, S)[:, None], column(rr, j, S)[None, :]
-            zi, yi = column(ri, P + j, S)[:, None], column(ri, j, S)[None, :]
-            er += zr * yr + zi * yi
-            ei += zi * yr - zr * yi
-    elif S < 16:
-        for j in tl.static_range(P):
-            er += column(rr, P + j, S)[:, None] * column(rr, j, S)[None, :]
-    else:
-        index = tl.arange(0, S)
-        # moves column P + j to column j
-        moving = tl.where(index[:, None] == index[None, :] + P, 1.0, 0.0).to(tl.float64)
-        er = dot(dot(rr, moving), tl.trans(rr))
-    return er, ei
+    index = tl.arange(0, 2 * P)
+    # moves column P + j to column j
+    moving = tl.where(index[:, None] == index[None, :] + P, 1.0, 0.0).to(tl.float64)
+    zr, zi = matmul(rr, ri, moving, tl.zeros_like(moving), PAIRS)
+    return matmul(zr, zi, tl.trans(rr), -tl.trans(ri), PAIRS)

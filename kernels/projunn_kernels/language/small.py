@@ -1,8 +1,6 @@
 """Functions of one S x S matrix held in registers, S <= 16, in float64: what 1 < k <= 8 needs.
 
-S is 2k or, of k columns alone, k, rounded up to a power of two.  Products of real 16 x 16 matrices are
-those of tensor cores, which take no smaller ones; those of smaller ones are sums in registers, and those
-of large complex ones sums of outer products: tiles of 16 x 16 of them do not fit the registers.
+S is 2k or, of k columns alone, k, rounded up to a power of two.
 
 Nothing is decomposed by a library: elimination, powers and Newton's iteration only, so that a program
 needs no other and the host never waits.
@@ -51,24 +49,36 @@ def dot(a, b):
 
 
 @triton.jit
+def _beside(a, b):
+    """The matrices side by side, their columns in turn."""
+    return tl.reshape(tl.join(a, b), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def _below(a, b):
+    """The matrices one below the other, their rows in turn."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (2 * a.shape[0], a.shape[1]))
+
+
+@triton.jit
 def matmul(ar, ai, br, bi, PAIRS: tl.constexpr):
-    """A B, real or complex; a small one is one sum: loops that unroll fill the registers."""
+    """A B, real or complex: products of tiles, or a sum where A has too few columns for those.
+
+    Complex tiles are two real ones, [re A, -im A] and [im A, re A].  Those of 16 columns do not fit the
+    registers, and are sums of outer products.
+    """
     S: tl.constexpr = ar.shape[1]
-    if not PAIRS and S == 16:
-        cr = dot(ar, br)
-        ci = cr
-    elif not PAIRS and S <= SMALL:
-        cr = tl.sum(ar[:, :, None] * br[None, :, :], axis=1)
-        ci = cr
-    elif not PAIRS:
-        cr = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
-        for j in range(S):
-            cr += column(ar, j, S)[:, None] * row(br, j, S)[None, :]
-        ci = cr
-    elif S <= SMALL:
+    if S <= SMALL:
         xr, xi, yr, yi = ar[:, :, None], ai[:, :, None], br[None, :, :], bi[None, :, :]
-        cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
-    else:
+        if PAIRS:
+            cr, ci = tl.sum(xr * yr - xi * yi, axis=1), tl.sum(xr * yi + xi * yr, axis=1)
+        else:
+            cr = tl.sum(xr * yr, axis=1)
+            ci = cr
+    elif PAIRS and S < 16:
+        b = _below(br, bi)
+        cr, ci = dot(_beside(ar, -ai), b), dot(_beside(ai, ar), b)
+    elif PAIRS:
         cr = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
         ci = tl.zeros((ar.shape[0], br.shape[1]), tl.float64)
         for j in range(S):
@@ -76,6 +86,12 @@ def matmul(ar, ai, br, bi, PAIRS: tl.constexpr):
             yr, yi = row(br, j, S)[None, :], row(bi, j, S)[None, :]
             cr += xr * yr - xi * yi
             ci += xr * yi + xi * yr
+    elif S < 16:
+        cr = dot(_beside(ar, tl.zeros_like(ar)), _below(br, tl.zeros_like(br)))
+        ci = cr
+    else:
+        cr = dot(ar, br)
+        ci = cr
     return cr, ci
 
 

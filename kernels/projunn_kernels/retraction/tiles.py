@@ -64,8 +64,10 @@ def _row_tiles(problem: Problem, device: Device) -> Config:
         rows = max(1, min(m, 4096 // (n * p.width)))
         each = 32 if p.columns * p.width <= 2 else 16  # compilers load all columns at once
         return Config(rows, n, warps_for(rows * n * p.width, each), hold=True)
-    columns = max(16, min(n, 1024 // (2 * p.columns * p.width)))
-    return Config(min(m, 4), columns, 4)
+    # A tile of rows reads Q and T, of as many numbers as 2k rows: more rows where those are short.
+    rows = 8 if n * p.width <= 128 else 4
+    columns = max(16, min(n, 2048 // (p.columns * p.width * rows)))
+    return Config(min(m, rows), columns, 4)
 
 
 def _row_candidates(problem: Problem, device: Device) -> list[Config]:

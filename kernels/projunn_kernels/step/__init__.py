@@ -7,9 +7,9 @@
 directions are already in factors, with the left factors S of their gradients.  A matrix whose step
 cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
 
-On a GPU, matrices of up to 128 columns (fewer for k > 1) with m <= n go in one
-launch for all parameters, each matrix read and written once; larger ones in a launch for each pass, for
-all parameters too (`projunn_kernels.step.passes`).
+On a GPU, matrices of up to 128 columns with m <= n go at rank 1 in one launch for all parameters, each
+matrix read and written once; larger ones, and all at higher ranks, in a launch for each pass, for all
+parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 

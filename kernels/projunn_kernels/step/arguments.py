@@ -5,16 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_COMPLEX, MAX_FUSED, MAX_RANK, MAX_REAL
-
-
-def widest(k: int, pairs: bool) -> int:
-    """The most columns of a matrix whose step, at rank k, is one program: more do not fit registers."""
-    if k > MAX_RANK:
-        return 0
-    if k == 1:
-        return MAX_FUSED
-    return min(MAX_FUSED, MAX_COMPLEX // k) if pairs else MAX_REAL
+from projunn_kernels.constants import MAX_FUSED
 
 
 @dataclass(frozen=True)
@@ -57,9 +48,9 @@ class FusedStep:
 
     @property
     def fits_a_program(self) -> bool:
-        """Whether the kernel of whole steps holds a matrix in registers."""
+        """Whether the step of a matrix is one program, which holds its rows in registers."""
         _, n, k = self.sizes
-        return n <= widest(k, self.pairs or self.weights[0].is_complex())
+        return k == 1 and n <= MAX_FUSED
 
 
 @dataclass(frozen=True)

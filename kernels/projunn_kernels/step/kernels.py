@@ -1,4 +1,4 @@
-"""The whole step of a matrix in one program: factor, project, retract, write.
+"""The whole step of rank 1 of a matrix in one program: factor, project, retract, write.
 
     Y = orth(D^H R)    X = D Y    Z = -rate W^H X    Q E Q^H = Z Y^H    F = f(E) - I
     W += (W Q) (Q F^H)^H          R <- orth(X) + 0.01 probe
@@ -12,27 +12,15 @@ direction is zero touches its basis only.  `projunn_kernels.step.eager` has the 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.columns import combine, gram, stack, step_matrix
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
-from projunn_kernels.language.small import (
-    LARGE,
-    eye,
-    matmul,
-    orthonormalizer,
-    rotation,
-    row,
-    turns_only,
-)
 from projunn_kernels.language.tiles import (
     add_outer,
     adjoint_times,
     load_column,
-    load_tile,
     pointer,
     square_sum,
     store_column,
-    store_tile,
     times,
 )
 
@@ -244,152 +232,3 @@ def plane_step_kernel(
             (xi * inverse).to(tl.float32) + PROBE * gi,
             PAIRS,
         )
-
-
-@triton.jit
-def _refresh_basis(r, x, g, kept, m, k, PAIRS: tl.constexpr, BX: tl.constexpr, Y: tl.constexpr):
-    """``R <- orth(X) + 0.01 probe`` in the first ``kept`` rows, BX of them at a time; Y >= k."""
-    lane, index = tl.arange(0, BX), tl.arange(0, Y)
-    gr = tl.zeros((Y, Y), tl.float64)
-    gi = tl.zeros((Y, Y), tl.float64)
-    for first in range(0, m, BX):
-        rows = first + lane
-        at = rows[None, :] * k + index[:, None]
-        xr, xi = load_column(x, at, (rows < m)[None, :] & (index < k)[:, None], PAIRS)
-        ar, ai = gram(xr.to(tl.float64), xi.to(tl.float64), PAIRS)
-        gr += ar
-        gi += ai
-    tr, ti, _r, _i, _volume = orthonormalizer(gr, gi, Y, PAIRS)
-    for first in range(0, m, BX):
-        rows = first + lane
-        at = rows[None, :] * k + index[:, None]
-        inside = (rows < kept)[None, :] & (index < k)[:, None]
-        xr, xi = load_column(x, at, inside, PAIRS)
-        pr, pi = load_column(g, at, inside, PAIRS)
-        br, bi = combine(tr, ti, xr.to(tl.float64), xi.to(tl.float64), PAIRS)
-        store_column(
-            r, at, inside, br.to(tl.float32) + PROBE * pr, bi.to(tl.float32) + PROBE * pi, PAIRS
-        )
-
-
-@triton.jit
-def wide_step_kernel(
-    weights,
-    directions,
-    bases,
-    probes,
-    skipped,
-    missed,
-    taken_mask,
-    active,
-    scratch,
-    rate_tensor,
-    rate,
-    precision,
-    matrices,
-    m,
-    n,
-    k,
-    D_TYPE: tl.constexpr,
-    ROTATE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ACTIVE: tl.constexpr,
-    HAS_RATE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    PANELS: tl.constexpr,
-    BX: tl.constexpr,
-    K: tl.constexpr,
-):
-    """1 < k <= K: the same in a basis of P + P columns, those beyond k of each half zero."""
-    entry, matrix, present = _matrix(active, matrices, ACTIVE)
-    if not present:
-        tl.store(taken_mask + tl.program_id(0), 0)
-        return
-    P: tl.constexpr = K if PAIRS else 8
-    S: tl.constexpr = 2 * P
-    Y: tl.constexpr = K if PAIRS else S  # rows of the tiles of k columns
-    Z: tl.constexpr = 0 if PAIRS else P  # the first row of Z in its tile
-    w, d, r, g, x = _places(
-        weights, directions, bases, probes, scratch, entry, matrix, m, n, k, D_TYPE, PAIRS, ACTIVE
-    )
-    if HAS_RATE:
-        rate *= tl.load(rate_tensor).to(tl.float32)
-    lane = tl.arange(0, BM)
-
-    yr = tl.zeros((Y, BN), tl.float32)
-    yi = tl.zeros((Y, BN), tl.float32)
-    for panel in range(PANELS):
-        rows = panel * BM + lane
-        dr, di = load_tile(d, rows, 0, m, n, BN, PAIRS)
-        for j in range(k):
-            br, bi = load_column(r, rows * k + j, rows < m, PAIRS)
-            pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
-            here = (tl.arange(0, Y) == j)[:, None]
-            yr += tl.where(here, pr[None, :], 0.0)
-            yi += tl.where(here, pi[None, :], 0.0)
-    size = square_sum(yr, yi, PAIRS)
-    moves = size != 0.0
-    pr, pi = yr.to(tl.float64), yi.to(tl.float64)
-    for _ in range(2):
-        gr, gi = gram(pr, pi, PAIRS)
-        tr, ti, _r, _i, _volume = orthonormalizer(gr, gi, Y, PAIRS)
-        pr, pi = combine(tr, ti, pr, pi, PAIRS)
-    yr, yi = pr.to(tl.float32), pi.to(tl.float32)
-
-    zr = tl.zeros((Y, BN), tl.float32)
-    zi = tl.zeros((Y, BN), tl.float32)
-    kept = tl.where(moves, m, 0)
-    for panel in range(PANELS):
-        rows = panel * BM + lane
-        dr, di = load_tile(d, rows, 0, kept, n, BN, PAIRS)
-        wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
-        for j in range(k):
-            xr, xi = times(dr, di, row(yr, j, Y), row(yi, j, Y), PAIRS)
-            store_column(x, rows * k + j, rows < m, xr, xi, PAIRS)
-            ar, ai = adjoint_times(wr, wi, xr, xi, PAIRS)
-            here = (tl.arange(0, Y) == Z + j)[:, None]
-            zr += tl.where(here, ar[None, :], 0.0)
-            zi += tl.where(here, ai[None, :], 0.0)
-    zr, zi = -rate * zr, -rate * zi
-
-    if PAIRS:
-        yr, yi = stack(yr, zr), stack(yi, zi)
-    else:  # Z is below Y already
-        yr, yi = yr + zr, yi + zi
-    pr, pi = yr.to(tl.float64), yi.to(tl.float64)
-    ar, ai = gram(pr, pi, PAIRS)
-    finite, large = tl.sum(tl.abs(ar)) < 1e300, tl.sum(tl.abs(ar)) > LARGE * LARGE
-    rr, ri = eye(S), tl.zeros((S, S), tl.float64)
-    for _ in range(3):
-        gr, gi = gram(pr, pi, PAIRS)
-        tr, ti, sr, si, _volume = orthonormalizer(gr, gi, S, PAIRS)
-        pr, pi = combine(tr, ti, pr, pi, PAIRS)
-        rr, ri = matmul(sr, si, rr, ri, PAIRS)
-    er, ei = step_matrix(rr, ri, P, PAIRS)
-    fr, fi, taken = rotation(er, ei, precision, S, ROTATE, PAIRS)
-    taken = taken & finite
-    if large & taken:
-        gr, gi = gram(pr, pi, PAIRS)
-        taken = turns_only(fr, fi, gr, gi, S, PAIRS)
-    ur, ui = combine(tl.trans(fr), -tl.trans(fi), pr, pi, PAIRS)
-    qr, qi, ur, ui = (
-        pr.to(tl.float32), pi.to(tl.float32), ur.to(tl.float32), ui.to(tl.float32)
-    )  # fmt: skip
-    tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
-    if not taken:
-        _count(skipped, missed, entry, matrix, ACTIVE)
-
-    kept = tl.where(taken & moves, m, 0)
-    for panel in range(PANELS):
-        rows = panel * BM + lane
-        wr, wi = load_tile(w, rows, 0, kept, n, BN, PAIRS)
-        vr, vi = wr, wi
-        for j in range(S if PAIRS else 2 * k):
-            at = j if PAIRS else tl.where(j < k, j, P - k + j)
-            lr, li = times(wr, wi, row(qr, at, S), row(qi, at, S), PAIRS)
-            vr, vi = add_outer(vr, vi, lr, li, row(ur, at, S), row(ui, at, S), PAIRS)
-        store_tile(w, rows, 0, kept, n, vr, vi, BN, PAIRS)
-
-    tl.debug_barrier()
-    _refresh_basis(r, x, g, tl.where(taken, m, 0), m, k, PAIRS, BX, Y)

@@ -31,7 +31,7 @@ from projunn_kernels.launching import (
 from projunn_kernels.retraction.launch import device_function
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.eager import as_numbers
-from projunn_kernels.step.kernels import plane_step_kernel, wide_step_kernel
+from projunn_kernels.step.kernels import plane_step_kernel
 from projunn_kernels.step.passes import FactoredPasses, Passes
 
 _kept: Recent["Program | Passes"] = Recent(256)
@@ -137,18 +137,16 @@ def _fresh(step: FusedStep) -> "Program | Passes":
 
 
 class Program:
-    """The step of matrices that fit a program: one launch for all parameters of one shape.
+    """The step of rank 1 of matrices that fit a program: one launch for all parameters of one shape.
 
     Args:
-        step: the step: weights (*batch, m, n), m <= n, directions, bases (*batch, m, k), all contiguous,
+        step: the step: weights (*batch, m, n), m <= n, directions, bases (*batch, m, 1), all contiguous,
             and counters.  With ``active`` (A,) one parameter, and its direction is (A, m, n).
     """
 
     def __init__(self, step: FusedStep) -> None:
-        first, basis = step.weights[0], step.bases[0]
-        if step.pairs:
-            first, basis = torch.view_as_complex(first), torch.view_as_complex(basis)
-        (*_, m, n), k, pairs = first.shape, basis.shape[-1], first.is_complex()
+        first = torch.view_as_complex(step.weights[0]) if step.pairs else step.weights[0]
+        (*_, m, n), pairs = first.shape, first.is_complex()
         matrices = first.numel() // (m * n)
         count = matrices * len(step.weights) if step.active is None else step.active.shape[0]
         self.taken = torch.empty(count, dtype=torch.int8, device=first.device)
@@ -157,9 +155,9 @@ class Program:
         variant = {"retraction": step.retraction, "scaled": scaled, "active": listed}
         half = half_precision(step.directions[0])
         like = first.reshape(-1, m, n)
-        config = configured("fused_step", like, k, count, **variant, gradient=half)
+        config = configured("fused_step", like, 1, count, **variant, gradient=half)
         panels = -(-m // config.rows)
-        floats_of_x = count * m * k * (2 if pairs else 1) if panels > 1 or k > 1 else 1
+        floats_of_x = count * m * (2 if pairs else 1) if panels > 1 else 1
         scratch = torch.empty(floats_of_x, dtype=torch.float32, device=first.device)
         weights = address_table(step.weights)
         arguments = {
@@ -179,7 +177,7 @@ class Program:
             "m": m,
             "n": n,
             "D_TYPE": TRITON_DTYPES[step.directions[0].dtype],
-            "ROTATE": device_function(step.retraction, k),
+            "ROTATE": device_function(step.retraction, 1),
             "PAIRS": pairs,
             "ACTIVE": listed,
             "HAS_RATE": scaled,
@@ -187,10 +185,7 @@ class Program:
             "BN": power_of_two(n),
             "PANELS": panels,
         } | options(config.warps)
-        if k > 1:
-            width = power_of_two(n) if pairs else max(16, power_of_two(n))
-            arguments |= {"k": k, "K": power_of_two(k), "BN": width, "BX": config.rows if pairs else 32}
-        self._launch = Launch(plane_step_kernel if k == 1 else wide_step_kernel, (count,), **arguments)
+        self._launch = Launch(plane_step_kernel, (count,), **arguments)
 
     def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.

@@ -1,4 +1,4 @@
-"""Steps of matrices that do not fit a program: a launch for each pass, for all parameters of one shape.
+"""Steps that are not one program: a launch for each pass, for all parameters of one shape.
 
     adjoint_product   partial sums of D^H R                      reads D
     orthonormal       Y = orth(D^H R)

@@ -5,26 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, squares, warps_for
+from projunn_kernels.configs.closed_form import matrix_problem, neighbours, sizes, warps_for
 from projunn_kernels.configs.kernel import GRADIENTS, Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
-from projunn_kernels.constants import PROBE
+from projunn_kernels.constants import MAX_FUSED, PROBE
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 from projunn_kernels.retraction.tiles import rotations_of
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FusedStep, widest
+from projunn_kernels.step.arguments import FusedStep
 
 _RATE = 0.25
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
-    if p.k > 1 and not p.pairs:  # twice the rows spill
-        rows = max(1, min(m, (2048 if p.k == 2 else 1024) // n))
-        return Config(rows, n, max(4, warps_for(rows * n, 8 if p.k == 2 else 4)))
-    budget = 8192 if p.k == 1 else 2048
-    rows = max(1, min(m, budget // (n * p.width)))
-    each = 32 if p.k == 1 else 8
+    rows = max(1, min(m, 8192 // (n * p.width)))
+    each = 32
     if device.capability.startswith("8.") and rows * n == 4096:
         each = 16  # half of a thread's registers hold doubles, which spilled 152 bytes on sm_80
     return Config(rows, n, warps_for(rows * n * p.width, each))
@@ -36,7 +32,7 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
     def floats(config: Config) -> int:
         return config.rows * config.columns * problem.width
 
-    return neighbours(problem, first, (first.columns,), floats, 32 if problem.k == 1 else 8)
+    return neighbours(problem, first, (first.columns,), floats, 32)
 
 
 def _small(problem: Problem, config: Config) -> Problem:
@@ -45,7 +41,7 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _allowed(problem: Problem, variant: Any) -> bool:
-    return no_complex_half(problem, variant) and problem.n <= widest(problem.k, problem.pairs)
+    return no_complex_half(problem, variant) and problem.k == 1 and problem.n <= MAX_FUSED
 
 
 def _case(
@@ -75,9 +71,8 @@ def _case(
         )
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
-        """W and, for k > 1 by the projector on its span, what is warm in R."""
+        """W, what is warm in R, and the counters."""
         warm = tensors["basis"] - PROBE * tensors["probe"]
-        warm = warm if p.k == 1 else warm[..., :8, :] @ warm.mH
         return [tensors["weight"], warm, tensors["skipped"], tensors["missed"]]
 
     def launch(**tensors: Any) -> list[Tensor]:
@@ -109,21 +104,20 @@ def _case(
 def _standard() -> list[Problem]:
     banks = ((64, 544), (128, 144), (64, 64), (128, 8), (32, 1024))
     return [
-        Problem("fused_step", pairs, k, n, n, matrices)
-        for k in (1, 2, 4, 8)
+        Problem("fused_step", pairs, 1, n, n, matrices)
         for pairs in (False, True)
-        for n, matrices in (banks if k < 4 else banks[2:3])
-        if n <= widest(k, pairs)
+        for n, matrices in banks
     ]
 
 
 def _problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
-    return matrix_problem("fused_step", widest(k, pairs))(matrices, m, n, k, pairs)
+    made = matrix_problem("fused_step", MAX_FUSED)(matrices, m, n, k, pairs)
+    return made if k == 1 else None
 
 
 FUSED_STEP = Kernel(
     name="fused_step",
-    functions=("plane_step_kernel", "wide_step_kernel"),
+    functions=("plane_step_kernel",),
     closed_form=_tiles,
     candidates=_candidates,
     case=_case,
@@ -134,8 +128,8 @@ FUSED_STEP = Kernel(
     problem=_problem,
     standard=_standard(),
     compiled=[
-        *squares("fused_step", 64, 9, 32, 33, 128, matrices=64),
-        *sizes("fused_step", [(64, 100, 100)], (1,)),  # panels of rows that are not aligned
+        # panels of rows that are not aligned: 100
+        *sizes("fused_step", [(64, n, n) for n in (64, 9, 32, 33, 128, 100)], (1,)),
     ],
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,
 )
