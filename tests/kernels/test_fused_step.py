@@ -41,7 +41,7 @@ def expected(weight, direction, basis, retraction):
     return retract(precise(weight), -RATE * left, right, retraction)
 
 
-# Above 128 columns (fewer for k > 1) a step takes a launch a pass (`projunn_kernels.step.passes`).
+# Above 128 columns, and for k > 1, a step takes a launch a pass (`projunn_kernels.step.passes`).
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def expected(weight, direction, basis, retraction):
         (9, 129, 3),
         (16, 16, 2),
         (7, 12, 3),
+        (5, 5, 4),
+        (33, 33, 4),
     ],
 )
 def test_step_equals_float64(kernels, step, kind, retraction, m, n, k):

@@ -14,6 +14,9 @@ from projunn_kernels.configs.kernel import Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.factorization import eager
 
+# GPUs that make products of float64 tiles by ordinary multiplications; B200 does so with Triton 3.6.
+_WITHOUT_TENSOR_CORES = ("8.6", "8.9", "10.0", "12.0")
+
 
 def column_tiles(problem: Problem, device: Device) -> Config:
     """A tile of all columns: what the kernels take that go through (k, n) factors chunk by chunk."""
@@ -23,7 +26,10 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     # One warp: what it sums up stays in registers, where more of them meet in shared memory each time.
     # Matrices of 16 x 16 numbers fill the registers of one.  Products of tiles take 16 columns or more.
     size = p.columns * (2 if p.operation == "basis" else 1)
-    return Config(1, max(16, min(n, 32 // p.width)), 4 if size == 16 else 1)
+    warps = 4 if size == 16 else 1
+    if p.pairs and p.operation == "basis" and device.capability in _WITHOUT_TENSOR_CORES:
+        warps = max(warps, 2)  # one spilled 16 bytes on sm_120
+    return Config(1, max(16, min(n, 32 // p.width)), warps)
 
 
 def column_candidates(problem: Problem, device: Device) -> list[Config]:
