@@ -11,8 +11,8 @@ kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the p
     retraction      W <- W + (W Q) (Q F^H)^H       one more read of W, and one write
     warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
 
-`step` calls them, and makes all of it in one launch for small matrices.  `sketching` makes the factors
-of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop, AdamW and
+`step` calls them, and makes all of it in one launch for small matrices at rank 1.  `sketching` makes the
+factors of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop, AdamW and
 their like, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN, and
 `convolution` the convolution in the Fourier domain.
 
