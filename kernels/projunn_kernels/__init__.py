@@ -12,9 +12,9 @@ kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the p
     warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
 
 `step` calls them, and makes all of it in one launch for small matrices at rank 1.  `sketching` makes the
-factors of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop, AdamW and
-their like, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN, and
-`convolution` the convolution in the Fourier domain.
+factors of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop,
+AdamW and their like, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN,
+and `convolution` the convolution in the Fourier domain.
 
 `operation` says how an operation is called, `backends` which of its paths runs, `configs` with which
 tile sizes, and `tuning` finds better ones.  Nothing here imports ``projunn``, and triton is imported

@@ -117,13 +117,15 @@ def matrix_problem(name: str, largest_n: int | None = None) -> Callable[..., Pro
     return problem
 
 
-def large_matrices(name: str) -> list[Problem]:
-    """The standard problems of a kernel that takes one large matrix at a time."""
+def standard_matrices(name: str) -> list[Problem]:
+    """The standard problems of a kernel of a pass: single matrices and, for k > 1, a bank."""
+    large, larger, bank = ((1024, 1), (4096, 1)), ((2048, 1), (8192, 1), (16384, 1)), (64, 544)
+    shapes = {1: (*large, *larger), 2: (bank, *large, *larger), 4: (bank, *large), 8: (bank, *large)}
     return [
-        Problem(name, pairs, k, n, n, 1)
-        for k in (1, 2, 4, 8)
+        Problem(name, pairs, k, n, n, matrices)
+        for k, all_of_rank in shapes.items()
         for pairs in (False, True)
-        for n in ((1024, 2048, 4096, 8192, 16384) if k < 4 else (1024, 4096))
+        for n, matrices in all_of_rank
     ]
 
 

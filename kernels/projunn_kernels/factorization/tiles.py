@@ -5,10 +5,10 @@ from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
     around,
-    large_matrices,
     matrix_problem,
     sizes,
     squares,
+    standard_matrices,
 )
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
@@ -123,7 +123,7 @@ ORTHONORMAL = Kernel(
     variants={"alone": (False, True)},
     allowed=one_part,
     problem=matrix_problem("orthonormal"),
-    standard=large_matrices("orthonormal"),
+    standard=standard_matrices("orthonormal"),
     compiled=squares("orthonormal", 1024, 9, 16384),
     numbers=lambda problem: 3 * problem.matrices * problem.k * problem.n,
 )

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
     around,
-    large_matrices,
     matrix_problem,
     neighbours,
     sizes,
     squares,
+    standard_matrices,
 )
 from projunn_kernels.configs.kernel import (
     LISTED,
@@ -162,7 +162,7 @@ ADJOINT_PRODUCT = Kernel(
     variants={**LISTED_GRADIENTS, "listed": (*LISTED, "bases")},  # of directions, X being their bases
     allowed=no_complex_half,
     problem=matrix_problem("adjoint_product"),
-    standard=large_matrices("adjoint_product"),
+    standard=standard_matrices("adjoint_product"),
     compiled=squares("adjoint_product", 1024, 9, 16384),
 )
 PRODUCT = Kernel(
@@ -175,7 +175,7 @@ PRODUCT = Kernel(
     variants=LISTED_GRADIENTS,
     allowed=no_complex_half,
     problem=matrix_problem("product"),
-    standard=large_matrices("product"),
+    standard=standard_matrices("product"),
     compiled=squares("product", 1024, 9, 16384),
 )
 ADJOINT_MANY = Kernel(

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
     around,
-    large_matrices,
     matrix_problem,
     neighbours,
     sizes,
     squares,
+    standard_matrices,
 )
 from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
@@ -108,7 +108,7 @@ RANK_UPDATE = Kernel(
     small=_small,
     variants={"listed": ("all", "active")},
     problem=matrix_problem("rank_update"),
-    standard=large_matrices("rank_update"),
+    standard=standard_matrices("rank_update"),
     # The step of a tall matrix updates it by twice its rank, and an update has any rank.
     compiled=squares("rank_update", 1024, 9, 16384) + sizes("rank_update", [(1, 1024, 1024)], (16, 32)),
     numbers=lambda problem: 2 * problem.matrices * problem.m * problem.n,

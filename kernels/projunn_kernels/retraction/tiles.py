@@ -7,11 +7,11 @@ from torch import Tensor
 
 from projunn_kernels.configs.closed_form import (
     around,
-    large_matrices,
     matrix_problem,
     neighbours,
     sizes,
     squares,
+    standard_matrices,
     warps_for,
 )
 from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
@@ -140,7 +140,7 @@ BASIS = Kernel(
     allowed=one_part,
     passed=rotations_of,
     problem=matrix_problem("basis"),
-    standard=large_matrices("basis"),
+    standard=standard_matrices("basis"),
     compiled=squares("basis", 1024, 9, 16384),
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,  # of the whole retraction
 )
@@ -163,7 +163,7 @@ TURN_ROWS = Kernel(
     small=_small_rows,
     variants={"listed": LISTED},
     problem=matrix_problem("rotate_rows"),
-    standard=large_matrices("rotate_rows"),
-    compiled=squares("rotate_rows", 1024, 9, 1000, 16384, 32768),
+    standard=standard_matrices("rotate_rows"),
+    compiled=squares("rotate_rows", 1024, 64, 9, 1000, 16384, 32768),
     numbers=lambda problem: 2 * problem.matrices * problem.m * problem.n,
 )
