@@ -8,22 +8,22 @@ kernels see complex numbers as interleaved real pairs, and factors column by col
 import importlib
 import importlib.util
 import pkgutil
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from projunn_kernels import private, selfcheck
+from projunn_kernels import keeping, private, selfcheck
 from projunn_kernels.batches import as_matrices
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
+from projunn_kernels.keeping import Recent
 from projunn_kernels.precision import setting_of
 
 TRITON_DTYPES = {
@@ -33,31 +33,6 @@ TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
 }
 PRECISION = torch.finfo(torch.float32).eps
-
-_Prepared = TypeVar("_Prepared")
-
-
-class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
-    """What was prepared, by what it was prepared for: as many entries as given, the last ones used."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def found(self, key: tuple[Any, ...]) -> _Prepared | None:
-        """The entry, which is in use again, or None."""
-        value = self.get(key)
-        if value is not None:
-            self.move_to_end(key)
-        return value
-
-    def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
-        """Adds an entry, and forgets those that have not been used for longest."""
-        self[key] = value
-        while len(self) > self._most:
-            self.popitem(last=False)
-        return value
-
 
 _tables: Recent[Tensor] = Recent(4096)
 _stand_in: Callable[[Any], Any] | None = None
@@ -302,7 +277,7 @@ def table_of(
     """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
     key = (device, dtype, values)
     table = _tables.found(key)
-    if table is None and capturing(device):
+    if table is None and keeping.capturing(device):
         table = torch.empty(len(values), dtype=dtype, device=device)
         for entry, value in zip(table.unbind(), values, strict=True):
             entry.fill_(value)
@@ -311,28 +286,6 @@ def table_of(
         on_it = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         table = _tables.keep(key, on_it)
     return table
-
-
-def current_stream(tensor: Tensor) -> int:
-    """The stream that launches go to: what lies between two launches must not be shared by streams."""
-    return private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
-
-
-def may_keep(tensor: Tensor) -> bool:
-    """Whether launches may be kept: a graph owns its memory, and a self-check must find its own."""
-    return choice.settled() and not selfcheck.is_checking() and not capturing(tensor.device)
-
-
-def in_force(tensor: Tensor) -> tuple[int, int]:
-    """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
-    return current_stream(tensor), choice.generation()
-
-
-def capturing(device: torch.device) -> bool:
-    """True if a CUDA graph is being captured, or is about to be: what is allocated belongs to it."""
-    if device.type != "cuda":
-        return False
-    return torch.cuda.is_current_stream_capturing() or private.warms_up_a_graph(device)
 
 
 def options(warps: int) -> dict[str, int]:

@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("triton")
 
 from projunn_kernels import launching, private
-from projunn_kernels.launching import Launch, Recent, addresses_of_flat, launch
+from projunn_kernels.keeping import Recent
+from projunn_kernels.launching import Launch, addresses_of_flat, launch
 
 STREAM = 7
 

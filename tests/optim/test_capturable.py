@@ -15,7 +15,7 @@ import projunn
 from projunn import UnitaryParameter, optim
 from projunn.nn import BlockUnitaryLinear, UnitaryLinear, UnitaryRNN
 from projunn.optim.gradient import dense
-from projunn_kernels import launching, private, selfcheck
+from projunn_kernels import keeping, launching, private, selfcheck
 from projunn_kernels.backends import interpreting
 from projunn_kernels.polish import eager as polishing
 from tests.combinations import pairwise
@@ -56,7 +56,7 @@ class Idle:
 def pretend_to_capture(patch):
     """Tensors on the meta device are those of a graph from now on."""
     patch.setattr(private, "is_fake", lambda tensor: False)
-    patch.setattr(launching, "capturing", lambda device: True)
+    patch.setattr(keeping, "capturing", lambda device: True)
 
 
 @pytest.fixture(params=["kernels", "PyTorch"])
@@ -242,7 +242,7 @@ def test_parameters_of_one_shape_are_polished_by_three_launches(
             optimizer.step()  # makes the state
             with monkeypatch.context() as patch:
                 patch.setattr(private, "is_fake", lambda tensor: False)
-                patch.setattr(launching, "capturing", lambda device: True)
+                patch.setattr(keeping, "capturing", lambda device: True)
                 for _ in range(3):
                     launched.clear()
                     optimizer.step()

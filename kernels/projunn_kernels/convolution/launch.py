@@ -13,15 +13,8 @@ from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.kernels import fourier_inverse_kernel, fourier_transform_kernel
 from projunn_kernels.convolution.tiles import LEAST
-from projunn_kernels.launching import (
-    Launch,
-    Recent,
-    choose,
-    dot_precision,
-    may_keep,
-    options,
-    product_setting,
-)
+from projunn_kernels.keeping import Recent, may_keep
+from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
 
 
 @lru_cache(maxsize=256)

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.batches import flattened
+from projunn_kernels.keeping import Recent, in_force, may_keep
 from projunn_kernels.launching import (
     Launch,
-    Recent,
     address_table,
     addresses_of_flat,
     configured,
-    in_force,
-    may_keep,
     options,
     table_of,
 )

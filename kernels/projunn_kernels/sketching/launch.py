@@ -9,7 +9,8 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.factorization.launch import orthonormal_launch
-from projunn_kernels.launching import Launch, Matrices, Recent, floats, in_force, may_keep
+from projunn_kernels.keeping import Recent, in_force, may_keep
+from projunn_kernels.launching import Launch, Matrices, floats
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.sketching.eager import numbers
 

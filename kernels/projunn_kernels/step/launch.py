@@ -14,17 +14,15 @@ from torch import Tensor
 
 from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
+from projunn_kernels.keeping import Recent, in_force, may_keep
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
     Launch,
-    Recent,
     address_table,
     addresses_of_flat,
     configured,
     half_precision,
-    in_force,
-    may_keep,
     options,
     table_of,
 )

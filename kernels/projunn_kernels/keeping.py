@@ -1,0 +1,56 @@
+"""What may be kept from call to call, and for how long."""
+
+from collections import OrderedDict
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import private, selfcheck
+from projunn_kernels.configs import choice
+
+_Prepared = TypeVar("_Prepared")
+
+
+class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
+    """What was prepared, by what it was prepared for: as many entries as given, the last ones used."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def found(self, key: tuple[Any, ...]) -> _Prepared | None:
+        """The entry, which is in use again, or None."""
+        value = self.get(key)
+        if value is not None:
+            self.move_to_end(key)
+        return value
+
+    def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
+        """Adds an entry, and forgets those that have not been used for longest."""
+        self[key] = value
+        while len(self) > self._most:
+            self.popitem(last=False)
+        return value
+
+
+def current_stream(tensor: Tensor) -> int:
+    """The stream that launches go to: what lies between two launches must not be shared by streams."""
+    return private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
+
+
+def may_keep(tensor: Tensor) -> bool:
+    """Whether launches may be kept: a graph owns its memory, and a self-check must find its own."""
+    return choice.settled() and not selfcheck.is_checking() and not capturing(tensor.device)
+
+
+def in_force(tensor: Tensor) -> tuple[int, int]:
+    """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
+    return current_stream(tensor), choice.generation()
+
+
+def capturing(device: torch.device) -> bool:
+    """True if a CUDA graph is being captured, or is about to be: what is allocated belongs to it."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.is_current_stream_capturing() or private.warms_up_a_graph(device)
