@@ -1,27 +1,8 @@
-"""A retraction of large matrices, after the pass over W that made Z = W^H X.
-
-    plane_basis          Q and T = Q F^H of a step of rank 1            one program for each matrix
-    basis                the same for 1 < k <= 8                        one for each part of a matrix
-    turn                 F of a step, k > 8                             one program for each matrix
-    rotate_rows          W += (W Q) T^H                                 one read and one write of W
-
-Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
-and go through registers in chunks of BN.  Sums are float64.  A program of `rotate_rows` keeps whole rows
-of W in registers where they fit (HOLD).  Where they do not it reads them twice, the second time from
-cache.
-"""
+"""The kernels of steps of up to 8 columns."""
 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.blocks import (
-    combination,
-    load_block,
-    load_numbers,
-    multiply,
-    store_block,
-    store_numbers,
-)
 from projunn_kernels.language.columns import (
     combine,
     gram_of_combined,
@@ -42,7 +23,6 @@ from projunn_kernels.language.small import (
     rotation,
     turns_only,
 )
-from projunn_kernels.language.small import dot as block_product
 from projunn_kernels.language.tiles import (
     add_outer,
     load_range,
@@ -290,120 +270,3 @@ def rotate_rows_kernel(
                 re += tl.sum(lr * tr, axis=0)
                 im = re
             store_tile(w, rows, first, m, n, re, im, BN, PAIRS)
-
-
-@triton.jit
-def _step_block(kept, i, j, k, blocks, PAIRS: tl.constexpr, B: tl.constexpr):
-    """Block (i, j) of K_z^H K_y, from the coordinates K = [K_y; K_z] of Y and Z, k rows each."""
-    rows = 2 * k if PAIRS else k
-    size = blocks * B
-    lane = tl.arange(0, B)
-    value = tl.zeros((B, B), tl.float64)
-    for first in range(0, rows, 16):
-        r = (first + tl.arange(0, 16))[:, None]
-        y = tl.load(kept + r * size + (j * B + lane)[None, :], mask=r < rows, other=0.0)
-        z = tl.load(kept + (rows + r) * size + (i * B + lane)[None, :], mask=r < rows, other=0.0)
-        value += block_product(tl.trans(z), y)
-    return value
-
-
-@triton.jit
-def _trace_of_square(a, blocks, B: tl.constexpr):
-    """The trace of A^2."""
-    total = tl.zeros((), tl.float64)
-    for i in range(blocks):
-        for j in range(blocks):
-            total += tl.sum(load_block(a, i, j, blocks, B) * tl.trans(load_block(a, j, i, blocks, B)))
-    return total
-
-
-@triton.jit
-def turn_kernel(
-    coordinates,
-    gram,
-    change,
-    finite_mask,
-    taken_mask,
-    scratch,
-    rate_tensor,
-    rate,
-    precision,
-    count,
-    k,
-    size,
-    rows,
-    blocks,
-    splits,
-    ROTATE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    HAS_RATE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    B: tl.constexpr,
-):
-    """conj F into ``change`` (size, size), from the coordinates of [Y, Z] in the rows conj Q^H.
-
-    With rows for columns all is conjugated: conj E = -rate K_z^H K_y, and (conj F) Q^T are the rows of
-    Q F^H.  A matrix of ``coordinates`` has ``rows`` rows.  ``gram`` is that of the rows of Q, which
-    depend on each other where they are more than n; WHOLE: they are those of I.  A program has seven
-    matrices of ``scratch``.
-    """
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    if HAS_RATE:
-        rate *= tl.load(rate_tensor).to(tl.float32)
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    matrix = (blocks * B) * (blocks * B)
-    e = scratch + program.to(tl.int64) * 7 * matrix
-    a = e + matrix
-    for index in range(program, count, programs):
-        slot = program.to(tl.int64) * 0 + index  # the interpreter counts in Python's numbers
-        kept = coordinates + slot * rows * (blocks * B)
-        squares = tl.zeros((), tl.float64)
-        sizes = tl.zeros((), tl.float64)
-        step = tl.zeros((), tl.float64) - rate
-        for i in range(blocks):
-            for j in range(blocks):
-                value = _step_block(kept, i, j, k, blocks, PAIRS, B) * step
-                squares += tl.sum(value * value)
-                store_block(e, i, j, blocks, value, B)
-                if not WHOLE:
-                    r = (i * B + tl.arange(0, B))[:, None]
-                    value = load_block(kept, i, j, blocks, B)
-                    value *= tl.where(r < k * WIDTH, 1.0, step)
-                    sizes += tl.sum(value * value)
-        # comparisons that are False for NaN
-        finite = squares < 1e300
-        if not WHOLE:
-            finite = finite & (tl.load(finite_mask + slot) != 0)
-        tl.debug_barrier()
-        norm = combination(a, e, e, blocks, 0.0, 0.5, -0.5, True, B)
-        norm = tl.where(finite, norm, 0.0)
-        f, taken = ROTATE(e, norm, blocks, size * WIDTH, precision, finite, PAIRS, B)
-        taken = taken & finite
-        # I + F is unitary: X = F + F^T + F^T F = 0
-        multiply(a, f, f, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
-        error = combination(e, a, f, blocks, 0.0, 1.0, 1.0, True, B)
-        taken = taken & (error < 1e-9)
-        if (sizes > LARGE * LARGE * WIDTH) & taken:
-            # whether I + Q F Q^H is, also where rows of Q are not orthonormal: see `turns_only`
-            g = a
-            for i in range(blocks):
-                for j in range(blocks):
-                    value = tl.zeros((B, B), tl.float64)
-                    for part in range(splits):
-                        at = gram + (slot * splits + part) * size * size * WIDTH
-                        value += load_numbers(at, 0, i, size, j, size, PAIRS, B)
-                    store_block(g, i, j, blocks, value, B)
-            tl.debug_barrier()
-            x = e + 6 * matrix
-            multiply(e, g, f, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
-            multiply(x, f, e, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
-            combination(e, x, f, blocks, 0.0, 1.0, 1.0, True, B)
-            multiply(x, g, e, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
-            taken = tl.abs(_trace_of_square(x, blocks, B)) < 1e-18 * WIDTH
-        tl.store(taken_mask + slot, taken.to(tl.int8))
-        out = change + slot * size * size * WIDTH
-        for i in range(blocks):
-            for j in range(blocks):
-                value = tl.where(taken, load_block(f, i, j, blocks, B), 0.0)
-                store_numbers(out, i, j, size, value, PAIRS, B)
-        tl.debug_barrier()
