@@ -20,7 +20,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["torch", INTERPRETED])
 
 def triton_kernels():
     """The Triton kernels of the package, by their source: what is called ``..._kernel``."""
-    for file in sorted([*PACKAGE.glob("*/kernels.py"), *PACKAGE.glob("*/kernels/__init__.py")]):
+    for file in sorted([*PACKAGE.glob("*/kernels.py"), *PACKAGE.glob("*/kernels/*.py")]):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 yield node.name
