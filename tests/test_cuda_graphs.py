@@ -60,10 +60,11 @@ def test_replays_train_as_steps_do(kind):
 @pytest.mark.requires("triton")
 def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
     """A replay would copy from host memory that has long been freed."""
+    from projunn_kernels import keeping
     from projunn_kernels import launching as launch
 
     tensors = [torch.zeros(3), torch.zeros(4)]
-    monkeypatch.setattr(launch, "capturing", lambda device: True)
+    monkeypatch.setattr(keeping, "capturing", lambda device: True)
     monkeypatch.setattr(torch, "tensor", None)
     kept = len(launch._tables)
     table = launch.address_table(tensors)

@@ -125,14 +125,19 @@ class Launch:
         self._places: dict[str, int] = {}
         self._values: list[Any] = []  # in the order of the kernel's parameters
 
+    @property
+    def takes_addresses(self) -> bool:
+        """Whether a call may have the address of a tensor in its place: its dtype is known by now."""
+        return self._binary is not None and _stand_in is None
+
     def __call__(self, **changed: Any) -> None:
         """Launch, with these arguments, of the same dtypes, in place of those given at first."""
         if self._binary is None or _stand_in is not None:
             self._first(self.arguments | changed)
             return
-        values = self._values
+        values, places = self._values, self._places
         for name, value in changed.items():
-            values[self._places[name]] = _passed(value)
+            values[places[name]] = value if type(value) is int else _passed(value)
         _run(self._binary, self._grid, values)
 
     def _first(self, arguments: dict[str, Any]) -> None:

@@ -170,12 +170,11 @@ def forward(
     resets = _of_all_programs(resets, config.rows)
     if config.rows > 1 and not config.hold:
         run = _every_step(recurrence_kernel, config, states[0], w=weight, **shared)
-        previous = initial
-        for x, state, reset in zip(
-            inputs.unbind(), states.unbind(), _unbound(resets, steps), strict=True
-        ):
-            run(inputs=x, initial=previous, states=state, resets=reset)
-            previous = state
+        reset = None if resets is None else resets[0]
+        run(inputs=inputs[0], initial=initial, states=states[0], resets=reset)
+        x, h, r = (_by_step(tensor, steps, run) for tensor in (inputs, states, resets))
+        for t in range(1, steps):
+            run(inputs=x[t], initial=h[t - 1], states=h[t], resets=r[t])
         return states
     launch(
         recurrence_kernel,
@@ -213,13 +212,16 @@ def backward(
     shared |= {"partial": sums}
     if config.rows > 1 and not config.hold:
         run = _every_step(recurrence_backward_kernel, config, states[0], w=_transposed(weight), **shared)
-        by_step = _unbound(_of_all_programs(resets, config.rows), steps)
-        following, cut = torch.zeros_like(states[0]), by_step[-1]
-        tensors = [t.unbind() for t in (grad, states, grad_inputs)]
-        for t in reversed(range(steps)):
-            g, h, d = (every[t] for every in tensors)
-            run(grad=g, states=h, grad_inputs=d, grad_initial=following, resets=cut)
-            following, cut = d, by_step[t]
+        following, padded = torch.zeros_like(states[0]), _of_all_programs(resets, config.rows)
+        cut = None if padded is None else padded[-1]
+        run(
+            grad=grad[-1], states=states[-1], grad_inputs=grad_inputs[-1], grad_initial=following,
+            resets=cut,
+        )  # fmt: skip
+        g, h, d, r = (_by_step(tensor, steps, run) for tensor in (grad, states, grad_inputs, padded))
+        for t in reversed(range(steps - 1)):
+            run(grad=g[t], states=h[t], grad_inputs=d[t], grad_initial=d[t + 1], resets=r[t + 1])
+        following = grad_inputs[0]
         single = weight if weight.dtype == torch.float32 else weight.float()
         rows, w = numbers(single, following.to(single.dtype), single)
         if resets is not None:
@@ -258,6 +260,13 @@ def _every_step(
     return lambda **tensors: launch(kernel, grid, **arguments, **tensors)
 
 
-def _unbound(resets: Tensor | None, steps: int) -> Sequence[Tensor | None]:
-    """The resets of each time step."""
-    return [None] * steps if resets is None else resets.unbind()
+def _by_step(
+    tensor: Tensor | None, steps: int, run: Callable[..., None]
+) -> Sequence[Tensor | int | None]:
+    """The part of each time step, as a launch takes it: its address, once the binary is known."""
+    if tensor is None:
+        return [None] * steps
+    if not isinstance(run, Launch) or not run.takes_addresses:
+        return tensor.unbind()
+    begin, each = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+    return range(begin, begin + steps * each, each) if each else [begin] * steps
