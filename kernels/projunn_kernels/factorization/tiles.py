@@ -27,8 +27,9 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     # Matrices of 16 x 16 numbers fill the registers of one.  Products of tiles take 16 columns or more.
     size = p.columns * (2 if p.operation == "basis" else 1)
     warps = 4 if size == 16 else 1
-    if p.pairs and p.operation == "basis" and device.capability in _WITHOUT_TENSOR_CORES:
-        warps = max(warps, 2)  # one spilled 16 bytes on sm_120
+    full = p.operation == "basis" and (p.pairs or size == 8)
+    if full and device.capability in _WITHOUT_TENSOR_CORES:
+        warps = max(warps, 2)  # one spilled 12 to 56 bytes on sm_89 and sm_120
     return Config(1, max(16, min(n, 32 // p.width)), warps)
 
 

@@ -35,8 +35,9 @@ def _row(problem: Problem, device: Device) -> Config | None:
     """W in the registers of a program of one row, if there are enough."""
     if problem.n > (128 if problem.pairs else MAX_HELD):
         return None
-    if problem.n > 128 and device.capability == "12.0" and problem.operation.endswith("backward"):
-        return None  # there the backward spills 48 bytes
+    spills = device.capability in ("10.0", "12.0") and problem.operation.endswith("backward")
+    if problem.n > 128 and spills:  # 8 and 48 bytes
+        return None
     n = min(128, _tile(problem.n))
     return Config(1, n, 4 if n * problem.width <= 64 else 8, hold=True)
 
@@ -66,7 +67,7 @@ def _panels(problem: Problem, device: Device) -> Config:
         _programs(problem, rows, 2 * columns) >= device.processors * 3 // 4
     ):
         columns *= 2
-    while rows < 64 and _programs(problem, 2 * rows, columns) >= 4 * device.processors:
+    while rows < _most_rows(problem) and _programs(problem, 2 * rows, columns) >= 4 * device.processors:
         rows *= 2
     return _panel(problem, device, rows, columns)
 
@@ -74,14 +75,19 @@ def _panels(problem: Problem, device: Device) -> Config:
 def _panel(problem: Problem, device: Device, rows: int, columns: int) -> Config:
     """As deep as registers allow, and as many in flight as shared memory does."""
     exact = problem.k == 1  # whose operands take twice the registers
-    small = problem.pairs or rows > 32 or (exact and device.capability == "12.0")
+    small = problem.pairs or (exact and (rows > 16 or device.capability == "12.0"))
     depth = 16 if problem.pairs and exact else 32 if small else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
     return Config(rows, columns, 4, depth=depth, stages=stages)
 
 
+def _most_rows(problem: Problem) -> int:
+    """Of a panel: with twice as many, some architectures spill."""
+    return 16 if problem.pairs else 32
+
+
 def _most_columns(problem: Problem) -> int:
-    """Of a panel."""
+    """Likewise."""
     return 32 if problem.pairs else 64
 
 
@@ -103,7 +109,8 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
     if problem.n > 64 or block is None:
         step = _panels(problem, device)
         widths = [c for c in (16, 32, 64) if c <= _most_columns(problem)]
-        tried += [step] + [_panel(problem, device, r, c) for r in (16, 32, 64) for c in widths]
+        heights = [r for r in (16, 32) if r <= _most_rows(problem)]
+        tried += [step] + [_panel(problem, device, r, c) for r in heights for c in widths]
         tried += [
             replace(step, rows=r, columns=c, warps=w, depth=d, stages=s)
             for r in (16, 32)
