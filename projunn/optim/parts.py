@@ -110,6 +110,17 @@ class Part:
         self._taken, self._all_taken = taken, not self._on_a_gpu and surely_all(taken)
 
 
+def _changed_by_step(
+    members: list[Member], weights: list[Tensor], factorization: str
+) -> dict[str, list[Tensor]]:
+    """The tensors that a step changes, and the probes of its bases, by the names of its arguments."""
+    basis, probe = WARM[factorization]
+    states = [member.state for member in members]
+    names = {"bases": basis, "probes": probe, "skipped": "skipped", "missed": "missed"}
+    found = {name: [state[own] for state in states] for name, own in names.items()}
+    return {"weights": weights, **found}
+
+
 class Alone(Part):
     """A parameter whose factors are drawn at random or found by SVD."""
 
@@ -129,15 +140,8 @@ class Alike(Part):
         super().__init__(members, gradients)
         first = gradients[0]
         self.factorization = first.factorization
-        states = [gradient.state for gradient in gradients]
-        basis, probe = WARM[self.factorization]
-        self._tensors = {
-            "weights": [gradient.stored_weight for gradient in gradients],
-            "bases": [state[basis] for state in states],
-            "probes": [state[probe] for state in states],
-            "skipped": [state["skipped"] for state in states],
-            "missed": [state["missed"] for state in states],
-        }
+        weights = [gradient.stored_weight for gradient in gradients]
+        self._tensors = _changed_by_step(members, weights, self.factorization)
         self._plain = first.active is None and all(gradient.is_plain for gradient in gradients)
         self._along: list[Tensor] | None = None  # the gradients, if the step is along them as they are
         # What kernels do of the rule.
@@ -190,14 +194,8 @@ class Sketched(Part):
 
     def __init__(self, members: list[Member], gradients: list[FactoredGradient]) -> None:
         super().__init__(members, gradients)
-        states = [gradient.state for gradient in gradients]
-        self._tensors = {
-            "weights": [member.parameter.detach() for member in members],
-            "bases": [state["basis"] for state in states],
-            "probes": [state["probe"] for state in states],
-            "skipped": [state["skipped"] for state in states],
-            "missed": [state["missed"] for state in states],
-        }
+        weights = [member.parameter.detach() for member in members]
+        self._tensors = _changed_by_step(members, weights, "subspace")
 
     def take(self) -> None:
         first = self.gradients[0]
@@ -214,8 +212,8 @@ class Sketched(Part):
             **self._tensors,
         )
         self._has_taken(factored_step_(step))
-        for gradient in self.gradients:
-            gradient.start_sketch()
+        starts = [gradient.start_of_sketch() for gradient in self.gradients]
+        torch._foreach_copy_(starts, self._tensors["bases"])
 
 
 class Bank(Alike):

@@ -115,15 +115,18 @@ class FactoredGradient:
         rank = min(self.group["rank"], left.shape[-2], right.shape[-2])
         self.direction = self.gate(truncated(left, right, rank))
 
-    def start_sketch(self) -> None:
-        """Let the sketch of the next gradient start from the basis that the step has left."""
+    def start_of_sketch(self) -> Tensor:
+        """Where the next sketch finds the basis that it starts from; that of the state is to go there.
+
+        If sketches of this parameter start from random columns, the basis of the state is drawn anew.
+        """
         if REDRAWN in self.state:
             basis = self.state["basis"]
             seed = 1_000_003 * int(self.state["step"].item()) + self.index
             drawn = seeded_normal(self.factors[0], self.view(basis).shape, seed)
             basis.copy_(self.store(orthonormalize(drawn)))
         assert self.parameter.sketch is not None
-        self.parameter.sketch.stored_left.copy_(self.state["basis"])
+        return self.parameter.sketch.stored_left
 
     def redraw(self) -> None:
         """Let each sketch from now on start from random columns, not from those of the last step."""
