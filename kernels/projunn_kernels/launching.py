@@ -293,12 +293,13 @@ def table_of(
     return table
 
 
-def options(warps: int) -> dict[str, int]:
-    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for.
+def options(warps: int, programs: int = 1) -> dict[str, int]:
+    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for
+    where so many programs share a multiprocessor.
 
     Without a maximum, ptxas aims at an occupancy of its own choice and spills a few bytes to reach it.
     """
-    limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+    limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // (warps * programs))}
     return {"num_warps": warps} | limit
 
 

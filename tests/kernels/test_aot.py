@@ -53,7 +53,7 @@ def test_a_few_kernels_compile_without_a_spill(tmp_path):
         "plane_basis", "basis", "rotate_rows", "rank_update", "warm_basis",
         "sound", "rule", "residual", "correct", "settle",
         "recurrence", "recurrence_backward",
-        "fourier_transform", "fourier_inverse",
+        "plane_transform", "plane_inverse",
     }  # fmt: skip
     assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
     for kernel in ("rotate_rows_kernel", "product_kernel"):  # by 128 bits, where rows are aligned

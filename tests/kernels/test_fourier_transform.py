@@ -133,7 +133,8 @@ def test_errors_of_products_are_those_of_the_fft(monkeypatch, size):
 
 # -- the Triton kernels ------------------------------------------------------------------------------
 
-# Ragged tiles of planes and of columns; no inner bins; lines; tiles of several rows and columns.
+# Few points: ragged tiles of planes; no inner bins; lines.  Planes: even and odd sides of every padding,
+# one and several programs, the last of them ragged.
 SHAPES = [
     ((8, 8), 3, 5),
     ((5, 6), 2, 17),
@@ -143,8 +144,17 @@ SHAPES = [
     ((2, 2), 5, 3),
     ((1, 9), 2, 3),
     ((9, 1), 2, 3),
+    ((3, 21), 65, 1),
+    ((40, 1), 2, 3),
     ((32, 30), 2, 5),
     ((17, 31), 3, 3),
+    ((32, 32), 3, 3),
+    ((31, 32), 1, 3),
+    ((16, 16), 3, 11),
+    ((15, 16), 1, 2),
+    ((3, 32), 2, 9),
+    ((32, 3), 1, 3),
+    ((5, 13), 3, 11),
 ]
 
 
@@ -163,7 +173,8 @@ def test_kernels_against_float64(kernels, launches, size, batch, channels):
     x = signal(size, True, batch, channels, torch.float32)
     bias = torch.randn(channels)
     ours = transformed(*on(kernels, x, bias), size)
-    assert [name for name, _ in launches] == ["fourier_transform", "fourier_inverse"]
+    kind = "points" if math.prod(size) <= 64 else "plane"
+    assert [name for name, _ in launches] == [f"{kind}_transform", f"{kind}_inverse"]
     with projunn.backend("torch"):
         usual = transformed(x, bias, size)
         exact = transformed(x.double(), bias.double(), size)

@@ -20,7 +20,8 @@ class Config:
     """A launch: tiles of rows x columns numbers, warps a program.
 
     ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W stays on the multiprocessor.
-    ``depth``, ``stages``: (recurrence) columns of a panel of W, and how many are in flight.
+    ``depth``, ``stages``: (recurrence) columns of a panel of W, and how many are in flight; (Fourier
+    transforms) ``stages`` programs share a multiprocessor.
     """
 
     rows: int

@@ -1,60 +1,25 @@
-"""Launches of the transforms, with their tables of cosines and sines, precision and grids."""
+"""Launches of the transforms, with their constant matrices, precision and grids."""
 
 from collections.abc import Callable
-from functools import lru_cache
-from math import pi, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.configs import choice
-from projunn_kernels.configs.problem import Config, Problem, power_of_two
+from projunn_kernels.configs.problem import Problem
+from projunn_kernels.convolution import tables
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.kernels import fourier_inverse_kernel, fourier_transform_kernel
-from projunn_kernels.convolution.tiles import LEAST
+from projunn_kernels.convolution.kernels import (
+    plane_inverse_kernel,
+    plane_transform_kernel,
+    points_inverse_kernel,
+    points_transform_kernel,
+)
+from projunn_kernels.convolution.tables import padded
+from projunn_kernels.convolution.tiles import few_points
 from projunn_kernels.keeping import Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
-
-
-@lru_cache(maxsize=256)
-def _wave(points: int, device: torch.device) -> Tensor:
-    """cos and sin of 2 pi j / points, (2, points)."""
-    angle = torch.arange(points, dtype=torch.float64) * (2 * pi / points)
-    return torch.stack([angle.cos(), angle.sin()]).float().to(device)
-
-
-def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[Config, dict[str, Any]]:
-    """The configuration of a launch, and the arguments that both kernels have."""
-    height, width = (1, *size)[-2:]
-    channels = signal.shape[1]
-    planes = signal.shape[0] * channels
-    problem = Problem(operation, False, 1, height, width, planes)
-    config = choose(problem, signal.device, precision=product_setting(torch.float32))
-    by_image, by_channel, *by_axis = signal.stride()
-    return config, {
-        "wave_of_rows": _wave(width, signal.device),
-        "wave_of_columns": _wave(height, signal.device),
-        "planes": planes,
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "by_image": by_image,
-        "by_channel": by_channel,
-        "by_row": (0, *by_axis)[-2],
-        "by_point": by_axis[-1],
-        "scale": 1 / sqrt(height * width),
-        "HEIGHT": 1 if height == 1 else max(LEAST, power_of_two(height)),
-        "PRECISION": dot_precision(torch.float32),
-        "BP": config.rows,
-        "BC": config.columns,
-        "BF": 1 if height == 1 else LEAST,
-        **options(config.warps),
-    }
-
-
-def _tiles(numbers: int, tile: int) -> int:
-    return -(-numbers // tile)
 
 
 def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
@@ -98,13 +63,61 @@ def _kept_launch(
 
 
 def _transform_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    config, arguments = _arguments("fourier_transform", signal, size)
-    grid = _tiles(arguments["planes"], config.rows), max(1, _tiles((size[-1] - 1) // 2, config.columns))
-    return Launch(fourier_transform_kernel, grid, BW=config.depth, **arguments)
+    kernel = points_transform_kernel if few_points(size) else plane_transform_kernel
+    grid, arguments = _arguments("fourier_transform", signal, size)
+    return Launch(kernel, grid, **arguments, **_sizes(signal.device, size, back=False))
 
 
 def _inverse_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    config, arguments = _arguments("fourier_inverse", signal, size)
-    grid = _tiles(arguments["planes"], config.rows), _tiles(arguments["height"], arguments["BF"])
-    width = max(LEAST, power_of_two(size[-1]))
-    return Launch(fourier_inverse_kernel, grid, BIAS=has_bias, WIDTH=width, **arguments)
+    kernel = points_inverse_kernel if few_points(size) else plane_inverse_kernel
+    grid, arguments = _arguments("fourier_inverse", signal, size)
+    return Launch(kernel, grid, BIAS=has_bias, **arguments, **_sizes(signal.device, size, back=True))
+
+
+def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid, and the arguments that all kernels have: how the signal lies, tiles and precision."""
+    height, width = (1, *size)[-2:]
+    channels = signal.shape[1]
+    planes = signal.shape[0] * channels
+    problem = Problem(operation, False, 1, height, width, planes)
+    config = choose(problem, signal.device, precision=product_setting(torch.float32))
+    by_image, by_channel, *by_axis = signal.stride()
+    by_row, by_point = (width * by_axis[-1], *by_axis)[-2:]
+    arguments = {
+        "planes": planes,
+        "channels": channels,
+        "width": width,
+        "by_image": by_image,
+        "by_channel": by_channel,
+        "by_row": by_row,
+        "by_point": by_point,
+        "PRECISION": dot_precision(torch.float32),
+        "BP": config.rows,
+        **options(config.warps, config.stages),
+    }
+    if few_points(size):
+        arguments["LINE"] = by_row == width * by_point
+    return (-(-planes // config.rows),), arguments
+
+
+def _sizes(device: torch.device, size: list[int], back: bool) -> dict[str, Any]:
+    """The arguments that only the size makes, and the constant matrices."""
+    if few_points(size):
+        grid = frequencies(tuple(size), True)
+        return {
+            "points": grid.points,
+            "pairs": grid.paired,
+            "owns": len(grid.own),
+            "POINTS": padded(grid.points),
+            "PAIRS": padded(grid.paired),
+            "OWNS": padded(len(grid.own)),
+            "table": tables.of_all_points(tuple(size), device, back),
+        }
+    height, width = size
+    return {
+        "height": height,
+        "HEIGHT": padded(height),
+        "WIDTH": padded(width),
+        "along_rows": tables.along_rows(width, device, back),
+        "along_columns": tables.along_columns(height, device),
+    }

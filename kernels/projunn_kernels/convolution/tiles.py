@@ -1,53 +1,59 @@
 """How the transforms are tiled, and what they are tuned and checked on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
-from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
+from projunn_kernels.convolution.tables import padded
 from projunn_kernels.precision import matmul_precision
 
-LONGEST_LINE, LONGEST_SIDE = 64, 32  # points of a line, and of a plane's sides, that kernels transform
-LEAST = 16  # rows and columns of the operands of `tl.dot`
+FEW_POINTS, LONGEST_SIDE = 64, 32  # points in all, or of both sides, that kernels transform
 _IMAGES = 256  # that transforms are tuned for
 
 
+def few_points(size: Sequence[int]) -> bool:
+    """True if the matrix of the whole transform is multiplied by, and not rows and columns."""
+    return prod(size) <= FEW_POINTS
+
+
 def _tiles(problem: Problem, device: Device) -> Config:
-    """Planes x columns, and points of a row at a time (``depth``).
+    """Planes a program, and programs a multiprocessor (``stages``).
 
-    Planes lie side by side in the spectrum: 8 of them are 64 bytes.
+    Of many points they are 8192 with what pads them.  Planes lie side by side in the spectrum: 8 of
+    them are 64 bytes.  Where constants stay in shared memory as the products read them, 128 registers a
+    thread are enough.
     """
-    height = _height(problem)
-    planes = 32 if height == 1 else max(8, 256 // height)
-    return Config(planes, LEAST, 4 if height == 1 else 8, depth=LEAST)
-
-
-def _height(problem: Problem) -> int:
-    """With what pads it for `tl.dot`."""
-    return 1 if problem.m == 1 else max(LEAST, power_of_two(problem.m))
+    if few_points((problem.m, problem.n)):
+        return Config(64, 1, 4)
+    planes = 8192 // (padded(problem.m) * padded(problem.n))
+    return Config(planes, 1, 8, stages=2 if device.capability == "9.0" else 1)
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    height, usual = _height(problem), _tiles(problem, device)
+    usual = _tiles(problem, device)
     tried = [
-        Config(planes, LEAST, warps, depth=depth)
-        for planes in ((16, 32, 64) if height == 1 else (8, 16, 32))
+        Config(planes, 1, warps, stages=usual.stages)
+        for planes in (usual.rows // 2, usual.rows, 2 * usual.rows)
         for warps in (4, 8, 16)
-        for depth in (16, 32)
-        if planes * height <= 32 * warps or height == 1
+        if usual.warps * planes <= 2 * warps * usual.rows
     ]
     return [usual, *(config for config in tried if config != usual)]
 
 
 def _small(problem: Problem, config: Config) -> Problem:
     """A tail of planes; as many rows and columns with what pads them, but no power of two."""
-    height, width = _height(problem), max(LEAST, power_of_two(problem.n))
-    return Problem(problem.operation, False, 1, max(1, height - 3), width - 2, config.rows + 3)
+    if few_points((problem.m, problem.n)):
+        m, n = problem.m, problem.n
+        return Problem(problem.operation, False, 1, max(1, m - 1), max(1, n - 1), config.rows + 3)
+    height, width = padded(problem.m), padded(problem.n)
+    return Problem(problem.operation, False, 1, height - 3, width - 2, config.rows + 3)
 
 
 def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]:
@@ -56,7 +62,8 @@ def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]
 
 # ResNet9 on 256 images of 32 x 32: height, width, planes.
 _NETWORK = ((32, 32, 64 * _IMAGES), (16, 16, 128 * _IMAGES), (8, 8, 256 * _IMAGES))
-_COMPILED = (*_NETWORK, (28, 28, 4096), (7, 14, 4096), (1, 64, 4096))
+_OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6))
+_COMPILED = (*_NETWORK, *((*size, 4096) for size in _OTHERS))
 
 
 def _transform_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
@@ -106,10 +113,10 @@ def _given(spectrum: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [part for part in spectrum if part.numel()]
 
 
-def _declared(name: str, function: str, case: Callable[..., Case]) -> Kernel:
+def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) -> Kernel:
     return Kernel(
         name=name,
-        functions=(function,),
+        functions=functions,
         closed_form=_tiles,
         candidates=_candidates,
         case=case,
@@ -121,5 +128,9 @@ def _declared(name: str, function: str, case: Callable[..., Case]) -> Kernel:
     )
 
 
-FOURIER_TRANSFORM = _declared("fourier_transform", "fourier_transform_kernel", _transform_case)
-FOURIER_INVERSE = _declared("fourier_inverse", "fourier_inverse_kernel", _inverse_case)
+FOURIER_TRANSFORM = _declared(
+    "fourier_transform", ("plane_transform_kernel", "points_transform_kernel"), _transform_case
+)
+FOURIER_INVERSE = _declared(
+    "fourier_inverse", ("plane_inverse_kernel", "points_inverse_kernel"), _inverse_case
+)

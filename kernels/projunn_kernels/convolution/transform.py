@@ -19,10 +19,11 @@ from torch import Tensor
 from projunn_kernels.convolution import eager, plain
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import (
+    FEW_POINTS,
     FOURIER_INVERSE,
     FOURIER_TRANSFORM,
-    LONGEST_LINE,
     LONGEST_SIDE,
+    few_points,
 )
 from projunn_kernels.operation import Derivative, Operation
 
@@ -56,7 +57,7 @@ def fourier_inverse(
 def ways() -> list[str]:
     """Which path `auto` takes for which convolution, in words."""
     side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
-    kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_LINE} points by Triton kernels"
+    kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {FEW_POINTS} points by Triton kernels"
     return [
         f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, else FFT",
         f"on a GPU, transforms of up to {kernel}; larger, three-dimensional and complex ones by cuFFT",
@@ -67,8 +68,7 @@ def ways() -> list[str]:
 def _fits(tensor: Tensor, size: list[int], real: bool) -> bool:
     if not real or len(size) > 2 or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
-    height, width = (1, *size)[-2:]
-    return max(height, width) <= (LONGEST_LINE if height == 1 else LONGEST_SIDE)
+    return few_points(size) or (len(size) == 2 and max(size) <= LONGEST_SIDE)
 
 
 def _transform_fits(signal: Tensor, size: list[int], real: bool) -> bool:

@@ -1,0 +1,69 @@
+"""The constant matrices of the transforms, in halves, (2, rows, columns): one for a size and device."""
+
+from functools import lru_cache
+from math import pi, prod, sqrt
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.configs.problem import power_of_two
+from projunn_kernels.convolution import eager
+
+LEAST = 16  # rows and columns of the operands of `tl.dot`
+
+
+def padded(points: int) -> int:
+    """How many points a side has with what pads it for `tl.dot`."""
+    return max(LEAST, power_of_two(points))
+
+
+@lru_cache(maxsize=256)
+def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
+    """(points, 2 slots): sqrt(2 / width) times the cosines and then the sines of all frequencies.
+
+    Slot 0 has two cosines, of the frequencies 0 and width / 2.  ``back`` transposes it, for the inverse.
+    """
+    wave = torch.zeros(padded(width), 2, padded(width) // 2, dtype=torch.float64)
+    points = torch.arange(width, dtype=torch.float64)
+    for k in range((width + 1) // 2):
+        angle = 2 * pi * k / width * points
+        wave[:width, 0, k], wave[:width, 1, k] = angle.cos(), angle.sin()
+    if width % 2 == 0:
+        wave[:width, 1, 0] = (pi * points).cos()
+    wave = sqrt(2 / width) * wave.flatten(1)
+    return _halves(wave.mT if back else wave, device)
+
+
+@lru_cache(maxsize=256)
+def along_columns(height: int, device: torch.device) -> Tensor:
+    """(points, cosines and then sines of the frequencies), over the root of the height."""
+    wave = torch.zeros(padded(height), 2, padded(height), dtype=torch.float64)
+    turns = torch.arange(height, dtype=torch.float64) / height
+    angle = 2 * pi * turns[:, None] * torch.arange(height)
+    wave[:height, :, :height] = torch.stack([angle.cos(), angle.sin()], 1)
+    return _halves(wave.flatten(1) / sqrt(height), device)
+
+
+@lru_cache(maxsize=256)
+def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Tensor:
+    """(points, cosines, sines and own bins): the transform of each point's unit signal.
+
+    ``back`` transposes it, for the inverse.
+    """
+    points = prod(size)
+    units = torch.eye(points, dtype=torch.float64).view(points, 1, *size)
+    paired, own = eager.transform(units, list(size), True)
+    pairs = padded(len(paired))
+    matrix = torch.zeros(padded(points), 2 * pairs + LEAST, dtype=torch.float64)
+    for part in (0, 1):
+        first = part * pairs
+        matrix[:points, first : first + len(paired)] = paired[:, :, 0, part].mT
+    matrix[:points, 2 * pairs : 2 * pairs + len(own)] = own[:, :, 0].mT
+    return _halves(matrix.mT if back else matrix, device)
+
+
+def _halves(matrix: Tensor, device: torch.device) -> Tensor:
+    """Numbers of TF32's 11 bits, the nearest, and in float32 what they leave."""
+    bits = matrix.float().contiguous().view(torch.int32)
+    leading = ((bits + 4096) & -8192).view(torch.float32)
+    return torch.stack([leading, (matrix - leading).float()]).to(device)
