@@ -18,6 +18,8 @@ _DENSE_PERIOD = 4  # steps between two polishes: elimination in float32 is off b
 _ROUNDING = 2e-6  # a defect that is not worth a polish
 _PROBES, _LONGEST = 4, 2.0  # columns that estimate what a step lacks, and how much longer it may be
 _NEAR = 1e-2  # a defect above which a parameter is not what its user says
+# Up to this n, or this multiple of k, a dense step costs a CPU no more than one of rank k.
+_SMALL, _RANKS = 192, 8
 
 
 class SGDG(PlainSGD):
@@ -48,8 +50,8 @@ class SGDG(PlainSGD):
         omega, grad_clip: have no effect, as in the published routine.
         rank: k; None for the whole tangent.  A step of a part V_k of the tangent V is longer by
             ‖V‖_F^2 / ‖V_k‖_F^2, at most 2, estimated by 4 random columns: to first order the loss falls
-            as along V.  From k = n / 2 on the step of a square matrix is made with
-            dense matrices, by elimination.
+            as along V.  Square matrices up to n = 192 or n = 8 k take the whole tangent in any case,
+            with dense matrices, by elimination: a part of it would cost as much or more.
 
     `step` raises:
         TypeError: a parameter of a group with ``stiefel`` is in half precision, sharded or a bank, or
@@ -110,7 +112,7 @@ class SGDG(PlainSGD):
         if m < n:
             direction = 2 * direction - (direction @ weight.mH) @ weight
         rank = m if group["rank"] is None else min(int(group["rank"]), m)
-        dense = m == n and 2 * rank >= n
+        dense = m == n <= max(_SMALL, _RANKS * rank)
         taken = (_dense_step if dense else _step)(weight, direction, rank, state, group)
         state["skipped"].add_(taken.logical_not())
         state["step"] += 1
@@ -147,6 +149,9 @@ def _dense_step(
     momentum = group["momentum"]
     v = dense_tangent(weight, direction)
     if momentum:
+        if "momentum_pulled" in state:  # of steps of rank k, up to version 0.2.0 or of another rank
+            factors = state.pop("momentum_pulled"), state.pop("momentum_right")
+            state["momentum_buffer"] = dense_tangent(*(factor.mH for factor in factors))
         v.add_(state.setdefault("momentum_buffer", torch.zeros_like(v)), alpha=momentum)
     norm = v.abs().sum(0).amax()
     taken = norm.isfinite()

@@ -70,3 +70,11 @@ def test_non_finite_columns_show_in_e(k, bad):
     _, e = step_basis(y, z)
     assert not e[0].isfinite().all()
     assert e[1].isfinite().all()
+
+
+def test_a_decomposition_that_is_not_finite_is_not_used(monkeypatch):
+    """LAPACK's of many equal complex columns may not be."""
+    monkeypatch.setattr(torch.linalg, "qr", lambda columns: (columns, columns[:6] * torch.nan))
+    y, z = (torch.randn(20, 3, dtype=torch.complex64) for _ in range(2))
+    q, _ = check(y, z)
+    torch.testing.assert_close(q.mH @ q, torch.eye(6, dtype=q.dtype), atol=1e-14, rtol=0)

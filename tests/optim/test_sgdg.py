@@ -8,9 +8,16 @@ import torch
 from torch import nn
 
 import projunn
-from projunn.optim import SGD, SGDG
+from projunn.optim import SGD, SGDG, sgdg
 
 FULL = {"square": (24, 24), "wide": (10, 24), "tall": (24, 10)}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Steps of rank k of small matrices too, which take the whole tangent otherwise."""
+    monkeypatch.setattr(sgdg, "_SMALL", 0)
+    monkeypatch.setattr(sgdg, "_RANKS", 2)
 
 
 def defect(matrix):
@@ -54,7 +61,7 @@ def test_a_whole_step_is_the_papers_in_float64(shape, momentum, lr):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 @pytest.mark.parametrize("lr", [0.01, 100.0], ids=["lr", "clipped"])
-def test_a_tangent_of_rank_k_is_taken_whole(momentum, lr):
+def test_a_tangent_of_rank_k_is_taken_whole(small_parts, momentum, lr):
     n, k = 40, 4
     parameter = nn.Parameter(orthogonal(n, n, torch.float64))
     expected, kept = parameter.detach().clone(), torch.zeros(n, n, dtype=torch.float64)
@@ -69,7 +76,35 @@ def test_a_tangent_of_rank_k_is_taken_whole(momentum, lr):
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-9)
 
 
-def test_a_step_of_low_rank_goes_downhill_as_far_as_its_share_of_the_tangent():
+@pytest.mark.parametrize(("n", "rank", "whole"), [(192, 1, True), (200, 25, True), (200, 24, False)])
+def test_a_matrix_whose_whole_tangent_costs_no_more_than_a_part_takes_the_whole(n, rank, whole):
+    parameter = nn.Parameter(orthogonal(n, n, torch.float64))
+    gradient = torch.randn(n, n, dtype=torch.float64)
+    expected, _ = formula(parameter.detach(), gradient, torch.zeros_like(gradient), 1.0, 0.0)
+    parameter.grad = gradient
+    SGDG([parameter], lr=1.0, stiefel=True, rank=rank).step()
+    assert torch.allclose(parameter.detach(), expected, rtol=0, atol=1e-10) == whole
+
+
+def test_momentum_of_rank_k_is_kept_where_steps_become_whole(small_parts, monkeypatch):
+    n, k = 32, 4
+    parameter = nn.Parameter(orthogonal(n, n, torch.float64))
+    optimizer = SGDG([parameter], lr=0.01, momentum=0.9, stiefel=True, rank=k)
+    kept = torch.zeros(n, n, dtype=torch.float64)
+    span = orthogonal(n, k, torch.float64)
+    for step in range(4):
+        if step == 2:
+            monkeypatch.undo()
+        small = torch.randn(k, k, dtype=torch.float64)
+        gradient = parameter.detach() @ span @ (small - small.mT) @ span.mT
+        parameter.grad = gradient.clone()
+        expected, kept = formula(parameter.detach().clone(), gradient, kept, 0.01, 0.9)
+        optimizer.step()
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-9)
+    assert "momentum_pulled" not in optimizer.state[parameter]
+
+
+def test_a_step_of_low_rank_goes_downhill_as_far_as_its_share_of_the_tangent(small_parts):
     n = 64
     parameter = nn.Parameter(orthogonal(n, n))
     target = orthogonal(n, n)
@@ -84,7 +119,7 @@ def test_a_step_of_low_rank_goes_downhill_as_far_as_its_share_of_the_tangent():
     assert all(after < before for before, after in pairwise(losses))
 
 
-def test_to_first_order_the_loss_falls_as_along_the_whole_tangent():
+def test_to_first_order_the_loss_falls_as_along_the_whole_tangent(small_parts):
     n, rank = 64, 4
     parameter = nn.Parameter(orthogonal(n, n, torch.float64))
     flat = torch.randn(n, n, dtype=torch.float64)
@@ -107,7 +142,7 @@ def test_to_first_order_the_loss_falls_as_along_the_whole_tangent():
 
 @pytest.mark.parametrize("rank", [1, 8, None])
 @pytest.mark.parametrize("shape", FULL.values(), ids=FULL)
-def test_matrices_stay_orthogonal(shape, rank):
+def test_matrices_stay_orthogonal(small_parts, shape, rank):
     parameter = nn.Parameter(orthogonal(*shape))
     optimizer = SGDG([parameter], lr=1.5, momentum=0.5, stiefel=True, rank=rank)
     for _ in range(600):
@@ -118,7 +153,7 @@ def test_matrices_stay_orthogonal(shape, rank):
 
 
 @pytest.mark.parametrize("rank", [2, None])
-def test_a_gradient_that_is_not_finite_changes_nothing(rank):
+def test_a_gradient_that_is_not_finite_changes_nothing(small_parts, rank):
     parameter = nn.Parameter(orthogonal(32, 32))
     optimizer = SGDG([parameter], lr=0.1, momentum=0.9, stiefel=True, rank=rank)
     for _ in range(3):
@@ -169,7 +204,7 @@ def test_filters_are_flattened_in_any_layout_of_memory():
     torch.testing.assert_close(*filters, rtol=0, atol=1e-5)
 
 
-def test_state_that_is_saved_and_loaded_goes_on():
+def test_state_that_is_saved_and_loaded_goes_on(small_parts):
     parameter = nn.Parameter(orthogonal(32, 32))
     optimizer = SGDG([parameter], lr=0.1, momentum=0.9, stiefel=True, rank=2)
     gradients = torch.randn(6, 32, 32)
@@ -186,7 +221,7 @@ def test_state_that_is_saved_and_loaded_goes_on():
     assert torch.equal(parameter, other)
 
 
-def test_a_closure_and_a_schedule_work_as_in_torch():
+def test_a_closure_and_a_schedule_work_as_in_torch(small_parts):
     parameter = nn.Parameter(orthogonal(16, 16))
     optimizer = SGDG([parameter], lr=1.0, stiefel=True, rank=2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 2)
