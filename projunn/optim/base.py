@@ -61,6 +61,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
     _together: Together | None = None  # what is kept from step to step
     _seen: Seen | None = None  # the parameters of the last step
+    _polishes: bool = True  # False while a step is captured in which no polish can be due
 
     def __init__(
         self,

@@ -1,11 +1,15 @@
 """An optimizer's step as a CUDA graph that captures itself."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from projunn.factored import FactoredTensor
+from projunn.optim.answers import Answer
+from projunn.optim.base import UnitaryOptimizer
+from projunn.optim.drift import steps_left
 
 _SETTLED = 3  # steps with everything in one place before a capture
 
@@ -13,9 +17,11 @@ _SETTLED = 3  # steps with everything in one place before a capture
 class _Graph(Protocol):
     def replay(self) -> None: ...
 
+    def pool(self) -> Any: ...
+
 
 class CapturedStep:
-    """Takes an optimizer's steps, replaying one CUDA graph of them wherever that does the same.
+    """Takes an optimizer's steps, replaying a CUDA graph of them wherever that does the same.
 
         step = CapturedStep(optimizer)
         step()                           # in the place of optimizer.step()
@@ -27,9 +33,14 @@ class CapturedStep:
     as usual otherwise.  ``optimizer.zero_grad(set_to_none=False)`` keeps gradients in their place; with
     ``set_to_none=True``, the default, PyTorch's allocator mostly does, once training has settled.
 
+    There are two graphs, in one pool of memory.  One corrects drift where the counters on the device say
+    that it is due, and the other does not look.  The other is replayed as long as no polish can be due:
+    that number of steps is read after each replay of the first, without waiting for the device, and a
+    step that is missed only delays a polish.  So the weights are those of the first graph, bit for bit.
+
     A learning rate that a scheduler changes at every step has to be a tensor on the device: a number
     is part of the graph, and each new one asks for a new capture.  Hooks of ``optimizer.step`` run when
-    it is captured and taken, not when it is replayed.
+    it is captured, each time twice, and taken, not when it is replayed.
 
     Args:
         optimizer: one of `projunn.optim` or `torch.optim`, with ``capturable=True`` and all parameters
@@ -37,6 +48,7 @@ class CapturedStep:
 
     Attributes:
         captures, replays: how many there have been.
+        quiet: how many of the replays were those of the graph without drift control.
 
     Raises:
         ValueError: a group without ``capturable=True``, or parameters elsewhere.
@@ -44,18 +56,26 @@ class CapturedStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.captures, self.replays = 0, 0
+        self.captures, self.replays, self.quiet = 0, 0, 0
         self._graph: _Graph | None = None
+        self._quiet_graph: _Graph | None = None
+        self._left: Tensor | None = None  # after a replay: `steps_left`
+        self._asked: Answer | None = None
+        # Since `_left` was asked for: the number of steps, and which of them may be the first to polish.
+        self._since, self._first = 0, 0
         self._captured: tuple[Any, ...] = ()
         self._last: tuple[Any, ...] = ()
         self._stayed = 0
         self._check()
+        # What happens between two replays may change the counters of the steps.
+        optimizer.register_step_post_hook(self._forget)
+        optimizer.register_load_state_dict_post_hook(self._forget)
 
     def __call__(self) -> None:
         """Takes one step."""
         places = self._places()
         if self._graph is not None and places == self._captured:
-            self._replay(self._graph)
+            self._replay()
             return
         self._stayed = self._stayed + 1 if places == self._last else 0
         self._last = places
@@ -63,14 +83,45 @@ class CapturedStep:
             self.optimizer.step()
             self._last = self._places()  # a first step creates state
             return
-        self._graph = self._capture()
+        self._left = None
+        self._graph, self._quiet_graph = self._capture_both()
         self._captured = places
         self.captures += 1
-        self._replay(self._graph)
+        self._replay()
 
-    def _replay(self, graph: _Graph) -> None:
-        graph.replay()
+    def _replay(self) -> None:
+        assert self._graph is not None
         self.replays += 1
+        self._since += 1
+        if self._asked is not None and self._asked.has_arrived():
+            self._first, self._asked = self._asked.read(), None
+        if self._quiet_graph is not None and self._since < self._first:
+            self.quiet += 1
+            self._quiet_graph.replay()
+            return
+        self._graph.replay()
+        if self._left is not None and self._asked is None:
+            self._asked, self._since, self._first = Answer(self._left), 0, 0
+
+    def _forget(self, *_: Any) -> None:
+        self._asked, self._first = None, 0
+
+    def _capture_both(self) -> tuple[_Graph, _Graph | None]:
+        """The graph of a step, and that of one without drift control, if there is any."""
+        optimizer = self.optimizer
+        if not isinstance(optimizer, UnitaryOptimizer) or steps_left(optimizer._members()) is None:
+            return self._capture(optimizer.step), None
+
+        def step() -> None:
+            optimizer.step()
+            self._left = steps_left(optimizer._members())
+
+        graph = self._capture(step)
+        optimizer._polishes = False
+        try:
+            return graph, self._capture(optimizer.step, graph)
+        finally:
+            optimizer._polishes = True
 
     def _check(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -82,10 +133,11 @@ class CapturedStep:
             if not group.get("capturable", False):
                 raise ValueError("optimizer: got a group with capturable=False, wanted capturable=True")
 
-    def _capture(self) -> _Graph:
+    def _capture(self, step: Callable[[], Any], before: _Graph | None = None) -> _Graph:
+        """The graph of a step, in the memory of the one before, which is not replayed meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.optimizer.step()
+        with torch.cuda.graph(graph, pool=None if before is None else before.pool()):
+            step()
         return graph
 
     def _places(self) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ optimizers take one every `polish_period` steps of a matrix.
 """
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -51,6 +52,23 @@ def steps_to_polish(member: Member) -> int:
     if missed.device.type != "cpu" or missed.numel() == 0:
         return period - int(count.item()) % period
     return int((period - (count - missed) % period).min().item())
+
+
+def steps_left(members: Sequence[Member]) -> Tensor | None:
+    """The number of the next step, counted from now, that may be followed by a polish, on the device.
+
+    No earlier one is: a step that a matrix misses delays its polish.  None if there is no drift control.
+    """
+    by_period: dict[int, list[Member]] = {}
+    for member in members:
+        if period_of(member) and member.state["missed"].numel():
+            by_period.setdefault(period_of(member), []).append(member)
+    left = []
+    for period, alike in by_period.items():
+        missed = [member.state["missed"].flatten() for member in alike]
+        steps = [member.state["step"].expand(len(t)) for member, t in zip(alike, missed, strict=True)]
+        left.append((period - (torch.cat(steps) - torch.cat(missed)) % period).min())
+    return torch.stack(left).min() if left else None
 
 
 def polish(member: Member, taken: Tensor | None) -> None:

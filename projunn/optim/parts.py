@@ -64,7 +64,7 @@ class Part:
 
     def settle(self, rule: Any) -> None:
         """Count what was missed, polish what is due, and look whether steps have stopped."""
-        due = self._is_due()
+        due = self._is_due() and rule._polishes
         counted = self._all_counted()
         if counted and not due:
             return

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from projunn.manifold import view_like
+from projunn.optim.answers import Answer
 from projunn.optim.gradient.dense import DenseGradient
 from projunn.optim.gradient.factored import REDRAWN
 from projunn.optim.member import Member, capturing
@@ -26,30 +27,6 @@ from projunn_kernels import adjoint_product, factor, product
 _EVERY = 64  # steps between two looks
 _LEAST = 0.1  # share below which a step has stopped
 _COPIED = 1 << 22  # numbers of weights that are copied, so that they are looked at together
-
-
-class _Answer:
-    """A truth on a device, asked for now, and read later, when nobody has to wait for it."""
-
-    def __init__(self, truth: Tensor) -> None:
-        self._event = None
-        if truth.is_cuda:
-            self._here = torch.empty(truth.shape, dtype=torch.bool, pin_memory=True)
-            self._here.copy_(truth, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._here = truth
-
-    @property
-    def is_ready(self) -> bool:
-        return self._event is None
-
-    def read(self) -> list[bool]:
-        """The truth, on the host."""
-        if self._event is not None:
-            self._event.synchronize()
-        return list(self._here.tolist())
 
 
 def steps_to_look(member: Member) -> int:
@@ -86,10 +63,10 @@ def stopped(members: list[Member], gradients: list[Any], parts: int = 1) -> list
         dense = isinstance(alike[0][1], DenseGradient)
         left, right = factor(first, second) if dense else (first, second)
         normal = _are_normal(weight, left, right)
-        answer = _Answer(normal.reshape(len(alike) * parts, -1).any(1))
+        answer = Answer(normal.reshape(len(alike) * parts, -1).any(1))
         for i, (member, _) in enumerate(alike):
             before, member.asked = member.asked, (answer, slice(i * parts, (i + 1) * parts))
-            known = member.asked if answer.is_ready else before
+            known = member.asked if answer.on_host else before
             if known is not None:
                 found[id(member)] = known[0].read()[known[1]]
     return list(found.values())

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 import projunn
 from projunn import UnitaryParameter, optim
 from projunn.nn import BlockUnitaryLinear, UnitaryLinear, UnitaryRNN
+from projunn.optim.drift import steps_left
 from projunn.optim.gradient import dense
 from projunn_kernels import keeping, launching, private, selfcheck
 from projunn_kernels.backends import interpreting
@@ -108,6 +109,22 @@ def test_steps_along_the_tangent_part(captured, kind, k, size):
     optimizer = optimizer_of("SGD", [weight], **options)
     weight.grad = torch.empty_like(weight)
     captured(optimizer.step)
+
+
+def test_what_is_left_to_a_polish(captured):
+    sizes = ((3, 16, 16), (16, 130), (3, 16, 16))
+    weights = [UnitaryParameter(torch.empty(size, device="meta")) for size in sizes]
+    optimizer = optimizer_of(
+        "SGD", [{"params": weights[:2]}, {"params": weights[2:], "polish_every": 5}]
+    )
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+
+    def step():
+        optimizer.step()
+        assert steps_left(optimizer._members()).device.type == "meta"
+
+    captured(step)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -247,4 +264,9 @@ def test_parameters_of_one_shape_are_polished_by_three_launches(
                     launched.clear()
                     optimizer.step()
                     polished.append([name for name in launched if name in POLISH])
+                optimizer._polishes = False  # as in the graph of `CapturedStep` in which none is due
+                launched.clear()
+                optimizer.step()
         assert polished == [POLISH, POLISH if capturable else [], POLISH]
+        assert launched
+        assert not [name for name in launched if name in POLISH]
