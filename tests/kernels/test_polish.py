@@ -80,7 +80,7 @@ def test_parameters_of_one_shape_are_polished_together(kernels, kind):
             [torch.tensor(m, device=kernels.device) for m in missed],
             taken.to(kernels.device),
         )
-    assert seen.kernels == ["residual", "correct", "settle"]
+    assert seen.kernels == ["residual", "correct"]
     for own, first, wanted in zip(weights, before, due, strict=True):
         assert ((own.cpu() != first).flatten(1).any(1) == wanted).all()
         assert projunn.unitarity_defect(own.cpu())[wanted].max() < 1e-3

@@ -49,7 +49,7 @@ def polish_when_due_(
     """`polish_` of those matrices, in place, that have taken a multiple of ``period`` steps.
 
     If the counters are on a GPU, the kernels decide.  The call can then be part of a captured graph, and
-    costs three launches for all parameters, of a few programs for each multiprocessor, which read the
+    costs two launches for all parameters, of a few programs for each multiprocessor, which read the
     counters and are done where nothing is due.  Where there are no kernels (float64, backend ``torch``),
     the polish is computed at every call and used only when it is due.
 

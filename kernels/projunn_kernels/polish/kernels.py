@@ -2,9 +2,8 @@
 
 `projunn_kernels.polish.eager` has the formula in PyTorch.
 
-    residual   E = I - W W^H (or W^H W), and the sum of |E|^2
-    correct    V = W + E W / 2 (or W E / 2)
-    settle     W = V, or part of the way there where the sum is large
+    residual   E = I - W W^H (or W^H W), the sum of |E|^2, and a copy V of W
+    correct    W = V + c E V (or c V E), where the sum says what c is
 
 There are a few programs for each multiprocessor, however many tiles there are, and each takes one tile
 after the other of the matrices that are due: where none is, they read the counters once and are done.
@@ -86,8 +85,8 @@ def _residual(w, e, part, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B
 
 
 @triton.jit
-def _correct(w, e, v, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
-    """The tile (i, j) of V = W + E W / 2 or W + W E / 2."""
+def _correct(w, v, e, c, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr):
+    """The tile (i, j) of W = V + c E V or V + c V E."""
     size = m if WIDE else n
     lane = tl.arange(0, B)
     cr = tl.zeros((B, B), tl.float32)
@@ -95,13 +94,13 @@ def _correct(w, e, v, i, j, m, n, WIDE: tl.constexpr, PAIRS: tl.constexpr, B: tl
     for inner in range(0, size, B):
         if WIDE:
             ar, ai = load_tile(e, i + lane, inner, size, size, B, PAIRS)
-            br, bi = load_tile(w, inner + lane, j, m, n, B, PAIRS)
+            br, bi = load_tile(v, inner + lane, j, m, n, B, PAIRS)
         else:
-            ar, ai = load_tile(w, i + lane, inner, m, n, B, PAIRS)
+            ar, ai = load_tile(v, i + lane, inner, m, n, B, PAIRS)
             br, bi = load_tile(e, inner + lane, j, size, size, B, PAIRS)
         cr, ci = _multiply(ar, ai, br, bi, cr, ci, PAIRS)
-    wr, wi = load_tile(w, i + lane, j, m, n, B, PAIRS)
-    store_tile(v, i + lane, j, m, n, wr + 0.5 * cr, wi + 0.5 * ci, B, PAIRS)
+    vr, vi = load_tile(v, i + lane, j, m, n, B, PAIRS)
+    store_tile(w, i + lane, j, m, n, vr + c * cr, vi + c * ci, B, PAIRS)
 
 
 @triton.jit
@@ -116,21 +115,10 @@ def _sum(parts, count):
 
 
 @triton.jit
-def _settle(w, v, size, near, i, j, m, n, PAIRS: tl.constexpr, B: tl.constexpr):
-    """The tile (i, j) of V, or a part of the way there where ``size``, the norm of E, is large."""
-    rows = i + tl.arange(0, B)
-    re, im = load_tile(v, rows, j, m, n, B, PAIRS)
-    if size >= near:
-        wr, wi = load_tile(w, rows, j, m, n, B, PAIRS)
-        share = 2.0 / (1.0 + size)
-        re, im = wr + share * (re - wr), wi + share * (im - wi)
-    store_tile(w, rows, j, m, n, re, im, B, PAIRS)
-
-
-@triton.jit
 def residual_kernel(
     weights,
     error,
+    moved,
     parts,
     steps,
     missed,
@@ -139,13 +127,17 @@ def residual_kernel(
     matrices,
     slots,
     tiles,
+    of_weights,
     m,
     n,
     WIDE: tl.constexpr,
     PAIRS: tl.constexpr,
     B: tl.constexpr,
 ):
-    """``tiles`` tiles of all matrices, of which program p takes the p-th, (p + programs)-th, .."""
+    """``tiles`` tiles of all E, of which program p takes the p-th, (p + programs)-th, ..
+
+    It copies the same of ``of_weights`` tiles of all W.
+    """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     size = m if WIDE else n
     across = tl.cdiv(size, B)
@@ -158,45 +150,22 @@ def residual_kernel(
             e = error + slot.to(tl.int64) * size * size * WIDTH
             i, j = place // across * B, place % across * B
             _residual(w, e, parts + tile, i, j, m, n, WIDE, PAIRS, B)
+    across = tl.cdiv(n, B)
+    each = tl.cdiv(m, B) * across
+    for tile in range(tl.program_id(0), of_weights, tl.num_programs(0)):
+        slot, place = tile // each, tile % each
+        if _due(steps, missed, taken_mask, period, matrices, slot):
+            w = _matrix(weights, slot, matrices, m * n * WIDTH)
+            v = moved + slot.to(tl.int64) * m * n * WIDTH
+            rows, j = place // across * B + tl.arange(0, B), place % across * B
+            re, im = load_tile(w, rows, j, m, n, B, PAIRS)
+            store_tile(v, rows, j, m, n, re, im, B, PAIRS)
 
 
 @triton.jit
 def correct_kernel(
     weights,
     error,
-    moved,
-    steps,
-    missed,
-    taken_mask,
-    period,
-    matrices,
-    slots,
-    tiles,
-    m,
-    n,
-    WIDE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    B: tl.constexpr,
-):
-    """``tiles`` tiles of all matrices, shared as in `residual_kernel`."""
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    size = m if WIDE else n
-    across = tl.cdiv(n, B)
-    each = tl.cdiv(m, B) * across
-    if not _any_due(steps, missed, taken_mask, period, matrices, slots):
-        return
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        slot, place = tile // each, tile % each
-        if _due(steps, missed, taken_mask, period, matrices, slot):
-            w = _matrix(weights, slot, matrices, m * n * WIDTH)
-            e = error + slot.to(tl.int64) * size * size * WIDTH
-            v = moved + slot.to(tl.int64) * m * n * WIDTH
-            _correct(w, e, v, place // across * B, place % across * B, m, n, WIDE, PAIRS, B)
-
-
-@triton.jit
-def settle_kernel(
-    weights,
     moved,
     parts,
     steps,
@@ -209,21 +178,25 @@ def settle_kernel(
     tiles,
     m,
     n,
+    WIDE: tl.constexpr,
     PAIRS: tl.constexpr,
     B: tl.constexpr,
 ):
-    """``tiles`` tiles of all matrices, shared as in `residual_kernel`."""
+    """``tiles`` tiles of all W, shared as in `residual_kernel`."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    size = m if WIDE else n
     across = tl.cdiv(n, B)
     each = tl.cdiv(m, B) * across
-    squared = tl.cdiv(tl.minimum(m, n), B) * tl.cdiv(tl.minimum(m, n), B)
+    squared = tl.cdiv(size, B) * tl.cdiv(size, B)
     if not _any_due(steps, missed, taken_mask, period, matrices, slots):
         return
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         slot, place = tile // each, tile % each
         if _due(steps, missed, taken_mask, period, matrices, slot):
-            size = tl.sqrt(_sum(parts + slot.to(tl.int64) * squared, squared))
-            if size < float("inf"):
+            norm = tl.sqrt(_sum(parts + slot.to(tl.int64) * squared, squared))
+            if norm < float("inf"):
                 w = _matrix(weights, slot, matrices, m * n * WIDTH)
+                e = error + slot.to(tl.int64) * size * size * WIDTH
                 v = moved + slot.to(tl.int64) * m * n * WIDTH
-                _settle(w, v, size, near, place // across * B, place % across * B, m, n, PAIRS, B)
+                c = tl.where(norm < near, 0.5, 1.0 / (1.0 + norm))
+                _correct(w, v, e, c, place // across * B, place % across * B, m, n, WIDE, PAIRS, B)

@@ -1,4 +1,4 @@
-"""Launches of the polish: the residual, the corrected matrix, and the decision to keep it."""
+"""Launches of the polish: the residual, and the corrected matrix."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import device_of
 from projunn_kernels.launching import address_table, configured, floats, launch, options
 from projunn_kernels.polish.eager import NEAR
-from projunn_kernels.polish.kernels import correct_kernel, residual_kernel, settle_kernel
+from projunn_kernels.polish.kernels import correct_kernel, residual_kernel
 
 _MOST = 1 << 24  # floats of the parameters that are polished at once, of which there are two copies
 _PROGRAMS = 2  # a multiprocessor
@@ -67,8 +67,14 @@ def polish(
     error = first.new_empty(count, size, size)
     moved = first.new_empty(count, m, n)
     config = configured("polish", first, 1, count)
+    of_error, of_weights = (
+        count * -(-a // config.rows) * -(-b // config.rows) for a, b in ((size, size), (m, n))
+    )
     shared = {
         "weights": address_table(weights),
+        "error": floats(error),
+        "moved": floats(moved),
+        "parts": torch.empty(of_error, dtype=torch.float32, device=first.device),
         "steps": address_table(steps),
         "missed": address_table(missed),
         "taken_mask": taken,
@@ -77,20 +83,14 @@ def polish(
         "slots": count,
         "m": m,
         "n": n,
+        "WIDE": m < n,
         "PAIRS": first.is_complex(),
         "B": config.rows,
     } | options(config.warps)
-    of_error, of_weight = (
-        count * -(-a // config.rows) * -(-b // config.rows) for a, b in ((size, size), (m, n))
-    )
-    e, v = floats(error), floats(moved)
-
-    parts = torch.empty(of_error, dtype=torch.float32, device=first.device)
     most = _PROGRAMS * device_of(first.device).processors
 
     def run(kernel: object, tiles: int, **arguments: object) -> None:
         launch(kernel, (min(tiles, most),), tiles=tiles, **arguments, **shared)
 
-    run(residual_kernel, of_error, error=e, parts=parts, WIDE=m < n)
-    run(correct_kernel, of_weight, error=e, moved=v, WIDE=m < n)
-    run(settle_kernel, of_weight, moved=v, parts=parts, near=NEAR)
+    run(residual_kernel, of_error, of_weights=of_weights)
+    run(correct_kernel, of_weights, near=NEAR)

@@ -48,7 +48,7 @@ def _case(problem: Problem, inputs: Inputs) -> Case:
 
 POLISH = Kernel(
     name="polish",
-    functions=("residual_kernel", "correct_kernel", "settle_kernel"),
+    functions=("residual_kernel", "correct_kernel"),
     closed_form=_tiles,
     case=_case,
     small=_small,
