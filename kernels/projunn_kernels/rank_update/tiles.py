@@ -36,7 +36,9 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _many_tiles(problem: Problem, device: Device) -> Config:
-    return Config(min(64, max(16, power_of_two(problem.m))), 64 // problem.width, 4)
+    """Complex tiles with tails spilled 12 to 60 bytes with 4 warps on an sm_120."""
+    warps = 8 if problem.pairs and device.capability == "12.0" else 4
+    return Config(min(64, max(16, power_of_two(problem.m))), 64 // problem.width, warps)
 
 
 def _many_case(problem: Problem, inputs: Inputs, *, listed: str, masked: bool) -> Case:
