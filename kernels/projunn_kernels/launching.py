@@ -293,14 +293,18 @@ def table_of(
     return table
 
 
-def options(warps: int, programs: int = 1) -> dict[str, int]:
-    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for
-    where so many programs share a multiprocessor.
+def options(warps: int, programs: int = 1, overlap: bool = False) -> dict[str, int]:
+    """Triton's options of a launch: the warps, and as many registers a thread as that leaves room for.
 
     Without a maximum, ptxas aims at an occupancy of its own choice and spills a few bytes to reach it.
+
+    Args:
+        warps: of a program.
+        programs: how many of them share a multiprocessor.
+        overlap: whether the launch may begin before the one before it ends; its kernel waits.
     """
     limit = {} if torch.version.hip else {"maxnreg": min(255, 2048 // (warps * programs))}
-    return {"num_warps": warps} | limit
+    return {"num_warps": warps} | limit | ({"launch_pdl": True} if overlap else {})
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -31,6 +31,29 @@ for size, architecture in (argument.split(",") for argument in sys.argv[1:]):
 """
 
 
+# Prints, for both directions of a time loop whose launches overlap, the spilled bytes, and whether a
+# program waits for the launch before ahead of all that it reads, and lets the next one begin.
+OVERLAPPING = """
+import torch, triton
+from projunn_kernels.configs.closed_form import candidates
+from projunn_kernels.configs.problem import Problem
+from projunn_kernels.tuning.aot_problems import launches_of
+from projunn_kernels.tuning.binaries import ARCHITECTURES, binary, compiled, source_and_target
+
+for operation in ("recurrence", "recurrence_backward"):
+    problem = Problem(operation, False, 2, 128, 512, 1)
+    config = next(c for c in candidates(problem, ARCHITECTURES["sm_90"]) if c.overlap)
+    variant = {"nonlinearity": "relu", "dtype": torch.float32, "precision": "high", "resets": False}
+    what = binary(*launches_of(problem, config, **variant)[0], "sm_90", "")
+    source, target = source_and_target(what)
+    code = triton.compile(source, target=target, options=dict(what.options))
+    before, waits, after = code.asm["ptx"].partition("griddepcontrol.wait")
+    early = "ld.global" in before or "st.global" in before or "cp.async" in before
+    sound = waits and not early and "griddepcontrol.launch_dependents" in after
+    print("found", compiled(what)["spilled"], bool(sound), code.metadata.launch_pdl)
+"""
+
+
 def python(*arguments):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, *arguments]
@@ -90,6 +113,13 @@ def test_rows_that_are_not_aligned_spill_nothing_in_the_fused_step():
     result = python("-c", SPILLED, "33,sm_90", "100,sm_120")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["0", "0"]
+
+
+def test_launches_that_overlap_wait_before_they_read():
+    result = python("-c", OVERLAPPING)
+    assert result.returncode == 0, result.stderr
+    found = [line for line in result.stdout.splitlines() if line.startswith("found")]
+    assert found == ["found 0 True True"] * 2
 
 
 def test_the_interpreter_is_refused(monkeypatch, capsys):

@@ -80,6 +80,7 @@ NONSENSE = {
     "no depth": (lambda: config(depth=None), "depth is None"),
     "99 stages": (lambda: config(stages=99), "stages is 99"),
     "hold that is a number": (lambda: config(hold=1), "hold is 1, not true or false"),
+    "overlap that is a word": (lambda: config(overlap="x"), "overlap is 'x', not true or false"),
     "no time": (lambda: content(ms=None), "ms is None, not a number"),
     "a time that is not a number": (lambda: content(ms=float("nan")), "ms is nan"),
     "an infinite time": (lambda: content(closed_form_ms=float("inf")), "closed_form_ms is inf"),

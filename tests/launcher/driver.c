@@ -5,7 +5,7 @@
 #define MOST 32
 
 typedef struct {
-  unsigned int grid[3], block, shared;
+  unsigned int grid[3], block, shared, overlaps;
   unsigned long long stream, function, values[MOST];
 } Launch;
 
@@ -29,6 +29,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   last.grid[2] = config->gridDimZ;
   last.block = config->blockDimX;
   last.shared = config->sharedMemBytes;
+  for (unsigned int i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+      last.overlaps = config->attrs[i].value.programmaticStreamSerializationAllowed;
   last.stream = (unsigned long long)config->hStream;
   last.function = (unsigned long long)function;
   for (unsigned int i = 0; i < parameters; ++i) memcpy(&last.values[i], values[i], sizes[i]);

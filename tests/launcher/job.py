@@ -23,6 +23,7 @@ class Sent(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint),
         ("shared", ctypes.c_uint),
+        ("overlaps", ctypes.c_uint),
         ("stream", ctypes.c_ulonglong),
         ("function", ctypes.c_ulonglong),
         ("values", ctypes.c_ulonglong * 32),
@@ -90,7 +91,9 @@ def main() -> None:
 
     def arrived() -> dict[str, Any]:
         sent = loaded.latest().contents
-        return {name: getattr(sent, name) for name in ("block", "shared", "stream", "function")} | {
+        return {
+            name: getattr(sent, name) for name in ("block", "shared", "overlaps", "stream", "function")
+        } | {
             "grid": list(sent.grid),
             "values": list(sent.values)[: len(PARAMETERS)],
             "made": loaded.made(),
@@ -106,6 +109,10 @@ def main() -> None:
     again = launching.Launch(kernel, (3, 2), **given, num_warps=2)
     for changed in ({}, {"x": x[32:]}, {"rate": -2.0}):
         again(**changed)
+        shown.append(arrived())
+    overlapping = launching.Launch(kernel, (3, 2), **given, **launching.options(2, overlap=True))
+    for _ in range(2):
+        overlapping()
         shown.append(arrived())
     print(json.dumps(shown))
 

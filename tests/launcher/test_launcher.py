@@ -28,8 +28,8 @@ def bits(number):
 
 def test_triton_is_asked_once(shown):
     _, *arrived = shown
-    assert [launch["asked"] for launch in arrived] == [1] * 5
-    assert [launch["made"] for launch in arrived] == [1, 2, 3, 4, 5]
+    assert [launch["asked"] for launch in arrived] == [1] * 5 + [2] * 2
+    assert [launch["made"] for launch in arrived] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_every_parameter_arrives(shown):
@@ -40,8 +40,13 @@ def test_every_parameter_arrives(shown):
 
 
 def test_launches_by_addresses_arrive_like_those_of_triton(shown):
-    addresses, first, *others = shown
+    addresses, first, *others = shown[:6]
     changed = [{}, {}, {0: addresses["x"] + 128}, {0: addresses["x"] + 128, 2: bits(-2.0)}]
     for launch, change in zip(others, changed, strict=True):
         values = [change.get(place, value) for place, value in enumerate(first["values"])]
         assert launch == first | {"values": values, "made": launch["made"]}
+
+
+def test_launches_that_overlap_say_so(shown):
+    """To the driver, Triton's own and those by addresses."""
+    assert [launch["overlaps"] for launch in shown[1:]] == [0] * 5 + [1] * 2

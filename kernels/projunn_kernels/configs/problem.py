@@ -22,6 +22,7 @@ class Config:
     ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W stays on the multiprocessor.
     ``depth``, ``stages``: (recurrence) columns of a panel of W, and how many are in flight; (Fourier
     transforms) ``stages`` programs share a multiprocessor.
+    ``overlap``: (recurrence) the launch of a time step begins before that of the step before it ends.
     """
 
     rows: int
@@ -30,6 +31,7 @@ class Config:
     hold: bool = False
     depth: int = 1
     stages: int = 1
+    overlap: bool = False
 
 
 @dataclass(frozen=True)

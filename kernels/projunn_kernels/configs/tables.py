@@ -156,9 +156,9 @@ def _config(values: object) -> Config:
     if not isinstance(values, dict) or not {"rows", "columns", "warps"} <= set(values) <= known:
         raise ValueError(f"config is {values!r:.80}, wanted an object with {', '.join(sorted(known))}")
     for name, value in values.items():
-        if name == "hold":
+        if name in ("hold", "overlap"):
             if not isinstance(value, bool):
-                raise ValueError(f"hold is {value!r:.40}, not true or false")
+                raise ValueError(f"{name} is {value!r:.40}, not true or false")
             continue
         most = {"warps": 32, "stages": 8}.get(name, _LARGEST_SIDE)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

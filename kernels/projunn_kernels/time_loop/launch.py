@@ -129,6 +129,7 @@ def _config(
 
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
     rest, least = weight.shape[0] - config.columns, 32 if config.rows == 1 else 16
+    overlap = config.overlap and not interpreting()
     return {
         "F": CODES[nonlinearity],
         "PAIRS": weight.ndim == 3,
@@ -139,7 +140,8 @@ def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, o
         "OPERAND": _operand(weight.dtype),
         "PRECISION": dot_precision(weight.dtype),
         "STAGES": config.stages,
-    } | options(config.warps)
+        "OVERLAP": overlap,
+    } | options(config.warps, overlap=overlap)
 
 
 def _transposed(weight: Tensor) -> Tensor:

@@ -120,6 +120,8 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
             if c <= _tile(problem.n)
             and (c + r) * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
         ]
+        if device.capability in ("9.0", "10.0", "12.0"):
+            tried.insert(0, replace(step, overlap=True))
     return list(dict.fromkeys([_tiles(problem, device), *tried]))
 
 

@@ -13,7 +13,7 @@ from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.launching import intercepted
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
-_OPTIONS = {"num_warps", "num_stages", "maxnreg"}
+_OPTIONS = {"num_warps", "num_stages", "maxnreg", "launch_pdl"}
 
 
 def split(kernel: Any, arguments: dict[str, Any]) -> Launch:

@@ -89,7 +89,7 @@ def with_sizes_of_one(what: Binary) -> Binary:
     )
 
 
-_OPTIONS = {"num_warps", "num_stages", "maxnreg"}
+_OPTIONS = {"num_warps", "num_stages", "maxnreg", "launch_pdl"}
 _TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",

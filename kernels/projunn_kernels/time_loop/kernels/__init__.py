@@ -52,12 +52,13 @@ def recurrence_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1.
 
     Where W is held, BN units have a tile and the BK that follow, if any, have another.  Where it is
     not, the grid is (batch / BB, n / BN), a launch is one step, from the states ``initial``, and W comes
-    in panels (BN, BK).
+    in panels (BN, BK).  OVERLAP concerns these launches only.
     """
     if BB == 1:
         forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
@@ -69,7 +70,7 @@ def recurrence_kernel(
     else:
         forward_panels(
             inputs, initial, w, bias, resets, states, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION,
-            STAGES,
+            STAGES, OVERLAP,
         )  # fmt: skip
 
 
@@ -95,6 +96,7 @@ def recurrence_backward_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1.
 
@@ -115,5 +117,5 @@ def recurrence_backward_kernel(
     else:
         backward_panels(
             grad, states, w, bias, resets, grad_inputs, grad_initial, partial, batch, n, F, PAIRS, BB,
-            BN, BK, OPERAND, PRECISION, STAGES,
+            BN, BK, OPERAND, PRECISION, STAGES, OVERLAP,
         )  # fmt: skip

@@ -2,10 +2,14 @@
 
 A program has a few rows of the batch and N units, so that a step has programs for all multiprocessors.
 W passes from L2 in panels (N, K), some of them in flight; the operand is what the step before stored.
+
+With OVERLAP the programs of a step are set up while those of the step before still run, and wait for
+all of them to end before they read or write anything (programmatic dependent launch, from sm_90 on).
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
 from projunn_kernels.time_loop.kernels.blocks import (
@@ -46,6 +50,14 @@ def add_panels(
 
 
 @triton.jit
+def _after_the_step_before(OVERLAP: tl.constexpr):
+    """Wait for the launch before this one, and let the next one be set up."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
 def forward_panels(
     inputs,
     previous,
@@ -63,8 +75,10 @@ def forward_panels(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """``h_t = f(x_t + M h_{t-1})`` of one step, with ``previous`` h_{t-1} and the resets of t."""
+    _after_the_step_before(OVERLAP)
     first = tl.program_id(1) * N
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * (2 if PAIRS else 1)
@@ -100,8 +114,10 @@ def backward_panels(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """d_t of one step, with ``following`` d_{t+1} and the resets of t + 1; its share of ``partial``."""
+    _after_the_step_before(OVERLAP)
     first = tl.program_id(1) * N
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * (2 if PAIRS else 1)
