@@ -33,6 +33,12 @@ def _edge_bins(f, height, width):
 
 
 @triton.jit
+def _within(row, point, by_row, by_point):
+    """Where the points of a plane lie within it: rows may be more than 2^31 numbers apart in all."""
+    return row.to(tl.int64)[:, None] * by_row + point.to(tl.int64)[None, :] * by_point
+
+
+@triton.jit
 def plane_transform_kernel(
     signal,
     paired,
@@ -62,7 +68,7 @@ def plane_transform_kernel(
     f = tl.arange(0, HEIGHT)
     w = tl.arange(0, WIDTH)
     slot = tl.arange(0, SLOTS)
-    at = start[:, None, None] + (f * by_row)[None, :, None] + (w * by_point)[None, None, :]
+    at = start[:, None, None] + _within(f, w, by_row, by_point)[None, :, :]
     mask = there[:, None, None] & (f < height)[None, :, None] & (w < width)[None, None, :]
     x = tl.reshape(tl.load(signal + at, mask=mask, other=0.0), (BP * HEIGHT, WIDTH))
     x, rest = halves(x, PRECISION)
@@ -158,7 +164,7 @@ def plane_inverse_kernel(
     x = tl.reshape(x, (HEIGHT, BP, WIDTH))
     if BIAS:
         x += tl.load(bias + channel, mask=there, other=0.0)[None, :, None]
-    at = start[None, :, None] + (f * by_row)[:, None, None] + (w * by_point)[None, None, :]
+    at = start[None, :, None] + _within(f, w, by_row, by_point)[:, None, :]
     mask = there[None, :, None] & (f < height)[:, None, None] & (w < width)[None, None, :]
     tl.store(signal + at, x, mask=mask)
 

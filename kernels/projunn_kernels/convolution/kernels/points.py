@@ -22,8 +22,10 @@ def signals(first, planes, channels, by_image, by_channel, BP: tl.constexpr):
 
 @triton.jit
 def _points(point, width, by_row, by_point, LINE: tl.constexpr):
-    """Where points lie within a plane.  LINE: by_point apart, all of them."""
-    return point * by_point if LINE else point // width * by_row + point % width * by_point
+    """Where points lie within a plane: 2^31 numbers apart and more, perhaps.  LINE: all by_point."""
+    row = (point // width).to(tl.int64) * by_row
+    column = (point % width).to(tl.int64) * by_point
+    return point.to(tl.int64) * by_point if LINE else row + column
 
 
 @triton.jit
