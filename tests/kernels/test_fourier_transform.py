@@ -8,7 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import projunn
 from projunn_kernels import fourier_convolution, fourier_inverse, fourier_transform, frequencies
+from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.convolution import eager, fourier_convolution_backward, plain, products, reference
+from projunn_kernels.convolution.tables import points_and_pairs
+from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
 
 SIZES = [(1,), (2,), (6,), (5,), (4, 4), (3, 4), (1, 4), (4, 1), (2, 2), (7, 8), (30, 33)]
 CASES = [(size, True) for size in (*SIZES, (2, 3, 2), (4, 2, 3), (3, 3, 5))]
@@ -173,7 +176,7 @@ def test_kernels_against_float64(kernels, launches, size, batch, channels):
     x = signal(size, True, batch, channels, torch.float32)
     bias = torch.randn(channels)
     ours = transformed(*on(kernels, x, bias), size)
-    kind = "points" if math.prod(size) <= 64 else "plane"
+    kind = "points" if math.prod(map(power_of_two, size)) <= 64 else "plane"
     assert [name for name, _ in launches] == [f"{kind}_transform", f"{kind}_inverse"]
     with projunn.backend("torch"):
         usual = transformed(x, bias, size)
@@ -209,11 +212,23 @@ def test_what_the_kernels_do_not_take_runs_in_pytorch(kernels, launches):
     assert not launches
 
 
+def test_sizes_of_a_bucket_have_launches_of_one_kind():
+    """A configuration and a self-check are for all of them."""
+    found = {}
+    for size in [(m, n) for m in range(1, 33) for n in range(1, 33)] + [(1, n) for n in range(33, 65)]:
+        problem = Problem("fourier_transform", False, 1, *size, 4096)
+        padded = points_and_pairs(size) if few_points(size) else tuple(map(power_of_two, size))
+        small = FOURIER_TRANSFORM.small(problem, Config(8, 1, 4))
+        found.setdefault(problem.bucket, set()).add((few_points(size), *padded))
+        found[problem.bucket].add((few_points((small.m, small.n)), *padded))
+    assert all(len(kinds) == 1 for kinds in found.values())
+
+
 @pytest.mark.parametrize("size", [(6, 30), (9, 5), (40,)])
 def test_every_tile_gives_the_same(kernels, size):
     from projunn_kernels.configs import choice as tuning
     from projunn_kernels.configs.closed_form import candidates
-    from projunn_kernels.configs.problem import Device, Problem
+    from projunn_kernels.configs.problem import Device
 
     x, bias = on(kernels, signal(size, True, 3, 7, torch.float32), torch.randn(7))
     problem = Problem("fourier_transform", False, 1, *(1, *size)[-2:], 21)

@@ -16,7 +16,7 @@ from projunn_kernels.convolution.kernels import (
     points_inverse_kernel,
     points_transform_kernel,
 )
-from projunn_kernels.convolution.tables import padded
+from projunn_kernels.convolution.tables import LEAST, padded, points_and_pairs
 from projunn_kernels.convolution.tiles import few_points
 from projunn_kernels.keeping import Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
@@ -103,14 +103,14 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[i
 def _sizes(device: torch.device, size: list[int], back: bool) -> dict[str, Any]:
     """The arguments that only the size makes, and the constant matrices."""
     if few_points(size):
-        grid = frequencies(tuple(size), True)
+        grid, (points, pairs) = frequencies(tuple(size), True), points_and_pairs(size)
         return {
             "points": grid.points,
             "pairs": grid.paired,
             "owns": len(grid.own),
-            "POINTS": padded(grid.points),
-            "PAIRS": padded(grid.paired),
-            "OWNS": padded(len(grid.own)),
+            "POINTS": points,
+            "PAIRS": pairs,
+            "OWNS": LEAST,
             "table": tables.of_all_points(tuple(size), device, back),
         }
     height, width = size

@@ -1,5 +1,6 @@
 """The constant matrices of the transforms, in halves, (2, rows, columns): one for a size and device."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import pi, prod, sqrt
 
@@ -15,6 +16,12 @@ LEAST = 16  # rows and columns of the operands of `tl.dot`
 def padded(points: int) -> int:
     """How many points a side has with what pads it for `tl.dot`."""
     return max(LEAST, power_of_two(points))
+
+
+def points_and_pairs(size: Sequence[int]) -> tuple[int, int]:
+    """Points and paired bins of `of_all_points` with what pads them: alike for all sizes of a bucket."""
+    points = padded(prod(power_of_two(side) for side in size))
+    return points, max(LEAST, points // 2)
 
 
 @lru_cache(maxsize=256)
@@ -50,11 +57,10 @@ def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Te
 
     ``back`` transposes it, for the inverse.
     """
-    points = prod(size)
+    points, (most, pairs) = prod(size), points_and_pairs(size)
     units = torch.eye(points, dtype=torch.float64).view(points, 1, *size)
     paired, own = eager.transform(units, list(size), True)
-    pairs = padded(len(paired))
-    matrix = torch.zeros(padded(points), 2 * pairs + LEAST, dtype=torch.float64)
+    matrix = torch.zeros(most, 2 * pairs + LEAST, dtype=torch.float64)
     for part in (0, 1):
         first = part * pairs
         matrix[:points, first : first + len(paired)] = paired[:, :, 0, part].mT

@@ -1,17 +1,16 @@
 """How the transforms are tiled, and what they are tuned and checked on."""
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
-from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.tables import padded
+from projunn_kernels.convolution.tables import padded, points_and_pairs
 from projunn_kernels.precision import matmul_precision
 
 FEW_POINTS, LONGEST_SIDE = 64, 32  # points in all, or of both sides, that kernels transform
@@ -20,7 +19,7 @@ _IMAGES = 256  # that transforms are tuned for
 
 def few_points(size: Sequence[int]) -> bool:
     """True if the matrix of the whole transform is multiplied by, and not rows and columns."""
-    return prod(size) <= FEW_POINTS
+    return points_and_pairs(size)[0] <= FEW_POINTS
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
@@ -50,8 +49,8 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
 def _small(problem: Problem, config: Config) -> Problem:
     """A tail of planes; as many rows and columns with what pads them, but no power of two."""
     if few_points((problem.m, problem.n)):
-        m, n = problem.m, problem.n
-        return Problem(problem.operation, False, 1, max(1, m - 1), max(1, n - 1), config.rows + 3)
+        m, n = (size - (size > 2) for size in (power_of_two(problem.m), power_of_two(problem.n)))
+        return Problem(problem.operation, False, 1, m, n, config.rows + 3)
     height, width = padded(problem.m), padded(problem.n)
     return Problem(problem.operation, False, 1, height - 3, width - 2, config.rows + 3)
 
