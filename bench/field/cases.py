@@ -20,6 +20,7 @@ class Case:
         seconds: of CPU time, the budget of one training.
         options: those of the task.
         images: whether the task reads the images that ``--data`` names.
+        points: of a curve, at equal distances in time.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case:
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
     images: bool = False
+    points: int = 12
 
     def make(self, seed: int, data: Path | None = None) -> Task:
         """The task for a seed."""
@@ -52,6 +54,7 @@ _ALL = (
         240,
         {"permuted": True, "hidden": 116, "batch_size": 128},
         images=True,
+        points=4,  # evaluation takes as long as twenty steps
     ),
     Case("choices-copying", "copying", choices.CONTENDERS, 15, {"length": 200}),
     Case("choices-pixels", "pixels", choices.CONTENDERS, 10, {"permuted": True}),
@@ -64,6 +67,7 @@ _ALL = (
         360,
         {"model": "deep", "width": 8, "depth": 100, "augment": False},
         images=True,
+        points=4,
     ),
 )
 CASES = {case.name: case for case in _ALL}

@@ -12,8 +12,6 @@ from bench.field.cases import Case
 from bench.field.contender import Contender, Optimizers
 from projunn.tasks import Batch, Task
 
-POINTS = 12  # of a curve, at equal distances in time
-
 Row = dict[str, Any]
 
 
@@ -34,7 +32,7 @@ def train(
     model, optimizers = _made(task, contender, rate, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     curve = [[0, 0.0, *_score(task, model)]]
-    spent, steps, due, finite = 0.0, 0, seconds / POINTS, True
+    spent, steps, due, finite = 0.0, 0, seconds / case.points, True
     while spent < seconds and finite:
         started = time.process_time()
         _step(task, model, optimizers, task.batch(generator))
@@ -43,7 +41,7 @@ def train(
         if spent >= min(due, seconds):
             curve.append([steps, round(spent, 3), *_score(task, model)])
             finite = curve[-1][2] is not None
-            due += seconds / POINTS * max(1, (spent - due) // (seconds / POINTS) + 1)
+            due += seconds / case.points * max(1, (spent - due) // (seconds / case.points) + 1)
     return {
         "steps": steps,
         "seconds": round(spent, 2),
