@@ -67,7 +67,7 @@ _ALL = (
         360,
         {"model": "deep", "width": 8, "depth": 100, "augment": False},
         images=True,
-        points=4,
+        points=3,
     ),
 )
 CASES = {case.name: case for case in _ALL}
