@@ -57,6 +57,14 @@ def test_every_method_trains_and_what_is_to_be_orthogonal_stays_so(case, contend
         assert row["defect"] < 1e-2 if contender.name == "POGO" else 1e-5
 
 
+def test_a_case_says_how_many_points_its_curves_have():
+    frozen = next(one for one in recurrent.CONTENDERS if one.name == "frozen matrix")
+    row = trial.train(replace(COPYING, points=3), frozen, frozen.rates[0], seed=0, seconds=0.6)
+    assert [round(seconds, 1) for _, seconds, _, _ in row["curve"]] == pytest.approx(
+        [0, 0.2, 0.4, 0.6], abs=0.11
+    )
+
+
 @pytest.mark.parametrize("initial", ["henaff", "cayley"])
 @pytest.mark.parametrize("kind", ["matrix_exp", "cayley"])
 def test_the_maps_start_as_rotations_of_pairs(kind, initial):
