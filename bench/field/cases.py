@@ -54,7 +54,7 @@ _ALL = (
         240,
         {"permuted": True, "hidden": 116, "batch_size": 128},
         images=True,
-        points=4,  # evaluation takes as long as twenty steps
+        points=4,  # an evaluation takes as long as ten steps
     ),
     Case("choices-copying", "copying", choices.CONTENDERS, 15, {"length": 200}),
     Case("choices-pixels", "pixels", choices.CONTENDERS, 10, {"permuted": True}),
