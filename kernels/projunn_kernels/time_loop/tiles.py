@@ -75,7 +75,7 @@ def _panels(problem: Problem, device: Device) -> Config:
 def _panel(problem: Problem, device: Device, rows: int, columns: int) -> Config:
     """As deep as registers allow, and as many in flight as shared memory does."""
     exact = problem.k == 1  # whose operands take twice the registers
-    small = problem.pairs or (exact and (rows > 16 or device.capability == "12.0"))
+    small = problem.pairs or (exact and (rows > 16 or device.capability in ("10.0", "12.0")))
     depth = 16 if problem.pairs and exact else 32 if small else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
     return Config(rows, columns, 4, depth=depth, stages=stages)
