@@ -31,7 +31,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
     """
     if few_points((problem.m, problem.n)):
         return Config(64, 1, 4)
-    planes = 8192 // (padded(problem.m) * padded(problem.n))
+    planes = max(2, 8192 // (padded(problem.m) * padded(problem.n)))
     return Config(planes, 1, 8, stages=2 if device.capability == "9.0" else 1)
 
 

@@ -110,7 +110,8 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
         step = _panels(problem, device)
         widths = [c for c in (16, 32, 64) if c <= _most_columns(problem)]
         heights = [r for r in (16, 32) if r <= _most_rows(problem)]
-        tried += [step] + [_panel(problem, device, r, c) for r in heights for c in widths]
+        panels = [_panel(problem, device, r, c) for r in heights for c in widths]
+        tried += [step, *panels]
         tried += [
             replace(step, rows=r, columns=c, warps=w, depth=d, stages=s)
             for r in (16, 32)
@@ -121,7 +122,7 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
             and (c + r) * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
         ]
         if device.capability in ("9.0", "10.0", "12.0"):
-            tried.insert(0, replace(step, overlap=True))
+            tried += [replace(panel, overlap=True) for panel in panels]
     return list(dict.fromkeys([_tiles(problem, device), *tried]))
 
 
