@@ -63,7 +63,13 @@ def test_every_operation_runs_and_the_fastest_wins(operation):
     assert found.config == (fastest if others else None)
     assert found.milliseconds == 0.5
     assert found.closed_form_milliseconds == (1.0 if others else 0.5)
-    expected = {"basis": "plane_basis", "fused_step": "plane_step"}.get(operation, operation)
+    named = {
+        "basis": "plane_basis",
+        "fused_step": "plane_step",
+        "fourier_transform": "plane_transform",
+        "fourier_inverse": "plane_inverse",
+    }
+    expected = named.get(operation, operation)
     if others:
         assert set(found.kernels) == {f"{expected}_kernel"}  # not what a turn launches beside it
 
