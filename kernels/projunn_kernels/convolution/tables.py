@@ -69,7 +69,7 @@ def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Te
 
 
 def _halves(matrix: Tensor, device: torch.device) -> Tensor:
-    """Numbers of TF32's 11 bits, the nearest, and in float32 what they leave."""
+    """The nearest numbers of 11 bits, as TF32 has them, and what they leave, in float32."""
     bits = matrix.float().contiguous().view(torch.int32)
     leading = ((bits + 4096) & -8192).view(torch.float32)
     return torch.stack([leading, (matrix - leading).float()]).to(device)

@@ -23,7 +23,11 @@ from projunn_kernels.convolution.kernels.products import both_products, constant
 
 @triton.jit
 def _edge_bins(f, height, width):
-    """Of slot 0 at f: are its bins own ones, and which, are they the second edge's, and which pair."""
+    """What slot 0 has at the frequencies f.
+
+    Whether it has own bins there, and the number of the first; whether it has a paired bin of the second
+    edge, and the number of the paired bin.
+    """
     edges = 2 - width % 2
     second = 2 * f > height
     alone = (f == 0) | (2 * f == height)
@@ -34,7 +38,7 @@ def _edge_bins(f, height, width):
 
 @triton.jit
 def _within(row, point, by_row, by_point):
-    """Where the points of a plane lie within it: rows may be more than 2^31 numbers apart in all."""
+    """Where the points of a plane lie within it, which may be more than 2^31 numbers away."""
     return row.to(tl.int64)[:, None] * by_row + point.to(tl.int64)[None, :] * by_point
 
 

@@ -22,7 +22,7 @@ def signals(first, planes, channels, by_image, by_channel, BP: tl.constexpr):
 
 @triton.jit
 def _points(point, width, by_row, by_point, LINE: tl.constexpr):
-    """Where points lie within a plane: 2^31 numbers apart and more, perhaps.  LINE: all by_point."""
+    """Where points lie within a plane.  With LINE they are all ``by_point`` apart."""
     row = (point // width).to(tl.int64) * by_row
     column = (point % width).to(tl.int64) * by_point
     return point.to(tl.int64) * by_point if LINE else row + column
