@@ -19,6 +19,12 @@ def main() -> None:
     parser.add_argument("--methods", default="", metavar="A,B", help="parts of names; default: all")
     parser.add_argument("--seconds", type=float, metavar="X", help="of CPU time for each training")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N", help="the first so many")
+    parser.add_argument(
+        "--rates-of",
+        choices=CASES,
+        metavar="CASE",
+        help="in place of trials: the rates that were best on CASE",
+    )
     parser.add_argument("--data", type=Path, metavar="FILE", help="images for the cases of MNIST")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of rows and pictures")
     parser.add_argument("--no-draw", action="store_true", help="rows only")
@@ -35,6 +41,7 @@ def main() -> None:
         seconds=arguments.seconds,
         seeds=SEEDS[: arguments.seeds],
         data=arguments.data,
+        rates_of=CASES[arguments.rates_of] if arguments.rates_of else None,
     )
     comparison.run(tuple(filter(None, arguments.methods.split(","))))
     if arguments.no_draw:

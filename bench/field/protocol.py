@@ -52,6 +52,7 @@ class Comparison:
         seeds: of the trainings at the best rate; the first is that of the trials.
         data: the file of images, for the cases that read one.
         since: rows of before this date do not count as done.
+        rates_of: another case, whose best rate each method gets in place of trials.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Comparison:
         seeds: tuple[int, ...] = SEEDS,
         data: Path | None = None,
         since: str = "",
+        rates_of: Case | None = None,
     ) -> None:
         self.results, self.cases, self.seeds, self.data = results, cases, seeds, data
-        self.seconds, self.since = seconds, since
+        self.seconds, self.since, self.rates_of = seconds, since, rates_of
         self.missing: dict[str, str] = {}
 
     def run(self, names: tuple[str, ...] = ()) -> None:
@@ -80,14 +82,28 @@ class Comparison:
                 self._contend(case, contender, f"{case.name}, {number} of {len(of_case)}")
 
     def _contend(self, case: Case, contender: Contender, where: str) -> None:
-        for rate in contender.rates:
+        for rate in self._rates(contender):
             self._train(case, contender, rate, self.seeds[0], where)
             if contender.name in self.missing:
                 return
         best = chosen(self._done(case, contender))
-        assert best is not None
+        if best is None:
+            print(f"{where}: {contender.name} is left out: it has no rate", flush=True)
+            return
         for seed in self.seeds[1:]:
             self._train(case, contender, best, seed, where)
+
+    def _rates(self, contender: Contender) -> tuple[float, ...]:
+        """Those that are tried: its own, or the best of another case, if it was trained on it."""
+        if self.rates_of is None:
+            return contender.rates
+        best = chosen(
+            row
+            for row in rows(self.results.folder)
+            if (row["case"], row["method"], row["budget_s"])
+            == (self.rates_of.name, contender.name, self.rates_of.seconds)
+        )
+        return () if best is None else (best,)
 
     def _budget(self, case: Case) -> float:
         return case.seconds if self.seconds is None else self.seconds
