@@ -54,7 +54,7 @@ def test_every_method_trains_and_what_is_to_be_orthogonal_stays_so(case, contend
     assert loss == row["loss"] is not None
     assert row["curve"][0][:2] == [0, 0.0]
     if row["defect"] is not None and contender.name not in ("Muon", "unconstrained"):
-        assert row["defect"] < 1e-2 if contender.name == "POGO" else 1e-5
+        assert row["defect"] < (0.1 if contender.name == "POGO" else 1e-5)
 
 
 def test_a_case_says_how_many_points_its_curves_have():
@@ -121,7 +121,7 @@ def test_all_methods_see_the_same_batches(monkeypatch):
     for name in ("LSTM", "EUNN, 8 layers", "projUNN-T, k = 1"):
         (contender,) = (c for c in recurrent.CONTENDERS if c.name == name)
         seen.clear()
-        trial.train(COPYING, contender, contender.rates[0], seed=1, seconds=0.05)
+        trial.train(COPYING, contender, contender.rates[0], seed=1, seconds=0.3)
         streams.append(seen[2:])  # after the warm-up
     common = min(map(len, streams))
     assert common > 1
