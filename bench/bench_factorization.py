@@ -20,7 +20,7 @@ from projunn.tasks import TASKS
 from projunn.training.config import TrainConfig
 from projunn.training.learner import Learner
 
-COLORS = {"lsi": "#787774", "subspace": "#d9730d", "tangent": "#0b6e99"}
+COLORS = {"lsi": "#787774", "subspace": "#d9730d", "single_pass": "#448361", "tangent": "#0b6e99"}
 SEEDS = range(3)
 STEPS, POINTS = 400, 20
 # Its steps, and the options that differ from the task's own.

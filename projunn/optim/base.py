@@ -286,11 +286,12 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         p, state = member.parameter, member.state
         view = view_like(p, p.detach())
         *batch, m, n = view.shape
-        rows = m if factorization == "subspace" else max(m, n)
-        shape = (*batch, rows, min(member.group["rank"], m, n))
+        rows = {"subspace": [m], "single_pass": [m, n], "tangent": [max(m, n)]}[factorization]
+        shape = (*batch, sum(rows), min(member.group["rank"], m, n))
         basis_name, probe_name = WARM[factorization]
         if probe_name not in state or state[probe_name].shape[: len(shape)] != shape:
-            probe = stored_like(p, orthonormalize(seeded_normal(view, shape, member.index)))
+            drawn = seeded_normal(view, shape, member.index).split(rows, -2)
+            probe = stored_like(p, torch.cat([*map(orthonormalize, drawn)], -2))
             state[probe_name], state[basis_name] = probe, probe.clone()
 
     def __repr__(self) -> str:

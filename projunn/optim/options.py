@@ -20,10 +20,16 @@ from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
 
 # Where the factors of a step come from: "tangent" needs the weight too, the others the direction alone.
-FACTORIZATIONS = (*OF_A_MATRIX, "tangent")
+FACTORIZATIONS = (*OF_A_MATRIX, "single_pass", "tangent")
 # Those that keep a basis from step to step, the names of it and of its probe in the state: one of the
-# rows of W, the other of its larger side.
-WARM = {"subspace": ("basis", "probe"), "tangent": ("tangent_basis", "tangent_probe")}
+# rows of W, one of its rows and then of its columns, and one of its larger side.
+WARM = {
+    "subspace": ("basis", "probe"),
+    "single_pass": ("single_pass_basis", "single_pass_probe"),
+    "tangent": ("tangent_basis", "tangent_probe"),
+}
+# Those whose steps can stop where the factors are normal to the manifold (`projunn.optim.stopping`).
+CAN_STOP = ("subspace", "single_pass")
 
 # Of the default unitary learning rate of SGD: lr_divider in the experiments of arXiv 2203.05483.
 _LR_DIVIDER = 32

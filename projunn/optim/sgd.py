@@ -31,10 +31,11 @@ class SGD(UnitaryOptimizer):
             `projunn.retract`.
         factorization: ``"subspace"``, ``"lsi"``, ``"column"`` and ``"svd"`` sketch the direction, as in
             `projunn.factorize`.  ``"tangent"`` sketches its tangent part, (W^H D - D^H W)/2, which is
-            what moves a unitary W, and reads W more often.  ``"subspace"`` looks at every 64th step
-            whether its factors have become normal to the manifold, where it would stop for good, and
-            goes on as ``"tangent"`` then; with counters on the GPU (``capturable``, ``torch.compile``)
-            it does not look.
+            what moves a unitary W, and reads W more often.  ``"single_pass"`` projects the direction on
+            the span of the last one's left factor, and reads D and W once; its kernels are for rank 1.
+            This and ``"subspace"`` look at every 64th step whether their factors have become normal to
+            the manifold, where they would stop for good, and go on as ``"tangent"`` then; with counters
+            on the GPU (``capturable``, ``torch.compile``) they do not look.
         unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
             experiments.  A scheduler that changes ``lr`` changes it in proportion.
         polish_every: steps of a matrix between two corrections of its rounding drift; 0 for none.  The

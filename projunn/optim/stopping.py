@@ -2,12 +2,12 @@
 
     share  ‖M - M^H‖_F / (2 ‖M‖_F),    M = W^H X Y^H  (X Y^H W^H where m > n)
 
-The factors X Y^H of ``factorization="subspace"`` converge to the leading singular pairs of the direction
-D.  The step sees the skew-Hermitian part of W^H X Y^H alone.  Where those pairs are normal to the
-manifold that part is zero, and the factors, which follow D, stay there for good, however much of the
-rest of D is tangent.  In training on random batches the share is about 0.7, and it is below 0.05 where
-steps have stopped (docs/mathematics.md).  So the share is looked at once in a while; where it is small,
-the parameter steps along the tangent part of D from then on, as with ``factorization="tangent"``.  A
+The factors X Y^H of ``factorization="subspace"`` and ``"single_pass"`` converge to the leading singular
+pairs of the direction D.  The step sees the skew-Hermitian part of W^H X Y^H alone.  Where those pairs
+are normal to the manifold that part is zero, and the factors, which follow D, stay there for good,
+however much of the rest of D is tangent.  In training on random batches the share is about 0.7, and it
+is below 0.05 where steps have stopped (docs/mathematics.md).  So the share is looked at once in a while;
+where it is small, the parameter steps along the tangent part of D from then on, as with "tangent".  A
 sketched gradient has no tangent part to step along: there each sketch starts from random columns.
 """
 
@@ -21,7 +21,7 @@ from projunn.optim.answers import Answer
 from projunn.optim.gradient.dense import DenseGradient
 from projunn.optim.gradient.factored import REDRAWN
 from projunn.optim.member import Member, capturing
-from projunn.optim.options import WARM
+from projunn.optim.options import CAN_STOP, WARM
 from projunn_kernels import adjoint_product, factor, product
 
 _EVERY = 64  # steps between two looks
@@ -32,7 +32,7 @@ _COPIED = 1 << 22  # numbers of weights that are copied, so that they are looked
 def steps_to_look(member: Member) -> int:
     """The number of steps after which `stopped` looks next."""
     count: Tensor = member.state["step"]
-    if member.group["factorization"] != "subspace" or count.device.type != "cpu":
+    if member.group["factorization"] not in CAN_STOP or count.device.type != "cpu":
         return _EVERY
     return _EVERY - int(count.item()) % _EVERY
 
@@ -74,7 +74,7 @@ def stopped(members: list[Member], gradients: list[Any], parts: int = 1) -> list
 
 def _is_due(member: Member, gradient: Any) -> bool:
     p, state = member.parameter, member.state
-    if member.group["factorization"] != "subspace" or state["step"].device.type != "cpu":
+    if member.group["factorization"] not in CAN_STOP or state["step"].device.type != "cpu":
         return False
     if int(state["step"].item()) % _EVERY or capturing(p):
         return False
@@ -88,7 +88,8 @@ def _matrices(member: Member, gradient: Any) -> tuple[Tensor, ...]:
     """The weight, and the factors of the direction, or the direction and the basis."""
     view = view_like(member.parameter, member.parameter.detach())
     if isinstance(gradient, DenseGradient):
-        return view, gradient.direction, gradient.view(member.state["basis"])
+        basis = gradient.view(member.state[WARM[member.group["factorization"]][0]])
+        return view, gradient.direction, basis[..., : view.shape[-2], :]
     return view, *gradient.direction
 
 

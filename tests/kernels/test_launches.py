@@ -91,6 +91,29 @@ def test_large_matrices(launches, passes, kind, k, orthonormal, basis):
 
 
 @pytest.mark.interpreter_only
+@pytest.mark.parametrize(("kind", "columns"), [(torch.float32, 3), (torch.complex64, 5)], ids=str)
+def test_a_single_pass_over_the_direction(launches, passes, kind, columns):
+    n = 140
+    lists = [[torch.randn(n, size, dtype=kind)] for size in (n, n)]
+    lists += [[torch.randn(2 * n, 1, dtype=kind)] for _ in range(2)]
+    counters = [torch.zeros(())], [torch.zeros((), dtype=torch.int64)]
+    (weight,) = lists[0]
+    init.haar_(weight)
+    fused_step_(FusedStep(*lists, *counters, 0.1, factorization="single_pass"))
+    step = ["both_products", "unit", "plane_basis", "rotate_ahead"]
+    assert names(launches) == ["rotate_ahead", *step]
+    launches.clear()
+    reads, writes = passes(weight)
+    (direction,) = lists[1] = [torch.randn(n, n, dtype=kind)]
+    fused_step_(FusedStep(*lists, *counters, 0.1, factorization="single_pass"))
+    assert names(launches) == step
+    assert passes(direction) == (1, 0)
+    again, written = passes(weight)
+    assert again - reads == pytest.approx(1 + columns / n)  # those that are compared with W^H R
+    assert written - writes == 1
+
+
+@pytest.mark.interpreter_only
 def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
     weight, left, right = init.haar_(torch.empty(1, 140, 140)), *torch.randn(2, 1, 140, 1)
     with tuning.using({"rotate_rows": Config(4, 32, 4)}):

@@ -116,7 +116,7 @@ def test_a_bank_of_any_size_takes_the_same_launches(kernels, rule, shape, kind):
 
 @REAL_AND_COMPLEX
 @pytest.mark.parametrize("retraction", RETRACTIONS)
-@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column", "tangent"])
+@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column", "single_pass", "tangent"])
 @pytest.mark.parametrize("k", [2, 33])
 def test_every_retraction_and_factorization(kernels, kind, retraction, factorization, k):
     asked = []

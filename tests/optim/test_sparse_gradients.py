@@ -25,7 +25,7 @@ def bank(kind, count=6, n=5):
 
 @pytest.mark.parametrize(("rule", "options"), RULES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize("factorization", ["subspace", "lsi", "svd"])
+@pytest.mark.parametrize("factorization", ["subspace", "lsi", "single_pass", "svd"])
 def test_a_sparse_gradient_is_the_dense_one_of_its_matrices(rule, options, kind, factorization):
     sparse = bank(kind)
     chosen = torch.tensor([4, 1])

@@ -1,4 +1,4 @@
-"""The default factorization does not stop where a gradient's leading part is normal to the manifold.
+"""Factors that follow the direction do not stop where its leading part is normal to the manifold.
 
 Maximise Re <C, W>, with C of singular values from 1 to 3: the optimum is their sum, 32 for n = 16.
 """
@@ -42,10 +42,12 @@ def climb(optimizer, weight, matrix, steps):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-def test_a_square_weight_reaches_the_optimum(dtype, rank, seed):
+@pytest.mark.parametrize("factorization", ["subspace", "single_pass"])
+def test_a_square_weight_reaches_the_optimum(factorization, dtype, rank, seed):
     matrix, start = problem(dtype=dtype, seed=seed)
     weight = UnitaryParameter(start)
-    found = climb(SGD([weight], lr=3.2, rank=rank), weight, matrix, STEPS)
+    optimizer = SGD([weight], lr=3.2, rank=rank, factorization=factorization)
+    found = climb(optimizer, weight, matrix, STEPS)
     assert found > 31.5
     assert unitarity_defect(weight.detach()) < 2e-6
 

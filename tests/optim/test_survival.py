@@ -69,7 +69,7 @@ def test_a_gradient_whose_norm_alone_overflows_is_finite(rule, kind):
     assert not torch.equal(before, weight)
 
 
-@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column", "svd", "tangent"])
+@pytest.mark.parametrize("factorization", ["subspace", "lsi", "column", "svd", "single_pass", "tangent"])
 @pytest.mark.parametrize("rank", [6, 8, 12])
 @pytest.mark.parametrize("scale", [1.0, 1e-30])
 def test_identical_examples_step_at_every_rank(factorization, rank, scale):
@@ -104,7 +104,7 @@ def test_a_tiny_loss_of_a_sketched_layer_stores_no_bad_basis(kind, make):
 
 @EVERY_RULE
 @KINDS
-@pytest.mark.parametrize("factorization", ["subspace", "svd"])
+@pytest.mark.parametrize("factorization", ["subspace", "single_pass", "svd"])
 def test_a_bad_step_moves_nothing_though_a_polish_is_due(rule, kind, factorization):
     bank = unitary(4, 5, 5, kind=kind)
     optimizer = optimizer_of(rule, bank, polish_every=1, factorization=factorization)

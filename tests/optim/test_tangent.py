@@ -129,9 +129,9 @@ def take_step(layer, optimizer):
     optimizer.step()
 
 
-@pytest.mark.parametrize("saved", ["subspace", "tangent"])
+@pytest.mark.parametrize("saved", ["subspace", "single_pass", "tangent"])
 def test_a_checkpoint_goes_on_with_the_factorization_it_was_saved_with(saved):
-    other = {"subspace": "tangent", "tangent": "subspace"}[saved]
+    other = {"subspace": "tangent", "tangent": "single_pass", "single_pass": "subspace"}[saved]
     layer = UnitaryLinear(5, 5, bias=False)
     old = SGD(layer.parameters(), lr=1.0, rank=2, factorization=saved)
     take_step(layer, old)
@@ -144,10 +144,10 @@ def test_a_checkpoint_goes_on_with_the_factorization_it_was_saved_with(saved):
     assert torch.equal(layer.weight, twin.weight)
 
 
-@pytest.mark.parametrize("before", ["subspace", "tangent"])
+@pytest.mark.parametrize("before", ["subspace", "single_pass", "tangent"])
 def test_a_changed_factorization_starts_from_a_basis_of_its_own(before):
     """A left basis is none of the right, though of a square weight it has the same shape."""
-    after = {"subspace": "tangent", "tangent": "subspace"}[before]
+    after = {"subspace": "tangent", "tangent": "single_pass", "single_pass": "subspace"}[before]
     layer = UnitaryLinear(5, 5, bias=False)
     optimizer = SGD(layer.parameters(), lr=1.0, factorization=before)
     take_step(layer, optimizer)

@@ -22,7 +22,7 @@ RULES = {
     "AdamW": {"amsgrad": True},
     "Lion": {"betas": (0.8, 0.9)},
 }
-METHODS = ("subspace", "lsi", "column", "svd", "tangent")
+METHODS = ("subspace", "lsi", "column", "svd", "single_pass", "tangent")
 
 
 @pytest.fixture(params=RULES)

@@ -22,7 +22,7 @@ def options(number):
     size = ["--size", "6"] if task == "unitary" else ["--hidden", "6", "--length", "6"]
     dtypes = ("float32",) if task == "adding" else ("float32", "complex64")
     rule = choose.choice(("sgd", "rmsprop", "adamw", "lion"))
-    factorization = choose.choice(("subspace", "lsi", "column", "tangent"))
+    factorization = choose.choice(("subspace", "lsi", "column", "single_pass", "tangent"))
     return [
         *("train", task, *size, "--optimizer", rule, "--factorization", factorization),
         *("--dtype", choose.choice(dtypes), "--rank", str(choose.choice((1, 2)))),

@@ -22,11 +22,13 @@ def sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, P
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     zr = tl.zeros((K, BN), tl.float64)
     zi = tl.zeros((K, BN), tl.float64)
-    for _ in range(splits):
-        pr, pi = load_columns(base, first, n, k, BN, K, PAIRS)
-        zr += pr
-        zi += pi
-        base += k * n * WIDTH
+    for start in range(0, splits, 4):
+        for ahead in tl.static_range(4):  # four loads at a time, since each waits for memory
+            inside = tl.where(start + ahead < splits, k, 0)
+            pr, pi = load_columns(base, first, n, inside, BN, K, PAIRS)
+            zr += pr
+            zi += pi
+            base += k * n * WIDTH
     return zr, zi
 
 

@@ -175,6 +175,7 @@ def rotation_launch(
 
     Or a few launches; ``alone`` as in `gram_launch`.  Y is ``factor``, (A, k, n), Z the sum of
     ``pulled``, (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
+    For k = 1 Y may come as partial sums too, (A, splits, 1, n).
     """
     count, splits, k, length = pulled.shape
     if k > MAX_RANK:
@@ -203,6 +204,7 @@ def rotation_launch(
     } | options(config.warps)
     rotation = Rotation(q, t, taken)
     if k == 1:
+        arguments["right_splits"] = factor.shape[1]
         return Launch(plane_basis_kernel, (count,), **arguments), rotation
     first, shared = gram_launch(factor, pulled, 2 * rank, alone, config, rate, scale)
     arguments |= {"columns": shared.columns, "gram": shared.gram, "each": shared.each}

@@ -19,6 +19,11 @@ from torch import Tensor
 from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
+from projunn_kernels.single_pass.tiles import (
+    BOTH_PRODUCTS,
+    MAX_WIDTH,
+    ROTATE_AHEAD,
+)
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.tiles import FUSED_STEP
@@ -32,7 +37,8 @@ def fused_step_(step: FusedStep) -> Tensor:
     Y = orth(D^H R)    X = D Y    W <- retraction of W - rate X Y^H    R <- orth(X) + 0.01 probe
 
     With ``factorization="tangent"`` W^H X Y^H is Z Y^H, the factors of the tangent part of D
-    (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.
+    (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.  With ``"single_pass"`` X is R and
+    Y = D^H R, then R <- orth(D V) + 0.01 probe and V <- orth(Y).
 
     Returns:
         The mask of the steps that were taken: of one parameter (*batch), or (A,) with ``active``, and of
@@ -76,7 +82,11 @@ def _fits_launches(step: FusedStep) -> bool:
     """Whether the kernels take the step: all parameters of one shape in one launch, or one a pass."""
     m, n, k = step.sizes
     few = 0 < k <= MAX_MANY and (step.active is None or step.fits_a_program)
-    few = few and step.factorization == "subspace"
+    if step.factorization == "single_pass":
+        width = n * (2 if step.pairs or step.weights[0].is_complex() else 1)
+        few = k == 1 and step.active is None and width <= MAX_WIDTH
+    else:
+        few = few and step.factorization == "subspace"
     return few and m <= n and named(step.retraction).kernels is not None
 
 
@@ -87,7 +97,7 @@ _fused_step = Operation(
     fits=_fits_launches,
     fake=_fake,
     on="weights",
-    kernels=(FUSED_STEP,),
+    kernels=(FUSED_STEP, BOTH_PRODUCTS, ROTATE_AHEAD),
     mutates=("weights", "bases", "skipped", "missed"),
     bundle=FusedStep,
 )

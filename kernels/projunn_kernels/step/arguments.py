@@ -14,7 +14,8 @@ class FusedStep:
 
     Attributes:
         weights, directions: W and D, (*batch, m, n).
-        bases, probes: R and its probe, (*batch, m, k); with ``"tangent"``, (*batch, max(m, n), k).
+        bases, probes: R and its probe, (*batch, m, k); with ``"tangent"``, (*batch, max(m, n), k), and
+            with ``"single_pass"`` R above V, (*batch, m + n, k).
         skipped: 0-d counters of the steps of single matrices that could not be taken.
         missed: for each matrix, (*batch) int64, the same; with ``active`` the caller counts those.
         rate, scale: the learning rate is ``rate``, times the 0-d tensor ``scale`` if given.
@@ -23,7 +24,8 @@ class FusedStep:
         active: (A,) lists the matrices of one parameter's batch that take part, each once; the direction
             then is (A, m, n) and stands for those.  Negative entries stand for nothing.
         factorization: ``"subspace"`` steps along factors of D, ``"tangent"`` along those of its tangent
-            part (`projunn_kernels.factorization`).
+            part (`projunn_kernels.factorization`), ``"single_pass"`` along R R^H D
+            (`projunn_kernels.single_pass`).
     """
 
     weights: list[Tensor]

@@ -10,6 +10,7 @@ from projunn_kernels.backends import on_device
 from projunn_kernels.batches import EVERY, as_matrices, every, flattened, present, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
+from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.retraction import retract_, retract_pulled_
 from projunn_kernels.step import plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
@@ -87,6 +88,11 @@ def _take_with_care(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
 ) -> Tensor:
     """The same from the operations that a step is made of."""
+    if step.factorization == "single_pass":
+        taken, warm = _single_pass(step, weight, direction, basis, probe)
+        everywhere = surely_all(taken)
+        basis.copy_(warm if everywhere else torch.where(taken[..., None, None], warm, basis))
+        return EVERY if everywhere else taken
     if step.factorization == "subspace":
         left, right = factor(direction, basis)
         taken = retract_(weight, _scaled(left, step.rate, step.scale), right, step.retraction)
@@ -101,6 +107,21 @@ def _take_with_care(
     taken = _every(taken)
     refresh_basis_(left, basis, probe, taken)  # a zero step leaves the probe alone
     return taken
+
+
+def _single_pass(
+    step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Take the step with `projunn_kernels.single_pass`; where it was taken, and the next R above V."""
+    start, right_start = basis.split(list(weight.shape[-2:]), -2)
+    direction = direction.to(weight.dtype)
+    right, left = adjoint_product(direction, start), product(direction, right_start)
+    scaled = _scaled(start, step.rate, step.scale)
+    taken = retract_(weight, scaled, right, step.retraction, step.active)
+    # what is infinite in D V is left out
+    fresh = torch.nan_to_num(orthonormalize(left), nan=0.0, posinf=0.0, neginf=0.0)
+    fresh.add_(probe[..., : start.shape[-2], :], alpha=PROBE)
+    return taken, torch.cat([fresh, orthonormalize(right)], -2)
 
 
 def _every(taken: Tensor) -> Tensor:
@@ -128,7 +149,9 @@ def _take_listed(
     at = active.clamp_min(0).long()
     chosen, chosen_probe = as_matrices(basis)[at], as_matrices(probe)[at]
     with flattened(weight) as matrices:
-        if step.factorization == "tangent":
+        if step.factorization == "single_pass":
+            taken, warm = _single_pass(step, matrices, direction, chosen, chosen_probe)
+        elif step.factorization == "tangent":
             left, right, moved = tangent_factors(direction, matrices, chosen, active)
             scaled = _scaled(left, step.rate, step.scale)
             taken = retract_pulled_(matrices, scaled, right, moved, step.retraction, active)
@@ -136,8 +159,9 @@ def _take_listed(
             left, right = factor(direction, chosen)
             scaled = _scaled(left, step.rate, step.scale)
             taken = retract_(matrices, scaled, right, step.retraction, active)
+        if step.factorization != "single_pass":
+            warm = orthonormalize(left).add_(chosen_probe, alpha=PROBE)
     named = active >= 0
-    warm = orthonormalize(left).add_(chosen_probe, alpha=PROBE)
     warm = torch.where(taken[:, None, None], warm, chosen)
     with flattened(basis) as bases:
         if not on_device(weight):

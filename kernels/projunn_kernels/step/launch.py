@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
-from projunn_kernels.keeping import Recent, in_force, may_keep
+from projunn_kernels.keeping import Recent, capturing, in_force, may_keep
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
@@ -27,13 +27,15 @@ from projunn_kernels.launching import (
     table_of,
 )
 from projunn_kernels.retraction.launch import device_function
+from projunn_kernels.single_pass.launch import SinglePass
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel
 from projunn_kernels.step.passes import FactoredPasses, Passes
 
-_kept: Recent["Program | Passes"] = Recent(256)
+_kept: Recent["Program | Passes | SinglePass"] = Recent(256)
 _kept_factored: Recent[FactoredPasses] = Recent(256)
+_in_graphs: set[tuple[Any, ...]] = set()  # steps that graphs replay, without a word to PyTorch
 
 
 def fused(step: FusedStep) -> Tensor:
@@ -114,14 +116,17 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         return None
     state = step.bases, step.probes, step.skipped, step.missed
     rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
+    key = (weights, *rest, step.directions[0].dtype, step.factorization, *_options(step))
     if step.active is not None or not may_keep(first):
+        if capturing(first.device):
+            _in_graphs.add(key)
+            _kept.pop(key, None)
         return _fresh(step)(step) if _is_flat(step) else None
-    key = (weights, *rest, step.directions[0].dtype, *_options(step))
     kept = _kept.found(key)
     if kept is None:
         if not _is_flat(step):
             return None
-        kept = _kept.keep(key, _fresh(step))
+        kept = _kept.keep(key, _fresh(step, key not in _in_graphs))
     return kept(step, table_of(directions, first.device))
 
 
@@ -130,7 +135,9 @@ def _is_flat(step: FusedStep) -> bool:
     return None not in map(addresses_of_flat, (step.bases, step.probes))
 
 
-def _fresh(step: FusedStep) -> "Program | Passes":
+def _fresh(step: FusedStep, versions: bool = True) -> "Program | Passes | SinglePass":
+    if step.factorization == "single_pass":
+        return SinglePass(step, versions)
     return (Program if step.fits_a_program else Passes)(step)
 
 

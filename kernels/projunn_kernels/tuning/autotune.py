@@ -162,13 +162,14 @@ def _prepare(problem: Problem, device: torch.device, properties: Device) -> _Pre
                 found[config] = launches(run)
             except Exception as error:  # not a candidate
                 failed = _first_line(error)
-    variants: dict[str, list[Any]] = {}
+    of_each: list[dict[str, list[Any]]] = []  # constants of all launches of a kernel, by candidate
     for made in found.values():
+        of_each.append({})
         for name, _, constants in made:
-            known = variants.setdefault(name, [])
-            if constants not in known:
-                known.append(constants)
-    configured = [name for name, known in variants.items() if len(known) > 1] or list(variants)
+            of_each[-1].setdefault(name, []).append(constants)
+    names = list(dict.fromkeys(name for constants_of in of_each for name in constants_of))
+    differ = [n for n in names if any(one.get(n) != of_each[0].get(n) for one in of_each)]
+    configured = differ or names
     return _Prepared(
         problem,
         {config: [compilation(*launch) for launch in made] for config, made in found.items()},

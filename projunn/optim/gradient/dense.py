@@ -14,7 +14,7 @@ from torch import Tensor
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import COUNTERS, Member, capturing
-from projunn.optim.options import WARM, unitary_learning_rate
+from projunn.optim.options import CAN_STOP, WARM, unitary_learning_rate
 from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import flattened, surely_all
@@ -135,7 +135,7 @@ class DenseGradient:
     def factorization(self) -> str:
         """Where the factors of the step come from: that of the group, or of `projunn.optim.stopping`."""
         named: str = self.group["factorization"]
-        return "tangent" if named == "subspace" and WARM["tangent"][0] in self.state else named
+        return "tangent" if named in CAN_STOP and WARM["tangent"][0] in self.state else named
 
     def take(self) -> None:
         """Take the step alone, with factors that are drawn at random or found by SVD."""

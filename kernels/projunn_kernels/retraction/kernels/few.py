@@ -34,11 +34,11 @@ from projunn_kernels.language.tiles import (
 
 
 @triton.jit
-def _places(right, partial, basis, rotated_basis, n, k, splits, S: tl.constexpr, PAIRS: tl.constexpr):
-    """Where a matrix' Y (k, n), partial sums of Z (splits, k, n), Q and Q F^H (S, n) begin."""
+def _places(right, partial, basis, rotated_basis, n, right_splits, splits, PAIRS: tl.constexpr):
+    """Where a matrix' partial sums of Y and Z, and its Q and Q F^H (2, n), begin."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     at = tl.program_id(0).to(tl.int64) * n * WIDTH
-    return right + at * k, partial + at * splits * k, basis + at * S, rotated_basis + at * S
+    return right + at * right_splits, partial + at * splits, basis + at * 2, rotated_basis + at * 2
 
 
 @triton.jit
@@ -57,6 +57,7 @@ def plane_basis_kernel(
     rate_tensor,
     rate,
     n,
+    right_splits,
     splits,
     precision,
     ROTATE: tl.constexpr,
@@ -66,15 +67,19 @@ def plane_basis_kernel(
 ):
     """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``rotated_basis``.
 
-    One program a matrix; Y is ``right`` (1, n), Z is the sum of the partial sums times -rate.
+    One program a matrix; Y is the sum of the partial sums ``right`` (right_splits, n), and Z that of
+    ``partial`` (splits, n) times -rate.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
-    y, source, q, t = _places(right, partial, basis, rotated_basis, n, 1, splits, 2, PAIRS)
+    addends, source, q, t = _places(right, partial, basis, rotated_basis, n, right_splits, splits, PAIRS)
     yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
     for first in range(0, n, BN):
-        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        yr, yi = sum_partials(addends, first, n, 1, right_splits, BN, 1, PAIRS)
+        yr, yi = yr.to(tl.float32), yi.to(tl.float32)
+        store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
+        yr, yi = yr.to(tl.float64), yi.to(tl.float64)
         zr, zi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
         zr, zi = (-rate * zr).to(tl.float32), (-rate * zi).to(tl.float32)
         store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
@@ -88,7 +93,7 @@ def plane_basis_kernel(
     tl.debug_barrier()
     gr, gi = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
     for first in range(0, n, BN):
-        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
         zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
         yr, yi = yr * inverse, yi * inverse
         sr, si = scaled(yr, yi, br, bi, PAIRS)
@@ -98,7 +103,7 @@ def plane_basis_kernel(
     br, bi = br + gr, bi + gi
     cc = tl.zeros((), tl.float64)
     for first in range(0, n, BN):
-        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
         zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
@@ -112,7 +117,7 @@ def plane_basis_kernel(
     shrink = tl.where(c == 0.0, 0.0, reciprocal(tl.maximum(c, TINY)))
     used = tl.where(taken, 1.0, 0.0)
     for first in range(0, n, BN):
-        yr, yi = load_columns(y, first, n, 1, BN, 1, PAIRS)
+        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
         zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
         yr, yi = tl.where(taken, yr * inverse, 0.0), tl.where(taken, yi * inverse, 0.0)
         sr, si = scaled(yr, yi, br, bi, PAIRS)

@@ -1,0 +1,10 @@
+"""A step of rank one that reads its direction once, and W once.
+
+    pass over D     A = D^H R          B = D V
+    in between      Q, T = Q F^H       of the step -rate R A^H, whose Z = W^H R is there already
+    pass over W     W += (W Q) T^H     R <- B / |B| + 0.01 probe,  V <- A / |A|,  W^H R for the next step
+
+D is read once, W read and written once: three passes, as `torch.optim.SGD` has them.  R belongs to the
+gradient of the step before, and W^H R to the W that this step left.  Where W has changed since, which
+its version or a few columns of it tell, W is read once more.
+"""

@@ -1,0 +1,158 @@
+"""Launches of a step that reads its direction once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.configs.problem import Problem, device_of
+from projunn_kernels.factorization.launch import orthonormal_launch
+from projunn_kernels.keeping import capturing
+from projunn_kernels.launching import (
+    Launch,
+    Matrices,
+    address_table,
+    floats,
+    half_precision,
+    options,
+)
+from projunn_kernels.products.tiles import row_splits
+from projunn_kernels.retraction.launch import rotation_launch
+from projunn_kernels.single_pass.kernels import (
+    ahead_is_sound_kernel,
+    both_products_kernel,
+    rotate_ahead_kernel,
+)
+from projunn_kernels.single_pass.tiles import row_groups
+from projunn_kernels.step.arguments import FusedStep, batch_of
+
+
+class SinglePass:
+    """The launches of a step of rank one with ``factorization="single_pass"``, made once.
+
+    W^H R for the next step is kept between calls.  It is that of the weights and bases of which PyTorch
+    says that nobody has changed them since (their versions); else the next call makes it anew, which
+    reads W once more.  What changes them unseen, such as ``weight.data.copy_(..)``, is noticed by the
+    kernels, which compare it with a few columns of W: that step is not taken.  In a graph versions mean
+    nothing, and the kernels look before the step, and make it anew where it is wrong.
+
+    Args:
+        step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
+            (*batch, m + n, 1), all contiguous, and counters.
+        versions: whether versions tell of changes: not where a graph has captured the same step.
+    """
+
+    def __init__(self, step: FusedStep, versions: bool = True) -> None:
+        weights = Matrices.of_all(step.weights, step.pairs)
+        directions = Matrices.of_all(step.directions, step.pairs)
+        self._look, self._known = versions, None
+        # While these live no other tensors can have their addresses, by which the launches are kept.
+        self._bases = step.bases
+        count, (_, m, n) = weights.count, weights.sample.shape
+        pairs, device = weights.sample.is_complex(), weights.sample.device
+        like = {"dtype": weights.sample.dtype, "device": device}
+        half = half_precision(directions.sample)
+        tile = weights.config("both_products", 1, gradient=half)
+        panel = weights.config("rotate_ahead", 1)
+        tiles, sized = -(-n // tile.columns), Problem("both_products", pairs, 1, m, n, count)
+        splits = row_splits(sized, tile, device_of(device))
+        rows_each = -(-m // (splits * tile.rows)) * tile.rows
+        splits = -(-m // rows_each)
+        panels = -(-m // (row_groups(sized, panel, device_of(device)) * panel.rows))
+        groups = -(-m // (panels * panel.rows))
+        pulled, pushed = (
+            torch.empty(count, splits, 1, n, **like),
+            torch.empty(count, tiles, 1, m, **like),
+        )
+        ahead, moved = torch.empty(count, groups, n, **like), torch.empty(count, 1, 1, n, **like)
+        sound = torch.empty(count, tiles, dtype=torch.int8, device=device)
+        bases = address_table(step.bases)
+        shared = {"weights": weights.base, "bases": bases, "ahead": floats(ahead), "sound": sound}
+        shared |= {"matrices": weights.sample.shape[0], "m": m, "n": n, "PAIRS": pairs}
+        self._both = Launch(
+            both_products_kernel,
+            (tiles, splits + 1, count),
+            directions=directions.base,
+            pulled=floats(pulled),
+            pushed=floats(pushed),
+            moved=floats(moved),
+            rows_each=rows_each,
+            splits=splits,
+            groups=groups,
+            TYPE=directions.arguments["TYPE"],
+            BM=tile.rows,
+            BN=tile.columns,
+            **shared,
+            **options(tile.warps),
+        )
+        self._normalize, fresh = orthonormal_launch(pushed)
+        self._basis, rotation = rotation_launch(
+            weights, pulled, moved, step.retraction, step.rate, step.scale
+        )
+        mask = torch.empty(count, dtype=torch.int8, device=device)
+        turn = {
+            "probes": address_table(step.probes),
+            "basis": floats(rotation.basis),
+            "rotated_basis": floats(rotation.rotated),
+            "fresh": floats(fresh),
+            "taken_mask": rotation.taken,
+            "mask": mask,
+            "skipped": address_table(step.skipped),
+            "missed": address_table(step.missed),
+            "panels": panels,
+            "tiles": tiles,
+            "BM": panel.rows,
+            "BN": panel.columns,
+            **shared,
+            **options(panel.warps),
+        }
+        self._renew, self._mend, self._turn = (
+            Launch(rotate_ahead_kernel, (groups, count), MODE=mode, **turn)
+            for mode in ("renew", "mend", "step")
+        )
+        self._check = Launch(
+            ahead_is_sound_kernel,
+            (tiles, count),
+            groups=groups,
+            columns=tile.columns,
+            **shared,
+            **options(panel.warps),
+        )
+        self._mask = mask.view(torch.bool).view(batch_of(step))
+
+    def __call__(
+        self, step: FusedStep, directions: Tensor | None = None, mend: bool | None = None
+    ) -> Tensor:
+        """Take the step: directions, rate and scale may be others than those of the first.
+
+        Args:
+            step: the step.
+            directions: the table of the addresses of its directions, if it is there already.
+            mend: whether the kernels look at W^H R before the step; by default in a graph.
+
+        Returns:
+            The mask of the steps taken, which the next call overwrites.
+        """
+        mend = capturing(self._mask.device) if mend is None else mend
+        versions = None if mend or not self._look else _versions(step)
+        if mend:
+            self._check()
+            self._mend()
+        elif versions is None or versions != self._known:
+            self._renew()
+        self._both(directions=address_table(step.directions) if directions is None else directions)
+        self._normalize()
+        rate: dict[str, Any] = {"rate": step.rate}
+        if step.scale is not None:
+            rate["rate_tensor"] = step.scale
+        self._basis(**rate)
+        self._turn()
+        # The operation that has called tells PyTorch that each of them has changed once.
+        self._known = None if versions is None else [version + 1 for version in versions]
+        return self._mask
+
+
+def _versions(step: FusedStep) -> list[int] | None:
+    """How often weights and bases have been changed; None of tensors that do not count that."""
+    tensors = [*step.weights, *step.bases]
+    return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]

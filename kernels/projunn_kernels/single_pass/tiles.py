@@ -1,0 +1,160 @@
+"""How the passes of a step that reads its direction once are tiled."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projunn_kernels.configs.closed_form import around, neighbours, sizes, warps_for
+from projunn_kernels.configs.kernel import Case, Inputs, Kernel, no_complex_half
+from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import PROBE
+from projunn_kernels.step import eager
+from projunn_kernels.step.arguments import FusedStep
+
+# Real numbers of a row, which stays in registers beside a sum of rows; tiles have 16 columns or more.
+MAX_WIDTH = 8192
+_RATE = 0.25
+
+
+def row_groups(problem: Problem, config: Config, device: Device) -> int:
+    """Programs that share the rows of a matrix: two for each multiprocessor, all matrices together.
+
+    Each leaves a row of partial sums, and so has at least eight rows.
+    """
+    wanted = -(-2 * device.processors // max(1, problem.matrices))
+    return max(1, min(wanted, problem.m // max(8, config.rows)))
+
+
+def _both_tiles(problem: Problem, device: Device) -> Config:
+    p, n = problem, power_of_two(problem.n)
+    columns = min(n, max(64, min(256, n // 32)) // p.width)
+    return Config(max(16, min(power_of_two(p.m), 2048 // (columns * p.width))), columns, 4)
+
+
+def _both_candidates(problem: Problem, device: Device) -> list[Config]:
+    first = _both_tiles(problem, device)
+
+    def floats(config: Config) -> int:
+        return 2 * config.rows * config.columns * problem.width
+
+    found = neighbours(problem, first, around(first.columns), floats, 64)
+    return [config for config in found if config.rows >= 16]
+
+
+def _row_tiles(problem: Problem, device: Device) -> Config:
+    p, n = problem, power_of_two(problem.n)
+    rows = max(1, min(power_of_two(p.m), 4096 // (n * p.width)))
+    return Config(rows, n, warps_for(rows * n * p.width, 16))
+
+
+def _row_candidates(problem: Problem, device: Device) -> list[Config]:
+    first = _row_tiles(problem, device)
+
+    def floats(config: Config) -> int:
+        return config.rows * config.columns * problem.width
+
+    return neighbours(problem, first, (first.columns,), floats, 32)
+
+
+def _small_both(problem: Problem, config: Config) -> Problem:
+    """Two tiles and a tail each way, and rows enough to be split."""
+    m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
+    return Problem(problem.operation, problem.pairs, 1, min(m, n), n, 3)
+
+
+def _small_rows(problem: Problem, config: Config) -> Problem:
+    """Rows as wide as they are, two panels of them and a tail."""
+    m = min(max(3 * config.rows - 1, 19), problem.n)
+    return Problem(problem.operation, problem.pairs, 1, m, problem.n, 3)
+
+
+def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = None) -> Case:
+    """Three steps, of which the second has its W^H R from the first, and the third looks at it."""
+    p = problem
+    direction = p.dtype if gradient is None else gradient
+
+    def step(tensors: dict[str, Any], number: int) -> FusedStep:
+        return FusedStep(
+            weights=[tensors["weight"]],
+            directions=[tensors["directions"][number]],
+            bases=[tensors["basis"]],
+            probes=[tensors["probe"]],
+            skipped=[tensors["skipped"]],
+            missed=[tensors["missed"]],
+            rate=_RATE,
+            factorization="single_pass",
+        )
+
+    def results(tensors: dict[str, Any]) -> list[Tensor]:
+        """W, what is warm in R, V, and the counters."""
+        r, v = tensors["basis"].split([p.m, p.n], -2)
+        warm = r - PROBE * tensors["probe"][..., : p.m, :]
+        return [tensors["weight"], warm, v, tensors["skipped"], tensors["missed"]]
+
+    def launch(**tensors: Any) -> list[Tensor]:
+        from projunn_kernels.single_pass.launch import SinglePass
+
+        run = SinglePass(step(tensors, 0))
+        for number in range(2):
+            run(step(tensors, number))
+        run(step(tensors, 1), mend=True)
+        return [] if inputs.hollow else results(tensors)
+
+    def in_eager(**tensors: Any) -> list[Tensor]:
+        tensors["directions"] = tensors["directions"].to(tensors["weight"].dtype)
+        for number in (0, 1, 1):
+            eager.fused_step(step(tensors, number))
+        return results(tensors)
+
+    tensors = {
+        "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
+        "directions": inputs.normal(2, p.matrices, p.m, p.n, dtype=direction, scale=p.n**-0.5),
+        "basis": inputs.normal(p.matrices, p.m + p.n, 1, dtype=p.dtype, scale=p.n**-0.5),
+        "probe": inputs.normal(p.matrices, p.m + p.n, 1, dtype=p.dtype, scale=p.n**-0.5),
+        "skipped": inputs.full(0.0),
+        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
+    }
+    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", "missed"))
+
+
+def _problem(name: str) -> Any:
+    def problem(matrices: int, m: int, n: int, k: int, pairs: bool) -> Problem | None:
+        found = Problem(name, pairs, k, m, n, matrices)
+        return found if k == 1 and m <= n and n * found.width <= MAX_WIDTH else None
+
+    return problem
+
+
+def _standard(name: str) -> list[Problem]:
+    lengths = {False: (1024, 4096, 2048, 8192), True: (1024, 4096, 2048)}
+    return [Problem(name, pairs, 1, n, n, 1) for pairs in (False, True) for n in lengths[pairs]]
+
+
+_COMPILED = [(1, n, n) for n in (1024, 9, 4096, 1000)]
+BOTH_PRODUCTS = Kernel(
+    name="both_products",
+    functions=("both_products_kernel",),
+    closed_form=_both_tiles,
+    candidates=_both_candidates,
+    case=_case,
+    small=_small_both,
+    variants={"gradient": (None, torch.bfloat16, torch.float16)},
+    allowed=no_complex_half,
+    problem=_problem("both_products"),
+    standard=_standard("both_products"),
+    compiled=sizes("both_products", _COMPILED, (1,)),
+)
+ROTATE_AHEAD = Kernel(
+    name="rotate_ahead",
+    functions=("rotate_ahead_kernel", "ahead_is_sound_kernel"),
+    closed_form=_row_tiles,
+    candidates=_row_candidates,
+    case=_case,
+    small=_small_rows,
+    variants={},
+    problem=_problem("rotate_ahead"),
+    standard=_standard("rotate_ahead"),
+    compiled=[*sizes("rotate_ahead", _COMPILED, (1,)), Problem("rotate_ahead", False, 1, 8192, 8192, 1)],
+    numbers=lambda problem: 2 * problem.matrices * problem.m * problem.n,
+)
