@@ -46,7 +46,9 @@ def _steps(on: Machine, small: bool) -> list[Case]:
     shapes = [(4, 64, 64), (2, 130, 130), (1, 1024, 1024)]
     if small or on.dry:
         shapes = [(2, 16, 16)] if small else [(2, 5, 5)]
-    ways = ("plain",) if small else ("plain", "bad", "graph", "compile", "rank 4")
+    ways: tuple[str, ...] = ("plain", "single pass")
+    if not small:
+        ways += ("bad", "graph", "single pass, graph", "compile", "rank 4")
     return [
         Case(f"{way} {rule} {dtype} {shape}", f"step, {way}", _step(on, rule, shape, dtype, way))
         for shape in shapes
@@ -193,8 +195,10 @@ def _step(on: Machine, rule: str, shape: tuple[int, ...], dtype: torch.dtype, wa
     def call() -> float:
         weight = projunn.UnitaryParameter(haar(on, *shape, dtype=dtype))
         before = weight.detach().clone()
-        options = {"rank": on.size(4, 2)} if way == "rank 4" else {}
-        if way == "graph":  # the library refuses to have other optimizers captured
+        options: dict[str, object] = {"rank": on.size(4, 2)} if way == "rank 4" else {}
+        if way.startswith("single pass"):
+            options["factorization"] = "single_pass"
+        if way.endswith("graph"):  # the library refuses to have other optimizers captured
             options["capturable"] = on.capturable
         optimizer = getattr(projunn.optim, rule)([weight], lr=0.1, **options)
         weight.grad = torch.randn_like(weight)
@@ -206,7 +210,7 @@ def _step(on: Machine, rule: str, shape: tuple[int, ...], dtype: torch.dtype, wa
             step = torch.compile(lambda: optimizer.step(), backend=on.compiler)
         for _ in range(on.size(3, 1)):
             step()
-        if way == "graph":
+        if way.endswith("graph"):
             replay = on.captured(step)
             before = weight.detach().clone()
             for _ in range(on.size(3, 1)):

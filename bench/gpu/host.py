@@ -40,6 +40,7 @@ def timings(on: Machine) -> list[Timing]:
         "torch.optim.SGD 1024": plain("SGD", ONE, foreach=True),
         "SGD 1024": ours("SGD", ONE),
         "torch.optim.SGD 20 of 256": plain("SGD", TWENTY, count=many, foreach=True),
+        "SGD 1024 single pass": ours("SGD", ONE, factorization="single_pass"),
         "SGD 20 of 256": ours("SGD", TWENTY, count=many),
         "SGD 20 of 64": ours("SGD", SMALL, count=many),
         "torch.optim.AdamW fused 1024": plain("AdamW", ONE, fused=True),

@@ -118,6 +118,10 @@ def _update() -> list[Target]:
         for subject in subjects:
             own, peer = update.name(what, *subject), update.name("torch.optim.SGD", *subject)
             found.append(Target(group, _short(*subject), own, bound, peer))
+    for subject in update.SINGLE:
+        own, peer = update.name("SGD single pass", *subject), update.name("torch.optim.SGD", *subject)
+        group = "SGD, single pass, no polish / torch.optim.SGD, captured"
+        found.append(Target(group, _short(*subject), own, 1.0, peer))
     for subject in subjects:
         own, peer = update.name("SGD k1", *subject), update.name("SGD k1 no polish", *subject)
         found.append(Target("SGD / SGD without polish", _short(*subject), own, 1.02, peer))

@@ -55,6 +55,17 @@ RANKED: tuple[tuple[Shape, str], ...] = (
     ((144, 128, 128), "float32"),
     ((544, 64, 64), "complex64"),
 )
+# Those whose rows the kernels of a single pass hold; banks of small matrices have one launch anyway.
+SINGLE: tuple[tuple[Shape, str], ...] = (
+    ((1024, 1024), "float32"),
+    ((4096, 4096), "complex64"),
+    ((4096, 4096), "float32"),
+    ((1024, 1024), "complex64"),
+    ((40, 256, 256), "float32"),
+    ((2048, 2048), "float32"),
+    ((8192, 8192), "float32"),
+    ((2048, 2048), "complex64"),
+)
 ADAM: tuple[tuple[Shape, str], ...] = (
     ((1024, 1024), "float32"),
     ((544, 64, 64), "float32"),
@@ -132,12 +143,16 @@ def _at_rank_one(on: Machine, shape: Shape, dtype: str) -> list[Timing]:
         return functools.partial(stepper, on, "SGD", shape, dtype, **options)
 
     plain = functools.partial(plain_stepper, on, "SGD", shape, dtype, foreach=True)
-    return [
+    found = [
         _timing("copy", shape, dtype, copy, 2, compile=False),
         _timing("torch.optim.SGD", shape, dtype, plain, 3, compile=False),
         _timing("SGD k1", shape, dtype, ours(), 3),
         _timing("SGD k1 no polish", shape, dtype, ours(polish_every=0), 3, compile=False),
     ]
+    if (shape, dtype) in SINGLE:
+        single = ours(polish_every=0, factorization="single_pass")
+        found.append(_timing("SGD single pass", shape, dtype, single, 3))
+    return found
 
 
 def _adam(on: Machine, shape: Shape, dtype: str) -> list[Timing]:
@@ -145,10 +160,14 @@ def _adam(on: Machine, shape: Shape, dtype: str) -> list[Timing]:
     ours = functools.partial(stepper, on, "AdamW", shape, dtype, capturable=on.capturable)
     options = {"fused": True, "capturable": on.capturable}
     plain = functools.partial(plain_stepper, on, "AdamW", shape, dtype, **options)
-    return [
+    found = [
         _timing("torch.optim.AdamW fused", shape, dtype, plain, 7, compile=False),
         _timing("AdamW k1", shape, dtype, ours, 7),
     ]
+    if (shape, dtype) in SINGLE:
+        single = functools.partial(ours, factorization="single_pass")
+        found.append(_timing("AdamW single pass", shape, dtype, single, 7))
+    return found
 
 
 def _ranked(on: Machine, shape: Shape, dtype: str, k: int) -> Timing:
