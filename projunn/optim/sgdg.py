@@ -149,7 +149,7 @@ def _dense_step(
     momentum = group["momentum"]
     v = dense_tangent(weight, direction)
     if momentum:
-        if "momentum_pulled" in state:  # of steps of rank k, up to version 0.2.0 or of another rank
+        if "momentum_pulled" in state:  # of steps of rank k: of an older version, or an option changed
             factors = state.pop("momentum_pulled"), state.pop("momentum_right")
             state["momentum_buffer"] = dense_tangent(*(factor.mH for factor in factors))
         v.add_(state.setdefault("momentum_buffer", torch.zeros_like(v)), alpha=momentum)
@@ -168,9 +168,7 @@ def _step(
     if "probe" not in state or state["probe"].shape != (n, rank):
         state["probe"] = orthonormalize(seeded_normal(weight, (n, rank), 0))
         state["basis"] = state["probe"].clone()
-    kept = None
-    if momentum and "momentum_pulled" in state:
-        kept = Skew(state["momentum_pulled"], state["momentum_right"])
+    kept = _momentum(state) if momentum else None
     probes = seeded_normal(weight, (n, _PROBES), 1 + int(state["step"]))
     step, rest = tangent(
         *(weight, direction, state["basis"], kept, momentum), orthonormal=True, probes=probes
@@ -181,7 +179,20 @@ def _step(
     refresh_basis_(step.pulled, state["basis"], state["probe"], taken)
     if momentum:
         before = kept or Skew(*map(torch.zeros_like, step))
-        pairs = zip(step, before, strict=True)
-        held = [torch.where(taken, new, old) for new, old in pairs]
-        state["momentum_pulled"], state["momentum_right"] = held
+        if before.right.shape == step.right.shape:
+            step = Skew(*(torch.where(taken, new, old) for new, old in zip(step, before, strict=True)))
+        elif not taken:  # the first step of another rank
+            return taken
+        state.pop("momentum_buffer", None)
+        state["momentum_pulled"], state["momentum_right"] = step
     return taken
+
+
+def _momentum(state: dict[str, Any]) -> Skew | None:
+    """V in factors: as they are, or a matrix of steps of the whole tangent and the identity."""
+    if "momentum_buffer" in state:
+        whole: Tensor = state["momentum_buffer"]
+        return Skew(whole, torch.eye(len(whole), dtype=whole.dtype, device=whole.device))
+    if "momentum_pulled" in state:
+        return Skew(state["momentum_pulled"], state["momentum_right"])
+    return None

@@ -104,6 +104,30 @@ def test_momentum_of_rank_k_is_kept_where_steps_become_whole(small_parts, monkey
     assert "momentum_pulled" not in optimizer.state[parameter]
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 6), (6, 4), (None, 4), (4, None)])
+def test_momentum_is_kept_where_the_rank_is_changed(small_parts, before, after):
+    """Of matrices whose tangent has fewer directions than either rank."""
+    n = 32
+    parameter = nn.Parameter(orthogonal(n, n, torch.float64))
+    optimizer = SGDG([parameter], lr=0.01, momentum=0.9, stiefel=True, rank=before)
+    kept = torch.zeros(n, n, dtype=torch.float64)
+    span = orthogonal(n, 4, torch.float64)
+    for step in range(5):
+        if step == 2:
+            optimizer.param_groups[0]["rank"] = after
+        small = torch.randn(4, 4, dtype=torch.float64)
+        gradient = parameter.detach() @ span @ (small - small.mT) @ span.mT
+        parameter.grad = gradient.clone()
+        if step == 3:  # not taken
+            parameter.grad[0, 0] = torch.nan
+            optimizer.step()
+            continue
+        expected, kept = formula(parameter.detach().clone(), gradient, kept, 0.01, 0.9)
+        optimizer.step()
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-9)
+    assert optimizer.skipped_steps() == 1
+
+
 def test_a_step_of_low_rank_goes_downhill_as_far_as_its_share_of_the_tangent(small_parts):
     n = 64
     parameter = nn.Parameter(orthogonal(n, n))
