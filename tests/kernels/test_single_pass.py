@@ -160,11 +160,39 @@ def test_in_a_graph_the_kernels_look_first(kernels):
     tensors = [t.to(kernels.device) for t in draw(torch.float32, 40, 40)]
     step = FusedStep(*([t] for t in tensors), RATE, factorization="single_pass")
     with kernels.backend():
-        run = SinglePass(step)
+        run = SinglePass(step, mend=True)
         for number in range(3):
             if number == 2:
                 tensors[0].copy_(init.haar_(torch.empty(2, 40, 40)))
-            check(tensors, "exp", lambda _: run(step, mend=True))
+            check(tensors, "exp", lambda _: run(step))
+
+
+@pytest.mark.interpreter_only
+def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches, monkeypatch):
+    """What the step before has left is used in the graph, and by eager steps after its replays."""
+    from projunn_kernels import keeping
+    from projunn_kernels.step import launch
+
+    graph, now = {2, 3}, [0]
+    monkeypatch.setattr(launch, "_in_graphs", {})
+    for module in (keeping, launch):
+        monkeypatch.setattr(module, "capturing", lambda device: now[0] in graph)
+    other, names = init.haar_(torch.empty(40, 40)), {}
+
+    def edit(weight, step):
+        names.setdefault(step - 1, [name for name, _ in launches])
+        launches.clear()
+        now[0] = step
+        if step == 5:  # as a replay does
+            weight.data.copy_(other)
+
+    (weight, skipped), (wanted, _) = train(kernels, edit, steps=7)
+    torch.testing.assert_close(weight, wanted, atol=1e-6, rtol=0)
+    assert skipped == 0
+    step = ["both_products", "unit", "plane_basis", "rotate_ahead"]
+    assert names[1] == step
+    assert all(names[number] == ["ahead_is_sound", "rotate_ahead", *step] for number in range(2, 6))
+    assert [kept is not None for kept in launch._in_graphs.values()] == [True]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import Problem, device_of
 from projunn_kernels.factorization.launch import orthonormal_launch
-from projunn_kernels.keeping import capturing
 from projunn_kernels.launching import (
     Launch,
     Matrices,
@@ -33,19 +32,25 @@ class SinglePass:
     W^H R for the next step is kept between calls.  It is that of the weights and bases of which PyTorch
     says that nobody has changed them since (their versions); else the next call makes it anew, which
     reads W once more.  What changes them unseen, such as ``weight.data.copy_(..)``, is noticed by the
-    kernels, which compare it with a few columns of W: that step is not taken.  In a graph versions mean
-    nothing, and the kernels look before the step, and make it anew where it is wrong.
+    kernels, which compare it with a few columns of W: that step is not taken.
+
+    Versions tell nothing where a graph replays steps.  To ``mend`` the kernels look before the step, and
+    make W^H R anew where it is wrong.
 
     Args:
         step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
             (*batch, m + n, 1), all contiguous, and counters.
-        versions: whether versions tell of changes: not where a graph has captured the same step.
+        ahead: the attribute of another that has taken the same steps.
+        mend: whether to look before a step.
+
+    Attributes:
+        ahead: partial sums of W^H R.
     """
 
-    def __init__(self, step: FusedStep, versions: bool = True) -> None:
+    def __init__(self, step: FusedStep, ahead: Tensor | None = None, mend: bool = False) -> None:
         weights = Matrices.of_all(step.weights, step.pairs)
         directions = Matrices.of_all(step.directions, step.pairs)
-        self._look, self._known = versions, None
+        self._mends, self._known = mend, None
         # While these live no other tensors can have their addresses, by which the launches are kept.
         self._bases = step.bases
         count, (_, m, n) = weights.count, weights.sample.shape
@@ -64,10 +69,11 @@ class SinglePass:
             torch.empty(count, splits, 1, n, **like),
             torch.empty(count, tiles, 1, m, **like),
         )
-        ahead, moved = torch.empty(count, groups, n, **like), torch.empty(count, 1, 1, n, **like)
+        self.ahead = torch.empty(count, groups, n, **like) if ahead is None else ahead
+        moved = torch.empty(count, 1, 1, n, **like)
         sound = torch.empty(count, tiles, dtype=torch.int8, device=device)
         bases = address_table(step.bases)
-        shared = {"weights": weights.base, "bases": bases, "ahead": floats(ahead), "sound": sound}
+        shared = {"weights": weights.base, "bases": bases, "ahead": floats(self.ahead), "sound": sound}
         shared |= {"matrices": weights.sample.shape[0], "m": m, "n": n, "PAIRS": pairs}
         self._both = Launch(
             both_products_kernel,
@@ -120,22 +126,18 @@ class SinglePass:
         )
         self._mask = mask.view(torch.bool).view(batch_of(step))
 
-    def __call__(
-        self, step: FusedStep, directions: Tensor | None = None, mend: bool | None = None
-    ) -> Tensor:
+    def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
         Args:
             step: the step.
             directions: the table of the addresses of its directions, if it is there already.
-            mend: whether the kernels look at W^H R before the step; by default in a graph.
 
         Returns:
             The mask of the steps taken, which the next call overwrites.
         """
-        mend = capturing(self._mask.device) if mend is None else mend
-        versions = None if mend or not self._look else _versions(step)
-        if mend:
+        versions = None if self._mends else _versions(step)
+        if self._mends:
             self._check()
             self._mend()
         elif versions is None or versions != self._known:

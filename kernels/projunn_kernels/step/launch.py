@@ -35,7 +35,9 @@ from projunn_kernels.step.passes import FactoredPasses, Passes
 
 _kept: Recent["Program | Passes | SinglePass"] = Recent(256)
 _kept_factored: Recent[FactoredPasses] = Recent(256)
-_in_graphs: set[tuple[Any, ...]] = set()  # steps that graphs replay, without a word to PyTorch
+# Steps that graphs replay, without a word to PyTorch, and what they leave for their next (`SinglePass`):
+# memory from before the capture, where there is any, which has to last as long as a graph may.
+_in_graphs: dict[tuple[Any, ...], Tensor | None] = {}
 
 
 def fused(step: FusedStep) -> Tensor:
@@ -118,15 +120,18 @@ def _take_kept(step: FusedStep) -> Tensor | None:
     rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
     key = (weights, *rest, step.directions[0].dtype, step.factorization, *_options(step))
     if step.active is not None or not may_keep(first):
-        if capturing(first.device):
-            _in_graphs.add(key)
-            _kept.pop(key, None)
-        return _fresh(step)(step) if _is_flat(step) else None
+        if not _is_flat(step):
+            return None
+        single = step.factorization == "single_pass" and step.active is None
+        if single and capturing(first.device) and key not in _in_graphs:
+            kept = _kept.pop(key, None)
+            _in_graphs[key] = kept.ahead if isinstance(kept, SinglePass) else None
+        return _fresh(step, key)(step)
     kept = _kept.found(key)
     if kept is None:
         if not _is_flat(step):
             return None
-        kept = _kept.keep(key, _fresh(step, key not in _in_graphs))
+        kept = _kept.keep(key, _fresh(step, key))
     return kept(step, table_of(directions, first.device))
 
 
@@ -135,9 +140,9 @@ def _is_flat(step: FusedStep) -> bool:
     return None not in map(addresses_of_flat, (step.bases, step.probes))
 
 
-def _fresh(step: FusedStep, versions: bool = True) -> "Program | Passes | SinglePass":
+def _fresh(step: FusedStep, key: tuple[Any, ...] = ()) -> "Program | Passes | SinglePass":
     if step.factorization == "single_pass":
-        return SinglePass(step, versions)
+        return SinglePass(step, _in_graphs.get(key), mend=key in _in_graphs)
     return (Program if step.fits_a_program else Passes)(step)
 
 
