@@ -36,7 +36,7 @@ class AdamW(UnitaryOptimizer):
             fused: as in ``torch.optim.AdamW``.  ``foreach``, ``differentiable``, ``fused`` and
             ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
-        rank, retraction, factorization, polish_every: as in `projunn.optim.SGD`.
+        rank, retraction, factorization, averages, polish_every: as in `projunn.optim.SGD`.
         unitary_lr: as in `projunn.optim.RMSprop`.
 
     Steps that cannot be taken, parameter groups, errors and the source are as in `projunn.optim.SGD`.
@@ -62,6 +62,7 @@ class AdamW(UnitaryOptimizer):
         rank: int = 1,
         retraction: str = "exp",
         factorization: str = "subspace",
+        averages: str = "gradient",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:
@@ -83,6 +84,7 @@ class AdamW(UnitaryOptimizer):
             rank=rank,
             retraction=retraction,
             factorization=factorization,
+            averages=averages,
             unitary_lr=unitary_lr,
             polish_every=polish_every,
         )

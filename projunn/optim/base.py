@@ -27,6 +27,7 @@ from projunn.optim.member import COUNTERS, Member
 from projunn.optim.options import (
     WARM,
     angle_of_each,
+    check_averages,
     check_edited,
     check_options,
     check_rates,
@@ -71,6 +72,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         rank: int,
         retraction: str,
         factorization: str,
+        averages: str,
         unitary_lr: float | Tensor | None,
         polish_every: int | None,
         **more_options: Any,
@@ -83,6 +85,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             "rank": rank,
             "retraction": retraction,
             "factorization": factorization,
+            "averages": averages,
             "unitary_lr": unitary_lr,
             "polish_every": polish_every,
             "default_angle": angle_of_each(0) if self.normalizes else None,
@@ -260,11 +263,13 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         """Create what the state of a parameter lacks, as zeros; the warm basis as a random one."""
         p, state, group = member.parameter, member.state, member.group
         averages = self._averages(group)
-        wanted = (*averages, group["rank"], group["factorization"])
+        wanted = (*averages, group["averages"], group["rank"], group["factorization"])
         if member.complete == (*wanted, len(state)):
             return
         member.start_counting(on_device)
         view = view_like(p, p.detach())
+        if averages:
+            check_averages(p, view.shape, group["averages"], member.complete[-4:-3])
         for name, squares in averages.items():
             if name in state:
                 continue

@@ -92,7 +92,7 @@ class Following:
         }
         every = follow_rule_(
             RuleStep(
-                gradients=[gradient.grad for gradient in self._gradients],
+                gradients=[gradient.for_averages for gradient in self._gradients],
                 **averages,
                 missed=[state["missed"] for state in self._states],
                 numbers=numbers,
@@ -105,5 +105,5 @@ class Following:
         )
         directions = every.unbind()
         for gradient, direction in zip(self._gradients, directions, strict=True):
-            gradient.direction = direction
+            gradient.direction = gradient.from_averages(direction)
         return [gradient.store(gradient.direction) for gradient in self._gradients]

@@ -98,7 +98,8 @@ class Lion(UnitaryOptimizer):
         params, lr, betas, weight_decay: as in the paper.  ``weight_decay`` acts on the other parameters
             only.
         maximize: as in ``torch.optim.AdamW``.
-        rank, retraction, factorization, polish_every, capturable: as in `projunn.optim.SGD`.
+        rank, retraction, factorization, averages, polish_every, capturable: as in
+            `projunn.optim.SGD`.
         unitary_lr: as in `projunn.optim.RMSprop`.
 
     Raises:
@@ -126,6 +127,7 @@ class Lion(UnitaryOptimizer):
         rank: int = 1,
         retraction: str = "exp",
         factorization: str = "subspace",
+        averages: str = "gradient",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:
@@ -142,6 +144,7 @@ class Lion(UnitaryOptimizer):
             rank=rank,
             retraction=retraction,
             factorization=factorization,
+            averages=averages,
             unitary_lr=unitary_lr,
             polish_every=polish_every,
         )

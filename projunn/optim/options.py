@@ -28,6 +28,8 @@ WARM = {
     "single_pass": ("single_pass_basis", "single_pass_probe"),
     "tangent": ("tangent_basis", "tangent_probe"),
 }
+# Of what the averages of a rule are: G, or its tangent part.
+AVERAGES = ("gradient", "tangent")
 # Those whose steps can stop where the factors are normal to the manifold (`projunn.optim.stopping`).
 CAN_STOP = ("subspace", "single_pass")
 
@@ -117,7 +119,7 @@ def warn_of_misspelt(group: dict[str, Any], defaults: dict[str, Any]) -> None:
             )
 
 
-_CHECKED = ("rank", "retraction", "factorization", "unitary_lr", "polish_every")
+_CHECKED = ("rank", "retraction", "factorization", "averages", "unitary_lr", "polish_every")
 _values = itemgetter(*_CHECKED)
 
 
@@ -147,12 +149,34 @@ def check_options(group: dict[str, Any]) -> None:
     positive("rank", rank)
     one_of("retraction", group["retraction"], RETRACTIONS)
     one_of("factorization", group["factorization"], FACTORIZATIONS)
+    one_of("averages", group["averages"], AVERAGES)
     is_number = isinstance(unitary_lr, Real) and float(unitary_lr) >= 0
     if unitary_lr is not None and not isinstance(unitary_lr, Tensor) and not is_number:
         raise ValueError(f"unitary_lr: got {unitary_lr!r}, wanted a number >= 0 or None (the default)")
     if every is not None and (not is_whole(every) or every < 0):
         raise ValueError(
             f"polish_every: got {every!r}, wanted a number of steps, 0 (never) or None (automatic)"
+        )
+
+
+def check_averages(p: Tensor, shape: Sequence[int], averages: str, before: tuple[str, ...]) -> None:
+    """Raises ValueError if a parameter cannot have these averages: only square matrices have a frame.
+
+    Args:
+        p: the parameter.
+        shape: (.., m, n) of its matrices.
+        averages: the option.
+        before: what it was at the last step, if there was one.
+    """
+    if before not in ((), (averages,)):
+        raise ValueError(
+            f"averages: got {averages!r} for a parameter of shape {tuple(p.shape)}, which has averages"
+            f" already; wanted {before[0]!r}, or a new optimizer"
+        )
+    if averages == "tangent" and shape[-2] != shape[-1]:
+        raise ValueError(
+            f'averages: got "tangent" for a parameter of shape {tuple(p.shape)}, wanted "gradient":'
+            f" its matrices, {shape[-2]} x {shape[-1]}, are not square"
         )
 
 

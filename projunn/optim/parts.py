@@ -256,12 +256,9 @@ class Bank(Alike):
 
     def follow(self, rule: Any) -> None:
         bank = self.gradients[0]
+        torch.stack(self._weights, out=self._tensors["weights"][0])
         bank.feed(torch.stack([gradient.grad for gradient in self._sources]))
         bank.follow(rule)
-
-    def take(self) -> None:
-        torch.stack(self._weights, out=self._tensors["weights"][0])
-        super().take()
 
     def settle(self, rule: Any) -> None:
         super().settle(rule)
@@ -292,5 +289,5 @@ def shared_options(group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ..
     """The options that parameters of one call share, of (.., m, n)."""
     rate = unitary_learning_rate(group, shape)
     same_rate = id(group) if isinstance(rate, Tensor) else rate
-    options = (group["rank"], group["retraction"], group["factorization"], group["maximize"])
-    return (*options, same_rate)
+    names = ("rank", "retraction", "factorization", "averages", "maximize")
+    return (*(group[name] for name in names), same_rate)

@@ -34,7 +34,7 @@ class RMSprop(UnitaryOptimizer):
             differentiable: as in ``torch.optim.RMSprop``.  ``foreach``, ``differentiable`` and
             ``weight_decay`` act on the other parameters only; for unitary ones ``capturable`` is as in
             `projunn.optim.SGD`.
-        rank, retraction, factorization, polish_every: as in `projunn.optim.SGD`.
+        rank, retraction, factorization, averages, polish_every: as in `projunn.optim.SGD`.
         unitary_lr: learning rate of the unitary parameters; default 16 lr / sqrt(mn) for m x n matrices,
             and 256 lr / (N sqrt(mn)) where the optimizer trains N > 16 of them, so that a step
             turns each matrix by about 16 lr radians, and those of N layers by no more than 256 lr in
@@ -63,6 +63,7 @@ class RMSprop(UnitaryOptimizer):
         rank: int = 1,
         retraction: str = "exp",
         factorization: str = "subspace",
+        averages: str = "gradient",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class RMSprop(UnitaryOptimizer):
             rank=rank,
             retraction=retraction,
             factorization=factorization,
+            averages=averages,
             unitary_lr=unitary_lr,
             polish_every=polish_every,
         )

@@ -36,6 +36,9 @@ class SGD(UnitaryOptimizer):
             This and ``"subspace"`` look at every 64th step whether their factors have become normal to
             the manifold, where they would stop for good, and go on as ``"tangent"`` then; with counters
             on the GPU (``capturable``, ``torch.compile``) they do not look.
+        averages: of what the rule's averages are: ``"gradient"``, of G as `torch.optim` has them, or
+            ``"tangent"``, of its tangent part A = (W^H G - G^H W)/2 in the frame of a square W, whose
+            direction is W times that of A.  That takes two products of n x n matrices.
         unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
             experiments.  A scheduler that changes ``lr`` changes it in proportion.
         polish_every: steps of a matrix between two corrections of its rounding drift; 0 for none.  The
@@ -78,6 +81,7 @@ class SGD(UnitaryOptimizer):
         rank: int = 1,
         retraction: str = "exp",
         factorization: str = "subspace",
+        averages: str = "gradient",
         unitary_lr: float | Tensor | None = None,
         polish_every: int | None = None,
         capturable: bool = False,
@@ -99,6 +103,7 @@ class SGD(UnitaryOptimizer):
             rank=rank,
             retraction=retraction,
             factorization=factorization,
+            averages=averages,
             unitary_lr=unitary_lr,
             polish_every=polish_every,
             capturable=capturable,

@@ -17,7 +17,7 @@ from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import CAN_STOP, WARM, unitary_learning_rate
 from projunn_kernels import retract_
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import flattened, surely_all
+from projunn_kernels.batches import as_matrices, flattened, surely_all
 from projunn_kernels.private import is_fake
 
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
@@ -124,12 +124,30 @@ class DenseGradient:
         """Find the direction of a rule, whose averages move."""
         self._rule = rule
         if self.active is None:
-            direction = rule._direction(self, self.grad, self.state, self.group)
+            direction = rule._direction(self, self.for_averages, self.state, self.group)
+            direction = self.from_averages(direction)
             self.direction = direction if self._finite is None else self.gate(direction)
             return
         own = self.rule_state()
-        self.direction = self.gate(rule._direction(self, self.grad, own, self.group))
+        direction = rule._direction(self, self.for_averages, own, self.group)
+        self.direction = self.gate(self.from_averages(direction))
         self.keep_rule_state(own)
+
+    @property
+    def for_averages(self) -> Tensor:
+        """What the averages of the rule are of: G, or its tangent part A = (W^H G - G^H W)/2."""
+        if self.group["averages"] == "gradient":
+            return self.grad
+        pulled = self._weight().mH @ self.grad
+        return (pulled - pulled.mH) / 2
+
+    def from_averages(self, direction: Tensor) -> Tensor:
+        """The direction D from that of the averages: itself, or W times it."""
+        return direction if self.group["averages"] == "gradient" else self._weight() @ direction
+
+    def _weight(self) -> Tensor:
+        weight = self.view(self.stored_weight)
+        return weight if self.active is None else as_matrices(weight)[self.active]
 
     @property
     def factorization(self) -> str:
@@ -180,6 +198,8 @@ class DenseGradient:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
             limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
+            if self.group["averages"] == "tangent":  # of entries that are sums of n
+                limit /= grad.shape[-1] ** 0.5
             if not on_device(grad):  # faster, and no entry is larger than the 2-norm
                 self._finite = frobenius_norms(grad) < limit
             if self._finite is None or not surely_all(self._finite):

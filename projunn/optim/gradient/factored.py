@@ -57,6 +57,11 @@ class FactoredGradient:
                 f'factorization: got "tangent" for a parameter of shape {tuple(p.shape)} of a layer with'
                 ' sketch_rank, wanted "subspace": a sketch of the gradient lacks its tangent part'
             )
+        if member.group["averages"] == "tangent":
+            raise ValueError(
+                f'averages: got "tangent" for a parameter of shape {tuple(p.shape)} of a layer with'
+                ' sketch_rank, wanted "gradient": a sketch of the gradient lacks its tangent part'
+            )
         member.start_counting()
         self.parameter, self.state, self.group = p, state, member.group
         self.index = member.index
@@ -75,7 +80,7 @@ class FactoredGradient:
         if (p.shape, p.stride(), p.pairs, p.dtype) != self.layout[:4]:
             return False
         same_rank = self.state["probe"].shape == start.stored_left.shape
-        if not same_rank or self.group["factorization"] == "tangent":
+        if not same_rank or "tangent" in (self.group["factorization"], self.group["averages"]):
             return False
         self._feed(grad)
         return True
