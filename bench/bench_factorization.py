@@ -2,7 +2,7 @@
 
 Maximise <C, W>; PCA on the Stiefel manifold, maximise tr(W^T S W N); least squares, ‖W X - B‖^2 over all
 of the data; and the tasks unitary, copying, adding and pixels, as `projunn train` has them.  All at rank
-1, for three seeds and three factorizations.  Recorded and drawn are how far a problem is from its
+1, for three seeds and four factorizations.  Recorded and drawn are how far a problem is from its
 optimum, relative to the start, and the held-out loss of a task.
 """
 
