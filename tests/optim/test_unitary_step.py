@@ -229,7 +229,7 @@ def test_full_rank_one_gradient_is_followed_whatever_the_rank():
     start = layer.weight.detach().clone()
     gradient = torch.outer(torch.randn(6), torch.randn(6))
     results = []
-    for factorization in METHODS:
+    for factorization in set(METHODS) - {"single_pass"}:  # which begins from random rows
         layer.weight.data.copy_(start)
         layer.weight.grad = gradient.clone()
         optim.SGD(layer.parameters(), lr=1, factorization=factorization).step()
