@@ -180,11 +180,12 @@ def test_inputs_of_activations_and_models(cls):
 
 
 def test_half_precision_under_autocast_is_taken():
-    layer, x = unn.UnitaryLinear(4, 6), torch.randn(3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        for value in (x, x.bfloat16()):
-            assert layer(value).dtype == torch.bfloat16
-        assert refused("input", lambda: layer(x.double()))
+    x = torch.randn(3, 4)
+    for layer in (unn.UnitaryLinear(4, 6), unn.BlockUnitaryLinear(2, 2, num_factors=2)):
+        with torch.autocast("cpu", torch.bfloat16):
+            for value in (x, x.bfloat16()):
+                assert layer(value).dtype == torch.bfloat16
+            assert refused("input", lambda layer=layer: layer(x.double()))
 
 
 @pytest.mark.parametrize(

@@ -391,5 +391,7 @@ def test_a_shard_of_a_flattened_weight_is_refused():
     """What a process holds of a weight that FSDP1 shards with ``use_orig_params``."""
     for layer in (UnitaryLinear(4, 4), UnitaryLinear(4, 4, dtype=torch.complex64)):
         layer.weight.data = layer.weight.data.flatten()[:8]
-        with pytest.raises(TypeError, match=r"weight of UnitaryLinear.* is flattened"):
+        with pytest.raises(TypeError, match=r"weight of UnitaryLinear, of shape \(8,.* is flattened"):
             projunn.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"a parameter of shape \(4,\) is flattened, or a vector"):
+        projunn.optim.SGD([projunn.UnitaryParameter(torch.ones(4))], lr=0.1)

@@ -97,7 +97,7 @@ class BlockUnitaryLinear(UnitaryModule):
             x = torch.bmm(x, factor.mT) if start is None else sketched_linear(x, factor, None, start, i)
         output = rearrange(x, "block row i -> row (block i)")
         if self.bias is not None:
-            output = output + self._numbers(self.bias)
+            output = output + self._numbers(self.bias).to(output.dtype)
         return output if input.ndim == 2 else output.reshape(input.shape)
 
     def _forward_of_parts(self, input: Tensor) -> Tensor:

@@ -130,8 +130,9 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
         and not isinstance(parent, OrthogonalFinetuning)
     ]
     if not found:
-        names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-        there = ", ".join(names[:8]) or "none"
+        layers = [(name, layer) for name, layer in model.named_modules() if name]
+        names = [repr(name) for name, layer in layers if isinstance(layer, nn.Linear)]
+        there = ", ".join(names[:8]) or "none inside the model"
         raise ValueError(f"pattern: {pattern!r} is the name of no nn.Linear; there are {there}")
     learned = {id(layer): layer.weight.requires_grad for _, _, layer in found}
     wrapped: dict[int, OrthogonalFinetuning] = {}

@@ -52,6 +52,16 @@ class Member:
     asked: Any = None
     shown: tuple[UnitaryParameter, ...] = ()
 
+    def check_state(self) -> None:
+        """Raises TypeError if the parameter was converted to another precision than its state has."""
+        p, skipped = self.parameter, self.state.get("skipped")  # of the precision of all the state
+        if skipped is not None and skipped.dtype != p.dtype.to_real():
+            raise TypeError(
+                f"params: a parameter of shape {tuple(p.shape)} is {p.dtype}, and its state in the"
+                f" optimizer is {skipped.dtype}; wanted an optimizer made after the conversion, or for"
+                " reals optimizer.load_state_dict(optimizer.state_dict()), which converts the state"
+            )
+
     def start_counting(self, on_device: bool = False) -> None:
         """Create the counters where they are missing.
 

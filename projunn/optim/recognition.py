@@ -56,9 +56,11 @@ def check_parameter(p: Tensor) -> None:
         )
     flattened = p.ndim < (3 if p.pairs else 2) + p.singletons
     if flattened or (is_sharded(p) and not has_whole_matrices(p)):
-        how = "flattened" if flattened else f"sharded as {getattr(p, 'placements', None)}"
+        how = "flattened, or a vector" if flattened else f"sharded as {getattr(p, 'placements', None)}"
+        name, shape = name_of(p), f"of shape {tuple(p.shape)}"
+        name = name if name.endswith(shape) else f"{name}, {shape},"
         raise TypeError(
-            f"params: {name_of(p)}, of shape {tuple(p.shape)}, is {how}; a step needs whole matrices,"
+            f"params: {name} is {how}; a step needs whole matrices, (*batch, m, n); of a sharded model"
             " wanted a parameter that every process holds: projunn.distributed.replicate(model), and"
             " then fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)))"
         )

@@ -55,6 +55,7 @@ class Together:
         self.members = members
         self._gradients: list[Gradient] = []
         for member in members:
+            member.check_state()
             gradient = gradient_of(member)
             if isinstance(gradient, DenseGradient):
                 rule._complete_state(member)

@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     scale = arguments.scale or ("paper" if torch.cuda.is_available() else "cpu")
     if arguments.dry:
         with TemporaryDirectory() as passing:
-            return _reproduce(recipe, scale, Path(passing), arguments)
+            status = _reproduce(recipe, scale, Path(passing), arguments)
+        print("The dry run has removed its folder.")
+        return status
     folder: Path = arguments.out or Path("runs") / f"reproduce-{arguments.name}-{scale}"
     return _reproduce(recipe, scale, folder, arguments)
 

@@ -103,9 +103,11 @@ def test_a_model_that_cannot_be_wrapped_is_left_as_it_was():
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(
-        ValueError, match=r"pattern: 'head' is the name of no nn\.Linear; there are 0, 1"
+        ValueError, match=r"pattern: 'head' is the name of no nn\.Linear; there are '0', '1'"
     ):
         finetune(model, "head", 4)
+    with pytest.raises(ValueError, match="there are none inside the model"):
+        finetune(nn.Linear(8, 8), "*", 4)
 
 
 def test_a_layer_in_half_precision_has_rotations_in_float32():

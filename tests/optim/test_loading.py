@@ -229,3 +229,23 @@ def test_everything_that_torch_save_writes_is_read_without_running_code(rule, sk
     torch.manual_seed(5)
     train(other, resumed_optimizer, 3)
     assert torch.equal(layer.weight, other.weight)
+
+
+@pytest.mark.parametrize("sketch_rank", [None, 2], ids=["dense", "sketched"])
+def test_a_module_converted_between_steps_takes_its_state_along(rule, sketch_rank):
+    """PyTorch converts the parameters alone; its own rules raise as their kernels happen to."""
+    layer = UnitaryLinear(6, 5, bias=False, sketch_rank=sketch_rank)
+    optimizer = getattr(optim, rule)(layer.parameters(), lr=0.1, **RULES[rule])
+
+    def step():
+        optimizer.zero_grad()
+        layer(torch.randn(4, 6, dtype=layer.weight.dtype)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    layer.double()
+    with pytest.raises(TypeError, match=r"params: .*float64.*float32.*load_state_dict"):
+        step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    step()
+    assert defect(layer.weight) < 1e-6
