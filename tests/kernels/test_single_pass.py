@@ -169,7 +169,10 @@ def test_in_a_graph_the_kernels_look_first(kernels):
 
 @pytest.mark.interpreter_only
 def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches, monkeypatch):
-    """What the step before has left is used in the graph, and by eager steps after its replays."""
+    """What the step before has left is used in the graph, and by eager steps after its replays.
+
+    The graph is captured on another stream than that of the eager steps, as `torch.cuda.graph` does it.
+    """
     from projunn_kernels import keeping
     from projunn_kernels.step import launch
 
@@ -177,6 +180,7 @@ def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches,
     monkeypatch.setattr(launch, "_in_graphs", {})
     for module in (keeping, launch):
         monkeypatch.setattr(module, "capturing", lambda device: now[0] in graph)
+    monkeypatch.setattr(keeping, "current_stream", lambda tensor: int(now[0] in graph))
     other, names = init.haar_(torch.empty(40, 40)), {}
 
     def edit(weight, step):

@@ -36,7 +36,8 @@ from projunn_kernels.step.passes import FactoredPasses, Passes
 _kept: Recent["Program | Passes | SinglePass"] = Recent(256)
 _kept_factored: Recent[FactoredPasses] = Recent(256)
 # Steps that graphs replay, without a word to PyTorch, and what they leave for their next (`SinglePass`):
-# memory from before the capture, where there is any, which has to last as long as a graph may.
+# memory from before the capture, where there is any, which has to last as long as a graph may.  A graph
+# is captured on a stream of its own, so streams are left out of these keys.
 _in_graphs: dict[tuple[Any, ...], Tensor | None] = {}
 
 
@@ -123,9 +124,8 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         if not _is_flat(step):
             return None
         single = step.factorization == "single_pass" and step.active is None
-        if single and capturing(first.device) and key not in _in_graphs:
-            kept = _kept.pop(key, None)
-            _in_graphs[key] = kept.ahead if isinstance(kept, SinglePass) else None
+        if single and capturing(first.device):
+            _hand_to_graphs(_of_any_stream(key))
         return _fresh(step, key)(step)
     kept = _kept.found(key)
     if kept is None:
@@ -140,9 +140,26 @@ def _is_flat(step: FusedStep) -> bool:
     return None not in map(addresses_of_flat, (step.bases, step.probes))
 
 
+def _of_any_stream(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The key of a step without its stream, which is the last but one of its entries (`in_force`)."""
+    return (*key[:-2], *key[-1:])
+
+
+def _hand_to_graphs(shared: tuple[Any, ...]) -> None:
+    """Note that a graph has this step, and give it what the last eager one has left."""
+    if shared in _in_graphs:
+        return
+    _in_graphs[shared] = None
+    for key in [key for key in _kept if _of_any_stream(key) == shared]:  # the last is the latest
+        kept = _kept.pop(key)
+        assert isinstance(kept, SinglePass)
+        _in_graphs[shared] = kept.ahead
+
+
 def _fresh(step: FusedStep, key: tuple[Any, ...] = ()) -> "Program | Passes | SinglePass":
     if step.factorization == "single_pass":
-        return SinglePass(step, _in_graphs.get(key), mend=key in _in_graphs)
+        shared = _of_any_stream(key)
+        return SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs)
     return (Program if step.fits_a_program else Passes)(step)
 
 
