@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from projunn_kernels.configs.closed_form import around, neighbours, sizes, warps_for
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, no_complex_half
@@ -95,9 +96,10 @@ def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = No
     def launch(**tensors: Any) -> list[Tensor]:
         from projunn_kernels.single_pass.launch import SinglePass
 
-        run = SinglePass(step(tensors, 0))
+        run, changed = SinglePass(step(tensors, 0)), (tensors["weight"], tensors["basis"])
         for number in range(2):
             run(step(tensors, number))
+            increment_version([t for t in changed if not t.is_inference()])
         SinglePass(step(tensors, 1), run.ahead, mend=True)(step(tensors, 1))
         return [] if inputs.hollow else results(tensors)
 
