@@ -2,7 +2,10 @@
 
     pass over D     A = D^H R          B = D V
     in between      Q, T = Q F^H       of the step -rate R A^H, whose Z = W^H R is there already
-    pass over W     W += (W Q) T^H     R <- B / |B| + 0.01 probe,  V <- A / |A|,  W^H R for the next step
+    pass over W     W += (W Q) T^H     R, V <- B / |B|, A / |A| + 0.01 probes     W^H R for the next step
+
+The probes keep A from being zero where D has none of the last one's rows, and B where it has none of its
+columns.  A step along D = 0 leaves R and V as they are, for a next D that is not zero.
 
 D is read once, W read and written once: three passes, as `torch.optim.SGD` has them.  R belongs to the
 gradient of the step before, and W^H R to the W that this step left.  Where W has changed since, which

@@ -165,11 +165,11 @@ def rotate_ahead_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """``W += (W Q) T^H``, Q and T (2, n), ``R <- fresh + 0.01 probe``, ``V <- q_1``; then W^H R.
+    """``W += (W Q) T^H``, Q and T (2, n); R above V become ``[fresh; q_1] + 0.01 probe``; then W^H R.
 
     Grid (groups of rows, matrices): a group has ``panels`` panels of BM rows, whose partial sum goes to
     ``ahead``.  A step that is not taken changes nothing, and is counted; nor is one taken whose W^H R
-    was not ``sound``: W^H R is made anew then.
+    was not ``sound``: W^H R is made anew then.  A step along zero, whose q_1 is zero, changes nothing.
 
     MODE is ``"step"``.  With ``"renew"`` W^H R is made anew, with ``"mend"`` where it is not sound, and
     all else stays.
@@ -185,12 +185,13 @@ def rotate_ahead_kernel(
         is_sound = tl.min(known, axis=0) != 0
         works = is_sound == 0
     if MODE == "step":
-        taken = tl.load(taken_mask + slot) != 0
-        turns = taken & is_sound
+        taken = (tl.load(taken_mask + slot) != 0) & is_sound
+        q1r, q1i = load_range(basis + slot * 2 * n * WIDTH, 0, n, BN, PAIRS)
+        turns = taken & (tl.sum(tl.abs(q1r) + tl.abs(q1i)) > 0.0)
         works = turns | works
         if group == 0:
-            tl.store(mask + slot, turns.to(tl.int8))
-            if not turns:
+            tl.store(mask + slot, taken.to(tl.int8))
+            if not taken:
                 tl.atomic_add(pointer(skipped, slot // matrices, tl.float32), 1.0)
                 here = pointer(missed, slot // matrices, tl.int64) + slot % matrices
                 tl.store(here, tl.load(here) + 1)
@@ -230,4 +231,6 @@ def rotate_ahead_kernel(
     store_range(ahead + (slot * groups + group) * n * WIDTH, 0, n, cr, ci, BN, PAIRS)
     if turns & (group == 0):
         q1r, q1i = load_range(q, 0, n, BN, PAIRS)
+        gr, gi = load_range(g + m * WIDTH, 0, n, BN, PAIRS)
+        q1r, q1i = q1r + PROBE * gr, q1i + PROBE * gi
         store_range(r + m * WIDTH, 0, n, q1r, q1i, BN, PAIRS)

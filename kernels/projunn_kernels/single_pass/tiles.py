@@ -88,10 +88,9 @@ def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = No
         )
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
-        """W, what is warm in R, V, and the counters."""
-        r, v = tensors["basis"].split([p.m, p.n], -2)
-        warm = r - PROBE * tensors["probe"][..., : p.m, :]
-        return [tensors["weight"], warm, v, tensors["skipped"], tensors["missed"]]
+        """W, what is warm in R and V, and the counters."""
+        warm = (tensors["basis"] - PROBE * tensors["probe"]).split([p.m, p.n], -2)
+        return [tensors["weight"], *warm, tensors["skipped"], tensors["missed"]]
 
     def launch(**tensors: Any) -> list[Tensor]:
         from projunn_kernels.single_pass.launch import SinglePass

@@ -38,7 +38,7 @@ def fused_step_(step: FusedStep) -> Tensor:
 
     With ``factorization="tangent"`` W^H X Y^H is Z Y^H, the factors of the tangent part of D
     (`projunn_kernels.factorization`), and R <- orth(Z) + 0.01 probe.  With ``"single_pass"`` X is R and
-    Y = D^H R, then R <- orth(D V) + 0.01 probe and V <- orth(Y).
+    Y = D^H R, then R <- orth(D V) + 0.01 probe and V <- orth(Y) + 0.01 probe, unless Y = 0.
 
     Returns:
         The mask of the steps that were taken: of one parameter (*batch), or (A,) with ``active``, and of

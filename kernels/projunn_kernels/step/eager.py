@@ -112,7 +112,7 @@ def _take_with_care(
 def _single_pass(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Take the step with `projunn_kernels.single_pass`; where it was taken, and the next R above V."""
+    """Take the step of `projunn_kernels.single_pass`; where it was taken, and the next R above V."""
     start, right_start = basis.split(list(weight.shape[-2:]), -2)
     direction = direction.to(weight.dtype)
     right, left = adjoint_product(direction, start), product(direction, right_start)
@@ -120,8 +120,9 @@ def _single_pass(
     taken = retract_(weight, scaled, right, step.retraction, step.active)
     # what is infinite in D V is left out
     fresh = torch.nan_to_num(orthonormalize(left), nan=0.0, posinf=0.0, neginf=0.0)
-    fresh.add_(probe[..., : start.shape[-2], :], alpha=PROBE)
-    return taken, torch.cat([fresh, orthonormalize(right)], -2)
+    warm = torch.cat([fresh, orthonormalize(right)], -2).add_(probe, alpha=PROBE)
+    moves = (right != 0).flatten(-2).any(-1)[..., None, None]
+    return taken, torch.where(moves, warm, basis)
 
 
 def _every(taken: Tensor) -> Tensor:
