@@ -1,5 +1,7 @@
 """Steps that read their direction once: against their definition, and what invalidates W^H R."""
 
+from weakref import ref
+
 import pytest
 import torch
 
@@ -7,7 +9,10 @@ import projunn
 from projunn import UnitaryParameter, init
 from projunn.optim import SGD
 from projunn_kernels import FusedStep, fused_step_
+from projunn_kernels.configs.problem import Device
 from projunn_kernels.constants import PROBE
+from projunn_kernels.products.tiles import row_splits
+from projunn_kernels.single_pass.tiles import BOTH_PRODUCTS
 from tests.dense import RETRACTIONS, defect, precise, unitary_factor
 
 KINDS = (torch.float32, torch.complex64)
@@ -198,6 +203,28 @@ def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches,
     assert names[1] == step
     assert all(names[number] == ["ahead_is_sound", "rotate_ahead", *step] for number in range(2, 6))
     assert [kept is not None for kept in launch._in_graphs.values()] == [True]
+
+
+@pytest.mark.interpreter_only
+def test_copies_do_not_outlive_their_step(kernels):
+    """As a compiled step of complex parameters makes them; a basis at an old address is a new one."""
+    tensors, alive = draw(torch.float32, 12, 12), []
+    with kernels.backend():
+        for _ in range(4):
+            copies = [t.clone() for t in tensors]
+            check(copies, "exp", take)
+            alive.append(ref(copies[2]))
+            del copies
+    assert [one() for one in alive] == [None] * 4
+
+
+def test_the_small_problem_is_split():
+    """Or a GPU would not check the sums of more than one part."""
+    device = Device("H100", "9.0", 132, 232_448)
+    for n, pairs in [(9, False), (1024, False), (4096, False), (1024, True), (4096, True)]:
+        problem = BOTH_PRODUCTS.problem(1, n, n, 1, pairs)
+        for config in BOTH_PRODUCTS.candidates(problem, device):
+            assert row_splits(BOTH_PRODUCTS.small(problem, config), config, device) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

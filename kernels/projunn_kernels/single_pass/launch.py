@@ -1,6 +1,7 @@
 """Launches of a step that reads its direction once."""
 
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class SinglePass:
         weights = Matrices.of_all(step.weights, step.pairs)
         directions = Matrices.of_all(step.directions, step.pairs)
         self._mends, self._known = mend, None
-        # While these live no other tensors can have their addresses, by which the launches are kept.
-        self._bases = step.bases
+        # Others may come to lie at their addresses, by which launches are kept, once these are gone.
+        self._bases = [ref(basis) for basis in step.bases]
         count, (_, m, n) = weights.count, weights.sample.shape
         pairs, device = weights.sample.is_complex(), weights.sample.device
         like = {"dtype": weights.sample.dtype, "device": device}
@@ -140,7 +141,7 @@ class SinglePass:
         if self._mends:
             self._check()
             self._mend()
-        elif versions is None or versions != self._known:
+        elif not self._has_seen(step.bases) or versions is None or versions != self._known:
             self._renew()
         self._both(directions=address_table(step.directions) if directions is None else directions)
         self._normalize()
@@ -152,6 +153,11 @@ class SinglePass:
         # The operation that has called tells PyTorch that each of them has changed once.
         self._known = None if versions is None else [version + 1 for version in versions]
         return self._mask
+
+    def _has_seen(self, bases: list[Tensor]) -> bool:
+        """Whether bases are those of the last step; takes note of them."""
+        last, self._bases = self._bases, [ref(basis) for basis in bases]
+        return all(known() is basis for known, basis in zip(last, bases, strict=True))
 
 
 def _versions(step: FusedStep) -> list[int] | None:

@@ -60,8 +60,8 @@ def _row_candidates(problem: Problem, device: Device) -> list[Config]:
 
 def _small_both(problem: Problem, config: Config) -> Problem:
     """Two tiles and a tail each way, and rows enough to be split."""
-    m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
-    return Problem(problem.operation, problem.pairs, 1, min(m, n), n, 3)
+    m = max(2 * config.rows + 3, 131)
+    return Problem(problem.operation, problem.pairs, 1, m, max(2 * config.columns + 5, m), 3)
 
 
 def _small_rows(problem: Problem, config: Config) -> Problem:
