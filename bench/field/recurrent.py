@@ -251,6 +251,12 @@ CONTENDERS = (
     low_rank(ours, RATES, 16, "exp", ":"),
     low_rank(ours, RATES, 1, "polar"),
     by_default(ours, 4),
+    Contender(
+        "projUNN-T, k = 16, tangent averages",
+        partial(ours, rank=16, factorization="tangent", averages="tangent"),
+        RATES,
+        "#7b3f00",
+    ),
     Contender("EUNN, 8 layers", partial(eunn, depth=8, dtype=torch.float32), WHOLE_RATES, "#448361"),
     Contender(
         "EUNN, complex, 2 layers",
