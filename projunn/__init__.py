@@ -11,7 +11,7 @@ Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
 from projunn import interruption  # noqa: F401  # first: the other imports take seconds
 
 # isort: split
-from projunn import diagnostics, init, models, nn, optim
+from projunn import diagnostics, distributed, init, models, nn, optim
 from projunn.conversion import convert
 from projunn.diagnostics import unitarity_defect
 from projunn.factored import FactoredTensor
@@ -42,6 +42,7 @@ __all__ = [
     "constrain",
     "convert",
     "diagnostics",
+    "distributed",
     "factorize",
     "init",
     "lipschitz_bound",

@@ -274,6 +274,7 @@ OPTIONS = {
     "rank": NO_RANK,
     "retraction": ["zzz", 3, None, []],
     "factorization": ["zzz", 3, None, []],
+    "averages": ["zzz", 3, None, []],
     "unitary_lr": [-1.0, NAN, "x", [1.0]],
     "polish_every": [-1, "x", 1.5, True],
 }

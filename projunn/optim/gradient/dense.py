@@ -162,8 +162,8 @@ class DenseGradient:
         if group["factorization"] == "svd":
             if capturing(self.parameter):
                 raise RuntimeError(
-                    'factorization: "svd" waits for the device; wanted "subspace" or "tangent" for the'
-                    " capture of a CUDA graph"
+                    'factorization: "svd" waits for the device; wanted one that keeps a basis, such as'
+                    ' "subspace", for the capture of a CUDA graph'
                 )
             left, right = factorize(direction, rank, "svd")
         else:
@@ -188,7 +188,8 @@ class DenseGradient:
         if self.state["step"].device.type != "cpu" or capturing(self.parameter):
             raise ValueError(
                 f'factorization: "{self.group["factorization"]}" draws random numbers on the host;'
-                ' wanted "subspace" or "tangent" with capturable=True, torch.compile or a CUDA graph'
+                ' wanted one that keeps a basis, such as "subspace", with capturable=True,'
+                " torch.compile or a CUDA graph"
             )
         seed = (1_000_003 * int(self.state["step"].item()) + self.index) % 2**32
         return torch.Generator(device).manual_seed(seed)
