@@ -12,7 +12,7 @@ steps until it has decayed.
 import torch
 
 from projunn import optim, view_like
-from projunn.optim.options import FACTORIZATIONS, unitary_learning_rate
+from projunn.optim.options import FACTORIZATIONS, WARM, unitary_learning_rate
 from projunn_kernels import RETRACTIONS
 from tests.dense import precise
 from tests.fuzz import rules
@@ -105,6 +105,8 @@ class Watched:
     def averages(self):
         """The averages of each matrix, by name: (B, m, n)."""
         state, shape = self.optimizer.state.get(self.weight, {}), self.matrices().shape
+        # R above V, (m + n, k), may have as many numbers as the matrix.
+        state = {name: value for name, value in state.items() if name not in WARM["single_pass"]}
         found = {name: numbers(self.weight, value, shape) for name, value in state.items()}
         return {name: value.clone() for name, value in found.items() if value is not None}
 
@@ -167,6 +169,8 @@ class Watched:
         exact = (factorization == "svd") or (rank == min(m, n) and m >= n)
         if factorization == "tangent":
             exact = exact and m == n
+        elif factorization == "single_pass":  # along what the last direction spans, and a hundredth more
+            exact = False
         step, ratio = rules.truncated(step, rank) if factorization == "svd" else (step, 0.0)
         size = torch.linalg.matrix_norm(step).item()
         if size > LONG:
