@@ -22,6 +22,8 @@ from bench.gpu.case import Absent, Step
 from bench.gpu.machine import Machine
 from bench.gpu.timing import Timing
 from bench.gpu.weights import haar
+from projunn_kernels.constants import MAX_FUSED
+from projunn_kernels.single_pass.tiles import MAX_WIDTH
 
 Shape = tuple[int, ...]
 
@@ -56,15 +58,10 @@ RANKED: tuple[tuple[Shape, str], ...] = (
     ((544, 64, 64), "complex64"),
 )
 # Those whose rows the kernels of a single pass hold; banks of small matrices have one launch anyway.
-SINGLE: tuple[tuple[Shape, str], ...] = (
-    ((1024, 1024), "float32"),
-    ((4096, 4096), "complex64"),
-    ((4096, 4096), "float32"),
-    ((1024, 1024), "complex64"),
-    ((40, 256, 256), "float32"),
-    ((2048, 2048), "float32"),
-    ((8192, 8192), "float32"),
-    ((2048, 2048), "complex64"),
+SINGLE: tuple[tuple[Shape, str], ...] = tuple(
+    (shape, dtype)
+    for shape, dtype in SUBJECTS
+    if MAX_FUSED < shape[-1] <= MAX_WIDTH // (2 if dtype == "complex64" else 1)
 )
 ADAM: tuple[tuple[Shape, str], ...] = (
     ((1024, 1024), "float32"),

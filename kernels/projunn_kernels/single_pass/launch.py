@@ -66,10 +66,8 @@ class SinglePass:
         splits = -(-m // rows_each)
         panels = -(-m // (row_groups(sized, panel, device_of(device)) * panel.rows))
         groups = -(-m // (panels * panel.rows))
-        pulled, pushed = (
-            torch.empty(count, splits, 1, n, **like),
-            torch.empty(count, tiles, 1, m, **like),
-        )
+        pulled = torch.empty(count, splits, 1, n, **like)
+        pushed = torch.empty(count, tiles, 1, m, **like)
         self.ahead = torch.empty(count, groups, n, **like) if ahead is None else ahead
         moved = torch.empty(count, 1, 1, n, **like)
         sound = torch.empty(count, tiles, dtype=torch.int8, device=device)

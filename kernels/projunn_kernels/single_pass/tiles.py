@@ -12,6 +12,7 @@ from projunn_kernels.configs.problem import Config, Device, Problem, power_of_tw
 from projunn_kernels.constants import PROBE
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FusedStep
+from projunn_kernels.step.tiles import step_of
 
 # Real numbers of a row, which stays in registers beside a sum of rows; tiles have 16 columns or more.
 MAX_WIDTH = 8192
@@ -76,16 +77,7 @@ def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = No
     direction = p.dtype if gradient is None else gradient
 
     def step(tensors: dict[str, Any], number: int) -> FusedStep:
-        return FusedStep(
-            weights=[tensors["weight"]],
-            directions=[tensors["directions"][number]],
-            bases=[tensors["basis"]],
-            probes=[tensors["probe"]],
-            skipped=[tensors["skipped"]],
-            missed=[tensors["missed"]],
-            rate=_RATE,
-            factorization="single_pass",
-        )
+        return step_of(tensors, tensors["directions"][number], _RATE, factorization="single_pass")
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
         """W, what is warm in R and V, and the counters."""

@@ -19,11 +19,7 @@ from torch import Tensor
 from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
-from projunn_kernels.single_pass.tiles import (
-    BOTH_PRODUCTS,
-    MAX_WIDTH,
-    ROTATE_AHEAD,
-)
+from projunn_kernels.single_pass.tiles import BOTH_PRODUCTS, MAX_WIDTH, ROTATE_AHEAD
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.tiles import FUSED_STEP

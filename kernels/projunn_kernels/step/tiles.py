@@ -44,6 +44,20 @@ def _allowed(problem: Problem, variant: Any) -> bool:
     return no_complex_half(problem, variant) and problem.k == 1 and problem.n <= MAX_FUSED
 
 
+def step_of(tensors: dict[str, Any], direction: Tensor, rate: float, **options: Any) -> FusedStep:
+    """The step of the one parameter of a case."""
+    return FusedStep(
+        weights=[tensors["weight"]],
+        directions=[direction],
+        bases=[tensors["basis"]],
+        probes=[tensors["probe"]],
+        skipped=[tensors["skipped"]],
+        missed=[tensors["missed"]],
+        rate=rate,
+        **options,
+    )
+
+
 def _case(
     problem: Problem,
     inputs: Inputs,
@@ -57,18 +71,8 @@ def _case(
     count = p.matrices if listed is None else len(listed)
 
     def step(tensors: dict[str, Any]) -> FusedStep:
-        return FusedStep(
-            weights=[tensors["weight"]],
-            directions=[tensors["direction"]],
-            bases=[tensors["basis"]],
-            probes=[tensors["probe"]],
-            skipped=[tensors["skipped"]],
-            missed=[tensors["missed"]],
-            rate=1.0 if scaled else _RATE,
-            scale=tensors["scale"],
-            retraction=retraction,
-            active=tensors["active"],
-        )
+        options = {"scale": tensors["scale"], "active": tensors["active"], "retraction": retraction}
+        return step_of(tensors, tensors["direction"], 1.0 if scaled else _RATE, **options)
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
         """W, what is warm in R, and the counters."""
