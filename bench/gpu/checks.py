@@ -111,7 +111,10 @@ def _declared(on: Machine, small: bool) -> list[Case]:
 
 def _variant(on: Machine, kernel: Kernel, problem: Problem, variant: Variant) -> Check:
     def call() -> float:
-        config = kernel.closed_form(problem, device_of(on.device))
+        device = device_of(on.device)
+        if not kernel.exists(problem, device):
+            return 0.0  # it is never launched there
+        config = kernel.closed_form(problem, device)
         small = selfcheck.smaller(kernel, problem, config)
         case = kernel.case(small, Inputs(on.device), **variant)
         with choice.using({kernel.name: config}), selfcheck.suspended():

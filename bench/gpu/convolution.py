@@ -29,7 +29,10 @@ from projunn_kernels.convolution import products
 
 BATCH = 256
 # Channels in and out and side of the layers, width 64; the first stand for the rest.
-LAYERS = ((64, 64, 32), (128, 128, 16), (64, 128, 32), (256, 256, 8), (128, 256, 16), (3, 64, 32))
+LAYERS = (
+    *((64, 64, 32), (128, 128, 16), (64, 128, 32), (256, 256, 8), (128, 256, 16), (3, 64, 32)),
+    (32, 32, 64),
+)
 SHAPES = (
     ((8, 8), True, 3, 5, 4),
     ((3, 4), False, 2, 3, 4),

@@ -133,6 +133,7 @@ class Kernel:
             first size of each rank is compiled in every variant.
         numbers: how many numbers a launch has to move at least.
         passed: the Triton functions that a variant gets as constants.
+        exists: tells whether problems of a size are launched on a device; elsewhere PyTorch takes them.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Kernel:
     compiled: Sequence[Problem] = ()
     numbers: Callable[[Problem], int] = lambda problem: problem.matrices * problem.m * problem.n
     passed: Callable[[Problem, Variant], Sequence[Any]] = lambda problem, variant: ()
+    exists: Callable[[Problem, Device], bool] = lambda problem, device: True
 
     def __post_init__(self) -> None:
         if self.name in KERNELS:

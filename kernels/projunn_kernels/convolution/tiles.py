@@ -13,8 +13,20 @@ from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tables import padded, points_and_pairs
 from projunn_kernels.precision import matmul_precision
 
-FEW_POINTS, LONGEST_SIDE = 64, 32  # points in all, or of both sides, that kernels transform
+# Points in all, or of both sides, that kernels transform; and of a height, where products of tiles are
+# `wgmma`'s or `tcgen05`'s, whose operands need no registers.
+FEW_POINTS, LONGEST_SIDE, LONGEST_HEIGHT = 64, 64, 32
+_TALL = ("9.0", "10.0", "10.3", "0.0")  # compute capabilities; the last stands for the interpreter
 _IMAGES = 256  # that transforms are tuned for
+
+
+def has_kernels(size: Sequence[int], device: Device) -> bool:
+    """True if kernels transform real signals of this size on a device."""
+    if few_points(size):
+        return len(size) <= 2
+    if len(size) != 2 or max(size) > LONGEST_SIDE:
+        return False
+    return size[0] <= LONGEST_HEIGHT or device.capability in _TALL
 
 
 def few_points(size: Sequence[int]) -> bool:
@@ -25,21 +37,24 @@ def few_points(size: Sequence[int]) -> bool:
 def _tiles(problem: Problem, device: Device) -> Config:
     """Planes a program, and programs a multiprocessor (``stages``).
 
-    Of many points they are 8192 with what pads them.  Planes lie side by side in the spectrum: 8 of
-    them are 64 bytes.  Where constants stay in shared memory as the products read them, 128 registers a
-    thread are enough.
+    Of many points they are 8192 with what pads them, but of 64 x 64.  Planes lie side by side in the
+    spectrum: 8 of them are 64 bytes.  Where constants stay in shared memory as the products read them,
+    and sides are short, 128 registers a thread are enough.
     """
     if few_points((problem.m, problem.n)):
         return Config(64, 1, 4)
-    planes = max(2, 8192 // (padded(problem.m) * padded(problem.n)))
-    return Config(planes, 1, 8, stages=2 if device.capability == "9.0" else 1)
+    height, width = padded(problem.m), padded(problem.n)
+    two = device.capability == "9.0" and max(height, width) <= 32
+    return Config(max(4, 8192 // (height * width)), 1, 8, stages=2 if two else 1)
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
     usual = _tiles(problem, device)
+    few = few_points((problem.m, problem.n))
     tried = [
         Config(planes, 1, warps, stages=usual.stages)
         for planes in (usual.rows // 2, usual.rows, 2 * usual.rows)
+        if few or planes * padded(problem.m) * padded(problem.n) <= 16384
         for warps in (4, 8, 16)
         if usual.warps * planes <= 2 * warps * usual.rows
     ]
@@ -61,7 +76,7 @@ def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]
 
 # ResNet9 on 256 images of 32 x 32: height, width, planes.
 _NETWORK = ((32, 32, 64 * _IMAGES), (16, 16, 128 * _IMAGES), (8, 8, 256 * _IMAGES))
-_OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6))
+_OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6), (64, 64), (64, 16), (32, 64))
 _COMPILED = (*_NETWORK, *((*size, 4096) for size in _OTHERS))
 
 
@@ -124,6 +139,7 @@ def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) 
         standard=_planes(name, _NETWORK),
         compiled=_planes(name, _COMPILED),
         numbers=lambda problem: 2 * problem.m * problem.n * problem.matrices,
+        exists=lambda problem, device: has_kernels(_size(problem), device),
     )
 
 

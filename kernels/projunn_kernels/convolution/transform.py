@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projunn_kernels.configs.problem import device_of
 from projunn_kernels.convolution import eager, plain
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import (
     FEW_POINTS,
     FOURIER_INVERSE,
     FOURIER_TRANSFORM,
+    LONGEST_HEIGHT,
     LONGEST_SIDE,
-    few_points,
+    has_kernels,
 )
 from projunn_kernels.operation import Derivative, Operation
 
@@ -57,7 +59,8 @@ def fourier_inverse(
 def ways() -> list[str]:
     """Which path `auto` takes for which convolution, in words."""
     side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
-    kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {FEW_POINTS} points by Triton kernels"
+    tall = f"{LONGEST_SIDE} x {LONGEST_SIDE} where the GPU is a Hopper or Blackwell of a data center"
+    kernel = f"{LONGEST_HEIGHT} x {LONGEST_SIDE} or {FEW_POINTS} points ({tall}) by Triton kernels"
     return [
         f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, else FFT",
         f"on a GPU, transforms of up to {kernel}; larger, three-dimensional and complex ones by cuFFT",
@@ -66,9 +69,9 @@ def ways() -> list[str]:
 
 
 def _fits(tensor: Tensor, size: list[int], real: bool) -> bool:
-    if not real or len(size) > 2 or tensor.dtype != torch.float32 or tensor.numel() == 0:
+    if not real or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
-    return few_points(size) or (len(size) == 2 and max(size) <= LONGEST_SIDE)
+    return has_kernels(size, device_of(tensor.device))
 
 
 def _transform_fits(signal: Tensor, size: list[int], real: bool) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from projunn_kernels.configs.closed_form import candidates, closed_form
+from projunn_kernels.configs.kernel import KERNELS
 from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.tuning.aot_problems import Launch, launches_of, problems, tiny_problems, variants
 from projunn_kernels.tuning.binaries import (
@@ -60,6 +61,8 @@ def binaries(
         made: dict[Config, list[Launch]] = {}
         for architecture in architectures:
             device = ARCHITECTURES[architecture]
+            if not KERNELS[problem.operation].exists(problem, device):
+                continue
             first = closed_form(problem, device)
             for config in candidates(problem, device) if every_candidate else [first]:
                 if config not in made:

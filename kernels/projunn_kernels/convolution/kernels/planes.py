@@ -1,4 +1,4 @@
-"""The transforms of planes of up to 32 x 32 points: products along the rows, then along the columns.
+"""The transforms of planes of up to 64 x 64 points: products along the rows, then along the columns.
 
 A program takes BP planes.  Along the rows a plane x (height, width) is multiplied by cosines and sines;
 then, with the planes side by side, by C and S, cos and sin of 2 pi h f / height:
