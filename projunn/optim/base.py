@@ -10,7 +10,8 @@ Every other parameter is handed to the rule's plain optimizer, that of `torch.op
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ from projunn.optim.options import (
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
-from projunn.optim.stored import fit_state
+from projunn.optim.stored import fit_state, kinds_of_state
 from projunn.optim.together import Together
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
@@ -62,6 +63,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
     _together: Together | None = None  # what is kept from step to step
     _seen: Seen | None = None  # the parameters of the last step
+    # What the state of parameters was made for, of which no step has been taken since it was loaded.
+    _loaded: Mapping[Tensor, tuple[str, str]] = MappingProxyType({})
     _polishes: bool = True  # False while a step is captured in which no polish can be due
 
     def __init__(
@@ -268,8 +271,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             return
         member.start_counting(on_device)
         view = view_like(p, p.detach())
+        made_for = member.made_for or self._loaded.get(p)
         if averages:
-            check_averages(p, view.shape, group["averages"], member.complete[-4:-3])
+            held = made_for is not None and not averages.keys().isdisjoint(state)
+            before = made_for[0] if made_for is not None and held else None
+            check_averages(p, view.shape, group["averages"], before)
         for name, squares in averages.items():
             if name in state:
                 continue
@@ -277,7 +283,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             average = torch.zeros(view.shape, dtype=dtype, device=p.device)
             state[name] = average if squares else stored_like(p, average)
             self._fresh = (*self._fresh, member.index)
-        if member.complete[-2:-1] == ("tangent",):  # and a user has set it to another one
+        if made_for and made_for[1] == "tangent" != group["factorization"]:  # a user has set another
             for name in WARM["tangent"]:
                 state.pop(name, None)
         if group["factorization"] in WARM:
@@ -285,6 +291,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if WARM["tangent"][0] in state:
             self._start_basis(member, "tangent")
         member.complete = (*wanted, len(state))
+        kind = group["averages"] if averages or made_for is None else made_for[0]
+        member.made_for = kind, group["factorization"]
 
     def _start_basis(self, member: Member, factorization: str) -> None:
         """Create the warm basis of a factorization and its probe, where there are none of this rank."""
@@ -321,6 +329,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
+        self._loaded = kinds_of_state(self.param_groups, self.state, self.param_groups)
         self._count_unitary()
         # Older versions left bases as QR returns them, column by column, and counted in float32, to
         # which PyTorch converts counters that it loads.
@@ -360,6 +369,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     own["default_angle"] = None
             state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
+        self._loaded = kinds_of_state(self.param_groups, self.state, groups)
         saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]
         for group in self.param_groups:
             for p in group["params"]:

@@ -98,15 +98,24 @@ class Isospectral(PlainSGD):
         state["rounding"].copy_(kept - weight)
         for side, step in steps.items():
             refresh_basis_(step.pulled, state[f"{side}_basis"], state[f"{side}_probe"], taken)
-            for name, new in zip(_kept(side), step, strict=True):
-                if group["momentum"]:
-                    state[name] = torch.where(taken, new, state.get(name, torch.zeros_like(new)))
+            if group["momentum"]:
+                _keep(side, step, state, taken)
         state["skipped"].add_(taken.logical_not())
 
 
 def _kept(side: str) -> tuple[str, str]:
     """The names of the factors of a side's momentum."""
     return f"{side}_momentum_pulled", f"{side}_momentum_right"
+
+
+def _keep(side: str, step: Skew, state: dict[str, Any], taken: Tensor) -> None:
+    """Keep a step as the momentum of its side, where it was taken."""
+    for name, new in zip(_kept(side), step, strict=True):
+        before = state.get(name, torch.zeros_like(new))
+        if before.shape == new.shape:
+            state[name] = torch.where(taken, new, before)
+        elif taken:  # the first step of another rank
+            state[name] = new
 
 
 def _step(

@@ -36,6 +36,8 @@ class Member:
         group: the options of its parameter group.
         gradient: what the last step made of its gradient; None before the first.
         complete: the options for which the state has been found complete, and its length then.
+        made_for: ``averages`` and ``factorization`` of its group when the state was made; None if there
+            is none yet.
         period: steps between two polishes by default; 0 as long as nobody has asked.
         asked: what `projunn.optim.stopping` asked last, and which of the answers are its own.
         shown: the parameters that a message is about, if ``parameter`` is a copy of them.
@@ -48,6 +50,7 @@ class Member:
     group: dict[str, Any]
     gradient: Any = None
     complete: tuple[Any, ...] = ()
+    made_for: tuple[str, str] | None = None
     period: int = 0
     asked: Any = None
     shown: tuple[UnitaryParameter, ...] = ()

@@ -159,19 +159,19 @@ def check_options(group: dict[str, Any]) -> None:
         )
 
 
-def check_averages(p: Tensor, shape: Sequence[int], averages: str, before: tuple[str, ...]) -> None:
+def check_averages(p: Tensor, shape: Sequence[int], averages: str, before: str | None) -> None:
     """Raises ValueError if a parameter cannot have these averages: only square matrices have a frame.
 
     Args:
         p: the parameter.
         shape: (.., m, n) of its matrices.
         averages: the option.
-        before: what it was at the last step, if there was one.
+        before: what it was when the parameter's averages were made, if it has some.
     """
-    if before not in ((), (averages,)):
+    if before not in (None, averages):
         raise ValueError(
             f"averages: got {averages!r} for a parameter of shape {tuple(p.shape)}, which has averages"
-            f" already; wanted {before[0]!r}, or a new optimizer"
+            f" of the other kind; wanted {before!r}, or a new optimizer"
         )
     if averages == "tangent" and shape[-2] != shape[-1]:
         raise ValueError(

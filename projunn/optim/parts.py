@@ -17,6 +17,8 @@ from projunn_kernels import FactoredStep, FusedStep, factored_step_, fused_step_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 
+_NOTHING = torch.empty(0, device="cpu")  # in the place of a gradient that is no longer needed
+
 
 class Part:
     """Parameters that step in one call, or one that steps alone.
@@ -37,11 +39,11 @@ class Part:
         self._directions: list[Tensor] | None = None  # those that kernels have found in this step
         self._taken: Tensor
 
-    def is_as_it_was(self) -> bool:
+    def is_as_it_was(self, rule: Any) -> bool:
         """Whether the options of its groups, of which a schedule may have changed some, are the same."""
         if len(self._groups) == 1:
             return True
-        first, *others = (shared_options(group, self._shape) for group in self._groups)
+        first, *others = (shared_options(rule, group, self._shape) for group in self._groups)
         return all(options == first for options in others)
 
     def follow(self, rule: Any) -> None:
@@ -81,6 +83,14 @@ class Part:
         if due:
             quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
             self._due = self._last + quiet
+
+    def forget(self) -> None:
+        """Let go of gradients and directions, which the next backward would otherwise find in memory."""
+        self._directions = None
+        for member, gradient in zip(self.members, self.gradients, strict=True):
+            member.grad = _NOTHING
+            if isinstance(gradient, DenseGradient):
+                gradient.grad = gradient.direction = _NOTHING
 
     def _is_due(self) -> bool:
         """Whether a polish or a look may be due: so it may where the host does not see steps go by."""
@@ -180,6 +190,11 @@ class Alike(Part):
         )
         self._has_taken(fused_step_(step))
 
+    def forget(self) -> None:
+        """Likewise of the gradients that were the directions."""
+        super().forget()
+        self._along = None
+
     def _all_counted(self) -> bool:
         return self._along is not None or super()._all_counted()
 
@@ -250,9 +265,9 @@ class Bank(Alike):
         groups = {id(owner.group): owner.group for owner in members}
         self._groups = list(groups.values())
 
-    def is_as_it_was(self) -> bool:
+    def is_as_it_was(self, rule: Any) -> bool:
         """Likewise, and whether the state is still in the memory of which something is kept."""
-        return self._addresses == list(map(Tensor.data_ptr, self._seats)) and super().is_as_it_was()
+        return self._addresses == list(map(Tensor.data_ptr, self._seats)) and super().is_as_it_was(rule)
 
     def follow(self, rule: Any) -> None:
         bank = self.gradients[0]
@@ -271,6 +286,12 @@ class Bank(Alike):
             for owner, count in zip(self._owners, counts, strict=True):
                 owner.state["skipped"].add_(count)
 
+    def forget(self) -> None:
+        """Likewise of those of the parameters themselves."""
+        super().forget()
+        for owner, gradient in zip(self._owners, self._sources, strict=True):
+            owner.grad = gradient.grad = _NOTHING
+
     def _look(self, rule: Any) -> None:
         (answers,) = stopped(self.members, self.gradients, len(self._owners))
         for owner, has in zip(self._owners, answers, strict=True):
@@ -285,9 +306,23 @@ def part_from_banks(state: dict[str, Any]) -> None:
             state[name] = value.clone()
 
 
-def shared_options(group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ...]:
-    """The options that parameters of one call share, of (.., m, n)."""
+# Options of which the steps of unitary parameters know nothing, or the learning rate alone.
+_APART = {"lr", "unitary_lr", "default_angle", "weight_decay", "foreach", "differentiable", "fused"}
+
+
+def shared_options(rule: Any, group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ...]:
+    """The options that parameters of one call share, of (.., m, n): all on which their steps depend."""
     rate = unitary_learning_rate(group, shape)
     same_rate = id(group) if isinstance(rate, Tensor) else rate
-    names = ("rank", "retraction", "factorization", "averages", "maximize")
-    return (*(group[name] for name in names), same_rate)
+    options = [group.get(name) for name in rule.defaults if name not in _APART]
+    return (*(v if type(v) in _PLAIN else _comparable(v) for v in options), same_rate)
+
+
+_PLAIN = {bool, int, float, str, type(None)}
+
+
+def _comparable(value: Any) -> Any:
+    """A value that can be a key of a dictionary: tensors are equal to themselves alone."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_comparable, value))
+    return id(value) if isinstance(value, Tensor) else value

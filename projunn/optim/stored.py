@@ -7,6 +7,7 @@ factors and means, where gradients are now dense             L R^H, and R_i C_j 
 another rank                                                 columns are cut off, or added
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,23 @@ def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bo
     if "basis" in state and "probe" in state:
         _resize_bases(p, state)
         p.sketch.stored_left.copy_(state["basis"])
+
+
+def kinds_of_state(
+    groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any], given: Sequence[dict[str, Any]]
+) -> dict[Tensor, tuple[str, str]]:
+    """``averages`` and ``factorization`` for which the state of each unitary parameter was made.
+
+    Args:
+        groups, state: those of an optimizer.
+        given: the groups as they were saved: of `torch.optim` and older versions without ``averages``.
+    """
+    return {
+        p: (saved.get("averages", "gradient"), group["factorization"])
+        for group, saved in zip(groups, given, strict=True)
+        for p in group["params"]
+        if isinstance(p, UnitaryParameter) and state.get(p)
+    }
 
 
 def _in_our_layout(p: UnitaryParameter, name: str, value: Tensor, squares: bool) -> Tensor:

@@ -30,6 +30,7 @@ _LARGE = 128 * 128  # numbers of a parameter that is no longer copied into a ban
 class Rule(Protocol):
     """What is asked of an optimizer; `projunn.optim.base.UnitaryOptimizer` has it."""
 
+    defaults: dict[str, Any]
     _checked: tuple[tuple[Any, ...], ...]
     _fresh: tuple[int, ...]
 
@@ -52,7 +53,7 @@ class Together:
     """
 
     def __init__(self, rule: Rule, members: list[Member], keep: bool) -> None:
-        self.members = members
+        self.members, self._keep = members, keep
         self._gradients: list[Gradient] = []
         for member in members:
             member.check_state()
@@ -91,7 +92,7 @@ class Together:
             for member, gradient in zip(members, self._gradients, strict=True):
                 if not gradient.renew(member.grad):
                     return False
-        return not [part for part in self._parts if not part.is_as_it_was()]
+        return not [part for part in self._parts if not part.is_as_it_was(rule)]
 
     def step(self, rule: Rule) -> None:
         """Take the steps of all."""
@@ -102,6 +103,8 @@ class Together:
             part.take()
         for part in self._parts:
             part.settle(rule)
+            if self._keep:
+                part.forget()
 
 
 def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: bool) -> list[Part]:
@@ -129,7 +132,7 @@ def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: b
 
 def _likeness(rule: Rule, member: Member, gradient: Gradient) -> tuple[Any, ...]:
     """What parameters of one call have in common; last, what makes them a bank, if they may be one."""
-    options = shared_options(member.group, gradient.shape)
+    options = shared_options(rule, member.group, gradient.shape)
     if isinstance(gradient, FactoredGradient):
         return FactoredGradient, gradient.layout, gradient.factors[0].shape[-1], options
     p, active = gradient.parameter, gradient.active

@@ -58,11 +58,15 @@ def test_a_step_of_full_rank_is_torchs_rule_on_the_tangent(rule):
 def test_directions_are_tangent_and_weights_stay_unitary(rule, kind):
     weight = UnitaryParameter(unitary(3, kind=kind))
     optimizer = made(rule, [weight], rank=2)
-    for _ in range(20):
+    for _ in range(19):
         weight.grad = torch.randn_like(weight)
         optimizer.step()
     (part,) = optimizer._together._parts
-    direction = part.gradients[0].direction
+    gradient, take, directions = part.gradients[0], part.take, []
+    part.take = lambda: (directions.append(gradient.direction), take())
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    (direction,) = directions
     held = matrix_view(weight.detach())
     inner = held.mH @ direction
     # the weight has moved along it since, by a small step
@@ -177,5 +181,28 @@ def test_what_it_cannot_do_is_refused_in_words():
     square.grad = torch.randn_like(square)
     optimizer.step()
     optimizer.param_groups[0]["averages"] = "tangent"
-    with pytest.raises(ValueError, match="which has averages already; wanted 'gradient'"):
+    with pytest.raises(ValueError, match="which has averages of the other kind; wanted 'gradient'"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["set after it was loaded", "not in what is loaded"])
+def test_averages_of_the_other_kind_that_were_loaded_are_refused(how):
+    square = UnitaryParameter(unitary())
+    before = optim.SGD([square], lr=0.1, momentum=0.9)
+    square.grad = torch.randn_like(square)
+    before.step()
+    saved, weight = copy.deepcopy(before.state_dict()), square.detach().clone()
+    if how == "not in what is loaded":  # of torch.optim, or an older version
+        del saved["param_groups"][0]["averages"]
+        optimizer = optim.SGD([square], lr=0.1, momentum=0.9, averages="tangent")
+        optimizer.load_state_dict(saved)
+    else:
+        optimizer = optim.SGD([square], lr=0.1, momentum=0.9)
+        optimizer.load_state_dict(saved)
+        optimizer.param_groups[0]["averages"] = "tangent"
+    with pytest.raises(ValueError, match="which has averages of the other kind; wanted 'gradient'"):
+        optimizer.step()
+    assert torch.equal(square, weight)
+    optimizer.param_groups[0]["averages"] = "gradient"
+    optimizer.step()
+    assert not torch.equal(square, weight)

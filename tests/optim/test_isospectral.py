@@ -134,6 +134,28 @@ def test_state_that_is_saved_and_loaded_goes_on():
     assert torch.equal(parameter, other)
 
 
+@pytest.mark.parametrize("ranks", [(4, 1), (1, 4), (4, 2), (2, 4)])
+def test_momentum_outlives_another_rank(ranks):
+    """Next to the optimizer that had the second rank from the start, on gradients of rank one."""
+    torch.manual_seed(0)
+    first, constant = torch.randn(8, 8), torch.outer(torch.randn(8), torch.randn(8))
+    sizes = []
+    for start in (ranks[0], ranks[1]):
+        parameter = nn.Parameter(first.clone())
+        optimizer = Isospectral([parameter], lr=1e-3, momentum=0.9, rank=start, sides="right")
+        for number in range(8):
+            if number == 4:
+                optimizer.param_groups[0]["rank"] = ranks[1]
+            parameter.grad = constant.clone()
+            optimizer.step()
+        state = optimizer.state[parameter]
+        pulled, right = state["right_momentum_pulled"], state["right_momentum_right"]
+        assert pulled.shape == right.shape == (8, ranks[1])
+        half = pulled @ right.mT
+        sizes.append((half - half.mT).norm() / 2)
+    torch.testing.assert_close(*sizes, rtol=0.05, atol=0)
+
+
 def test_what_it_cannot_turn_is_refused_in_words():
     half = nn.Parameter(torch.eye(4, dtype=torch.bfloat16))
     half.grad = torch.zeros_like(half)

@@ -195,3 +195,37 @@ def test_kernels_equal_pytorch(kernels, k, size, kind):
         found.append((tensors[0].cpu(), (warm[:, :8] @ warm.mH).cpu()))
     torch.testing.assert_close(found[0][0], found[1][0], atol=5e-6, rtol=0)
     torch.testing.assert_close(found[0][1], found[1][1], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_group_that_was_tangent_can_be_set_to_subspace(loaded):
+    parameter = UnitaryParameter(init.haar_(torch.empty(6, 6)))
+    optimizer = SGD([parameter], lr=0.1, factorization="tangent")
+    parameter.grad = torch.randn(6, 6)
+    optimizer.step()
+    if loaded:
+        saved = copy.deepcopy(optimizer.state_dict())
+        optimizer = SGD([parameter], lr=0.1)
+        optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["factorization"] == "tangent"
+    optimizer.param_groups[0]["factorization"] = "subspace"
+    twin = UnitaryParameter(parameter.detach().clone())
+    fresh = SGD([twin], lr=0.1)
+    parameter.grad = torch.randn(6, 6)
+    twin.grad = parameter.grad.clone()
+    optimizer.step()
+    fresh.step()
+    assert torch.equal(parameter, twin)
+    assert "tangent_basis" not in optimizer.state[parameter]
+
+
+def test_another_option_leaves_the_tangent_basis_alone():
+    parameter = UnitaryParameter(init.haar_(torch.empty(6, 6)))
+    optimizer = SGD([parameter], lr=0.1, momentum=0.9, factorization="tangent")
+    for _ in range(3):
+        parameter.grad = torch.randn(6, 6)
+        optimizer.step()
+    basis = optimizer.state[parameter]["tangent_basis"]
+    optimizer.param_groups[0]["momentum"] = 0
+    optimizer.step()
+    assert optimizer.state[parameter]["tangent_basis"] is basis

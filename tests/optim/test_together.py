@@ -1,6 +1,8 @@
 """Parameters that are alike step together: what is kept from step to step, and what ends that."""
 
 import copy
+import weakref
+from itertools import chain
 
 import pytest
 import torch
@@ -50,6 +52,58 @@ def feed(parameters, seed, bad=()):
 
 def weights(parameters):
     return [matrix_view(p).detach().clone() for p in parameters]
+
+
+# Options that differ between two groups, and were once those of the first group for both.
+DIFFERENT = [
+    ("SGD", {"momentum": 0.9}, {"momentum": 0.1}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9}),
+    ("SGD", {"polish_every": 0}, {"polish_every": 1}),
+    ("RMSprop", {"alpha": 0.9}, {"alpha": 0.5}),
+    ("RMSprop", {"eps": 1e-8}, {"eps": 1.0}),
+    ("AdamW", {"betas": (0.9, 0.99)}, {"betas": [0.1, 0.5]}),
+    ("AdamW", {"amsgrad": True}, {"amsgrad": False}),
+    ("Lion", {"betas": (0.9, 0.99)}, {"betas": (0.1, 0.5)}),
+]
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize(("rule", "first", "second"), DIFFERENT, ids=str)
+def test_each_group_has_its_own_options(rule, first, second, edited):
+    """Also where they are set when steps have been taken; next to an optimizer for each group."""
+    groups = [[parameter("real", 3 * i + j) for j in range(3)] for i in range(2)]
+    apart = copy.deepcopy(groups)
+    options = {"lr": 0.5, "unitary_lr": 0.05, "rank": 5}  # no matter where the bases start
+    start = (first, first) if edited else (first, second)
+    kind, every, others = getattr(optim, rule), [*chain(*groups)], [*chain(*apart)]
+    both = kind([{"params": p, **own} for p, own in zip(groups, start, strict=True)], **options)
+    single = [kind(p, **options, **own) for p, own in zip(apart, start, strict=True)]
+    for number in range(6):
+        if edited and number == 3:
+            both.param_groups[1].update(second)
+            single[1].param_groups[0].update(second)
+        feed(every, number)
+        for p, q in zip(every, others, strict=True):
+            q.grad = p.grad.clone()
+        both.step()
+        for one in single:
+            one.step()
+    for p, q in zip(every, others, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 4])
+def test_gradients_are_free_once_a_step_is_done(rule, count):
+    parameters = [parameter("real", seed) for seed in range(count)]
+    optimizer = optimizer_of(rule, parameters)
+    for number in range(3):
+        feed(parameters, number)
+        optimizer.step()
+        gradients = [weakref.ref(p.grad) for p in parameters]
+        optimizer.zero_grad()
+        assert not [grad for grad in gradients if grad() is not None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
