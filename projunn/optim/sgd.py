@@ -53,8 +53,9 @@ class SGD(UnitaryOptimizer):
     largest parts.
 
     All arguments but ``params`` can be given in parameter groups.  If the gradient of a matrix is not
-    finite, or the result of its step is not determined to working precision, the matrix and its state
-    stay as they were, and `skipped_steps` counts it.
+    finite, the matrix and its state stay as they were, and `skipped_steps` counts it.  If the gradient
+    is finite, but so large that the result of the step is not determined to working precision, so does
+    the matrix; averages have taken the gradient in, and the matrix stays until they allow a step.
 
     Raises:
         ValueError: an option is out of its range.

@@ -1,4 +1,4 @@
-"""A step that is not taken leaves weight, averages and their counts as if it had not been tried."""
+"""A step that is not taken leaves the weight as it was and, if its gradient is not finite, all else too."""
 
 import copy
 
@@ -133,6 +133,24 @@ def test_counts_of_sketched_steps_are_those_of_the_steps_that_were_taken():
             optimizer.step()
     torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=0, atol=1e-5)
     assert late.skipped_steps() == 20
+
+
+@pytest.mark.parametrize(("momentum", "least", "most"), [(0.0, 1, 1), (0.9, 30, 70)])
+def test_a_huge_finite_gradient_costs_the_steps_that_the_guide_says(momentum, least, most):
+    torch.manual_seed(0)
+    weight = projunn.UnitaryParameter(projunn.init.haar_(torch.empty(8, 8)))
+    constant = torch.randn(8, 8)
+    optimizer = optim.SGD([weight], lr=0.1, momentum=momentum)
+    still = 0
+    for number in range(120):
+        weight.grad = constant + 0.1 * torch.randn(8, 8)
+        if number == 5:
+            weight.grad *= 1e8
+        before = weight.detach().clone()
+        optimizer.step()
+        still += torch.equal(weight, before)
+    assert least <= still == optimizer.skipped_steps() <= most
+    assert defect(weight.detach()) < 1e-6
 
 
 def test_a_refused_step_of_a_finite_gradient_leaves_the_next_step_as_it_would_be():
