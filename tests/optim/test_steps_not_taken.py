@@ -1,4 +1,4 @@
-"""A step that is not taken leaves the weight as it was and, if its gradient is not finite, all else too."""
+"""A step not taken leaves the weight as it was, and all else where its gradient is not finite."""
 
 import copy
 
