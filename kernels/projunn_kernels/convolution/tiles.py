@@ -13,10 +13,11 @@ from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tables import padded, points_and_pairs
 from projunn_kernels.precision import matmul_precision
 
-# Points in all, or of both sides, that kernels transform; and of a height, where products of tiles are
-# `wgmma`'s or `tcgen05`'s, whose operands need no registers.
+# Points in all, or of both sides, that kernels transform; and of a height, where operands of products
+# need registers.
 FEW_POINTS, LONGEST_SIDE, LONGEST_HEIGHT = 64, 64, 32
-_TALL = ("9.0", "10.0", "10.3", "0.0")  # compute capabilities; the last stands for the interpreter
+# Compute capabilities with `wgmma` or `tcgen05`, whose operands are in memory, and the interpreter.
+_WITHOUT_REGISTERS = ("9.0", "10.0", "10.3", "0.0")
 _IMAGES = 256  # that transforms are tuned for
 
 
@@ -26,7 +27,7 @@ def has_kernels(size: Sequence[int], device: Device) -> bool:
         return len(size) <= 2
     if len(size) != 2 or max(size) > LONGEST_SIDE:
         return False
-    return size[0] <= LONGEST_HEIGHT or device.capability in _TALL
+    return size[0] <= LONGEST_HEIGHT or device.capability in _WITHOUT_REGISTERS
 
 
 def few_points(size: Sequence[int]) -> bool:
@@ -42,7 +43,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
     and sides are short, 128 registers a thread are enough.
     """
     if few_points((problem.m, problem.n)):
-        return Config(64, 1, 4)
+        return Config(64 if device.capability in _WITHOUT_REGISTERS else 32, 1, 4)
     height, width = padded(problem.m), padded(problem.n)
     two = device.capability == "9.0" and max(height, width) <= 32
     return Config(max(4, 8192 // (height * width)), 1, 8, stages=2 if two else 1)
