@@ -135,6 +135,10 @@ def at_start() -> Choice:
     return name, "PROJUNN_BACKEND"
 
 
+class TooManyPrograms(Exception):
+    """A launch has a longer grid than GPUs take, so that its operation is PyTorch's to carry out."""
+
+
 def uses_triton(tensor: Tensor) -> bool:
     """True if operations on this tensor run as Triton kernels.
 

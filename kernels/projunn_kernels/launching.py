@@ -19,10 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from projunn_kernels import keeping, private, selfcheck
+from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.batches import as_matrices
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
+from projunn_kernels.constants import MAX_PROGRAMS
 from projunn_kernels.keeping import Recent
 from projunn_kernels.precision import setting_of
 
@@ -42,7 +44,11 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """``kernel[grid](**arguments)``: the one place where a kernel is launched.
 
     ``arguments`` are those of the kernel, its constants in capitals, and Triton's options.
+
+    Raises:
+        TooManyPrograms: along an axis of the grid.
     """
+    grid = _three(grid)
     if _stand_in is not None:
         _stand_in(kernel)[grid](**arguments)
     else:
@@ -56,7 +62,7 @@ def _launched(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> 
     if binary is None:
         _remember(key, kernel[grid](**arguments))
         return _binaries.get(key)
-    _run(binary, _three(grid), [_passed(arguments[name]) for name in kernel.arg_names])
+    _run(binary, grid, [_passed(arguments[name]) for name in kernel.arg_names])
     return binary
 
 
@@ -108,6 +114,9 @@ def _remember(key: tuple[Any, ...], made: Any) -> None:
 
 
 def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid with three axes, none of them too long."""
+    if max(grid[1:], default=0) > MAX_PROGRAMS:
+        raise TooManyPrograms(f"a grid of {grid} programs, {MAX_PROGRAMS} along its last axes at most")
     return (*grid, 1, 1)[:3]
 
 
@@ -119,9 +128,8 @@ class Launch:
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
-        self.kernel, self.grid, self.arguments = kernel, grid, arguments
+        self.kernel, self.grid, self.arguments = kernel, _three(grid), arguments
         self._binary: Any = None
-        self._grid = _three(grid)
         self._places: dict[str, int] = {}
         self._values: list[Any] = []  # in the order of the kernel's parameters
 
@@ -138,7 +146,7 @@ class Launch:
         values, places = self._values, self._places
         for name, value in changed.items():
             values[places[name]] = value if type(value) is int else _passed(value)
-        _run(self._binary, self._grid, values)
+        _run(self._binary, self.grid, values)
 
     def _first(self, arguments: dict[str, Any]) -> None:
         """Launch in the usual way, and keep the binary, once there is one."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import private, selfcheck
-from projunn_kernels.backends import chosen_backend, run_under, uses_triton
+from projunn_kernels.backends import TooManyPrograms, chosen_backend, run_under, uses_triton
 from projunn_kernels.configs.kernel import Kernel
 from projunn_kernels.differentiation import function_of, is_plain
 from projunn_kernels.precision import exact_products, may_be_inexact
@@ -169,7 +169,7 @@ class Operation:
             return self.eager(*positional, **arguments)
         try:
             result = self._launches(*positional, **arguments)
-        except selfcheck.Distrusted:  # before anything was changed; a warning has said so
+        except (selfcheck.Distrusted, TooManyPrograms):  # before anything was changed
             return self.eager(*positional, **arguments)
         changed = vars(positional[0]) if positional else arguments
         _note_change([changed[name] for name in self.mutates])

@@ -6,6 +6,7 @@ that the time that Python takes for a small matrix is little more than that of `
 """
 
 from itertools import chain
+from math import prod
 from operator import is_
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from projunn.optim.options import WARM
 from projunn.optim.parts import Alike, Alone, Bank, Part, Sketched, shared_options
 from projunn.optim.sharded import LocalState
 from projunn_kernels.backends import on_device
+from projunn_kernels.constants import MAX_PROGRAMS
 
 _LARGE = 128 * 128  # numbers of a parameter that is no longer copied into a bank
 
@@ -120,14 +122,28 @@ def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: b
         found[0].append(member)
         found[1].append(gradient)
     parts: list[Part] = []
-    for likeness, (alike, theirs) in together.items():
-        if isinstance(theirs[0], FactoredGradient):
-            parts.append(Sketched(alike, theirs))
-            continue
-        rank = alike[0].group["rank"]
-        bank = likeness[-1] is not None and len(alike) >= (3 if rank == 1 else 2)
-        parts.append(Bank(alike, theirs, keep) if bank else Alike(alike, theirs))
+    for likeness, (every, theirs) in together.items():
+        most = max(1, MAX_PROGRAMS // max(1, _matrices(theirs[0])))
+        for first in range(0, len(every), most):
+            some = every[first : first + most], theirs[first : first + most]
+            parts.append(_part(likeness, *some, keep))
     return [*alone, *parts]
+
+
+def _matrices(gradient: Gradient) -> int:
+    """How many matrices of a parameter have a gradient."""
+    matrices = gradient.factors[0] if isinstance(gradient, FactoredGradient) else gradient.grad
+    return prod(matrices.shape[:-2])
+
+
+def _part(
+    likeness: tuple[Any, ...], alike: list[Member], gradients: list[Any], keep: bool
+) -> Sketched | Bank | Alike:
+    if isinstance(gradients[0], FactoredGradient):
+        return Sketched(alike, gradients)
+    rank = alike[0].group["rank"]
+    bank = likeness[-1] is not None and len(alike) >= (3 if rank == 1 else 2)
+    return Bank(alike, gradients, keep) if bank else Alike(alike, gradients)
 
 
 def _likeness(rule: Rule, member: Member, gradient: Gradient) -> tuple[Any, ...]:

@@ -8,7 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
+import projunn
 from projunn_kernels import launching, private
+from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.keeping import Recent
 from projunn_kernels.launching import Launch, addresses_of_flat, launch
 
@@ -158,3 +160,32 @@ def test_kernels_read_what_lies_flat():
     for other in (x.mT, x.flatten()[1:9]):
         assert addresses_of_flat([x, other]) is None
     assert addresses_of_flat([z, z.conj()]) is None
+
+
+def test_a_longer_grid_than_gpus_take_is_no_launch(kernel):
+    for make in (launch, Launch):
+        with pytest.raises(TooManyPrograms, match="65535 along its last axes"):
+            make(kernel, (2, 65_536), x=torch.zeros(4), rate=0.5, n=4, BN=4, num_warps=1)
+    launch(kernel, (65_536, 2), x=torch.zeros(4), rate=0.5, n=4, BN=4, num_warps=1)
+    assert len(kernel.made) == 1
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_more_matrices_than_a_grid_takes_step_by_pytorch(kernels, launches, monkeypatch, rank):
+    """Here of 2 programs, for 3 matrices."""
+    weights = []
+    for most in (65_535, 2):
+        monkeypatch.setattr("projunn_kernels.launching.MAX_PROGRAMS", most)
+        torch.manual_seed(0)
+        weight = projunn.UnitaryParameter(projunn.init.haar_(torch.empty(3, 5, 5)).to(kernels.device))
+        optimizer = projunn.optim.RMSprop([weight], lr=0.1, rank=rank)
+        before = len(launches)
+        for _ in range(2):
+            weight.grad = torch.randn(3, 5, 5).to(kernels.device)
+            optimizer.step()
+        names = {name for name, _ in launches[before:]}
+        assert ("rule" in names) == (most > 3)
+        assert ("adjoint_product" in names) == (most > 3 and rank == 2)
+        weights.append(weight.detach().cpu())
+    torch.testing.assert_close(*weights, atol=2e-6, rtol=0)
+    assert projunn.unitarity_defect(weights[1]).max() < 1e-6

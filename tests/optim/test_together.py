@@ -257,3 +257,19 @@ def test_more_parameters_are_no_more_calls(rule):
             optimizer.step()
         counted.append(calls.count)
     assert counted[1] == counted[0] < 95
+
+
+def test_no_call_has_more_matrices_than_a_grid_takes(monkeypatch):
+    parameters = [parameter("bank", seed) for seed in range(5)]
+    others = copy.deepcopy(parameters)
+    results = []
+    for most, own in ((65_535, parameters), (4, others)):
+        monkeypatch.setattr("projunn.optim.together.MAX_PROGRAMS", most)
+        optimizer = optimizer_of("AdamW", own)
+        for number in range(3):
+            feed(own, number)
+            optimizer.step()
+        results.append(len(optimizer._together._parts))
+    assert results == [1, 3]  # of two parameters each, with two matrices, and one
+    for p, q in zip(parameters, others, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
