@@ -1,6 +1,7 @@
 """Orthogonal fine-tuning: a linear layer whose input is rotated, block by block."""
 
 import fnmatch
+import warnings
 
 import torch
 from einops import einsum, rearrange
@@ -108,7 +109,8 @@ class OrthogonalFinetuning(UnitaryModule):
 def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.Module:
     """Puts `OrthogonalFinetuning` around linear layers of a model, in place, and returns the model.
 
-    All parameters of the model are fixed (``requires_grad=False``) but the rotations.
+    All parameters of the model are fixed (``requires_grad=False``) but the rotations of this call and of
+    earlier ones, which stay as they were.  So each call may have its own pattern and block size.
 
     Args:
         model: any module.
@@ -116,23 +118,20 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
         block_size: as in `OrthogonalFinetuning`.
 
     Raises:
-        ValueError: no ``nn.Linear`` inside the model has such a name, or ``block_size`` does not divide
-            the size of an input.  The model is as it was then.
+        ValueError: no ``nn.Linear`` inside the model that has no rotations yet has such a name, or
+            ``block_size`` does not divide the size of an input.  The model is as it was then.
     """
     of_kind("model", model, nn.Module, "a module")
     of_kind("pattern", pattern, str, "the names of layers")
-    found = [
-        (parent, name, layer)
-        for prefix, parent in list(model.named_modules())
+    every = {
+        f"{prefix}.{name}".lstrip("."): (parent, name, layer)
+        for prefix, parent in model.named_modules()
         for name, layer in parent._modules.items()
-        if type(layer) is nn.Linear
-        and fnmatch.fnmatchcase(f"{prefix}.{name}".lstrip("."), pattern)
-        and not isinstance(parent, OrthogonalFinetuning)
-    ]
+        if type(layer) is nn.Linear and not isinstance(parent, OrthogonalFinetuning)
+    }
+    found = [place for path, place in every.items() if fnmatch.fnmatchcase(path, pattern)]
     if not found:
-        layers = [(name, layer) for name, layer in model.named_modules() if name]
-        names = [repr(name) for name, layer in layers if isinstance(layer, nn.Linear)]
-        there = ", ".join(names[:8]) or "none inside the model"
+        there = ", ".join(map(repr, [*every][:8])) or "none inside the model without rotations"
         raise ValueError(f"pattern: {pattern!r} is the name of no nn.Linear; there are {there}")
     learned = {id(layer): layer.weight.requires_grad for _, _, layer in found}
     wrapped: dict[int, OrthogonalFinetuning] = {}
@@ -144,7 +143,11 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
         for _, _, layer in found:
             layer.requires_grad_(learned[id(layer)])
         raise
+    earlier = [m.rotation for m in model.modules() if isinstance(m, OrthogonalFinetuning)]
+    turning = [rotation for rotation in earlier if rotation.requires_grad]
     model.requires_grad_(False)
+    for rotation in turning:
+        rotation.requires_grad_(True)
     for parent, name, layer in found:
         setattr(parent, name, wrapped[id(layer)])
     return model
@@ -155,6 +158,8 @@ def merge(model: nn.Module) -> nn.Module:
 
     If the model is one itself, its plain layer is returned.  The weights and biases of the plain layers
     learn (``requires_grad=True``); parameters elsewhere in the model stay as they are, fixed or not.
+    A model without any `OrthogonalFinetuning`, such as one that is merged already, is returned as it is,
+    with a warning.
     """
     if isinstance(model, OrthogonalFinetuning):
         return model.merge()
@@ -167,6 +172,12 @@ def merge(model: nn.Module) -> nn.Module:
             if id(layer) not in merged:
                 merged[id(layer)] = layer.merge()
             setattr(parent, name, merged[id(layer)])
+    if not merged:
+        warnings.warn(
+            f"model: {type(model).__name__} has no projunn.nn.OrthogonalFinetuning, so that nothing was"
+            " merged; wanted a model that projunn.nn.finetune returned, merged once",
+            stacklevel=2,
+        )
     return model
 
 

@@ -87,6 +87,26 @@ def test_a_whole_model_is_wrapped_by_name_trained_and_merged():
     torch.testing.assert_close(nn.Sequential(*model[:3])(x), after, rtol=0, atol=1e-5)
 
 
+def test_each_call_may_have_its_own_pattern_and_the_rotations_of_earlier_ones_stay_as_they_were():
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q", "k", "mlp")})
+    finetune(finetune(model, "q", 4), "k", 8)
+    model["k"].rotation.requires_grad_(False)
+    finetune(model, "mlp", 2)
+    learned = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    assert learned == {"q.rotation": (2, 4, 4), "mlp.rotation": (4, 2, 2)}
+    with pytest.raises(ValueError, match="there are none inside the model without rotations"):
+        finetune(model, "*", 4)
+
+
+def test_a_merge_that_finds_nothing_says_so():
+    model = finetune(nn.Sequential(nn.Linear(8, 8)), "*", 4)
+    merged = copy.deepcopy(merge(model))
+    with pytest.warns(UserWarning, match="Sequential has no projunn.nn.OrthogonalFinetuning"):
+        assert merge(model) is model
+    x = torch.randn(3, 8)
+    assert torch.equal(model(x), merged(x))
+
+
 def test_a_shared_layer_is_wrapped_and_merged_once():
     shared = nn.Linear(8, 8)
     model = finetune(nn.ModuleDict({"a": shared, "b": shared}), "*", 4)
@@ -106,7 +126,7 @@ def test_a_model_that_cannot_be_wrapped_is_left_as_it_was():
         ValueError, match=r"pattern: 'head' is the name of no nn\.Linear; there are '0', '1'"
     ):
         finetune(model, "head", 4)
-    with pytest.raises(ValueError, match="there are none inside the model"):
+    with pytest.raises(ValueError, match="there are none inside the model without"):
         finetune(nn.Linear(8, 8), "*", 4)
 
 
