@@ -4,6 +4,7 @@
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
 ``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
+``optimizer_within``  torch 2.11 to 2.13: where ZeroRedundancyOptimizer keeps that of a rank's share.
 ``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
 ``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
 ``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
@@ -246,3 +247,8 @@ def beneath(tensor: Tensor) -> Tensor:
 def flattened_modules(parameter: Tensor) -> list[torch.nn.Module]:
     """The modules whose parameters FSDP1 has flattened into this one."""
     return [info.module for info in getattr(parameter, "_param_infos", ())]
+
+
+def optimizer_within(optimizer: torch.optim.Optimizer) -> Any:
+    """The optimizer that another one holds for its share of the parameters; None if it holds none."""
+    return getattr(optimizer, "optim", None)

@@ -41,13 +41,9 @@ from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
 from projunn.optim.stored import fit_state, kinds_of_state
 from projunn.optim.together import Together
+from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
 from projunn_kernels import orthonormalize, seeded_normal
-
-
-def _is_trained(parameter: Tensor) -> bool:
-    """Whether a step can turn a parameter: one that is not frozen and has entries."""
-    return parameter.requires_grad and parameter.numel() > 0
 
 
 class UnitaryOptimizer(torch.optim.Optimizer):
@@ -57,6 +53,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     keeps_unitary: ClassVar[bool] = True
     normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
     _counts: tuple[int, int] = (0, 0)  # unitary parameters at the last step, and those that are trained
+    _elsewhere: int = 0  # trained ones that other processes step: see `whole`
     _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
     # Parameters, by index, whose averages were created in this step and hold nothing yet.
     _fresh: tuple[int, ...] = ()
@@ -94,6 +91,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             "default_angle": angle_of_each(0) if self.normalizes else None,
         }
         super().__init__(params, defaults)
+        watch_wholes()
 
     def _averages(self, group: dict[str, Any]) -> dict[str, bool]:
         """The names of the rule's averages of one unitary parameter; True for those of squares.
@@ -143,11 +141,16 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
         Those that are frozen or empty turn nothing, and do not count for that.
         """
-        unitary = [p for g in self.param_groups for p in g["params"] if is_unitary(p)]
-        self._counts = len(unitary), sum(map(_is_trained, unitary))
+        self._counts = count_unitary(self.param_groups)
         for group in self.param_groups:
             if group["default_angle"] is not None:
-                group["default_angle"] = angle_of_each(self._counts[1])
+                group["default_angle"] = angle_of_each(self._counts[1] + self._elsewhere)
+
+    def count_elsewhere(self, count: int) -> None:
+        """Says how many unitary parameters that are trained other processes of the job step."""
+        if count != self._elsewhere:
+            self._elsewhere = count
+            self._count_unitary()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -196,7 +199,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 if not is_unitary(p):
                     continue
                 count += 1
-                trained += _is_trained(p)
+                trained += is_trained(p)
                 if p.dtype not in MATRIX_DTYPES:  # the module was converted since
                     check_parameter(p)
                 if (grad := p.grad) is None:

@@ -215,6 +215,31 @@ def zero(rank, world):
     return result
 
 
+def chain():
+    torch.manual_seed(0)
+    return nn.Sequential(*(UnitaryLinear(4, 4) for _ in range(20)))
+
+
+def train_chain(module, optimizer):
+    """Two steps, the second without the first layer; the default rates of both, and the weights."""
+    source, angles = torch.Generator().manual_seed(1), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(module(torch.randn(ROWS, 4, generator=source))).backward()
+        optimizer.step()
+        angles.append(optimizer.param_groups[0]["default_angle"])
+        module[0].weight.requires_grad_(False)
+    return angles, values(module)
+
+
+def zero_of_many(rank, world):
+    """The default rate is that of all unitary parameters, not of those that a rank steps."""
+    module, options = chain(), {"lr": 1e-3, "rank": 2, "factorization": "svd"}
+    parameters = list(module.parameters())
+    optimizer = ZeroRedundancyOptimizer(parameters, optimizer_class=optim.AdamW, **options)
+    return train_chain(module, optimizer)
+
+
 def a_group_of_some(rank, world):
     """Each half of the ranks is a job of its own, whose copies and pickles go on."""
     halves = [dist.new_group(range(0, world // 2)), dist.new_group(range(world // 2, world))]

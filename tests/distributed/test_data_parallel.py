@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from projunn import optim
 from projunn.distributed import reduce_sketches
 from projunn.nn import UnitaryLinear
 from tests.distributed import scenarios
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 TWO = (
     *("joint_batch", "dense", "compiled", "not_prepared", "accumulated", "empty_on_one_rank"),
-    *("bytes_of_a_step", "zero"),
+    *("bytes_of_a_step", "zero", "zero_of_many"),
 )
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float64; directions of small singular values amplify rounding
 
@@ -116,6 +117,16 @@ def test_sharded_optimizer_state(two):
     assert_close(results[0], scenarios.alone("linear", 2, "SGD, svd"))
     for by_rank in two["zero"]:
         assert "ZeroRedundancyOptimizer" in by_rank[2]
+
+
+def test_the_default_rate_of_sharded_optimizer_state_counts_the_parameters_of_all_ranks(two):
+    module = scenarios.chain()
+    whole = optim.AdamW(module.parameters(), lr=1e-3, rank=2, factorization="svd")
+    expected, weights = scenarios.train_chain(module, whole)
+    assert expected == [256 / 20, 256 / 19]
+    for angles, found in two["zero_of_many"]:
+        assert angles == expected
+        assert_close(found, weights)
 
 
 def test_each_half_of_the_ranks_is_a_job_of_its_own(four):
