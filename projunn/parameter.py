@@ -132,8 +132,8 @@ def rebuild(
 
 
 def mark(parameter: Tensor, layout: Layout, sketch: FactoredTensor | None = None) -> UnitaryParameter:
-    """Makes a unitary parameter of an ``nn.Parameter``, in place."""
-    if type(parameter) is nn.Parameter:
+    """Makes a unitary parameter of an ``nn.Parameter`` or a plain tensor, in place."""
+    if type(parameter) in (nn.Parameter, Tensor):
         parameter.__class__ = UnitaryParameter
     marked = cast(UnitaryParameter, parameter)
     marked.pairs, marked.blocks, marked.singletons = layout

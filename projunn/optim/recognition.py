@@ -6,18 +6,20 @@ from torch import Tensor, nn
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.optim.sharded import has_whole_matrices, is_sharded
+from projunn.optim.stacked import mark_stacked
 from projunn.parameter import declarations, name_of, recognise
 from projunn_kernels import private
 
 
 def recognise_parameters(parameters: Sequence[Tensor]) -> None:
-    """Marks the unitary ones among the parameters, by what their modules know of them.
+    """Marks the unitary ones among the parameters, by what modules know of them or of what is stacked.
 
     Raises:
         TypeError: a unitary parameter that cannot be stepped: see `check_parameter`.
         ValueError: a module has no parameter any more in the place of a unitary one.
     """
     recognise()
+    mark_stacked(parameters)
     for p in parameters:
         check_parameter(p)
     given = {id(p) for p in parameters}

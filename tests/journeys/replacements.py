@@ -12,7 +12,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import projunn
-from projunn import matrix_view, unitary_parameters
+from projunn import matrix_view, unitarity_defect, unitary_parameters
 from tests.dense import defect
 from tests.journeys.layers import NEAR, input_of, run, same, trains
 
@@ -43,14 +43,33 @@ def called_functionally(layer):
 
 
 def stacked(layer):
+    """An ensemble computes what its members do, and an optimizer of the stacks keeps them unitary."""
     modules = [layer.make() for _ in range(3)]
-    parameters, _ = stack_module_state(modules)
+    stacks, _ = stack_module_state(modules)
     x = input_of(layer, modules[0])
+
+    def member(i):
+        result = functional_call(modules[0], {name: p[i] for name, p in stacks.items()}, (x,))
+        return result[0] if isinstance(result, tuple) else result
+
     for i, module in enumerate(modules):
-        own = {name: p[i] for name, p in parameters.items()}
-        result = functional_call(modules[0], own, (x,))
-        result = result[0] if isinstance(result, tuple) else result
-        torch.testing.assert_close(result, run(module, x))
+        torch.testing.assert_close(member(i), run(module, x))
+    optimizer = projunn.optim.SGD(list(stacks.values()), lr=3.0, momentum=0.9)
+    known = {n: p for n, p in modules[0].named_parameters() if isinstance(p, projunn.UnitaryParameter)}
+    marks = {n: p for n, p in stacks.items() if isinstance(p, projunn.UnitaryParameter)}
+    assert [(n, p.pairs, p.blocks) for n, p in marks.items()] == [
+        (n, p.pairs, p.blocks) for n, p in known.items()
+    ]
+    before, target = {n: p.detach().clone() for n, p in marks.items()}, torch.randn_like(member(0))
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((member(i) - target).abs().square().mean() for i in range(3)).backward()
+        optimizer.step()
+    assert optimizer.skipped_steps() == 0
+    for name, p in marks.items():
+        assert (p.detach() - before[name]).abs().flatten(1).amax(1).min() > 1e-4, "one does not move"
+        assert defect(matrix_view(p).detach()) < NEAR
+        assert unitarity_defect(p.detach()).max() < NEAR
 
 
 def pruned(layer):
