@@ -51,6 +51,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
     plain_rule: ClassVar[Any]  # the optimizer of all other parameters, a class of torch.optim or alike
     keeps_unitary: ClassVar[bool] = True
+    takes_sketches: ClassVar[bool] = True  # whether its rule can do without the entries of a gradient
     normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
     _counts: tuple[int, int] = (0, 0)  # unitary parameters at the last step, and those that are trained
     _elsewhere: int = 0  # trained ones that other processes step: see `whole`

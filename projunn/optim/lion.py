@@ -114,6 +114,7 @@ class Lion(UnitaryOptimizer):
 
     plain_rule = _PlainLion
     normalizes = True
+    takes_sketches = False
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from projunn_kernels.files import replacing
 
 BODIES = tuple(dict.fromkeys(["unitary", *(b for task in TASKS.values() for b in task.compared)]))
 # The rules that step unitary parameters; `projunn.optim` has classes that do other things too.
-OPTIMIZERS: dict[str, Callable[..., UnitaryOptimizer]] = {
+OPTIMIZERS: dict[str, type[Any]] = {
     name.lower(): found
     for name in optim.__all__
     if issubclass(found := getattr(optim, name), UnitaryOptimizer)
@@ -128,6 +128,8 @@ class TrainConfig(_TaskFields):
             raise ValueError("steps: give a budget in steps or in seconds")
         self._check_compared()
         self._check_declared()
+        if self.sketch_rank is not None:
+            self._check_sketched()
         TASKS[self.task].check(self.task_options)
 
     def _check_compared(self) -> None:
@@ -147,6 +149,22 @@ class TrainConfig(_TaskFields):
             option.check(got)
             if self.task not in by_task and option.elsewhere and got != option.default:
                 raise ValueError(option.elsewhere)
+
+    def _check_sketched(self) -> None:
+        """Raise ValueError for what sketched gradients cannot have, which steps would refuse."""
+        given = f"with sketch_rank {self.sketch_rank}"
+        if self.factorization == "tangent":
+            others = " or ".join(name for name in FACTORIZATIONS if name != "tangent")
+            raise ValueError(
+                f"factorization: got 'tangent' {given}: a sketch of the gradient lacks its tangent part;"
+                f" wanted {others}, or no sketch_rank"
+            )
+        if not OPTIMIZERS[self.optimizer].takes_sketches:
+            others = " or ".join(name for name, rule in OPTIMIZERS.items() if rule.takes_sketches)
+            raise ValueError(
+                f"optimizer: got {self.optimizer!r} {given}: it needs the entries of the gradient, which"
+                f" is never formed; wanted {others}, or no sketch_rank"
+            )
 
     @property
     def takes_momentum(self) -> bool:

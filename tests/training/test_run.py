@@ -279,6 +279,16 @@ def test_broken_folders_are_refused(tmp_path):
         ("adding", {"lr": float("nan")}, "lr: got nan"),
         ("adding", {"momentum": -1.0}, "momentum: got -1.0"),
         ("adding", {"momentum": 0.9, "optimizer": "lion"}, "with optimizer 'lion'.*sgd or rmsprop"),
+        (
+            "adding",
+            {"sketch_rank": 1, "factorization": "tangent"},
+            "'tangent' with sketch_rank 1.*svd or",
+        ),
+        (
+            "unitary",
+            {"sketch_rank": 2, "optimizer": "lion"},
+            "'lion' with sketch_rank 2.*sgd or adamw",
+        ),
         ("adding", {"steps": 0}, "steps: got 0, wanted a finite number above 0"),
         ("adding", {"seconds": 0.0}, "seconds: got 0.0"),
         ("adding", {"seed": -1}, "seed: got -1, wanted 0 to 4294967295"),
