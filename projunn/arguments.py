@@ -18,6 +18,11 @@ _BY_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast c
 # Not by `torch.dtype.to_complex`, which Dynamo cannot trace.
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
+_LEAF = (
+    ": torch.fx.symbolic_trace cannot follow this layer; trace with a torch.fx.Tracer whose"
+    " is_leaf_module is True for it, or use torch.export"
+)
+
 Converted = Literal["nothing", "reals", "all numbers"]
 
 
@@ -97,8 +102,15 @@ def on_device(value: Any, make: Callable[[], Tensor]) -> Tensor:
 def tensor(name: str, value: Any) -> Tensor:
     """``value``, checked to be a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {_said(value)}, wanted a tensor")
+        symbolic = is_symbolic(value)
+        raise TypeError(f"{name}: got {_said(value)}, wanted a tensor{_LEAF if symbolic else ''}")
     return value
+
+
+def is_symbolic(value: Any) -> bool:
+    """True for what stands for a tensor in a symbolic trace of ``torch.fx``."""
+    fx = sys.modules.get("torch.fx")
+    return fx is not None and isinstance(value, fx.Proxy)
 
 
 def matrices(name: str, value: Any) -> Tensor:
@@ -141,8 +153,7 @@ def check_numbers(
         ValueError: it is on another device, or sparse.
     """
     if not isinstance(value, Tensor):
-        _refuse(name, value)
-        return
+        tensor(name, value)
     if value.dtype is not weight.dtype:
         _check_dtype(name, value, weight, is_complex, converted)
     if value.device != weight.device:
@@ -154,12 +165,6 @@ def check_strided(name: str, value: Tensor) -> None:
     if value.layout is not torch.strided or value.is_quantized:
         kind = value.dtype if value.is_quantized else value.layout
         raise ValueError(f"{name}: got a tensor of {kind}, wanted one whose numbers are stored plainly")
-
-
-def _refuse(name: str, value: Any) -> None:
-    fx = sys.modules.get("torch.fx")
-    if fx is None or not isinstance(value, fx.Proxy):  # which stands for a tensor in a symbolic trace
-        tensor(name, value)
 
 
 def _check_dtype(

@@ -76,7 +76,7 @@ class OrthogonalFinetuning(UnitaryModule):
         return self.rotation.shape[-1]
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim == 0 or input.shape[-1] != self.in_features:
+        if tensor("input", input).ndim == 0 or input.shape[-1] != self.in_features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {self.in_features})")
         blocks = input.unflatten(-1, (-1, self.block_size))
         turned = einsum(blocks, self.rotation.to(input.dtype), "... b i, b i j -> ... b j")

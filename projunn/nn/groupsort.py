@@ -36,7 +36,13 @@ class GroupSort(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         try:
             return self._sorted(input)
-        except (AttributeError, IndexError, RuntimeError, TypeError):  # to say it in our words
+        except (
+            AttributeError,
+            IndexError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # to say it in our words
             self._check(input)
             raise
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projunn.arguments import check_numbers, check_strided, flag, positive
+from projunn.arguments import check_numbers, check_strided, flag, is_symbolic, positive
 from projunn.init import haar_
 from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.sketched import sketched_linear
@@ -83,6 +83,8 @@ class UnitaryLinear(UnitaryModule):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias, is_complex = self.weight, self.bias, self.is_complex
+        if not (is_complex or isinstance(input, Tensor)) and is_symbolic(input):
+            return functional.linear(input, weight, bias)
         check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {self.in_features})")

@@ -2,10 +2,22 @@
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
+import projunn
 from projunn.models import ResNet9
-from projunn.nn import UnitaryConv2d, UnitaryLinear, UnitaryRNN
+from projunn.nn import (
+    BlockUnitaryLinear,
+    GroupSort,
+    LocalUnitaryConv2d,
+    OrthogonalFinetuning,
+    UnitaryConv2d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+)
+from projunn.optim import SGD
 
 needs_onnx = pytest.mark.requires("onnx", "onnxscript", "onnxruntime")
 
@@ -47,6 +59,48 @@ def test_an_exported_rnn_takes_any_batch_and_length(options, strict):
         x = torch.randn(time, batch, 3)
         torch.testing.assert_close(program.module()(x), model(x))
         torch.testing.assert_close(decomposed.module()(x), model(x))
+
+
+@pytest.mark.parametrize("sketch_rank", [None, 2])
+def test_a_symbolic_trace_goes_through_real_linear_layers(sketch_rank):
+    """And computes dense gradients, as an exported program does."""
+    model = nn.Sequential(UnitaryLinear(4, 6, sketch_rank=sketch_rank), nn.ReLU())
+    traced, x = torch.fx.symbolic_trace(model), torch.randn(3, 4)
+    assert any(node.target is nn.functional.linear for node in traced.graph.nodes)
+    torch.testing.assert_close(traced(x), model(x))
+    assert [type(p) for p in traced.parameters()] == [type(p) for p in model.parameters()]
+    optimizer = SGD(traced.parameters(), lr=1.0)
+    traced(x).square().sum().backward()
+    optimizer.step()
+    assert projunn.unitarity_defect(getattr(traced, "0").weight).max() < 1e-6
+
+
+class Leaves(torch.fx.Tracer):
+    """As docs/modules.md has it."""
+
+    def is_leaf_module(self, m, name):
+        return type(m).__module__.startswith("projunn") or super().is_leaf_module(m, name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: UnitaryLinear(4, 4, dtype=torch.complex64), (3, 4)),
+        (lambda: BlockUnitaryLinear(2, 2), (3, 4)),
+        (lambda: UnitaryConv2d(4, 4, 4), (3, 4, 4, 4)),
+        (lambda: LocalUnitaryConv2d(4, 4, 3), (3, 4, 4, 4)),
+        (lambda: UnitaryRNN(4, 5), (3, 2, 4)),
+        (lambda: UnitaryRNNCell(4, 5), (3, 4)),
+        (lambda: OrthogonalFinetuning(nn.Linear(4, 4), 2), (3, 4)),
+        (lambda: GroupSort(2), (3, 4)),
+    ],
+)
+def test_a_symbolic_trace_is_refused_by_other_layers_and_has_them_as_leaves(layer, shape):
+    model, x = nn.Sequential(layer()), torch.randn(shape)
+    with pytest.raises(TypeError, match=r"wanted a tensor: .*is_leaf_module.*torch\.export"):
+        torch.fx.symbolic_trace(model)
+    traced = torch.fx.GraphModule(model, Leaves().trace(model))
+    torch.testing.assert_close(traced(x), model(x))
 
 
 def test_an_exported_program_can_be_trained_with_dense_gradients():
