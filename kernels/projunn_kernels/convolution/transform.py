@@ -59,8 +59,8 @@ def fourier_inverse(
 def ways() -> list[str]:
     """Which path `auto` takes for which convolution, in words."""
     side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
-    tall = f"{LONGEST_SIDE} x {LONGEST_SIDE} where the GPU is a Hopper or Blackwell of a data center"
-    kernel = f"{LONGEST_HEIGHT} x {LONGEST_SIDE} or {FEW_POINTS} points ({tall}) by Triton kernels"
+    tall = f"{LONGEST_SIDE} x {LONGEST_SIDE} on a Hopper or Blackwell of a data center"
+    kernel = f"{LONGEST_HEIGHT} x {LONGEST_SIDE} or {FEW_POINTS} points by Triton kernels ({tall})"
     return [
         f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, else FFT",
         f"on a GPU, transforms of up to {kernel}; larger, three-dimensional and complex ones by cuFFT",
