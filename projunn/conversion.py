@@ -16,6 +16,7 @@ from projunn.manifold import MATRIX_DTYPES, dtype_names, make_unitary
 from projunn.noticing import TOLERANCE, OffManifoldWarning, off_manifold
 from projunn.selection import Place, names_of, places
 from projunn_kernels import private
+from projunn_kernels.precision import in_full_precision
 
 _WANTED = (
     "one of torch.nn.utils.parametrizations.orthogonal, geotorch.orthogonal, or a"
@@ -30,6 +31,7 @@ class _Constraint(NamedTuple):
     refused: str
 
 
+@in_full_precision
 def convert(module: nn.Module, name: str | Iterable[str] = "*") -> nn.Module:
     """Make parameters that other libraries keep orthogonal `UnitaryParameter` s, in place.
 

@@ -5,6 +5,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from projunn_kernels.precision import in_full_precision
+
 
 class FactoredTensor(torch.Tensor):
     """``L R^H``, (*batch, m, n), stored as its factors L (*batch, m, r) and R (*batch, n, r).
@@ -89,6 +91,7 @@ class FactoredTensor(torch.Tensor):
         """
         return self._rows(slice(None))
 
+    @in_full_precision
     def _rows(self, which: slice) -> Tensor:
         """Some rows of `to_dense`."""
         product = self.left[..., which, :] @ _adjoint(self.right)

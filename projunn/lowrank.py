@@ -10,10 +10,12 @@ from torch import Tensor
 
 from projunn.arguments import check_generator, is_whole, one_of, tensor
 from projunn_kernels import adjoint_product, factor, orthonormalize
+from projunn_kernels.precision import in_full_precision
 
 FACTORIZATIONS = ("lsi", "column", "subspace", "svd")
 
 
+@in_full_precision
 def factorize(
     matrix: Tensor,
     rank: int,

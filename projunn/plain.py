@@ -21,9 +21,11 @@ from projunn.nn import (
     UnitaryRNNCell,
 )
 from projunn.nn.module import UnitaryModule
+from projunn_kernels.precision import in_full_precision
 
 
 @torch.no_grad()
+@in_full_precision
 def to_plain(module: nn.Module) -> nn.Module:
     """Puts PyTorch's own layers in the place of ours, with the same output, for deployment.
 

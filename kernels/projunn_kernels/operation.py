@@ -32,7 +32,7 @@ from projunn_kernels import private, selfcheck
 from projunn_kernels.backends import TooManyPrograms, chosen_backend, run_under, uses_triton
 from projunn_kernels.configs.kernel import Kernel
 from projunn_kernels.differentiation import function_of, is_plain
-from projunn_kernels.precision import exact_products, may_be_inexact
+from projunn_kernels.precision import exact_products, may_be_inexact, without_autocast
 
 
 def anything(*_: Any, **__: Any) -> bool:
@@ -70,7 +70,8 @@ class Operation:
         derivative: how autograd differentiates it, or None.
         plain: the formula in PyTorch operations that change nothing in place, or None.  It takes what
             ``eager`` takes, and is differentiated and batched as PyTorch does it.
-        autocast: whether it computes in float32 under ``torch.autocast``.
+        autocast: whether it takes half precision under ``torch.autocast``, as float32.  No operation
+            computes in half precision because of it.
         tf32: whether its products of float32 may be in TF32 where PyTorch's setting says so; those of
             other operations are exact (`projunn_kernels.precision`).
         bundle: for operations of many arguments, the dataclass whose fields they are.  Then ``eager``,
@@ -125,7 +126,7 @@ class Operation:
         values = arguments if bundle is None else vars(bundle)
         tensor = self._tensor(values)
         if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
-            if self.autocast and private.in_transform() and _is_autocast_on(tensor):
+            if private.in_transform() and _is_autocast_on(tensor):
                 return self._in_float32(tensor.device.type, values)
             # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
             return self.registered(**{n: values[n] for n in self._names if n in values})
@@ -155,6 +156,8 @@ class Operation:
         return self._run(self._tensor(arguments), None, arguments)
 
     def _run(self, tensor: Tensor, bundle: Any, arguments: dict[str, Any]) -> Any:
+        if private.is_autocast_on():
+            return without_autocast(self._run, tensor, bundle, arguments)
         if self.tf32 or not may_be_inexact():
             return self._carry_out(tensor, bundle, arguments)
         with exact_products:
@@ -220,6 +223,8 @@ class Operation:
         return run_under(ctx.chosen, self.derivative.backward, ctx, *grads)
 
     def _plainly(self, *arguments: Any) -> Any:
+        if private.is_autocast_on():
+            return without_autocast(self._plainly, *arguments)
         plain, bundle = self.plain, self.bundle
         assert plain is not None
         call = plain if bundle is None else lambda **values: plain(bundle(**values))
@@ -227,7 +232,7 @@ class Operation:
 
     def _in_float32(self, kind: str, values: dict[str, Any]) -> Any:
         """A call without autocast, which transforms would leave to the operations of the formula."""
-        halves = (torch.float16, torch.bfloat16)
+        halves = (torch.float16, torch.bfloat16) if self.autocast else ()
         single = {
             n: v.float() if isinstance(v, Tensor) and v.dtype in halves else v for n, v in values.items()
         }

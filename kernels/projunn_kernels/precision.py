@@ -3,19 +3,25 @@
 ``torch.set_float32_matmul_precision("high")`` and ``torch.backends.cuda.matmul.fp32_precision = "tf32"``
 let a GPU multiply float32 in TF32, whose products are off by 5e-4.  For the activations and gradients of
 a layer that is what the user asked for.  A matrix that is multiplied so is no longer unitary, so what
-steps, corrects or measures weights multiplies in true float32 (`exact_products`).
+steps, corrects or measures weights multiplies in true float32 (`exact_products`).  For the same reason
+it does so outside of ``torch.autocast``, which would multiply in half precision (`without_autocast`,
+`in_full_precision`).
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from projunn_kernels.private import float32_setting
+from projunn_kernels.private import float32_setting, is_autocast_on
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _BACKENDS = {"cuda": torch.backends.cuda.matmul, "mkldnn": torch.backends.mkldnn.matmul}  # type: ignore[attr-defined]
 _EXACT = ("ieee", "none")
 
@@ -66,6 +72,8 @@ def may_be_inexact() -> bool:
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in true float32; in compiled code, which cannot change settings, by way of float64."""
+    if is_autocast_on():
+        return without_autocast(exact_product, a, b)
     if torch.compiler.is_compiling():
         if a.device.type == "cpu" or a.dtype not in (torch.float32, torch.complex64):
             return a @ b
@@ -75,6 +83,29 @@ def exact_product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     with exact_products:
         return a @ b
+
+
+def without_autocast(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+) -> Result:
+    """``function(*arguments, **options)``, computed in the dtypes of the arguments.
+
+    Entering the two contexts takes 10 us, so callers ask `is_autocast_on` first.
+    """
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        return function(*arguments, **options)
+
+
+def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorates a function that does inside of ``torch.autocast`` what it does outside."""
+
+    @wraps(function)
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if is_autocast_on():
+            return without_autocast(function, *arguments, **options)
+        return function(*arguments, **options)
+
+    return call
 
 
 @contextmanager

@@ -11,6 +11,7 @@
 ``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
                  `torch.compiler.is_exporting` and its kin return, for a third of the time.
 ``is_orthogonal_parametrization``  torch 2.11 to 2.13: what `parametrizations.orthogonal` registers.
+``is_autocast_on``  torch 2.11 to 2.13: `torch.is_autocast_enabled` of all devices at once.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
 ``is_watched``   torch 2.11 to 2.13: how many modes are active, and whether ``torch.jit`` traces.
 ``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
@@ -59,6 +60,10 @@ def lazy_views() -> AbstractContextManager[None]:
 
 # ``torch.backends.<backend>.matmul.fp32_precision``: ``ieee``, ``tf32``, ``bf16`` or ``none``
 float32_setting: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
+
+
+# Whether a device has autocast on; compiled code asks it too.
+is_autocast_on: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
 def warms_up_a_graph(device: torch.device) -> bool:

@@ -43,7 +43,8 @@ from projunn.optim.stored import fit_state, kinds_of_state
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
-from projunn_kernels import orthonormalize, seeded_normal
+from projunn_kernels import orthonormalize, private, seeded_normal
+from projunn_kernels.precision import in_full_precision, without_autocast
 
 
 class UnitaryOptimizer(torch.optim.Optimizer):
@@ -155,7 +156,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step of every parameter that has a gradient.
+        """Takes one step of every parameter that has a gradient; the same inside of ``torch.autocast``.
 
         Args:
             closure: as in `torch.optim`: evaluates the model again and returns the loss.
@@ -176,12 +177,17 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if torch.compiler.is_compiling():
             traced_step(self)
+        elif private.is_autocast_on():
+            without_autocast(self._eager_step)
         else:
-            self.check_options()
-            members = self._members()
-            self._plain_step()
-            self._unitary_step(members, keep=True)
+            self._eager_step()
         return loss
+
+    def _eager_step(self) -> None:
+        self.check_options()
+        members = self._members()
+        self._plain_step()
+        self._unitary_step(members, keep=True)
 
     def check_options(self) -> None:
         """Raises ValueError if an option of a group was set to what it cannot be."""
@@ -355,6 +361,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                 saved["state"].setdefault(index, {})
         return saved
 
+    @in_full_precision
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
 

@@ -13,6 +13,7 @@ from projunn.manifold import MATRIX_DTYPES, dtype_names
 from projunn.optim.options import warn_of_misspelt
 from projunn.optim.sharded import is_sharded
 from projunn.parameter import is_unitary
+from projunn_kernels.precision import in_full_precision
 
 
 class PlainSGD(torch.optim.Optimizer):
@@ -51,7 +52,7 @@ class PlainSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step of every parameter that has a gradient.
+        """Takes one step of every parameter that has a gradient; the same inside of ``torch.autocast``.
 
         Args:
             closure: as in ``torch.optim``: evaluates the model again and returns the loss.
@@ -66,6 +67,11 @@ class PlainSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._all_steps()
+        return loss
+
+    @in_full_precision
+    def _all_steps(self) -> None:
         for group in self.param_groups:
             self._check(group)
         others = []
@@ -81,7 +87,6 @@ class PlainSGD(torch.optim.Optimizer):
                 self._plain = torch.optim.SGD([torch.zeros(0)])
             self._plain.param_groups, self._plain.state = others, self.state
             inspect.unwrap(torch.optim.SGD.step)(self._plain)  # below hooks, which run for this one
-        return loss
 
     def skipped_steps(self) -> int:
         """The number of steps of matrices that were not taken so far; it waits for their devices."""

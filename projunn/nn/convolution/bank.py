@@ -15,6 +15,7 @@ from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.convolution.frequencies import energy_weights, full_response, resample, windowed
 from projunn.nn.module import UnitaryModule, start_sketch
 from projunn_kernels import frequencies
+from projunn_kernels.precision import in_full_precision
 
 Size = int | Sequence[int]
 
@@ -109,6 +110,7 @@ class FilterBank(UnitaryModule):
         if self.own_weight is not None:
             self.own_weight.copy_(own)
 
+    @in_full_precision
     def energy_outside(self, window: Size) -> Tensor:
         """The energy of the filter outside a window around its centre: a scalar, differentiable.
 
@@ -137,6 +139,7 @@ class FilterBank(UnitaryModule):
         return torch.cat([outside, rest]) @ energy_weights(self._grid, outside)
 
     @torch.no_grad()
+    @in_full_precision
     def project_gradient_(self, window: Size) -> None:
         """Replaces the weights' gradients by their part in a window, so that filters grow only there.
 
