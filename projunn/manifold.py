@@ -16,6 +16,7 @@ from projunn.arguments import of_kind, positive
 from projunn.layout import Layout, as_matrices
 from projunn.parameter import (
     UnitaryParameter,
+    constrained,
     declarations,
     declare,
     forget,
@@ -87,10 +88,12 @@ def constrain(
 
     A parameter's matrices are replaced by their polar factors, the nearest unitary (or
     semi-orthogonal) matrices.  The parameter stays the same object and becomes a `UnitaryParameter`, so
-    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working.  One
-    that is unitary already is projected again.  On the meta device there is nothing to project yet.
-    A ``state_dict`` does not tell which parameters are unitary: a model that loads one is to be
-    constrained again before, or the weights load as plain parameters, without a warning.
+    that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working: those of
+    `projunn.optim` keep its momentum and second moments.  One that is unitary already is projected
+    again; with other ``blocks`` than before it needs a new optimizer.  On the meta device there is
+    nothing to project yet.  A ``state_dict`` does not tell which parameters are unitary: a model that
+    loads one is to be constrained again before, or the weights load as plain parameters, without a
+    warning.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,
@@ -124,6 +127,8 @@ def constrain(
 def make_unitary(place: Place, layout: Layout) -> None:
     """Marks the parameter of a slot as unitary, and projects it."""
     parameter = cast(nn.Parameter, place.owner._parameters[place.name])
+    if not isinstance(parameter, UnitaryParameter):
+        constrained[0] = str(int(constrained[0]) + 1)
     sketch = parameter.sketch if isinstance(parameter, UnitaryParameter) else None
     declare(place.owner, place.name, mark(parameter, layout, sketch))
     if not private.is_fake(parameter):

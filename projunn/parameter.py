@@ -196,6 +196,8 @@ class Declaration:
         return [(name, slot, p) for name, slot, p in pairs if isinstance(p, UnitaryParameter)]
 
 
+# How many plain parameters were made unitary: steps that were compiled before are to be traced anew.
+constrained = ["0"]
 _ATTRIBUTE, _STEPS = "_unitary_slots", "_steps_beside_unitary"
 _declarations: "weakref.WeakSet[Declaration]" = weakref.WeakSet()
 _unclear: set[torch.Size] = set()  # of parameters whose shape alone does not tell their matrices

@@ -39,7 +39,7 @@ from projunn.optim.options import (
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
-from projunn.optim.stored import fit_state, kinds_of_state
+from projunn.optim.stored import fit_state, kinds_of_state, take_over
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
@@ -215,12 +215,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     members.append(local_member(index, p, self.state[p], group))
                     continue
                 member, state = kept.get(index), self.state[p]
-                if (
-                    member is None
-                    or member.parameter is not p
-                    or member.state is not state
-                    or member.group is not group
-                ):
+                if member is None or not member.is_of(p, state, group):
                     member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
@@ -279,9 +274,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         wanted = (*averages, group["averages"], group["rank"], group["factorization"])
         if member.complete == (*wanted, len(state)):
             return
+        plain = take_over(p, state, averages)
         member.start_counting(on_device)
         view = view_like(p, p.detach())
-        made_for = member.made_for or self._loaded.get(p)
+        made_for = plain or member.made_for or self._loaded.get(p)
         if averages:
             held = made_for is not None and not averages.keys().isdisjoint(state)
             before = made_for[0] if made_for is not None and held else None

@@ -29,7 +29,7 @@ from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
 from projunn.optim.parts import part_from_banks
 from projunn.optim.recognition import check_parameter
-from projunn.parameter import is_unitary, notice, recognise
+from projunn.parameter import constrained, is_unitary, notice, recognise
 from projunn_kernels.operation import Operation, nothing
 
 
@@ -99,6 +99,7 @@ _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary(
 
 def traced_step(optimizer: Traceable) -> None:
     """The step of an optimizer in the form that Dynamo traces: see the top of this file."""
+    assert constrained[0]  # of which Dynamo makes a guard, as of the types of parameters it does not
     calls = []
     for group in optimizer.param_groups:
         for kind in ("real", "complex"):

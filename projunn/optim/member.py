@@ -1,6 +1,6 @@
 """One unitary parameter in one step of an optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Member:
         period: steps between two polishes by default; 0 as long as nobody has asked.
         asked: what `projunn.optim.stopping` asked last, and which of the answers are its own.
         shown: the parameters that a message is about, if ``parameter`` is a copy of them.
+        blocks: those of the parameter.
     """
 
     index: int
@@ -54,15 +55,36 @@ class Member:
     period: int = 0
     asked: Any = None
     shown: tuple[UnitaryParameter, ...] = ()
+    blocks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.blocks = self.parameter.blocks
+
+    def is_of(self, parameter: UnitaryParameter, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Whether these are its own, and the matrices of the parameter are as many as they were."""
+        same = self.parameter is parameter and self.state is state and self.group is group
+        return same and self.blocks == parameter.blocks
 
     def check_state(self) -> None:
-        """Raises TypeError if the parameter was converted to another precision than its state has."""
+        """Raises an error if the parameter was changed in ways that its state does not follow.
+
+        Raises:
+            TypeError: it was converted to another precision.
+            ValueError: `projunn.constrain` has made another number of matrices of it.
+        """
         p, skipped = self.parameter, self.state.get("skipped")  # of the precision of all the state
         if skipped is not None and skipped.dtype != p.dtype.to_real():
             raise TypeError(
                 f"params: a parameter of shape {tuple(p.shape)} is {p.dtype}, and its state in the"
                 f" optimizer is {skipped.dtype}; wanted an optimizer made after the conversion, or for"
                 " reals optimizer.load_state_dict(optimizer.state_dict()), which converts the state"
+            )
+        missed, batch = self.state.get("missed"), view_like(p, p.detach()).shape[:-2]
+        if missed is not None and missed.shape != batch:
+            raise ValueError(
+                f"params: a parameter of shape {tuple(p.shape)} has another number of matrices,"
+                f" {batch.numel()}, than its state in the optimizer has, {missed.numel()}; wanted an"
+                " optimizer made after projunn.constrain"
             )
 
     def start_counting(self, on_device: bool = False) -> None:

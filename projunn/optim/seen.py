@@ -27,7 +27,7 @@ class Seen:
             (group, list(group["params"]), list(map(type, group["params"])))
             for group in optimizer.param_groups
         ]
-        self._each = [(m, m.parameter, m.parameter.dtype) for m in members]
+        self._each = [(m, m.parameter, m.parameter.dtype, m.parameter.blocks) for m in members]
         self._states = list(self._state.values())
         every = (p for _, params, _ in self._groups for p in params)
         self.only_unitary = all(map(is_unitary, every))
@@ -53,9 +53,9 @@ class Seen:
                 return None
         if len(state) != len(self._states) or not all(map(is_, state.values(), self._states)):
             return None
-        for member, parameter, dtype in self._each:
+        for member, parameter, dtype, blocks in self._each:
             grad = parameter.grad
-            if grad is None or parameter.dtype is not dtype:
+            if grad is None or parameter.dtype is not dtype or parameter.blocks != blocks:
                 return None
             member.grad = grad
         return self.members

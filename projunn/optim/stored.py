@@ -18,7 +18,7 @@ from projunn.layout import as_matrices
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import average_columns, truncated
-from projunn.optim.member import counter
+from projunn.optim.member import COUNTERS, counter
 from projunn_kernels import adjoint_product, orthonormalize, seeded_normal
 
 
@@ -55,6 +55,22 @@ def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bo
     if "basis" in state and "probe" in state:
         _resize_bases(p, state)
         p.sketch.stored_left.copy_(state["basis"])
+
+
+def take_over(
+    p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool]
+) -> tuple[str, str] | None:
+    """Make state that the plain rule kept, before `projunn.constrain`, that of ``p``, in place.
+
+    Returns:
+        What `kinds_of_state` has of a parameter; None if the state is empty, or that of a unitary one.
+    """
+    if not state or "missed" in state:
+        return None
+    fit_state(p, state, averages)
+    if "step" in state:
+        state["step"] = state["step"].to(COUNTERS["step"])
+    return "gradient", ""
 
 
 def kinds_of_state(
