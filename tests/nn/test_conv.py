@@ -1,11 +1,13 @@
 """Unitary convolutions: exact, before and after training, and what their filters say."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
 
 import projunn
-from projunn.nn import UnitaryConv1d, UnitaryConv2d, UnitaryConv3d
+from projunn.nn import UnitaryConv1d, UnitaryConv2d, UnitaryConv3d, UnitaryConvTranspose2d
 from projunn.optim import SGD, AdamW, RMSprop
 from tests.dense import defect
 
@@ -320,6 +322,24 @@ def test_a_layer_that_keeps_its_input_trains_as_one_that_keeps_its_spectrum(sket
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert layer.resized((3, 3)).keep_spectrum is False
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [UnitaryConv2d, UnitaryConvTranspose2d])
+@pytest.mark.parametrize("sketch_rank", [None, 1])
+def test_a_layer_in_half_precision_computes_in_float32(kind, sketch_rank, half):
+    x = torch.randn(5, 4, 6, 8).to(half)
+    layer = kind(4, 2, (6, 8), 2, sketch_rank=sketch_rank).to(half)
+    wanted = copy.deepcopy(layer).float()(x.float())
+    found = layer(x)
+    assert found.dtype == half
+    assert torch.equal(found, wanted.to(half))
+    assert torch.equal(layer.frequency_response(), copy.deepcopy(layer).float().frequency_response())
+    plain = layer.to_plain()
+    assert {p.dtype for p in plain.parameters()} == {half}
+    assert torch.allclose(plain.float()(x.float()), wanted, atol=0.1)
+    found.float().square().sum().backward()
+    assert layer.weight.grad.dtype == half
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -5,6 +5,7 @@ business of `projunn.nn.convolution.layers`.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,13 @@ from projunn_kernels import frequencies
 from projunn_kernels.precision import in_full_precision
 
 Size = int | Sequence[int]
+HALVES = (torch.float16, torch.bfloat16)
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
+
+
+def single(tensor: Maybe) -> Maybe:
+    """A tensor of half precision as float32; every other one, and None, as it is."""
+    return tensor.float() if tensor is not None and tensor.dtype in HALVES else tensor
 
 
 class FilterBank(UnitaryModule):
@@ -87,8 +95,8 @@ class FilterBank(UnitaryModule):
 
     def _reals(self) -> tuple[Tensor, Tensor | None]:
         """The same with complex numbers as pairs of reals, as they are stored."""
-        own = self.own_weight
-        return self._together(self.weight), None if own is None else self._together(own)
+        weight, own = single(self.weight), single(self.own_weight)
+        return self._together(weight), None if own is None else self._together(own)
 
     def _together(self, matrices: Tensor) -> Tensor:
         return matrices.unflatten(0, (-1, self.groups)).flatten(1, 2)

@@ -48,8 +48,9 @@ class UnitaryConv2d(UnitaryConvolution):
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also
         without the batch axis.  A complex layer takes real input too.  Under ``torch.autocast`` input of
         half precision is computed with in float32, and the output is float32: the norm is that of the
-        input as it was rounded, to float32's accuracy.  ``channels_last`` input is read as it is by the
-        GPU kernels, and copied elsewhere; the output is contiguous.
+        input as it was rounded, to float32's accuracy.  A real layer that was converted to half
+        precision computes in float32 too, and returns half precision.  ``channels_last`` input is read
+        as it is by the GPU kernels, and copied elsewhere; the output is contiguous.
 
     Attributes:
         weight: the free complex matrices of P frequencies, a `projunn.UnitaryParameter` (P groups, m,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from projunn.arguments import check_numbers, check_strided, flag, per_axis, positive
 from projunn.manifold import matrix_view
-from projunn.nn.convolution.bank import FilterBank, Size, checked_groups
+from projunn.nn.convolution.bank import HALVES, FilterBank, Size, checked_groups, single
 from projunn.nn.convolution.cells import (
     cells_to_channels,
     channels_to_cells,
@@ -128,11 +128,14 @@ class UnitaryConvolution(FilterBank):
                 x = filled_up(x, self._missing)
             x = cells_to_channels(x, stride)
         x = images_apart(x, self.dilation)
-        arguments = x, self.weight, self.own_weight, bias, list(self.grid_size), self.keep_spectrum
-        if sketch_of(self.weight) is None:
-            y, *_ = fourier_convolution(*arguments)
+        weight, own, grid = self.weight, self.own_weight, (list(self.grid_size), self.keep_spectrum)
+        if weight.dtype in HALVES:  # which have no Fourier transforms
+            y, *_ = fourier_convolution(single(x), single(weight), single(own), single(bias), *grid)
+            y = y.to(weight.dtype)
+        elif sketch_of(weight) is None:
+            y, *_ = fourier_convolution(x, weight, own, bias, *grid)
         else:
-            y = sketched_convolution(*arguments)
+            y = sketched_convolution(x, weight, own, bias, *grid)
         y = images_together(y, self.dilation)
         return channels_to_cells(y, stride) if self.transposed else y
 
@@ -192,6 +195,8 @@ class UnitaryConvolution(FilterBank):
             groups=self.groups,
             missing=self._missing,
         )
+        if self.weight.dtype in HALVES:
+            modules.to(self.weight.dtype)
         return modules.train(self.training)
 
     def resized(self, spatial_size: Size) -> "UnitaryConvolution":
