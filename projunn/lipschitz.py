@@ -111,7 +111,7 @@ def certified_accuracy(
     radii = [number("radii", radius, 0, float_info.max) for radius in given]
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
     layers = list(_bounds(model)) if lipschitz is None else []
-    distances = torch.tensor(list(radii), dtype=torch.float64)
+    distances = torch.tensor(list(radii), dtype=torch.float64, device="cpu")
     slopes = (
         distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
     )
@@ -138,7 +138,7 @@ def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:
     norms = [bound.norm for _, bound in layers]
     last = layers[-1][0] if layers else None
     if not isinstance(last, nn.Linear | UnitaryLinear):
-        return torch.full((1, 1), sqrt(2) * prod(norms), dtype=torch.float64)
+        return torch.full((1, 1), sqrt(2) * prod(norms), dtype=torch.float64, device="cpu")
     rows = _matrix(last).cpu()
     rows = (torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows).double()
     # Not by products of rows, which cancel where two rows are nearly equal.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from projunn_kernels.backends import on_device
 
-EVERY = torch.tensor(True)  # the mask of one matrix, or of all, that costs nothing to make or look at
+# The mask of one matrix, or of all, that costs nothing to make or look at.
+EVERY = torch.tensor(True, device="cpu")
 _every: dict[torch.Size, Tensor] = {}
 
 

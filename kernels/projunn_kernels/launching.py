@@ -295,7 +295,7 @@ def table_of(
         for entry, value in zip(table.unbind(), values, strict=True):
             entry.fill_(value)
     elif table is None:
-        host = torch.tensor(values, dtype=dtype)
+        host = torch.tensor(values, dtype=dtype, device="cpu")
         on_it = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
         table = _tables.keep(key, on_it)
     return table

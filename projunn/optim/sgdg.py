@@ -133,7 +133,7 @@ def _start(weight: Tensor, parameter: Tensor, state: dict[str, Any]) -> None:
         )
     for _ in range(3 if defect > _ROUNDING else 0):
         polish_(weight)
-    state["step"] = torch.zeros((), dtype=torch.int64)
+    state["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
     state["skipped"] = torch.zeros((), dtype=weight.dtype.to_real(), device=weight.device)
 
 

@@ -204,9 +204,9 @@ def _widths(width: int, planes: int) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _waves(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    index = torch.arange(count, dtype=torch.float64)
+    index = torch.arange(count, dtype=torch.float64, device="cpu")
     angle = torch.outer(index, index).remainder(count) * (2 * pi / count)
-    own, half = [0, count // 2][: _own(count)], torch.arange(1, (count + 1) // 2)
+    own, half = [0, count // 2][: _own(count)], torch.arange(1, (count + 1) // 2, device="cpu")
     paired = sqrt(2) * torch.cat([angle[half].cos(), angle[half].sin()])
     return (torch.cat([angle[own].cos(), paired]) / sqrt(count)).to(dtype).to(device)
 
@@ -222,7 +222,7 @@ def waves(count: int, like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _conjugate_columns(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    index = torch.arange(count, dtype=torch.float64)
+    index = torch.arange(count, dtype=torch.float64, device="cpu")
     angle = torch.outer(index, index).remainder(count) * (2 * pi / count)
     cos, sin = angle.cos() / sqrt(count), angle.sin() / sqrt(count)
     along, across = torch.cat([cos, sin]), torch.cat([-sin, cos])

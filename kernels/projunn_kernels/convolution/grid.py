@@ -75,9 +75,10 @@ class Frequencies:
 
     def wavenumbers(self) -> Tensor:
         """Integer wavenumbers of the paired bins and then of the own bins, (paired + own, axes)."""
-        grid = torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).view(*self.shape, -1)
+        axes = [torch.arange(n, device="cpu") for n in self.shape]
+        grid = torch.cartesian_prod(*axes).view(*self.shape, -1)
         inner = grid[..., self.inner, :].reshape(-1, len(self.size))
-        rest = torch.tensor((*self.boundary, *self.own), dtype=torch.long)
+        rest = torch.tensor((*self.boundary, *self.own), dtype=torch.long, device="cpu")
         return torch.cat([inner, grid.view(-1, len(self.size))[rest]])
 
 

@@ -30,8 +30,8 @@ def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
 
     Slot 0 has two cosines, of the frequencies 0 and width / 2.  ``back`` transposes it, for the inverse.
     """
-    wave = torch.zeros(padded(width), 2, padded(width) // 2, dtype=torch.float64)
-    points = torch.arange(width, dtype=torch.float64)
+    wave = torch.zeros(padded(width), 2, padded(width) // 2, dtype=torch.float64, device="cpu")
+    points = torch.arange(width, dtype=torch.float64, device="cpu")
     for k in range((width + 1) // 2):
         angle = 2 * pi * k / width * points
         wave[:width, 0, k], wave[:width, 1, k] = angle.cos(), angle.sin()
@@ -44,9 +44,9 @@ def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
 @lru_cache(maxsize=256)
 def along_columns(height: int, device: torch.device) -> Tensor:
     """(points, cosines and then sines of the frequencies), over the root of the height."""
-    wave = torch.zeros(padded(height), 2, padded(height), dtype=torch.float64)
-    turns = torch.arange(height, dtype=torch.float64) / height
-    angle = 2 * pi * turns[:, None] * torch.arange(height)
+    wave = torch.zeros(padded(height), 2, padded(height), dtype=torch.float64, device="cpu")
+    turns = torch.arange(height, dtype=torch.float64, device="cpu") / height
+    angle = 2 * pi * turns[:, None] * torch.arange(height, device="cpu")
     wave[:height, :, :height] = torch.stack([angle.cos(), angle.sin()], 1)
     return _halves(wave.flatten(1) / sqrt(height), device)
 
@@ -58,9 +58,9 @@ def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Te
     ``back`` transposes it, for the inverse.
     """
     points, (most, pairs) = prod(size), points_and_pairs(size)
-    units = torch.eye(points, dtype=torch.float64).view(points, 1, *size)
+    units = torch.eye(points, dtype=torch.float64, device="cpu").view(points, 1, *size)
     paired, own = eager.transform(units, list(size), True)
-    matrix = torch.zeros(most, 2 * pairs + LEAST, dtype=torch.float64)
+    matrix = torch.zeros(most, 2 * pairs + LEAST, dtype=torch.float64, device="cpu")
     for part in (0, 1):
         first = part * pairs
         matrix[:points, first : first + len(paired)] = paired[:, :, 0, part].mT

@@ -131,7 +131,7 @@ def rotated_basis(
     if factor.shape == (factor.shape[0], 1) and dtype == torch.float32 and not on_device(factor):
         plane = _rotated_plane(factor, pulled, retraction)
         if plane is not None:
-            return *plane, torch.tensor(True)
+            return *plane, EVERY
     q, e, norms = step_basis_and_norms(factor, pulled)
     f, taken = rotation(e, retraction, torch.finfo(dtype).eps)
     if factor.shape[-1] > 1 and norms is not None and norms.numel():
@@ -154,7 +154,9 @@ def _small(norms: Tensor, large: float) -> Tensor:
     k = norms.shape[-1] // 2
     if norms.ndim == 2 and not on_device(norms):
         (sizes,) = norms.tolist()
-        return EVERY if hypot(*sizes[:k]) * hypot(*sizes[k:]) < large else torch.tensor(False)
+        if hypot(*sizes[:k]) * hypot(*sizes[k:]) < large:
+            return EVERY
+        return torch.tensor(False, device="cpu")
     of_y, of_z = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (norms[..., :k], norms[..., k:]))
     return of_y * of_z < large
 
@@ -192,5 +194,6 @@ def _rotated_plane(factor: Tensor, pulled: Tensor, retraction: str) -> tuple[Ten
         return None
     q = ((1 / a, 0.0), (-b / (a * c), 1 / c))  # columns, of coefficients of y and z
     rotated = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
-    rows = (torch.tensor([*rotated, *q], dtype=torch.float64) @ vectors).to(factor.dtype)
+    coefficients = torch.tensor([*rotated, *q], dtype=torch.float64, device=factor.device)
+    rows = (coefficients @ vectors).to(factor.dtype)
     return rows[:2].mT, rows[2:].mT

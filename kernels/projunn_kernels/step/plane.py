@@ -70,7 +70,8 @@ def plane_step(
         return False
     q = ((1 / a, 0.0), (-b / (a * c), 1 / c))  # columns, of coefficients of y and z
     rotated = [[f1 * q1 + f2 * q2 for q1, q2 in zip(*q, strict=True)] for f1, f2 in f]
-    rows = (torch.tensor([*rotated, q[1]], dtype=torch.float64) @ vectors).to(weight.dtype)
+    coefficients = torch.tensor([*rotated, q[1]], dtype=torch.float64, device=weight.device)
+    rows = (coefficients @ vectors).to(weight.dtype)
     other = _times(w, rows[2])
     w.addcmul_(moved.unsqueeze(1), rows[0])
     w.addcmul_(other.unsqueeze(1), rows[1])

@@ -148,7 +148,7 @@ class _Workspace(threading.local):
     most = 1 << 28  # bytes; larger ones are not kept
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def like(self, states: Tensor) -> Tensor:
         """Uninitialised memory of the shape of ``states``, good until the next call."""
@@ -156,7 +156,7 @@ class _Workspace(threading.local):
         if size > self.most:
             return torch.empty_like(states)
         if self._bytes.numel() < size:
-            self._bytes = torch.empty(size, dtype=torch.uint8)
+            self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._bytes[:size].view(states.dtype).view(states.shape)
 
 

@@ -59,7 +59,7 @@ class Steps:
         if mask is None or mask.device.type != "cpu":
             return [mask is not None] * len(self.sizes)
         total = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.squeeze(1).cumsum(0)])
-        some: list[bool] = (total[torch.tensor(self.offsets)].diff() > 0).tolist()
+        some: list[bool] = (total[torch.tensor(self.offsets, device="cpu")].diff() > 0).tolist()
         return some
 
     def panels(self) -> list[tuple[int, int]]:

@@ -16,12 +16,12 @@ from projunn_kernels import Frequencies
 def full_response(paired: Tensor, own: Tensor | None, grid: Frequencies) -> Tensor:
     """W_k at every point k of the full grid, (*size, m, n) complex; differentiable."""
     bank = paired if own is None else torch.cat([paired, own.to(paired.dtype)])
-    size = torch.tensor(grid.size)
+    size = torch.tensor(grid.size, device="cpu")
     known = grid.wavenumbers()
-    strides = torch.tensor([size[i + 1 :].prod() for i in range(len(size))])
-    number = torch.arange(len(known))
-    place = torch.zeros(grid.points, dtype=torch.long)
-    conjugated = torch.zeros(grid.points, dtype=torch.bool)
+    strides = torch.tensor([size[i + 1 :].prod() for i in range(len(size))], device="cpu")
+    number = torch.arange(len(known), device="cpu")
+    place = torch.zeros(grid.points, dtype=torch.long, device="cpu")
+    conjugated = torch.zeros(grid.points, dtype=torch.bool, device="cpu")
     if own is not None:
         mirror = ((-known) % size * strides).sum(-1)
         place[mirror], conjugated[mirror] = number, True
@@ -104,9 +104,9 @@ def energy_weights(grid: Frequencies, like: Tensor) -> Tensor:
 
 def _waves(grid: Frequencies, window: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """cos and sin of 2 pi k.q / size for the window's offsets q, (taps, bins), and the weights c_k."""
-    ranges = [torch.arange(-((w - 1) // 2), w // 2 + 1) for w in window]
+    ranges = [torch.arange(-((w - 1) // 2), w // 2 + 1, device="cpu") for w in window]
     offsets = torch.cartesian_prod(*ranges).view(-1, len(window))
     turns = offsets[:, None] * grid.wavenumbers()[None]  # exact integers
-    size = torch.tensor(grid.size)
+    size = torch.tensor(grid.size, device="cpu")
     angle = (2 * pi * ((turns % size) / size.double()).sum(-1)).to(like.device)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype), energy_weights(grid, like)

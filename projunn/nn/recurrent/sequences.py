@@ -45,9 +45,9 @@ class Sequences:
                 inner = torch.arange(later.shape[0], device=later.device) > 0
                 resets = later.roll(1, 0) & inner.unsqueeze(1)
             else:
-                sizes, first = torch.tensor(self.batch_sizes), self.batch_sizes[0]
+                sizes, first = torch.tensor(self.batch_sizes, device="cpu"), self.batch_sizes[0]
                 earlier = sizes[:-1].repeat_interleave(sizes[1:])  # how far off the last step's row is
-                before = (torch.arange(first, len(later)) - earlier).to(later.device)
+                before = (torch.arange(first, len(later), device="cpu") - earlier).to(later.device)
                 resets = torch.cat([torch.zeros_like(later[:first]), later[before]])
         found = Sequences(self.steps, self.batch_sizes, resets)
         found._mirror = self._mirror
@@ -71,9 +71,9 @@ class Sequences:
 
 def _mirror(batch_sizes: list[int]) -> Tensor:
     """For each packed row, the row of the same sequence that is as far from its other end."""
-    sizes = torch.tensor(batch_sizes)
+    sizes = torch.tensor(batch_sizes, device="cpu")
     offsets = sizes.cumsum(0) - sizes
-    lengths = (torch.arange(batch_sizes[0]) < sizes.unsqueeze(1)).sum(0)
-    time = torch.arange(len(batch_sizes)).repeat_interleave(sizes)
-    sequence = torch.arange(sum(batch_sizes)) - offsets[time]
+    lengths = (torch.arange(batch_sizes[0], device="cpu") < sizes.unsqueeze(1)).sum(0)
+    time = torch.arange(len(batch_sizes), device="cpu").repeat_interleave(sizes)
+    sequence = torch.arange(sum(batch_sizes), device="cpu") - offsets[time]
     return offsets[lengths[sequence] - 1 - time] + sequence

@@ -52,8 +52,8 @@ def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tens
         (e11, e12), (e21, e22) = e.tolist()
         single = how.plane(e11, e12, e21, e22, precision)
         if single is None:
-            return torch.zeros_like(e), torch.tensor(False)
-        return torch.tensor(single, dtype=e.dtype), torch.tensor(True)
+            return torch.zeros_like(e), torch.tensor(False, device="cpu")
+        return torch.tensor(single, dtype=e.dtype, device=e.device), torch.tensor(True, device=e.device)
     if how.two_by_two is not None and e.shape[-1] == 2:
         f, usable = how.two_by_two(e, precision)
     else:
