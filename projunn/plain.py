@@ -35,8 +35,9 @@ def to_plain(module: nn.Module) -> nn.Module:
         UnitaryRNN, -Cell        nn.RNN, nn.RNNCell, for "tanh" and "relu", real      the same weights
 
     All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
-    rounding of the dtype.  A convolution costs as much as its filter is large, which the Fourier
-    transform spared it.  Hooks of replaced layers do not come along.
+    rounding of the dtype.  PyTorch's complex layers take complex input alone, where ours take reals too:
+    give those as ``x.to(torch.complex64)``.  A convolution costs as much as its filter is large, which
+    the Fourier transform spared it.  Hooks of replaced layers do not come along.
 
     Args:
         module: the model, which is changed in place (pass ``copy.deepcopy(model)`` to keep it), or one

@@ -45,6 +45,18 @@ LAYERS = {
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+@pytest.mark.parametrize("name", [name for name in LAYERS if "complex" in name])
+def test_plain_complex_layers_take_complex_input_alone(name):
+    make, shape, _ = LAYERS[name]
+    layer, x = make(), torch.randn(3, *shape, dtype=torch.float64)
+    expected = layer(x)
+    plain = to_plain(layer)
+    assert torch.allclose(plain(x.to(torch.complex128)), expected)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        plain(x)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_has_a_plain_one_with_the_same_output(name):
     make, shape, kind = LAYERS[name]

@@ -184,7 +184,8 @@ class UnitaryConvolution(FilterBank):
         """Modules of ``torch.nn`` that compute the same, for programs that do not know this library.
 
         A circular padding and an ``nn.Conv2d``, or an ``nn.ConvTranspose2d``, with a kernel as large as
-        the image: ``spatial_filter()``, an ordinary weight that nothing keeps unitary.  It is slower.
+        the image: ``spatial_filter()``, an ordinary weight that nothing keeps unitary.  It is slower,
+        and if it is complex it takes complex input alone.
         """
         modules = plain_convolution(
             self.spatial_filter(),
