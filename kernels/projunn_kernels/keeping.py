@@ -23,7 +23,10 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         """The entry, which is in use again, or None."""
         value = self.get(key)
         if value is not None:
-            self.move_to_end(key)
+            try:
+                self.move_to_end(key)
+            except KeyError:  # another thread has just forgotten it
+                self[key] = value
         return value
 
     def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:

@@ -48,7 +48,8 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     Raises:
         TooManyPrograms: along an axis of the grid.
     """
-    grid = _three(grid)
+    if max(grid[1:], default=0) > MAX_PROGRAMS:
+        _three(grid)
     if _stand_in is not None:
         _stand_in(kernel)[grid](**arguments)
     else:
@@ -62,7 +63,7 @@ def _launched(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> 
     if binary is None:
         _remember(key, kernel[grid](**arguments))
         return _binaries.get(key)
-    _run(binary, grid, [_passed(arguments[name]) for name in kernel.arg_names])
+    _run(binary, _three(grid), [_passed(arguments[name]) for name in kernel.arg_names])
     return binary
 
 
@@ -143,7 +144,7 @@ class Launch:
         if self._binary is None or _stand_in is not None:
             self._first(self.arguments | changed)
             return
-        values, places = self._values, self._places
+        values, places = self._values.copy(), self._places  # other threads may be here too
         for name, value in changed.items():
             values[places[name]] = value if type(value) is int else _passed(value)
         _run(self._binary, self.grid, values)
@@ -288,7 +289,8 @@ def table_of(
     values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64
 ) -> Tensor:
     """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
-    key = (device, dtype, values)
+    stream = private.current_raw_stream(device.index) if device.type == "cuda" else 0
+    key = (device, stream, dtype, values)
     table = _tables.found(key)
     if table is None and keeping.capturing(device):
         table = torch.empty(len(values), dtype=dtype, device=device)

@@ -171,7 +171,11 @@ class Operation:
         if self.launches is None or not uses_triton(tensor) or not self.fits(*positional, **arguments):
             return self.eager(*positional, **arguments)
         try:
-            result = self._launches(*positional, **arguments)
+            if tensor.is_cuda and tensor.get_device() != private.current_device():
+                with torch.cuda.device(tensor.device):  # to which Triton launches
+                    result = self._launches(*positional, **arguments)
+            else:
+                result = self._launches(*positional, **arguments)
         except (selfcheck.Distrusted, TooManyPrograms):  # before anything was changed
             return self.eager(*positional, **arguments)
         changed = vars(positional[0]) if positional else arguments

@@ -19,7 +19,7 @@
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 ``warms_up_a_graph``  torch 2.11 to 2.13: the state of the CUDA graphs that Inductor makes.
-``current_raw_stream``  torch 2.11 to 2.13: what `torch.cuda.current_stream` reads.
+``current_raw_stream``, ``current_device``  torch 2.11 to 2.13: what functions of `torch.cuda` read.
 ``float32_setting``  torch 2.11 to 2.13: what ``torch.backends`` reads, for a fifth of the time.
 """
 
@@ -77,6 +77,10 @@ def warms_up_a_graph(device: torch.device) -> bool:
     index = torch.cuda.current_device() if device.index is None else device.index
     manager = trees.get_manager(index, create_if_none_exists=False)
     return manager is not None and manager.path_state is trees.ExecutionState.WARMUP
+
+
+# The index of the current GPU; there is none in a build for CPUs.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", lambda: -1)
 
 
 def current_raw_stream(device: int | None = None) -> int:

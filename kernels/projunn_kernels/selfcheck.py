@@ -65,7 +65,8 @@ class Verdict:
 
 
 _Question = tuple[Problem, Config, tuple[tuple[str, Any], ...], torch.device]
-_answers: dict[_Question, Verdict | None] = {}
+_answers: dict[_Question, Verdict] = {}
+_one_at_a_time = threading.RLock()  # a check sets PyTorch's default dtype
 _generation = 0  # one more each time that verdicts are forgotten
 _state = threading.local()
 
@@ -91,11 +92,13 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
     if is_checking():
         return
     question = (problem, config, tuple(variant.items()), device)
-    if question not in _answers:
+    verdict = _answers.get(question)
+    if verdict is None:
         if mode() == "off" or (device.type == "cpu" and mode() != "always"):
             return
-        _answers[question] = _answer(problem, config, variant, device)
-    verdict = _answers[question]
+        verdict = _answer(problem, config, variant, device)
+        if verdict is not None:
+            _answers[question] = verdict
     if verdict is not None and verdict.problem:
         raise Distrusted(f"{verdict.kernel}: {verdict.problem}")
 
@@ -147,11 +150,14 @@ def _answer(
     if device.type == "cuda":
         known = _known().get(key)
         if known is not None:
+            if known.problem:
+                _warn(known)
             return known
         if torch.cuda.is_current_stream_capturing():
             return None  # nothing can be read here; the same launch outside of capture is checked
-    verdict = _check(kernel, small, config, variant, device)
-    if device.type == "cuda":
+    with _one_at_a_time:
+        verdict, lasts = _check(kernel, small, config, variant, device)
+    if device.type == "cuda" and lasts:
         _keep(key, verdict)
     if verdict.problem:
         _warn(verdict)
@@ -175,18 +181,25 @@ def smaller(kernel: Kernel, problem: Problem, config: Config) -> Problem:
     return Problem(small.operation, small.pairs, small.k, m, n, small.matrices)
 
 
+# Of Triton, which say the same at the next try.
+_ERRORS_OF_KERNELS = {"CompilationError", "UnsupportedLanguageConstruct", "OutOfResources"}
+
+
 def _check(
     kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
-) -> Verdict:
+) -> tuple[Verdict, bool]:
+    """The verdict, and whether it is one on the kernel: memory may be full, or a disk, by chance."""
     gpu, triton = device_of(device).name, tables.triton_version() or ""
     words = [kernel.name, "complex" if small.pairs else "real", f"k={small.k}", f"{small.m}x{small.n}"]
     words += [f"{name}={value}" for name, value in variant.items()]
+    lasts = True
     try:
         with _aside(), choice.using({kernel.name: config}):
             problem = compare(kernel, small, variant, device)
     except Exception as error:  # it does not compile, or cannot be launched: as bad as a wrong number
         problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return Verdict(" ".join(words), gpu, triton, problem)
+        lasts = type(error).__name__ in _ERRORS_OF_KERNELS
+    return Verdict(" ".join(words), gpu, triton, problem), lasts
 
 
 def compare(kernel: Kernel, problem: Problem, variant: Mapping[str, Any], device: torch.device) -> str:

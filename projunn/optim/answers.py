@@ -21,7 +21,7 @@ class Answer:
         if not self.on_host:
             self._here.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(tensor.device))
 
     def has_arrived(self) -> bool:
         """Whether `read` would not wait."""

@@ -136,7 +136,9 @@ class CapturedStep:
     def _capture(self, step: Callable[[], Any], before: _Graph | None = None) -> _Graph:
         """The graph of a step, in the memory of the one before, which is not replayed meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=None if before is None else before.pool()):
+        # Its own stream: PyTorch's is on the GPU that captured first.
+        stream = torch.cuda.Stream(self.optimizer.param_groups[0]["params"][0].device)
+        with torch.cuda.graph(graph, pool=None if before is None else before.pool(), stream=stream):
             step()
         return graph
 

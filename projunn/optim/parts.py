@@ -60,9 +60,12 @@ class Part:
         group = self.gradients[0].group
         rate = unitary_learning_rate(group, self._shape)
         sign = -1.0 if group["maximize"] else 1.0
-        if isinstance(rate, Tensor):
-            return sign, rate
-        return sign * rate, None
+        if not isinstance(rate, Tensor):
+            return sign * float(rate), None
+        p = self.members[0].parameter
+        if self._on_a_gpu and rate.device.type == "cpu":
+            return sign * rate.item(), None
+        return sign, rate.to(p.device, p.dtype.to_real()) if self._on_a_gpu else rate
 
     def settle(self, rule: Any) -> None:
         """Count what was missed, polish what is due, and look whether steps have stopped."""

@@ -1,5 +1,6 @@
 """A launch asks Triton for its binary once."""
 
+import contextlib
 import inspect
 import weakref
 
@@ -13,6 +14,7 @@ from projunn_kernels import launching, private
 from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.keeping import Recent
 from projunn_kernels.launching import Launch, addresses_of_flat, launch
+from projunn_kernels.operation import OPERATIONS
 
 STREAM = 7
 
@@ -189,3 +191,46 @@ def test_more_matrices_than_a_grid_takes_step_by_pytorch(kernels, launches, monk
         weights.append(weight.detach().cpu())
     torch.testing.assert_close(*weights, atol=2e-6, rtol=0)
     assert projunn.unitarity_defect(weights[1]).max() < 1e-6
+
+
+def test_a_kept_launch_is_safe_in_threads(kernel):
+    """The arguments of one call are no other's, though both are under way."""
+    run = Launch(kernel, (1,), x=torch.zeros(4), rate=0.5, n=4, BN=4, num_warps=1)
+    run()
+    before = run._values.copy()
+    run(rate=2.0)
+    assert run._values == before
+    assert kernel.made[-1][1][1] == 2.0
+
+
+def test_launches_are_made_on_the_gpu_of_their_tensors(monkeypatch):
+    """Triton launches to the current GPU, which may be another."""
+    seen, current = [], [0]
+
+    class Device(contextlib.AbstractContextManager):
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Somewhere:
+        is_cuda, device = True, torch.device("cuda", 1)
+
+        def get_device(self):
+            return 1
+
+    operation = OPERATIONS["refresh_basis_"]
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(private, "current_device", lambda: current[-1])
+    monkeypatch.setattr("projunn_kernels.operation.uses_triton", lambda tensor: True)
+    monkeypatch.setattr("projunn_kernels.operation._note_change", lambda tensors: None)
+    monkeypatch.setattr(operation, "fits", lambda **_: True)
+    monkeypatch.setitem(operation.__dict__, "_launches", lambda **_: seen.append(current[-1]))
+    arguments = dict.fromkeys(operation.mutates)
+    operation._carry_out(Somewhere(), None, arguments)
+    assert seen == [1]
+    assert current == [0]

@@ -1,6 +1,7 @@
 """Kernels that check themselves: a wrong one is never used, and a right one is asked once."""
 
 import json
+import threading
 import warnings
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ import torch
 import projunn
 from projunn.nn import UnitaryRNN
 from projunn_kernels import rank_update_, selfcheck
-from projunn_kernels.configs import tables
+from projunn_kernels.configs import choice, tables
 from projunn_kernels.configs.closed_form import closed_form
 from projunn_kernels.configs.kernel import KERNELS, Inputs
-from projunn_kernels.configs.problem import Device, Problem
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.launching import intercepted
 
 pytestmark = pytest.mark.interpreter_only
@@ -222,3 +223,34 @@ def test_a_check_leaves_the_random_numbers_alone():
     problem = Problem("product", False, 1, 20, 20, 1)
     kernel.case(problem, Inputs(CPU), listed="all", gradient=None)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_went_wrong_by_chance_is_no_verdict_for_ever(monkeypatch, tmp_path):
+    """Memory that is full, say.  What a compiler says of a kernel is one."""
+    kernel = KERNELS["product"]
+    small = selfcheck.smaller(kernel, kernel.compiled[0], closed_form(kernel.compiled[0], Device()))
+    config, variant = closed_form(small, Device()), next(kernel.variants_of(small))
+
+    class CompilationError(Exception):
+        pass
+
+    for error, lasts in ((torch.OutOfMemoryError("full"), False), (CompilationError("no"), True)):
+
+        def fails(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(selfcheck, "compare", fails)
+        verdict, kept = selfcheck._check(kernel, small, config, variant, CPU)
+        assert type(error).__name__ in verdict.problem
+        assert kept is lasts
+
+
+def test_configurations_that_are_given_are_those_of_a_thread():
+    seen = []
+    with choice.using({"product": Config(2, 2, 4)}):
+        thread = threading.Thread(target=lambda: seen.append(choice.settled()))
+        thread.start()
+        thread.join()
+        assert not choice.settled()
+    assert seen == [True]
+    assert choice.settled()

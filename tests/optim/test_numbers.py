@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+import projunn
 from projunn import optim
 from projunn.nn import BlockUnitaryLinear, UnitaryConv2d, UnitaryLinear, UnitaryRNN, UnitaryRNNCell
 from projunn.optim.options import unitary_learning_rate
@@ -163,3 +164,22 @@ def test_the_published_regularizer_is_the_energy_outside_times_the_pixels(dtype)
     constant = response.abs().square().sum()
     energy = layer.energy_outside(window)
     torch.testing.assert_close(energy * (size[0] * size[1]), published + constant, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["number of numpy", "tensor"])
+def test_a_rate_of_another_kind_reaches_the_kernels_as_a_number(kernels, kind):
+    """A number of NumPy's is none to Triton."""
+    rate = np.float32(0.1) if kind == "number of numpy" else torch.tensor(0.1)
+    weights = []
+    for lr in (0.1, rate):
+        torch.manual_seed(0)
+        weight = projunn.UnitaryParameter(projunn.init.haar_(torch.empty(5, 5)).to(kernels.device))
+        optimizer = projunn.optim.SGD([weight], lr=lr)
+        weight.grad = torch.randn(5, 5).to(kernels.device)
+        with kernels.backend():
+            optimizer.step()
+        weights.append(weight.detach())
+        found, scale = optimizer._together._parts[0]._rate()
+        assert type(found) is float
+        assert scale is None or kind == "tensor"
+    torch.testing.assert_close(*weights)

@@ -15,6 +15,7 @@ Nothing here imports triton or touches a device at import.
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,25 +193,33 @@ def _tables_in_force(device: Device) -> tuple[FoundTable, ...]:
 
 
 _generation = 0  # of the tables: one more each time that they are read anew
-_given: dict[str, Config] = {}
 _listeners: list[list[Problem]] = []
+
+
+class _Given(threading.local):
+    """The configurations that launches of this thread take, by their operations."""
+
+    def __init__(self) -> None:
+        self.configs: dict[str, Config] = {}
+
+
+_given = _Given()
 
 
 @contextmanager
 def using(configs: dict[str, Config]) -> Iterator[None]:
-    """Inside, launches of these operations take these configurations: for the autotuner."""
-    before = dict(_given)
-    _given.update(configs)
+    """Inside, launches of these operations by this thread take these configurations."""
+    before = _given.configs
+    _given.configs = before | configs
     try:
         yield
     finally:
-        _given.clear()
-        _given.update(before)
+        _given.configs = before
 
 
 def settled() -> bool:
     """True if nobody listens or gives configurations, so that launches may keep theirs."""
-    return not _given and not _listeners
+    return not _given.configs and not _listeners
 
 
 def generation() -> int:
@@ -238,7 +247,7 @@ def config_for(problem: Problem, device: Device) -> tuple[Config, str]:
     for problems in _listeners:
         if problem.operation in tuned():
             problems.append(problem)
-    given = _given.get(problem.operation)
+    given = _given.configs.get(problem.operation)
     return _config_for(problem, device) if given is None else (given, "given")
 
 
