@@ -1,7 +1,10 @@
 """What may be kept from call to call, and for how long."""
 
 from collections import OrderedDict
-from typing import Any, TypeVar
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from projunn_kernels import private, selfcheck
 from projunn_kernels.configs import choice
 
 _Prepared = TypeVar("_Prepared")
+_Arguments = ParamSpec("_Arguments")
 
 
 class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
@@ -57,3 +61,22 @@ def capturing(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.is_current_stream_capturing() or private.warms_up_a_graph(device)
+
+
+def constant(make: Callable[_Arguments, _Prepared]) -> Callable[_Arguments, _Prepared]:
+    """Decorates a function that makes constants on a device, one of its arguments: they are kept.
+
+    While ``torch.compile`` warms up what it will capture, what this thread allocates belongs to the
+    graph, so that another one makes them.
+    """
+    kept = lru_cache(maxsize=256)(make)
+
+    @wraps(make)
+    def found(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Prepared:
+        (device,) = (value for value in arguments if isinstance(value, torch.device))
+        if device.type != "cuda" or not private.warms_up_a_graph(device):
+            return kept(*arguments, **options)  # type: ignore[arg-type]
+        with ThreadPoolExecutor(1) as another:
+            return another.submit(kept, *arguments, **options).result()  # type: ignore[arg-type]
+
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import threading
 import weakref
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("triton")
 import projunn
 from projunn_kernels import launching, private
 from projunn_kernels.backends import TooManyPrograms
-from projunn_kernels.keeping import Recent
+from projunn_kernels.keeping import Recent, constant
 from projunn_kernels.launching import Launch, addresses_of_flat, launch
 from projunn_kernels.operation import OPERATIONS
 
@@ -234,3 +235,23 @@ def test_launches_are_made_on_the_gpu_of_their_tensors(monkeypatch):
     operation._carry_out(Somewhere(), None, arguments)
     assert seen == [1]
     assert current == [0]
+
+
+@pytest.mark.parametrize("warms_up", [False, True])
+def test_constants_are_not_made_in_the_memory_of_a_graph(monkeypatch, warms_up):
+    """That belongs to a thread, here to this one."""
+    makers = []
+
+    @constant
+    def number(size, device):
+        makers.append(threading.get_ident())
+        return torch.full((size,), 1.0)
+
+    monkeypatch.setattr(private, "warms_up_a_graph", lambda device: warms_up)
+    for _ in range(2):
+        assert torch.equal(number(2, torch.device("cuda", 0)), torch.ones(2))
+    assert len(makers) == 1
+    assert (makers[0] == threading.get_ident()) is not warms_up
+    monkeypatch.undo()
+    assert number(3, torch.device("cpu")).shape == (3,)
+    assert makers[1] == threading.get_ident()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.convolution.grid import Frequencies, frequencies
+from projunn_kernels.keeping import constant
 
 # Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT, and
 # how many numbers are transformed at a time (docs/measured.md).
@@ -168,7 +169,7 @@ def _ifft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> Non
     numbers.copy_(points)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _conjugation(scale: float, planes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Scales and conjugates the pairs of a row of planes, (planes, 2)."""
     return torch.tensor([scale, -scale], dtype=dtype, device=device).repeat(planes, 1)
@@ -237,7 +238,7 @@ def conjugate_columns(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return _conjugate_columns(count, like.dtype, like.device)
 
 
-@lru_cache(maxsize=256)
+@constant
 def index(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of the boundary, mirrored and own bins in the flattened half grid."""
     grid = frequencies(size, True)

@@ -1,7 +1,6 @@
 """The constant matrices of the transforms, in halves, (2, rows, columns): one for a size and device."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import pi, prod, sqrt
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.convolution import eager
+from projunn_kernels.keeping import constant
 
 LEAST = 16  # rows and columns of the operands of `tl.dot`
 
@@ -24,7 +24,7 @@ def points_and_pairs(size: Sequence[int]) -> tuple[int, int]:
     return points, max(LEAST, points // 2)
 
 
-@lru_cache(maxsize=256)
+@constant
 def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
     """(points, 2 slots): sqrt(2 / width) times the cosines and then the sines of all frequencies.
 
@@ -41,7 +41,7 @@ def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
     return _halves(wave.mT if back else wave, device)
 
 
-@lru_cache(maxsize=256)
+@constant
 def along_columns(height: int, device: torch.device) -> Tensor:
     """(points, cosines and then sines of the frequencies), over the root of the height."""
     wave = torch.zeros(padded(height), 2, padded(height), dtype=torch.float64, device="cpu")
@@ -51,7 +51,7 @@ def along_columns(height: int, device: torch.device) -> Tensor:
     return _halves(wave.flatten(1) / sqrt(height), device)
 
 
-@lru_cache(maxsize=256)
+@constant
 def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Tensor:
     """(points, cosines, sines and own bins): the transform of each point's unit signal.
 
