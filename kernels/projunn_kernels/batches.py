@@ -18,10 +18,15 @@ def as_matrices(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[-2:])
 
 
-def contiguous_matrices(tensor: Tensor) -> Tensor:
+def lying_flat(tensor: Tensor) -> Tensor:
     """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
     tensor = tensor.resolve_conj().contiguous()
-    return as_matrices(tensor if is_aligned(tensor) else tensor.clone())
+    return tensor if is_aligned(tensor) else tensor.clone()
+
+
+def contiguous_matrices(tensor: Tensor) -> Tensor:
+    """`lying_flat`, as (B, m, n)."""
+    return as_matrices(lying_flat(tensor))
 
 
 def is_aligned(tensor: Tensor) -> bool:

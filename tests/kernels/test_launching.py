@@ -16,6 +16,8 @@ from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.keeping import Recent, constant
 from projunn_kernels.launching import Launch, addresses_of_flat, launch
 from projunn_kernels.operation import OPERATIONS
+from projunn_kernels.rules import launch as rules_launch
+from projunn_kernels.step import launch as step_launch
 
 STREAM = 7
 
@@ -255,3 +257,35 @@ def test_constants_are_not_made_in_the_memory_of_a_graph(monkeypatch, warms_up):
     monkeypatch.undo()
     assert number(3, torch.device("cpu")).shape == (3,)
     assert makers[1] == threading.get_ident()
+
+
+@pytest.mark.parametrize("n", [6, 140])
+def test_gradients_of_a_bucket_are_stepped_by_kept_launches(kernels, monkeypatch, n):
+    """`DistributedDataParallel` puts gradients where their sizes leave them, aligned or not."""
+    made = []
+
+    def counted(kind):
+        class Counted(kind):
+            def __init__(self, *arguments):
+                made.append(kind)
+                super().__init__(*arguments)
+
+        return Counted
+
+    for module, name in ((step_launch, "Program"), (step_launch, "Passes"), (rules_launch, "Followed")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    results = []
+    for offset in (0, 1):
+        torch.manual_seed(0)
+        weight = projunn.UnitaryParameter(projunn.init.haar_(torch.empty(n, n)).to(kernels.device))
+        optimizer = projunn.optim.RMSprop([weight], lr=0.1)
+        bucket = torch.empty(n * n + 4, device=kernels.device)
+        grad = bucket[offset : n * n + offset].view(n, n)
+        made.clear()
+        with kernels.backend():
+            for _ in range(3):
+                weight.grad = grad.copy_(torch.randn(n, n))
+                optimizer.step()
+        assert len(made) == 2
+        results.append(weight.detach().cpu())
+    assert torch.equal(*results)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import flattened
+from projunn_kernels.batches import flattened, lying_flat
 from projunn_kernels.keeping import Recent, in_force, may_keep
 from projunn_kernels.launching import (
     Launch,
@@ -32,19 +32,20 @@ def follow_rule(step: RuleStep) -> Tensor:
     first = step.gradients[0]
     if first.numel() == 0:
         return first.new_empty(len(step.gradients), *first.shape)
-    lists = (step.gradients, step.means, step.squares, step.others)
+    lists = (step.means, step.squares, step.others)
     directions = _follow_kept(step)
     if directions is not None:
         return directions
     with ExitStack() as stack:
-        gradients, means, squares, others = (
-            [_lying_flat(stack, tensor) for tensor in tensors] for tensors in lists
+        means, squares, others = (
+            [_written_flat(stack, tensor) for tensor in tensors] for tensors in lists
         )
+        gradients = [lying_flat(tensor) for tensor in step.gradients]
         flat = replace(step, gradients=gradients, means=means, squares=squares, others=others)
         return Followed(flat)(flat)
 
 
-def _lying_flat(stack: ExitStack, tensor: Tensor) -> Tensor:
+def _written_flat(stack: ExitStack, tensor: Tensor) -> Tensor:
     """The tensor in contiguous memory; what is written there reaches it in the end."""
     return stack.enter_context(flattened(tensor)).view(tensor.shape)
 
@@ -56,7 +57,11 @@ def _follow_kept(step: RuleStep) -> Tensor | None:
         The directions; None if a tensor does not lie flat, and nothing was done.
     """
     first, averages = step.gradients[0], (step.means, step.squares, step.others)
-    gradients, *places = map(addresses_of_flat, (step.gradients, *averages))
+    places = [*map(addresses_of_flat, averages)]
+    gradients = addresses_of_flat(step.gradients)
+    if gradients is None:  # of buckets of `DistributedDataParallel`, say, in each step
+        step = replace(step, gradients=[lying_flat(t) for t in step.gradients])
+        gradients = addresses_of_flat(step.gradients)
     if gradients is None or None in places:
         return None
     if not may_keep(first):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import contiguous_matrices, flattened
+from projunn_kernels.batches import contiguous_matrices, flattened, lying_flat
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.keeping import Recent, capturing, in_force, may_keep
 from projunn_kernels.launching import (
@@ -114,8 +114,14 @@ def _take_kept(step: FusedStep) -> Tensor | None:
         The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
     """
     first = step.weights[0]
-    directions, weights = addresses_of_flat(step.directions), addresses_of_flat(step.weights)
-    if directions is None or weights is None:
+    weights = addresses_of_flat(step.weights)
+    if weights is None:
+        return None
+    directions = addresses_of_flat(step.directions)
+    if directions is None:  # of buckets of `DistributedDataParallel`, say, in each step
+        step = replace(step, directions=[lying_flat(t) for t in step.directions])
+        directions = addresses_of_flat(step.directions)
+    if directions is None:
         return None
     state = step.bases, step.probes, step.skipped, step.missed
     rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
