@@ -124,8 +124,8 @@ def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
 class Launch:
     """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others.
 
-    It keeps the tensors that it was given when it was made, not those of its calls: what has been
-    changed in one call must be in the next.
+    It keeps the arguments that it was given when it was made and first called, not those of later
+    calls: what one of them has changed, the next has to name too.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:

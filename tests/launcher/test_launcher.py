@@ -40,8 +40,9 @@ def test_every_parameter_arrives(shown):
 
 
 def test_launches_by_addresses_arrive_like_those_of_triton(shown):
+    """What a call does not name is as it was in the first."""
     addresses, first, *others = shown[:6]
-    changed = [{}, {}, {0: addresses["x"] + 128}, {0: addresses["x"] + 128, 2: bits(-2.0)}]
+    changed = [{}, {}, {0: addresses["x"] + 128}, {2: bits(-2.0)}]
     for launch, change in zip(others, changed, strict=True):
         values = [change.get(place, value) for place, value in enumerate(first["values"])]
         assert launch == first | {"values": values, "made": launch["made"]}
