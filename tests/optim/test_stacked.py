@@ -46,12 +46,13 @@ def test_an_ensemble_that_vmap_runs_stays_unitary():
 
 def test_a_stack_that_no_module_holds_is_named():
     """Its optimizer is made after the modules have gone, but for the one that the function is of."""
-    modules = [UnitaryLinear(4, 4, dtype=torch.complex64) for _ in range(2)]
+    # Of a size that no module of another test has, which may live still.
+    modules = [UnitaryLinear(11, 11, dtype=torch.complex64) for _ in range(2)]
     skeleton = copy.deepcopy(modules[0]).to("meta")
     stack = stacks_of(*modules)["weight"]
     del modules
     with pytest.warns(
-        UserWarning, match=r"\(2, 4, 4, 2\).*weight of UnitaryLinear.*pairs=True\)"
+        UserWarning, match=r"\(2, 11, 11, 2\).*weight of UnitaryLinear.*pairs=True\)"
     ) as said:
         RMSprop([stack], lr=0.1)
     assert said[0].filename == __file__
