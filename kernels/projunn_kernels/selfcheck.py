@@ -181,8 +181,8 @@ def smaller(kernel: Kernel, problem: Problem, config: Config) -> Problem:
     return Problem(small.operation, small.pairs, small.k, m, n, small.matrices)
 
 
-# Of Triton, which say the same at the next try.
-_ERRORS_OF_KERNELS = {"CompilationError", "UnsupportedLanguageConstruct", "OutOfResources"}
+# Of Triton, which says the same at the next try.
+_ERRORS_OF_KERNELS = {"CompilationError", "UnsupportedLanguageConstruct", "OutOfResources", "PTXASError"}
 
 
 def _check(

@@ -36,14 +36,8 @@ class GroupSort(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         try:
             return self._sorted(input)
-        except (
-            AttributeError,
-            IndexError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # to say it in our words
-            self._check(input)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            self._check(input)  # to say it in our words
             raise
 
     def _sorted(self, input: Tensor) -> Tensor:
