@@ -1,6 +1,7 @@
 """Training at equal budgets against other methods: `bench.field`, by the rules of ``docs/protocol.md``.
 
-The quick form trains for two seconds each, and repeats all of it; the other one goes on where it was.
+The quick form measures paces and trains for two seconds each, and repeats all of it; the other one goes
+on where it was.
 """
 
 import datetime
@@ -27,6 +28,6 @@ def run(results: Results, quick: bool = False) -> None:
         Comparison(results, cases, seconds=seconds, since=since).run()
     finally:
         torch.set_num_threads(threads)
-    print(report.tables(results.folder, since))
-    for path in report.draw(results.folder, since, suffix):
+    print(report.tables(results.folder, since, seconds))
+    for path in report.draw(results.folder, since, seconds, suffix):
         print(path)

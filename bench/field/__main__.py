@@ -7,7 +7,7 @@ import torch
 
 from bench.field import report
 from bench.field.cases import CASES
-from bench.field.protocol import SEEDS, Comparison
+from bench.field.protocol import Comparison
 from bench.records import FOLDER, Results
 
 
@@ -18,13 +18,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(CASES)}; or none")
     parser.add_argument("--methods", default="", metavar="A,B", help="parts of names; default: all")
     parser.add_argument("--seconds", type=float, metavar="X", help="of CPU time for each training")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N", help="the first so many")
-    parser.add_argument(
-        "--rates-of",
-        choices=CASES,
-        metavar="CASE",
-        help="in place of trials: the rates that were best on CASE",
-    )
+    parser.add_argument("--pace", action="store_true", help="measure the seconds of a step again")
     parser.add_argument("--data", type=Path, metavar="FILE", help="images for the cases of MNIST")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of rows and pictures")
     parser.add_argument("--no-draw", action="store_true", help="rows only")
@@ -39,14 +33,14 @@ def main() -> None:
         Results(arguments.results),
         [CASES[name] for name in arguments.cases],
         seconds=arguments.seconds,
-        seeds=SEEDS[: arguments.seeds],
         data=arguments.data,
-        rates_of=CASES[arguments.rates_of] if arguments.rates_of else None,
     )
+    if arguments.pace:
+        comparison.pace()
     comparison.run(tuple(filter(None, arguments.methods.split(","))))
     if arguments.no_draw:
         return
-    print(report.tables(arguments.results))
+    print(report.tables(arguments.results, seconds=arguments.seconds))
     for path in report.write(arguments.results):
         print(path)
 

@@ -17,10 +17,12 @@ class Case:
         name: on the command line and in rows.
         task: the name of the task.
         contenders: the methods.
-        seconds: of CPU time, the budget of one training.
+        seconds: of CPU time, the budget of one training, as steps at the pace of the method.
         options: those of the task.
         images: whether the task reads the images that ``--data`` names.
-        points: of a curve, at equal distances in time.
+        points: of a curve, at equal distances.
+        seeds: of the trainings at the best rate; the first is that of the trials.
+        rates_of: another case, whose best rate each method gets in place of trials.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     images: bool = False
     points: int = 12
+    seeds: int = 3
+    rates_of: str | None = None
 
     def make(self, seed: int, data: Path | None = None) -> Task:
         """The task for a seed."""
@@ -41,12 +45,12 @@ class Case:
 
 
 _ALL = (
-    Case("unitary", "unitary", matrices.CONTENDERS, 15, {"size": 512}),
-    Case("copying-200", "copying", recurrent.CONTENDERS, 40, {"length": 200}),
+    Case("unitary", "unitary", matrices.CONTENDERS, 5, {"size": 512}),
+    Case("copying-200", "copying", recurrent.CONTENDERS, 14, {"length": 200}),
     Case("adding-200", "adding", recurrent.CONTENDERS, 120, {"length": 200}),
-    Case("copying-1000", "copying", recurrent.CONTENDERS, 240, {"length": 1000}),
+    Case("copying-1000", "copying", recurrent.CONTENDERS, 46, {"length": 1000}),
     Case("adding-750", "adding", recurrent.CONTENDERS, 360, {"length": 750}),
-    Case("pixels-digits", "pixels", recurrent.CONTENDERS, 30, {"permuted": True}),
+    Case("pixels-digits", "pixels", recurrent.CONTENDERS, 9.5, {"permuted": True}),
     Case(
         "pixels-mnist",
         "pixels",
@@ -56,9 +60,9 @@ _ALL = (
         images=True,
         points=4,  # an evaluation takes as long as ten steps
     ),
-    Case("choices-copying", "copying", choices.CONTENDERS, 15, {"length": 200}),
-    Case("choices-pixels", "pixels", choices.CONTENDERS, 10, {"permuted": True}),
-    Case("images-digits", "images", convolutions.CONTENDERS, 60, {"width": 8}),
+    Case("choices-copying", "copying", choices.CONTENDERS, 9, {"length": 200}),
+    Case("choices-pixels", "pixels", choices.CONTENDERS, 8, {"permuted": True}),
+    Case("images-digits", "images", convolutions.CONTENDERS, 8, {"width": 8}),
     Case("images-mnist", "images", convolutions.CONTENDERS, 240, {"width": 8}, images=True),
     Case(
         "deep-mnist",

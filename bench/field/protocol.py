@@ -3,6 +3,8 @@
 For each case and method: one training with the first seed at each of its rates, and then, at the rate
 with the smallest last held-out loss, one with each of the other seeds.  A training whose row is already
 there is not repeated, so that a comparison that was stopped goes on where it ended.
+
+A budget is in seconds, and a method takes as many steps in it as its pace allows (`bench.field.pace`).
 """
 
 import json
@@ -12,23 +14,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.field.cases import Case
+from bench.field import pace
+from bench.field.cases import CASES, Case
 from bench.field.contender import Contender
 from bench.field.trial import train
 from bench.records import Results
 
 NAME = "field"
-PROTOCOL = 1  # of rows; to be raised when rows of before cannot be compared with new ones
-SEEDS = (0, 1, 2)
+PROTOCOL = 2  # of rows: a budget is a number of steps; before, CPU time of the training itself
+_ENOUGH = 0.97  # of a budget, for a training to count as one of it
 
 Row = dict[str, Any]
 
 
 def rows(folder: Path, since: str = "") -> list[Row]:
-    """The rows of this protocol in a folder of results, of a date (ISO 8601) or later."""
+    """The rows in a folder of results, of a date (ISO 8601) or later."""
     file = folder / f"{NAME}.jsonl"
-    every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [row for row in every if row["protocol"] == PROTOCOL and row["date"] >= since]
+    every = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return [row for row in every if row["date"] >= since]
 
 
 def loss_of(row: Row) -> float:
@@ -38,8 +41,29 @@ def loss_of(row: Row) -> float:
 
 def chosen(found: Iterable[Row]) -> float | None:
     """The rate at which the first seed ended with the smallest loss."""
-    trials = [row for row in found if row["seed"] == SEEDS[0]]
+    trials = [row for row in found if row["seed"] == 0]
     return min(trials, key=loss_of)["rate"] if trials else None
+
+
+def reaches(row: Row, step_s: float, seconds: float) -> bool:
+    """Whether a training took as many steps as a budget has, or ended because it diverged."""
+    return row["loss"] is None or row["steps"] * step_s >= _ENOUGH * seconds
+
+
+def kept(found: list[Row], case: Case, contender: Contender, step_s: float, seconds: float) -> list[Row]:
+    """The rows of a method at its best rate, one a seed, that reach a budget; or none.
+
+    Trials and seeds are of one protocol and budget: the latest, and then the largest.
+    """
+    own = [row for row in found if (row["case"], row["method"]) == (case.name, contender.name)]
+    for key in sorted({(row["protocol"], row["budget_s"]) for row in own}, reverse=True):
+        same = [row for row in own if (row["protocol"], row["budget_s"]) == key]
+        best = chosen(same)
+        seeds = {row["seed"]: row for row in same if row["rate"] == best}
+        complete = set(range(case.seeds)) <= set(seeds)
+        if complete and all(reaches(row, step_s, seconds) for row in seeds.values()):
+            return [seeds[seed] for seed in range(case.seeds)]
+    return []
 
 
 class Comparison:
@@ -49,10 +73,8 @@ class Comparison:
         results: where rows are and go.
         cases: what is compared on what.
         seconds: the budget of each training in place of each case's own.
-        seeds: of the trainings at the best rate; the first is that of the trials.
         data: the file of images, for the cases that read one.
         since: rows of before this date do not count as done.
-        rates_of: another case, whose best rate each method gets in place of trials.
     """
 
     def __init__(
@@ -61,79 +83,102 @@ class Comparison:
         cases: list[Case],
         *,
         seconds: float | None = None,
-        seeds: tuple[int, ...] = SEEDS,
         data: Path | None = None,
         since: str = "",
-        rates_of: Case | None = None,
     ) -> None:
-        self.results, self.cases, self.seeds, self.data = results, cases, seeds, data
-        self.seconds, self.since, self.rates_of = seconds, since, rates_of
+        self.results, self.cases, self.data = results, cases, data
+        self.seconds, self.since = seconds, since
         self.missing: dict[str, str] = {}
 
     def run(self, names: tuple[str, ...] = ()) -> None:
         """Train all that is not done, and say so; ``names`` are parts of names of methods, or none."""
         for case in self.cases:
+            paces = self._paces(case)
             of_case = [
                 one
                 for one in case.contenders
                 if not names or any(name.lower() in one.name.lower() for name in names)
             ]
             for number, contender in enumerate(of_case, 1):
-                self._contend(case, contender, f"{case.name}, {number} of {len(of_case)}")
+                where = f"{case.name}, {number} of {len(of_case)}: {contender.name}"
+                if contender.name in paces:
+                    self._contend(case, contender, paces[contender.name], where)
+                if contender.name in self.missing:
+                    print(f"{where} is left out: {self.missing[contender.name]}", flush=True)
 
-    def _contend(self, case: Case, contender: Contender, where: str) -> None:
-        for rate in self._rates(contender):
-            self._train(case, contender, rate, self.seeds[0], where)
+    def pace(self) -> None:
+        """Measure the paces of all methods again; the least of all measurements holds."""
+        for case in self.cases:
+            self._note_paces(case, pace.measure(case, case.contenders, self.data)[0])
+
+    def _paces(self, case: Case) -> dict[str, float]:
+        """As measured before; if that of a method is not known, all are measured."""
+        known = pace.known(self.results.folder, case, self.since)
+        if all(one.name in known for one in case.contenders):
+            return known
+        print(f"{case.name}: seconds a step of each method", flush=True)
+        measured, missing = pace.measure(case, case.contenders, self.data)
+        self.missing |= missing
+        added = pace.in_unit_of(known, measured)
+        self._note_paces(case, added)
+        return known | added
+
+    def _note_paces(self, case: Case, paces: dict[str, float]) -> None:
+        rows = [{"case": case.name, "method": name, "step_s": step} for name, step in paces.items()]
+        self.results.append(pace.NAME, rows)
+
+    def _contend(self, case: Case, contender: Contender, step_s: float, where: str) -> None:
+        for rate in self._rates(case, contender):
+            self._train(case, contender, rate, 0, step_s, where)
             if contender.name in self.missing:
                 return
-        best = chosen(self._done(case, contender))
+        best = chosen(self._done(case, contender, step_s))
         if best is None:
-            print(f"{where}: {contender.name} is left out: it has no rate", flush=True)
+            print(f"{where} is left out: it has no rate from {case.rates_of}", flush=True)
             return
-        for seed in self.seeds[1:]:
-            self._train(case, contender, best, seed, where)
+        for seed in range(1, case.seeds):
+            self._train(case, contender, best, seed, step_s, where)
 
-    def _rates(self, contender: Contender) -> tuple[float, ...]:
+    def _rates(self, case: Case, contender: Contender) -> tuple[float, ...]:
         """Those that are tried: its own, or the best of another case, if it was trained on it."""
-        if self.rates_of is None:
+        if case.rates_of is None:
             return contender.rates
-        best = chosen(
-            row
-            for row in rows(self.results.folder)
-            if (row["case"], row["method"], row["budget_s"])
-            == (self.rates_of.name, contender.name, self.rates_of.seconds)
-        )
-        return () if best is None else (best,)
+        other = CASES[case.rates_of]
+        step_s = pace.known(self.results.folder, other).get(contender.name)
+        found = rows(self.results.folder)
+        own = kept(found, other, contender, step_s, other.seconds) if step_s else []
+        return (own[0]["rate"],) if own else ()
 
     def _budget(self, case: Case) -> float:
         return case.seconds if self.seconds is None else self.seconds
 
-    def _done(self, case: Case, contender: Contender) -> list[Row]:
+    def _done(self, case: Case, contender: Contender, step_s: float) -> list[Row]:
+        key = (PROTOCOL, case.name, contender.name, self._budget(case))
         return [
             row
             for row in rows(self.results.folder, self.since)
-            if (row["case"], row["method"], row["budget_s"])
-            == (case.name, contender.name, self._budget(case))
+            if (row["protocol"], row["case"], row["method"], row["budget_s"]) == key
+            and reaches(row, step_s, self._budget(case))
         ]
 
-    def _train(self, case: Case, contender: Contender, rate: float, seed: int, where: str) -> None:
-        done = [(row["rate"], row["seed"]) for row in self._done(case, contender)]
+    def _train(
+        self, case: Case, contender: Contender, rate: float, seed: int, step_s: float, where: str
+    ) -> None:
+        done = [(row["rate"], row["seed"]) for row in self._done(case, contender, step_s)]
         if (rate, seed) in done:
             return
         started, budget = time.perf_counter(), self._budget(case)
-        what = f"{where}: {contender.name}, rate {rate:g}, seed {seed}"
         try:
-            row = train(case, contender, rate, seed, budget, self.data)
+            row = train(case, contender, rate, seed, max(1, round(budget / step_s)), self.data)
         except ImportError as error:
-            self.missing[contender.name] = f"{error.name or error} is not installed"
-            print(f"{where}: {contender.name} is left out: {self.missing[contender.name]}", flush=True)
+            self.missing[contender.name] = pace.what_is_missing(error)
             return
         key = {"protocol": PROTOCOL, "case": case.name, "method": contender.name}
         key |= {"rate": rate, "seed": seed, "budget_s": budget}
         self.results.append(NAME, [key | row])
         wall = time.perf_counter() - started
         print(
-            f"{what}: loss {loss_of(row):.4g} after {row['steps']} steps, {row['seconds']:.0f} s of CPU"
+            f"{where}, rate {rate:g}, seed {seed}: loss {loss_of(row):.4g} after {row['steps']} steps"
             f" ({wall:.0f} s)",
             flush=True,
         )

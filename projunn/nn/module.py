@@ -125,11 +125,14 @@ class UnitaryModule(nn.Module):
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
     """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 
-    They are dense under the transforms of ``torch.func`` and in forward mode, which know no factors, and
-    in exported and traced programs, which compute no gradients of weights.
+    They are dense under the transforms of ``torch.func`` and in forward mode, which know no factors, in
+    exported and traced programs, which compute no gradients of weights, and in half precision, which has
+    no factorizations and no optimizer here.
     """
     sketch: FactoredTensor | None = getattr(weight, "sketch", None)
-    return None if sketch is None or private.in_transform_or_export() else sketch
+    if sketch is None or weight.dtype not in MATRIX_DTYPES or private.in_transform_or_export():
+        return None
+    return sketch
 
 
 def start_sketch(weight: UnitaryParameter) -> None:

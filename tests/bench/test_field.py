@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import bench_field
-from bench.field import choices, convolutions, matrices, protocol, recurrent, report, trial
+from bench.field import choices, convolutions, matrices, pace, protocol, recurrent, report, trial
 from bench.field.cases import CASES
 from bench.field.contender import Contender
 from bench.field.protocol import Comparison
@@ -47,10 +47,10 @@ def test_every_method_trains_and_what_is_to_be_orthogonal_stays_so(case, contend
         pytest.importorskip(PEERS[contender.name])
     if case.task == "images":
         pytest.importorskip("sklearn")
-    row = trial.train(case, contender, contender.rates[0], seed=0, seconds=0.05)
+    row = trial.train(case, contender, contender.rates[0], seed=0, steps=3)
     steps, seconds, loss, _ = row["curve"][-1]
-    assert steps == row["steps"] > 0
-    assert seconds >= 0.05
+    assert steps == row["steps"] == 3
+    assert seconds > 0
     assert loss == row["loss"] is not None
     assert row["curve"][0][:2] == [0, 0.0]
     if row["defect"] is not None and contender.name not in ("Muon", "unconstrained"):
@@ -59,10 +59,10 @@ def test_every_method_trains_and_what_is_to_be_orthogonal_stays_so(case, contend
 
 def test_a_case_says_how_many_points_its_curves_have():
     frozen = next(one for one in recurrent.CONTENDERS if one.name == "frozen matrix")
-    row = trial.train(replace(COPYING, points=3), frozen, frozen.rates[0], seed=0, seconds=0.6)
-    assert [round(seconds, 1) for _, seconds, _, _ in row["curve"]] == pytest.approx(
-        [0, 0.2, 0.4, 0.6], abs=0.11
-    )
+    row = trial.train(replace(COPYING, points=3), frozen, frozen.rates[0], seed=0, steps=10)
+    assert [steps for steps, _, _, _ in row["curve"]] == [0, 3, 7, 10]
+    row = trial.train(replace(COPYING, points=3), frozen, frozen.rates[0], seed=0, steps=2)
+    assert [steps for steps, _, _, _ in row["curve"]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("initial", ["henaff", "cayley"])
@@ -110,38 +110,38 @@ def test_a_network_with_the_formed_matrix_of_an_eunn_is_the_one_of_its_rotations
 
 def test_all_methods_see_the_same_batches(monkeypatch):
     seen = []
-    original = trial._step
+    original = trial.Training.step_on
 
-    def note(task, model, optimizers, batch):
+    def note(self, batch):
         seen.append(batch[1].sum().item())
-        original(task, model, optimizers, batch)
+        original(self, batch)
 
-    monkeypatch.setattr(trial, "_step", note)
-    streams = []
+    monkeypatch.setattr(trial.Training, "step_on", note)
+    streams = set()
     for name in ("LSTM", "EUNN, 8 layers", "projUNN-T, k = 1"):
         (contender,) = (c for c in recurrent.CONTENDERS if c.name == name)
         seen.clear()
-        trial.train(COPYING, contender, contender.rates[0], seed=1, seconds=0.3)
-        streams.append(seen[2:])  # after the warm-up
-    common = min(map(len, streams))
-    assert common > 1
-    assert len({tuple(stream[:common]) for stream in streams}) == 1
+        trial.train(COPYING, contender, contender.rates[0], seed=1, steps=5)
+        streams.add(tuple(seen))
+    ((*stream,),) = streams
+    assert len(set(stream)) > 1
 
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Trainings are looked up, and listed: the second rate is best with the first seed."""
+    """Trainings are looked up, and listed: the second rate is best with the first seed.
+
+    A step of any method takes a tenth of a second.
+    """
     calls = []
 
-    def train(case, contender, rate, seed, seconds, data=None):
-        if contender.name == "absent":
-            raise ModuleNotFoundError("No module", name="absent_package")
+    def train(case, contender, rate, seed, steps, data=None):
         calls.append((contender.name, rate, seed))
         loss = {1.0: 0.5, 2.0: 0.25, 3.0: None}[rate] if seed == 0 else 0.5 + seed
-        curve = [[0, 0.0, 2.0, None], [10, seconds, loss, None]]
+        curve = [[0, 0.0, 2.0, None], [steps, 7.0, loss, None]]
         return {
-            "steps": 10,
-            "seconds": seconds,
+            "steps": steps,
+            "seconds": 7.0,
             "loss": loss,
             "accuracy": None,
             "naive": 1.0,
@@ -149,7 +149,13 @@ def recorded(monkeypatch):
             "curve": curve,
         }
 
+    def measure(case, contenders, data=None):
+        names = [one.name for one in contenders]
+        missing = {n: "absent_package is not installed" for n in names if n == "absent"}
+        return {name: 0.1 for name in names if name not in missing}, missing
+
     monkeypatch.setattr(protocol, "train", train)
+    monkeypatch.setattr(pace, "measure", measure)
     return calls
 
 
@@ -165,7 +171,7 @@ def test_trials_choose_the_rate_and_other_seeds_follow(recorded, tmp_path):
 
 def test_what_has_a_row_is_not_trained_again(recorded, tmp_path):
     case = replace(COPYING, contenders=(method("a"), method("b")))
-    Comparison(Results(tmp_path), [case], seconds=1.0, seeds=(0,)).run(("a",))
+    Comparison(Results(tmp_path), [replace(case, seeds=1)], seconds=1.0).run(("a",))
     first = list(recorded)
     Comparison(Results(tmp_path), [case], seconds=1.0).run()
     assert len(recorded) == len(set(recorded)) == 10
@@ -190,13 +196,13 @@ def test_a_method_that_is_not_installed_is_reported_as_missing(recorded, tmp_pat
 def test_tables_have_no_number_of_what_was_not_run(recorded, tmp_path, table_of_cases):
     case = table_of_cases(replace(COPYING, contenders=(method("a"), method("b"), method("c"))))
     Comparison(Results(tmp_path), [case], seconds=1.0).run(("a",))
-    Comparison(Results(tmp_path), [case], seconds=1.0, seeds=(0,)).run(("b",))  # one seed only
+    Comparison(Results(tmp_path), [replace(case, seeds=1)], seconds=1.0).run(("b",))  # one seed only
     Comparison(Results(tmp_path), [case], seconds=0.5).run(("c",))  # a smaller budget
-    text = report.tables(tmp_path)
+    text = report.tables(tmp_path, seconds=1.0)
     assert "| a | 2 | 1.42 (0.25 to 2.5) |" in text
     assert "| b |" not in text
     assert "| c |" not in text
-    (picture,) = report.draw(tmp_path)
+    (picture,) = report.draw(tmp_path, seconds=1.0)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -216,12 +222,68 @@ def test_the_short_form_repeats_what_it_has_rows_of(
     assert (tmp_path / "field-tiny-short.png").exists()
 
 
+def test_a_budget_is_as_many_steps_as_the_pace_allows(tmp_path, monkeypatch):
+    taken = []
+
+    def train(case, contender, rate, seed, steps, data=None):
+        taken.append((contender.name, steps))
+        raise ModuleNotFoundError(name="gone")
+
+    monkeypatch.setattr(protocol, "train", train)
+    paces = {"slow": 0.5, "fast": 0.01}
+    monkeypatch.setattr(pace, "measure", lambda *_: (dict(paces), {}))
+    case = replace(COPYING, contenders=(method("slow"), method("fast")), seconds=3.0)
+    Comparison(Results(tmp_path), [case]).run()
+    assert taken == [("slow", 6), ("fast", 300)]
+    paces |= {"slow": 1.0, "fast": 0.02, "new": 0.04}  # a machine of half the speed
+    case = replace(case, contenders=(*case.contenders, method("new")))
+    Comparison(Results(tmp_path), [case]).run()
+    assert taken[2:] == [("slow", 6), ("fast", 300), ("new", 150)]
+
+
+def test_a_method_of_a_case_that_takes_over_rates_is_trained_once_at_that_rate(
+    recorded, tmp_path, monkeypatch, capsys
+):
+    tried = replace(COPYING, contenders=(method("a"),), seconds=1.0)
+    longer = replace(
+        tried, name="longer", contenders=(method("a"), method("b")), seeds=1, rates_of="tiny"
+    )
+    monkeypatch.setattr(protocol, "CASES", {"tiny": tried, "longer": longer})
+    Comparison(Results(tmp_path), [tried]).run()
+    recorded.clear()
+    Comparison(Results(tmp_path), [longer], seconds=9.0).run()
+    assert recorded == [("a", 2.0, 0)]
+    assert "b is left out: it has no rate from tiny" in capsys.readouterr().out
+
+
+def test_a_pace_is_the_seconds_of_a_step_and_what_is_missing_has_none(monkeypatch):
+    monkeypatch.setattr(pace, "_VISIT", 0.01)
+    (lstm,) = (c for c in recurrent.CONTENDERS if c.name == "LSTM")
+
+    def absent(task, rate):
+        raise ModuleNotFoundError(name="absent_package")
+
+    contenders = (lstm, replace(lstm, name="absent", make=absent))
+    paces, missing = pace.measure(COPYING, contenders, rounds=2)
+    assert 0 < paces["LSTM"] < 10
+    assert missing == {"absent": "absent_package is not installed"}
+
+
+def test_a_score_within_a_curve_lies_between_its_points():
+    curve = [[0, 0.0, 4.0, 0.0], [10, 1.0, 1.0, 0.5], [20, 2.0, 0.01, 0.9]]
+    row = {"curve": curve, "loss": 0.01, "accuracy": 0.9}
+    assert report.score_at(row, 10) == (1.0, 0.5)
+    assert report.score_at(row, 15) == pytest.approx((0.1, 0.7))
+    assert report.score_at(row, 20.3) == (0.01, 0.9)
+    assert report.score_at(row | {"loss": None}, 15) == (float("inf"), None)
+
+
 def test_a_training_that_diverges_ends_and_loses(table_of_cases):
     lstm = next(c for c in recurrent.CONTENDERS if c.name == "RNN")
     bad = replace(lstm, make=lambda task, rate: _exploding(lstm.make(task, rate)))
-    row = trial.train(COPYING, bad, 1e-3, seed=0, seconds=5.0)
+    row = trial.train(COPYING, bad, 1e-3, seed=0, steps=1200)
     assert row["loss"] is None
-    assert row["seconds"] < 5.0
+    assert row["steps"] == 100
     assert protocol.loss_of(row) == float("inf")
 
 

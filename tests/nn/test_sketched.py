@@ -310,6 +310,18 @@ def test_copies_keep_the_sketch():
     assert "sketch_rank=2" in repr(bare)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [UnitaryLinear, UnitaryRNN])
+def test_gradients_in_half_precision_are_dense_and_refused_by_name(kind, dtype):
+    layer = kind(6, 6, sketch_rank=2).to(dtype)
+    output = layer(torch.randn(3, 2, 6, dtype=dtype))
+    (output if kind is UnitaryLinear else output[0]).float().square().sum().backward()
+    (weight,) = (p for p in layer.parameters() if getattr(p, "sketch", None) is not None)
+    assert not isinstance(weight.grad, FactoredTensor)
+    with pytest.raises(TypeError, match="use autocast for layers in lower precision"):
+        SGD(layer.parameters(), lr=0.1).step()
+
+
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True])
 def test_bad_ranks(rank):
     for make in (UnitaryLinear, BlockUnitaryLinear):
