@@ -16,7 +16,9 @@ def main() -> None:
         prog="python -m bench.field", description="Compare methods at equal budgets (docs/protocol.md)."
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(CASES)}; or none")
-    parser.add_argument("--methods", default="", metavar="A,B", help="parts of names; default: all")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="NAME", help="names, or parts of some"
+    )
     parser.add_argument("--seconds", type=float, metavar="X", help="of CPU time for each training")
     parser.add_argument("--pace", action="store_true", help="measure the seconds of a step again")
     parser.add_argument("--data", type=Path, metavar="FILE", help="images for the cases of MNIST")
@@ -37,7 +39,7 @@ def main() -> None:
     )
     if arguments.pace:
         comparison.pace()
-    comparison.run(tuple(filter(None, arguments.methods.split(","))))
+    comparison.run(arguments.methods)
     if arguments.no_draw:
         return
     print(report.tables(arguments.results, seconds=arguments.seconds))

@@ -10,7 +10,7 @@ A budget is in seconds, and a method takes as many steps in it as its pace allow
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,17 @@ def kept(found: list[Row], case: Case, contender: Contender, step_s: float, seco
     return []
 
 
+def _named(contenders: tuple[Contender, ...], names: Sequence[str]) -> list[Contender]:
+    """Those whose names are given, or have a given part; all, if none is given."""
+    whole = {one.name for one in contenders} & set(names)
+    parts = [name.lower() for name in names if name not in whole]
+    return [
+        one
+        for one in contenders
+        if not names or one.name in whole or any(part in one.name.lower() for part in parts)
+    ]
+
+
 class Comparison:
     """The trainings of some cases.
 
@@ -90,15 +101,11 @@ class Comparison:
         self.seconds, self.since = seconds, since
         self.missing: dict[str, str] = {}
 
-    def run(self, names: tuple[str, ...] = ()) -> None:
-        """Train all that is not done, and say so; ``names`` are parts of names of methods, or none."""
+    def run(self, names: Sequence[str] = ()) -> None:
+        """Train what is not done, and say so: all methods, or those of some names or parts of them."""
         for case in self.cases:
             paces = self._paces(case)
-            of_case = [
-                one
-                for one in case.contenders
-                if not names or any(name.lower() in one.name.lower() for name in names)
-            ]
+            of_case = _named(case.contenders, names)
             for number, contender in enumerate(of_case, 1):
                 where = f"{case.name}, {number} of {len(of_case)}: {contender.name}"
                 if contender.name in paces:

@@ -269,6 +269,14 @@ def test_a_pace_is_the_seconds_of_a_step_and_what_is_missing_has_none(monkeypatc
     assert missing == {"absent": "absent_package is not installed"}
 
 
+def test_a_method_is_named_whole_or_in_part(recorded, tmp_path):
+    names = ("projUNN-T, k = 4", "projUNN-T, k = 4, default rate", "expRNN")
+    case = replace(COPYING, contenders=tuple(method(name, (2.0,)) for name in names), seeds=1)
+    for chosen in (["projUNN-T, k = 4"], ["default", "exprnn"]):
+        Comparison(Results(tmp_path), [case], seconds=1.0).run(chosen)
+    assert [name for name, _, _ in recorded] == list(names)
+
+
 def test_a_score_within_a_curve_lies_between_its_points():
     curve = [[0, 0.0, 4.0, 0.0], [10, 1.0, 1.0, 0.5], [20, 2.0, 0.01, 0.9]]
     row = {"curve": curve, "loss": 0.01, "accuracy": 0.9}
