@@ -70,3 +70,24 @@ def test_tables_made_under_capture_copy_nothing_from_the_host(monkeypatch):
     table = launch.address_table(tensors)
     assert table.tolist() == [t.data_ptr() for t in tensors]
     assert len(launch._tables) == kept  # its contents come with a replay: no use to others
+
+
+@pytest.mark.requires("triton")
+def test_tables_that_a_graph_reads_are_never_forgotten(monkeypatch):
+    """A replay reads the memory of a table that was there before the capture."""
+    from projunn_kernels import keeping
+    from projunn_kernels import launching as launch
+
+    tensors = [torch.zeros(3), torch.zeros(4)]
+    monkeypatch.setattr(launch, "_tables", keeping.Recent(2))
+    monkeypatch.setattr(launch, "_in_graphs", {})
+    table = launch.address_table(tensors)
+    others = [launch.address_table([torch.zeros(2)]) for _ in range(2)]
+    assert launch.address_table(tensors) is not table  # forgotten: no graph has it
+    table = launch.address_table(tensors)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "capturing", lambda device: True)
+        assert launch.address_table(tensors) is table
+    others += [launch.address_table([torch.zeros(2)]) for _ in range(2)]
+    (kept,) = launch._in_graphs.values()
+    assert kept is table

@@ -1,9 +1,11 @@
 """What may be kept from call to call, and for how long."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, wraps
+from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -12,21 +14,31 @@ from torch import Tensor
 from projunn_kernels import private, selfcheck
 from projunn_kernels.configs import choice
 
+IDLE = 60.0  # seconds, of launches that hold memory (`Recent`)
+
 _Prepared = TypeVar("_Prepared")
 _Arguments = ParamSpec("_Arguments")
 
 
 class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
-    """What was prepared, by what it was prepared for: as many entries as given, the last ones used."""
+    """What was prepared, by what it was prepared for: as many entries as given, the last ones used.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        most: entries.
+        idle: seconds without use, after which an entry goes when another one comes.  What holds memory
+            beside that of the tensors that it was prepared for would otherwise outlive them.
+    """
+
+    def __init__(self, most: int, idle: float = math.inf) -> None:
         super().__init__()
-        self._most = most
+        self._most, self._idle = most, idle
+        self._used: dict[tuple[Any, ...], float] = {}
 
     def found(self, key: tuple[Any, ...]) -> _Prepared | None:
         """The entry, which is in use again, or None."""
         value = self.get(key)
         if value is not None:
+            self._used[key] = monotonic()
             try:
                 self.move_to_end(key)
             except KeyError:  # another thread has just forgotten it
@@ -36,8 +48,10 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
     def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
         """Adds an entry, and forgets those that have not been used for longest."""
         self[key] = value
-        while len(self) > self._most:
-            self.popitem(last=False)
+        self._used[key] = now = monotonic()
+        while len(self) > self._most or now - self._used.get(next(iter(self)), now) > self._idle:
+            oldest, _ = self.popitem(last=False)
+            self._used.pop(oldest, None)
         return value
 
 

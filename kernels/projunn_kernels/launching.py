@@ -37,6 +37,7 @@ TRITON_DTYPES = {
 PRECISION = torch.finfo(torch.float32).eps
 
 _tables: Recent[Tensor] = Recent(4096)
+_in_graphs: dict[tuple[Any, ...], Tensor] = {}  # tables that a graph reads, for as long as one may
 _stand_in: Callable[[Any], Any] | None = None
 
 
@@ -280,7 +281,8 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
 
     Tables are kept, so tensors that stay where they are, as parameters do, cost one copy from the host
     in all.  A table made while a CUDA graph is captured is filled by launches of the graph and not
-    kept: a replay would copy from host memory that is long gone.
+    kept: a replay would copy from host memory that is long gone.  One that is there already is kept for
+    ever, because the graph reads it at every replay.
     """
     return table_of(tuple(map(Tensor.data_ptr, tensors)), tensors[0].device)
 
@@ -292,7 +294,10 @@ def table_of(
     stream = private.current_raw_stream(device.index) if device.type == "cuda" else 0
     key = (device, stream, dtype, values)
     table = _tables.found(key)
-    if table is None and keeping.capturing(device):
+    if keeping.capturing(device):
+        if table is not None:
+            _in_graphs[key] = table
+            return table
         table = torch.empty(len(values), dtype=dtype, device=device)
         for entry, value in zip(table.unbind(), values, strict=True):
             entry.fill_(value)

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 import projunn
-from projunn_kernels import launching, private
+from projunn_kernels import keeping, launching, private
 from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.keeping import Recent, constant
 from projunn_kernels.launching import Launch, addresses_of_flat, launch
@@ -155,6 +155,23 @@ def test_what_has_not_been_used_for_longest_is_forgotten():
     assert kept.found((2,)) is None
     assert kept.found((1,)) is first
     assert len(kept) == 2
+
+
+def test_what_is_idle_goes_when_another_comes(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(keeping, "monotonic", lambda: now[0])
+    kept = Recent(9, idle=60.0)
+    for name in ("old", "used"):
+        kept.keep((name,), name)
+    now[0] += 50
+    assert kept.found(("used",)) == "used"
+    now[0] += 20
+    assert len(kept) == 2  # nothing goes unless another comes
+    kept.keep(("new",), "new")
+    assert set(kept) == {("used",), ("new",)}
+    now[0] += 1000
+    kept.keep(("last",), "last")
+    assert set(kept) == {("last",)}
 
 
 def test_kernels_read_what_lies_flat():

@@ -18,7 +18,7 @@ from projunn_kernels.convolution.kernels import (
 )
 from projunn_kernels.convolution.tables import LEAST, padded, points_and_pairs
 from projunn_kernels.convolution.tiles import few_points
-from projunn_kernels.keeping import Recent, may_keep
+from projunn_kernels.keeping import IDLE, Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
 
 
@@ -42,7 +42,7 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
 
 
 # Launches without the signal, the spectra and the bias, which their calls name.
-_kept: Recent[Launch] = Recent(256)
+_kept: Recent[Launch] = Recent(256, IDLE)
 
 
 def _kept_launch(

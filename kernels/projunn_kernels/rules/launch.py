@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.batches import flattened, lying_flat
-from projunn_kernels.keeping import Recent, in_force, may_keep
+from projunn_kernels.keeping import IDLE, Recent, in_force, may_keep
 from projunn_kernels.launching import (
     Launch,
     address_table,
@@ -24,7 +24,7 @@ from projunn_kernels.rules.kernels import rule_kernel, sound_kernel
 
 _STRETCH, _MOST_PARTS = 4096, 1024  # floats that a program looks at, and programs a matrix
 _HIGH = 1 << 20  # a count of steps is two floats: an integer would be a constant of the binary
-_kept: Recent["Followed"] = Recent(256)
+_kept: Recent["Followed"] = Recent(256, IDLE)
 
 
 def follow_rule(step: RuleStep) -> Tensor:

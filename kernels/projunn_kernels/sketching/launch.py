@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.factorization.launch import orthonormal_launch
-from projunn_kernels.keeping import Recent, in_force, may_keep
+from projunn_kernels.keeping import IDLE, Recent, in_force, may_keep
 from projunn_kernels.launching import Launch, Matrices, floats
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.sketching.eager import numbers
@@ -26,7 +26,7 @@ def factors(
     return (torch.view_as_real(left), torch.view_as_real(right)) if pairs else (left, right)
 
 
-_kept: Recent["Sketch"] = Recent(256)
+_kept: Recent["Sketch"] = Recent(256, IDLE)
 
 
 def _kept_sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tensor) -> "Sketch":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projunn_kernels.batches import contiguous_matrices, flattened, lying_flat
 from projunn_kernels.configs.problem import power_of_two
-from projunn_kernels.keeping import Recent, capturing, in_force, may_keep
+from projunn_kernels.keeping import IDLE, Recent, capturing, in_force, may_keep
 from projunn_kernels.launching import (
     PRECISION,
     TRITON_DTYPES,
@@ -33,8 +33,8 @@ from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel
 from projunn_kernels.step.passes import FactoredPasses, Passes
 
-_kept: Recent["Program | Passes | SinglePass"] = Recent(256)
-_kept_factored: Recent[FactoredPasses] = Recent(256)
+_kept: Recent["Program | Passes | SinglePass"] = Recent(256, IDLE)
+_kept_factored: Recent[FactoredPasses] = Recent(256, IDLE)
 # Steps that graphs replay, without a word to PyTorch, and what they leave for their next (`SinglePass`):
 # memory from before the capture, where there is any, which has to last as long as a graph may.  A graph
 # is captured on a stream of its own, so streams are left out of these keys.
