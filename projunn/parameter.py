@@ -30,6 +30,7 @@ from projunn.noticing import NO_PATHS, off_manifold, paths_of, say
 from projunn.sketches import following
 from projunn.slots import Slot
 from projunn.swapping import converter
+from projunn_kernels import private
 
 
 class _Marked(type(nn.Parameter)):  # type: ignore[misc]
@@ -108,6 +109,7 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
 
 for _name in ("to", "type", "cpu", "cuda", "float", "double", "half", "bfloat16", "share_memory_"):
     setattr(UnitaryParameter, _name, converter(_name))
+private.let_proxies_take(UnitaryParameter)
 
 
 def is_unitary(parameter: Tensor) -> TypeGuard[UnitaryParameter]:

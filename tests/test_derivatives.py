@@ -2,13 +2,25 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad, functional
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import projunn
 from projunn.diagnostics import captured_energy, eigenphases
 from projunn.manifold import UnitaryParameter
 from projunn.models import ResNet9
-from projunn.nn import UnitaryRNN, select_blocks
+from projunn.nn import (
+    BlockUnitaryLinear,
+    LocalUnitaryConv1d,
+    LocalUnitaryConv2d,
+    OrthogonalFinetuning,
+    UnitaryConv2d,
+    UnitaryLinear,
+    UnitaryRNN,
+    select_blocks,
+)
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -122,3 +134,41 @@ def test_diagnostics_of_many_weights_under_vmap():
     weights = draw(3, 4, 4)
     found = torch.vmap(projunn.unitarity_defect)(weights)
     torch.testing.assert_close(found, projunn.unitarity_defect(weights))
+
+
+LINEARIZED = {
+    "linear": (lambda: UnitaryLinear(4, 5), (2, 4)),
+    "complex": (lambda: UnitaryLinear(4, 5, dtype=torch.complex128), (2, 4)),
+    "blocks": (lambda: BlockUnitaryLinear(2, 2), (2, 4)),
+    "recurrent": (lambda: UnitaryRNN(3, 4), (5, 2, 3)),
+    "convolution": (lambda: UnitaryConv2d(2, 3, 4), (2, 2, 4, 4)),
+    "local": (lambda: LocalUnitaryConv2d(2, 3, 3), (2, 2, 4, 5)),
+    "fine-tuned": (lambda: OrthogonalFinetuning(nn.Linear(4, 5), 2), (2, 4)),
+    "constrained": (lambda: projunn.constrain(nn.Conv2d(2, 4, 1)), (2, 2, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LINEARIZED)
+@pytest.mark.parametrize("by", ["input", "parameters"])
+def test_a_layer_is_linearized(name, by):
+    make, shape = LINEARIZED[name]
+    layer, x = make().double(), draw(*shape)
+    point = {k: p.detach().clone() for k, p in layer.named_parameters()} if by == "parameters" else x
+
+    def function(point):
+        y = layer(point) if by == "input" else functional_call(layer, point, (x,))
+        return y[0] if isinstance(y, tuple) else y
+
+    direction = (
+        {k: torch.randn_like(p) for k, p in point.items()} if by == "parameters" else torch.randn_like(x)
+    )
+    _, expected = torch.func.jvp(function, (point,), (direction,))
+    _, linear = torch.func.linearize(function, point)
+    torch.testing.assert_close(linear(direction), expected)
+
+
+def test_make_fx_takes_layers():
+    model, x = nn.Sequential(UnitaryLinear(4, 4), LocalUnitaryConv1d(3, 3, 2)), draw(2, 3, 4).float()
+    with torch.no_grad():
+        traced = make_fx(model)(x)
+        torch.testing.assert_close(traced(2 * x), model(2 * x))

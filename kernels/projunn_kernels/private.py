@@ -4,6 +4,8 @@
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
 ``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
+``let_proxies_take``  torch 2.11 to 2.13: the classes of tensors that ``make_fx`` and
+                 `torch.func.linearize` trace.
 ``optimizer_within``  torch 2.11 to 2.13: where ZeroRedundancyOptimizer keeps that of a rank's share.
 ``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
 ``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
@@ -261,3 +263,13 @@ def flattened_modules(parameter: Tensor) -> list[torch.nn.Module]:
 def optimizer_within(optimizer: torch.optim.Optimizer) -> Any:
     """The optimizer that another one holds for its share of the parameters; None if it holds none."""
     return getattr(optimizer, "optim", None)
+
+
+def let_proxies_take(kind: type[Tensor]) -> None:
+    """Makes ``make_fx``, and so `torch.func.linearize`, take tensors of a class as parameters.
+
+    Otherwise they leave a tensor to the ``__torch_dispatch__`` of its class, and raise if it has none.
+    """
+    tracing: Any = torch.fx.experimental.proxy_tensor
+    if kind not in tracing.HANDLED_TYPES:
+        tracing.HANDLED_TYPES = (*tracing.HANDLED_TYPES, kind)

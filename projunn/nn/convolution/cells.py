@@ -5,8 +5,10 @@ dilation takes apart the images whose pixels lie as far from each other, and (i,
 dilated filter sees one of them at a time.  Neither changes a number, so that norms stay.
 """
 
+from collections.abc import Sequence
 from math import prod
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -73,3 +75,17 @@ def filled_up(x: Tensor, missing: tuple[int, ...]) -> Tensor:
     after = x.ndim - 2 - len(missing)  # real and imaginary parts
     widths = [0, 0] * after + [w for m in reversed(missing) for w in (0, m)]
     return nn.functional.pad(x, widths)
+
+
+def wrapped_around(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """x (batch, c, *size) as periodic, with so many more entries at both ends of every axis.
+
+    It is `torch.nn.functional.pad` with "circular", which copies into memory that it has not written
+    yet: `torch.func.linearize` makes constants of that, and its tangents are wrong.
+    """
+    for axis, (ahead, behind) in enumerate(zip(before, after, strict=True), 2):
+        if ahead or behind:
+            size = x.shape[axis]
+            parts = (x.narrow(axis, size - ahead, ahead), x, x.narrow(axis, 0, behind))
+            x = torch.cat(parts, axis)
+    return x

@@ -10,7 +10,7 @@ from projunn.arguments import check_numbers, check_strided, flag, one_of, per_ax
 from projunn.init import haar_
 from projunn.manifold import matrix_view
 from projunn.nn.convolution.bank import Size
-from projunn.nn.convolution.cells import cells_to_channels, filled_up
+from projunn.nn.convolution.cells import cells_to_channels, filled_up, wrapped_around
 from projunn.nn.module import UnitaryModule
 from projunn_kernels.precision import exact_product
 
@@ -86,10 +86,14 @@ class LocalUnitaryConvolution(UnitaryModule):
                 f"input: got shape {tuple(input.shape)}, smaller than the kernel {self.kernel_size} in"
                 f" steps of the stride {self.stride}"
             )
-        around = [w for k in reversed(self.kernel_size) for w in ((k - 1) // 2, k // 2)]
-        mode = "circular" if self.padding_mode == "circular" else "constant"
+        before, after = [(k - 1) // 2 for k in self.kernel_size], [k // 2 for k in self.kernel_size]
+        if self.padding_mode == "circular":
+            x = wrapped_around(x, before, after)
+        else:
+            pairs = zip(reversed(before), reversed(after), strict=True)
+            x = functional.pad(x, [width for pair in pairs for width in pair])
         bias = None if self.bias is None else self._numbers(self.bias)
-        y = _CONVOLVE[self.axes](functional.pad(x, around, mode), self.kernel(), bias)
+        y = _CONVOLVE[self.axes](x, self.kernel(), bias)
         return y.squeeze(0) if unbatched else y
 
     def kernel(self) -> Tensor:
