@@ -10,6 +10,7 @@ from projunn.arguments import of_kind
 from projunn.manifold import unconstrain
 from projunn.nn import (
     BlockUnitaryLinear,
+    OrthogonalFinetuning,
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
@@ -33,6 +34,7 @@ def to_plain(module: nn.Module) -> nn.Module:
         BlockUnitaryLinear       nn.Linear    W = B_f P ... B_2 P B_1, dense
         UnitaryConv, -Transpose  a circular padding and an nn.Conv, -Transpose        the filter, dense
         UnitaryRNN, -Cell        nn.RNN, nn.RNNCell, for "tanh" and "relu", real      the same weights
+        OrthogonalFinetuning     nn.Linear                                            W R^T, as by merge
 
     All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
     rounding of the dtype.  PyTorch's complex layers take complex input alone, where ours take reals too:
@@ -58,9 +60,10 @@ def to_plain(module: nn.Module) -> nn.Module:
         make = _PLAIN.get(type(layer))
         plain = None if make is None else make(layer)
         if plain is None:
+            recurrent = isinstance(layer, UnitaryRNN | UnitaryRNNCell)
+            wanted = " wanted nonlinearity='tanh' or 'relu' and real numbers;" if recurrent else ""
             raise ValueError(
-                f"module: there is no plain layer for {name or 'module'!r}, {layer}; wanted"
-                " nonlinearity='tanh' or 'relu' and real numbers of a recurrent one;"
+                f"module: there is no plain layer for {name or 'module'!r}, {layer};{wanted}"
                 " projunn.unconstrain(module) makes plain parameters and keeps the layers"
             )
         new[id(layer)] = plain.train(layer.training)
@@ -143,6 +146,7 @@ def _kind(layer: Any) -> dict[str, Any]:
 _PLAIN: dict[type, Callable[[Any], nn.Module | None]] = {
     UnitaryLinear: _linear,
     BlockUnitaryLinear: _of_blocks,
+    OrthogonalFinetuning: OrthogonalFinetuning.merge,
     UnitaryConv1d: _convolution,
     UnitaryConv2d: _convolution,
     UnitaryConv3d: _convolution,

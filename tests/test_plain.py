@@ -10,6 +10,7 @@ from projunn import constrain, to_plain, unitary_parameters
 from projunn.nn import (
     BlockUnitaryLinear,
     MaxMin,
+    OrthogonalFinetuning,
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
@@ -40,6 +41,7 @@ LAYERS = {
     ),
     "rnn": (lambda **o: UnitaryRNN(3, 6, 2, "tanh", bidirectional=True, **o), (4, 3), nn.RNN),
     "rnn, no bias": (lambda **o: UnitaryRNN(3, 6, 1, "relu", False, True, **o), (4, 3), nn.RNN),
+    "fine-tuned": (lambda **o: OrthogonalFinetuning(nn.Linear(6, 5, **o), 3), (6,), nn.Linear),
     "cell": (lambda **o: UnitaryRNNCell(3, 6, nonlinearity="tanh", **o), (3,), nn.RNNCell),
 }
 

@@ -15,7 +15,8 @@
 ``is_orthogonal_parametrization``  torch 2.11 to 2.13: what `parametrizations.orthogonal` registers.
 ``is_autocast_on``  torch 2.11 to 2.13: `torch.is_autocast_enabled` of all devices at once.
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
-``is_watched``   torch 2.11 to 2.13: how many modes are active, and whether ``torch.jit`` traces.
+``is_watched``, ``traced_by_jit``  torch 2.11 to 2.13: how many modes are active, and whether
+                 ``torch.jit`` traces.
 ``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
@@ -135,10 +136,15 @@ def is_batched(tensor: Tensor | None) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def traced_by_jit() -> bool:
+    """True while ``torch.jit`` traces a program."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_watched() -> bool:
     """True if a mode is to see the operators that are called, or ``torch.jit`` traces them."""
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    return bool(modes) or torch._C._get_tracing_state() is not None
+    return bool(modes) or traced_by_jit()
 
 
 def is_plain_tensor(tensor: Tensor) -> bool:
@@ -173,7 +179,7 @@ def in_transform_or_export() -> bool:
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch.compiler._is_exporting_flag
-        or torch._C._get_tracing_state() is not None
+        or traced_by_jit()
     )
 
 

@@ -34,6 +34,8 @@ class OrthogonalFinetuning(UnitaryModule):
 
     Attributes:
         linear: the pretrained layer.
+        weight, bias: those of the plain layer that computes the same, ``W R^T`` and b, for programs that
+            read them; made anew at each look.
         rotation: the `projunn.UnitaryParameter` R, (in_features / block_size, block_size, block_size),
             in the dtype of the layer, or float32 where that is in half precision.
 
@@ -82,22 +84,31 @@ class OrthogonalFinetuning(UnitaryModule):
         turned = einsum(blocks, self.rotation.to(input.dtype), "... b i, b i j -> ... b j")
         return self.linear(turned.flatten(-2))
 
+    @property
+    def weight(self) -> Tensor:
+        """``W R^T``, with gradients for R: `torch.nn.TransformerEncoderLayer` reads it in evaluation."""
+        rows = rearrange(self.linear.weight.double(), "o (b j) -> o b j", j=self.block_size)
+        turned = einsum(rows, self.rotation.double(), "o b j, b i j -> o b i")
+        return turned.flatten(-2).to(self.linear.weight.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias
+
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """The plain layer that computes the same: a new ``nn.Linear`` with the weight ``W R^T``.
 
         Its weight and its bias learn (``requires_grad=True``), also where those of ``linear`` are fixed.
         """
-        weight, bias = self.linear.weight, self.linear.bias
+        weight, bias = self.weight, self.bias
         plain = nn.Linear(
             *(self.in_features, self.out_features),
             bias=bias is not None,
             device=weight.device,
             dtype=weight.dtype,
         )
-        rows = rearrange(weight.double(), "o (b j) -> o b j", j=self.block_size)
-        turned = einsum(rows, self.rotation.double(), "o b j, b i j -> o b i")
-        plain.weight.copy_(turned.flatten(-2))
+        plain.weight.copy_(weight)
         if bias is not None:
             plain.bias.copy_(bias)
         return plain

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from projunn.arguments import check_strided, positive, tensor, whole
+from projunn_kernels import private
 
 
 class GroupSort(nn.Module):
@@ -51,7 +52,7 @@ class GroupSort(nn.Module):
         groups = input.unflatten(dim, (features // self.group_size, self.group_size))
         if self.group_size == 2:  # two passes instead of a sort
             learns = torch.is_grad_enabled() and input.requires_grad
-            if learns and not torch.compiler.is_compiling():
+            if learns and not (torch.compiler.is_compiling() or private.traced_by_jit()):
                 pairs: Tensor = _Pairs.apply(groups, dim + 1)
             else:
                 pairs = _sorted_pairs(groups, dim + 1)

@@ -196,6 +196,22 @@ def test_rotations_that_no_skew_parameters_reach_are_refused():
             skew_from_rotation(matrix)
 
 
+def test_programs_that_read_a_weight_find_that_of_the_merged_layer():
+    """As `nn.TransformerEncoder` does in evaluation, without gradients."""
+    encoder = nn.TransformerEncoderLayer(16, 2, 24, dropout=0, batch_first=True)
+    model, x = finetune(nn.TransformerEncoder(encoder, 2), "*.linear?", 8), torch.randn(3, 5, 16)
+    for layer in model.modules():
+        if isinstance(layer, OrthogonalFinetuning):
+            projunn.init.haar_(layer.rotation)
+            torch.testing.assert_close(layer.weight, layer.merge().weight, rtol=0, atol=0)
+            assert layer.bias is layer.linear.bias
+            assert layer.weight.requires_grad
+    expected = model(x)
+    with torch.no_grad():
+        found = model.eval()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [

@@ -54,6 +54,13 @@ def test_pairs_compile_to_one_graph():
     torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pairs_are_traced_by_jit():
+    x = torch.randn(3, 4, requires_grad=True)
+    traced = torch.jit.trace(MaxMin(), (x,))
+    torch.testing.assert_close(traced(-x), MaxMin()(-x))
+
+
 def test_sorts_each_group():
     x = torch.tensor([[3.0, 1.0, 2.0, 5.0, 4.0, 6.0]])
     assert MaxMin()(x).tolist() == [[1, 3, 2, 5, 4, 6]]
