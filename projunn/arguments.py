@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from projunn_kernels import private
+
 _LARGEST = 2**31  # of what is counted; PyTorch's own sizes end at 2^63
 _BY_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast converts
 # Not by `torch.dtype.to_complex`, which Dynamo cannot trace.
@@ -177,7 +179,7 @@ def _check_dtype(
     if not fits and converted != "nothing" and not value.is_quantized:
         fits = not got.is_complex or (is_complex and converted == "all numbers")
     if not fits and own in _BY_AUTOCAST and got in _BY_AUTOCAST:
-        fits = torch.is_autocast_enabled(value.device.type)
+        fits = private.is_autocast_on()
     if not fits:
         reals = f"real numbers or {own}" if is_complex else "real numbers"
         wanted = str(own) if converted == "nothing" else reals

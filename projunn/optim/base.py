@@ -186,8 +186,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _eager_step(self) -> None:
         self.check_options()
         members = self._members()
-        self._plain_step()
         self._unitary_step(members, keep=True)
+        self._plain_step()
 
     def check_options(self) -> None:
         """Raises ValueError if an option of a group was set to what it cannot be."""

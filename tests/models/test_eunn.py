@@ -1,5 +1,7 @@
 """EUNN: its layers of rotations against matrices, in float64, and its network against a plain loop."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -158,6 +160,20 @@ def test_training_leaves_it_unitary_and_lowers_the_loss():
         optimizer.step()
     assert losses[-1] < 0.05 * losses[0]
     assert defect(layer.matrix().detach()) < 20 * roundoff(torch.float32)
+
+
+def test_a_complex_layer_takes_real_input():
+    layer, x = EUNNLinear(8, dtype=torch.complex128), torch.randn(3, 8, dtype=torch.float64)
+    gradients = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns where an imaginary part is lost
+        for rows in (x, x.to(torch.complex128)):
+            layer.zero_grad()
+            output = layer(rows)
+            output.abs()[:, 0].sum().backward()
+            gradients.append([output.detach(), *(p.grad for p in layer.parameters())])
+    for real, number in zip(*gradients, strict=True):
+        torch.testing.assert_close(real, number)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_gradients_through_the_layer(kind):
     assert torch.autograd.gradcheck(of_parameters, tuple(rnn.parameters()))
 
 
+@pytest.mark.parametrize("kind", [UnitaryRNN, UnitaryRNNCell])
+def test_a_layer_without_numbers_tells_the_shape_of_its_output(kind):
+    layer, x = kind(3, 4, device="meta"), torch.empty(5, 2, 3, device="meta")
+    output = layer(x)[0] if kind is UnitaryRNN else layer(x[0])
+    assert output.is_meta
+    assert output.shape == (5, 2, 4)[-output.ndim :]
+    with pytest.raises(TypeError, match=r"input: got torch\.bfloat16"):
+        layer(x[0].bfloat16())
+
+
 def test_gradient_norm_survives_five_hundred_steps():
     rnn = UnitaryRNN(1, 32, nonlinearity="identity")
     init.haar_(rnn.weight_hh_l0)

@@ -234,7 +234,7 @@ def test_everything_that_torch_save_writes_is_read_without_running_code(rule, sk
 @pytest.mark.parametrize("sketch_rank", [None, 2], ids=["dense", "sketched"])
 def test_a_module_converted_between_steps_takes_its_state_along(rule, sketch_rank):
     """PyTorch converts the parameters alone; its own rules raise as their kernels happen to."""
-    layer = UnitaryLinear(6, 5, bias=False, sketch_rank=sketch_rank)
+    layer = UnitaryLinear(6, 5, sketch_rank=sketch_rank)
     optimizer = getattr(optim, rule)(layer.parameters(), lr=0.1, **RULES[rule])
 
     def step():

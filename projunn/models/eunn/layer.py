@@ -98,7 +98,7 @@ class EUNNLinear(Angles):
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
 
     Shape:
-        input and output (\\*, n), of the layer's dtype.
+        input and output (\\*, n), of the layer's dtype.  A complex layer takes real input too.
 
     Attributes:
         angles: t, (depth, n / 2); pairs in the order in which their layer meets them.
@@ -125,8 +125,10 @@ class EUNNLinear(Angles):
         check_strided("input", input)
         if input.shape[-1:] != (self.features,):
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {self.features})")
+        coefficients = self.coefficients()
         rows = input.reshape(-1, self.features)
-        product: Tensor = RotationsProduct.apply(rows, self.coefficients(), self.pattern)
+        rows = rows.to(coefficients.dtype) if self.is_complex else rows
+        product: Tensor = RotationsProduct.apply(rows, coefficients, self.pattern)
         return product.reshape(input.shape)
 
     def matrix(self) -> Tensor:

@@ -8,7 +8,7 @@ from projunn.arguments import check_numbers
 from projunn.nn.module import sketch_of
 from projunn.nn.recurrent.layer import Layer, RecurrentModule, check_tensors
 from projunn.nn.recurrent.sequences import Sequences
-from projunn_kernels import apply_nonlinearity
+from projunn_kernels import apply_nonlinearity, private
 from projunn_kernels.backends import uses_triton
 
 
@@ -78,6 +78,6 @@ def _is_best_left_to_pytorch(weight: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
         or uses_triton(weight)
-        or torch.is_autocast_enabled(weight.device.type)
+        or private.is_autocast_on()
         or (torch.is_grad_enabled() and sketch_of(weight) is not None)
     )
