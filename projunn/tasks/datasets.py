@@ -24,6 +24,7 @@ DATA = Option(
     "images in place of --dataset's: a folder of MNIST's files, or an .npz of images and labels",
 )
 _HELD_OUT = 5  # of the images of an .npz the last fifth
+_CHANNELS = (1, 3)  # of images as they usually are
 _IDX = {True: "train", False: "t10k"}
 
 
@@ -40,11 +41,14 @@ def load_images(name: str, data: str | None = None) -> tuple[Labelled, Labelled]
 
     Raises:
         RuntimeError: the package that reads the set is missing, or the download fails.
-        ValueError: ``data`` names no such file or folder.
+        ValueError: ``data`` names no such file or folder, or what is held out has labels that those that
+            train have not.
     """
     if data is not None:
         path = Path(data)
-        return _folder(path) if path.is_dir() else _file(path)
+        train, test = _folder(path) if path.is_dir() else _file(path)
+        _check_labels(train[1], test[1])
+        return train, test
     return _digits() if name == "digits" else _torchvision(name)
 
 
@@ -71,10 +75,34 @@ def _file(path: Path) -> tuple[Labelled, Labelled]:
             f"data: got images {tuple(images.shape)} of {images.dtype} and labels {tuple(labels.shape)},"
             " wanted bytes (count, height, width) or (count, height, width, channels), and (count,)"
         )
+    if images.ndim == 4 and images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+        raise ValueError(
+            f"data: got images {tuple(images.shape)}, wanted channels on the last axis,"
+            " (count, height, width, channels)"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"data: got labels of {labels.dtype}, wanted integers")
     kept = len(labels) - len(labels) // _HELD_OUT
     pattern = "image h w -> image 1 h w" if images.ndim == 3 else "image h w c -> image c h w"
     pixels, numbers = rearrange(images, pattern).float() / 255, labels.long()
     return (pixels[:kept], numbers[:kept]), (pixels[kept:], numbers[kept:])
+
+
+def _check_labels(train: Tensor, test: Tensor) -> None:
+    if not len(train) or not len(test):
+        raise ValueError(
+            f"data: got {len(train)} images that train and {len(test)} that are held out, wanted some of"
+            f" both; of an .npz at least {_HELD_OUT}"
+        )
+    least, most = int(min(train.min(), test.min())), int(train.max())
+    if least < 0:
+        raise ValueError(f"data: got a label {least}, wanted classes from 0 on")
+    if test.max() > most:
+        raise ValueError(
+            f"data: the images that are held out have a label {int(test.max())}, and those that train"
+            f" labels up to {most}; wanted the same classes in both: of an .npz the last fifth is held"
+            " out, so that its images are to be in random order"
+        )
 
 
 def _folder(path: Path) -> tuple[Labelled, Labelled]:

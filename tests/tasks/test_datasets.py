@@ -89,3 +89,21 @@ def test_arrays_and_folders_of_other_shapes_are_refused_in_words(tmp_path, drawn
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(as_idx(drawn[0])[:-1])
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is no file of MNIST"):
         load_images("digits", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "words"),
+    [
+        ((10, 1, 4, 5), [0, 1] * 5, r"got images \(10, 1, 4, 5\), wanted channels on the last axis"),
+        ((4, 4, 5), [0, 1, 0, 1], "data: got 4 images that train and 0 that are held out"),
+        ((10, 4, 5), [0, -1] * 5, "data: got a label -1, wanted classes from 0 on"),
+        ((10, 4, 5), [0.5, 1] * 5, "data: got labels of torch.float64, wanted integers"),
+        ((10, 4, 5), sorted([0, 1, 2, 3, 4] * 2), "held out have a label 4, .* up to 3; .*order"),
+    ],
+    ids=["channels first", "too few", "negative", "not whole", "sorted by class"],
+)
+def test_files_that_no_task_can_train_on_are_refused_in_words(tmp_path, shape, labels, words):
+    path = tmp_path / "wrong.npz"
+    numpy.savez(path, images=numpy.zeros(shape, "uint8"), labels=numpy.array(labels))
+    with pytest.raises(ValueError, match=words):
+        load_images("digits", str(path))
