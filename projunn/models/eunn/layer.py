@@ -127,7 +127,7 @@ class EUNNLinear(Angles):
             raise ValueError(f"input: got shape {tuple(input.shape)}, wanted (*, {self.features})")
         coefficients = self.coefficients()
         rows = input.reshape(-1, self.features)
-        rows = rows.to(coefficients.dtype) if self.is_complex else rows
+        rows = (rows.to(coefficients.dtype) if self.is_complex else rows).contiguous()
         product: Tensor = RotationsProduct.apply(rows, coefficients, self.pattern)
         return product.reshape(input.shape)
 

@@ -110,7 +110,7 @@ class UnitaryConvolution(FilterBank):
         x = input.unsqueeze(0) if unbatched else input
         if is_complex:
             numbers = torch.promote_types(weight.dtype, torch.complex32)
-            x = torch.view_as_real(x if x.is_complex() else x.to(numbers))
+            x = torch.view_as_real(x.resolve_conj() if x.is_complex() else x.to(numbers))
         y = self._of_images(x)
         if is_complex:
             y = torch.view_as_complex(y.contiguous())

@@ -111,7 +111,8 @@ class RecurrentModule(UnitaryModule):
         else:
             check_numbers("hx", initial, weight, is_complex, "all numbers")
             if is_complex:
-                initial = torch.view_as_real(initial.to(self._numbers(weight).dtype))
+                initial = initial.to(self._numbers(weight).dtype)
+                initial = torch.view_as_real(initial.resolve_conj())
         arguments = (
             u,
             initial.to(weight.dtype),
@@ -139,7 +140,7 @@ class RecurrentModule(UnitaryModule):
             weight = rearrange(columns, "unit feature of part -> (unit part) (feature of)")
             bias = None if bias is None else rearrange(bias, "unit part -> (unit part)")
             if input.is_complex():
-                input = torch.view_as_real(input)
+                input = torch.view_as_real(input.resolve_conj())
                 input = rearrange(input, "... feature part -> ... (feature part)")
             else:
                 input = input.to(stored)
