@@ -123,12 +123,14 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch, capsys, package,
     assert captured.err.count("\n") == 1
 
 
-def test_help_tells_the_defaults_of_every_task(capsys):
+def test_help_tells_the_defaults_of_every_task(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = capsys.readouterr().out
     for words in ("adding   length 200, hidden 170", "unitary  size 256, dtype complex64", "rank 1"):
         assert words in printed
+    assert max(map(len, printed.splitlines())) <= 80
     together = " ".join(printed.split())
     assert "with --model deep: unitary-lr 0.0001" in together
     assert "with --model lipschitz: augment False, certify 0.141, margin 0.5" in together

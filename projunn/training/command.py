@@ -27,7 +27,8 @@ _COMMON = ("rank", "retraction", "factorization", "momentum", "seed", "device")
 def add_command(commands: Any) -> None:
     """Add ``train`` to the commands of the parser."""
     column = _column()
-    tasks = "\n".join(f"  {name:<{column}}{task.summary}" for name, task in TASKS.items())
+    lines = (f"  {name:<{column}}{task.summary}" for name, task in TASKS.items())
+    tasks = "\n".join(_filled(line, " " * (2 + column)) for line in lines)
     train = commands.add_parser(
         "train",
         help="train a unitary model on a task",
@@ -144,6 +145,11 @@ def _column() -> int:
     return 2 + max(map(len, TASKS))
 
 
+def _filled(text: str, indent: str) -> str:
+    """A text on lines of the width of a terminal, the second and those that follow indented."""
+    return textwrap.fill(text, 78, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def _defaults() -> str:
     """The last part of the help: the defaults of every task."""
     column, lines = _column(), ["defaults:"]
@@ -152,11 +158,10 @@ def _defaults() -> str:
         values = {key: getattr(config, key) for key in (*(o.name for o in task.declares), *_DEFAULTS)}
         said = [f"{key} {value}" for key, value in values.items() if value not in (None, False)]
         indent = " " * (2 + column)
-        text = textwrap.fill(", ".join(said), 78, subsequent_indent=indent, break_on_hyphens=False)
-        lines.append(f"  {name:<{column}}{text}")
+        lines.append(_filled(f"  {name:<{column}}{', '.join(said)}", indent))
         lines += _other_defaults(name, indent)
     common = ", ".join(f"{key} {getattr(config, key)}" for key in _COMMON)
-    lines.append(f"  {'all':<{column}}{common}")
+    lines.append(_filled(f"  {'all':<{column}}{common}", " " * (2 + column)))
     return "\n".join(lines).replace("_", "-")
 
 
@@ -173,7 +178,7 @@ def _other_defaults(task: str, indent: str) -> list[str]:
             ]
             if said:
                 text = f"{indent}with {_flag(option.name)} {choice}: {', '.join(said)}"
-                lines.append(textwrap.fill(text, 78, subsequent_indent=indent + "  "))
+                lines.append(_filled(text, indent + "  "))
     return lines
 
 
