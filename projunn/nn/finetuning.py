@@ -121,7 +121,9 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
     """Puts `OrthogonalFinetuning` around linear layers of a model, in place, and returns the model.
 
     All parameters of the model are fixed (``requires_grad=False``) but the rotations of this call and of
-    earlier ones, which stay as they were.  So each call may have its own pattern and block size.
+    earlier ones, which stay as they were.  So each call may have its own pattern and block size.  Layers
+    of subclasses of ``nn.Linear`` are passed over and fixed: those with a parametrization, and the
+    ``out_proj`` of ``nn.MultiheadAttention``.
 
     Args:
         model: any module.

@@ -83,6 +83,8 @@ def _list(recipes: dict[str, Recipe]) -> None:
 
 
 def _reproduce(recipe: Recipe, scale: str, folder: Path, arguments: argparse.Namespace) -> int:
+    if arguments.data and not any(training.images for training in recipe.trainings):
+        raise ValueError("data: the experiment reads no images; wanted none")
     if recipe.measure is not None:
         if arguments.only:
             raise ValueError("only: the experiment is one measurement; wanted none")
@@ -95,10 +97,11 @@ def _reproduce(recipe: Recipe, scale: str, folder: Path, arguments: argparse.Nam
 
     wanted = arguments.only.split(",") if arguments.only else [t.label for t in recipe.trainings]
     trainings = {training.label: training for training in recipe.trainings}
-    rows = []
-    for label in wanted:
+    for label in wanted:  # before the first of them trains for hours
         if label not in trainings:
             raise ValueError(f"only: got {label!r}, wanted some of {', '.join(trainings)}")
+    rows = []
+    for label in wanted:
         config = trainings[label].config(
             scale,
             seed=arguments.seed,

@@ -108,6 +108,8 @@ def test_experiments_are_listed(capsys):
         (["nothing"], "name: got 'nothing', wanted one of unitary, adding"),
         (["adding", "--only", "T-9", "--dry"], "only: got 'T-9', wanted some of T-200, T-750"),
         (["runtime", "--only", "a", "--dry"], "only: the experiment is one measurement"),
+        (["runtime", "--data", "a", "--dry"], "data: the experiment reads no images; wanted none"),
+        (["unitary", "--data", "a", "--dry"], "data: the experiment reads no images; wanted none"),
         (["adding", "--device", "toaster", "--scale", "cpu"], "device: 'toaster' is not available"),
         (["pixels", "--data", "nowhere.npz", "--scale", "cpu"], "data: nowhere.npz is no .npz"),
     ],
@@ -116,3 +118,10 @@ def test_mistakes_are_said_in_a_line(tmp_path, monkeypatch, capsys, arguments, w
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_unknown_training_is_refused_before_others_train(capsys):
+    assert main(["reproduce", "adding", "--scale", "cpu", "--only", "T-200,T-9", "--dry"]) == 2
+    captured = capsys.readouterr()
+    assert "only: got 'T-9', wanted some of T-200, T-750" in captured.err
+    assert "T-200:" not in captured.out
