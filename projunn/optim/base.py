@@ -39,7 +39,7 @@ from projunn.optim.options import (
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import is_sharded, local_member, local_part
-from projunn.optim.stored import fit_state, kinds_of_state, take_over
+from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
@@ -254,17 +254,16 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def _plain_step(self) -> None:
         if self._seen is not None and self._seen.only_unitary:
             return
-        groups = []
-        for group in self.param_groups:
-            plain = [p for p in group["params"] if not is_unitary(p)]
-            groups.append({**group, "params": plain})
+        params = ([p for p in g["params"] if not is_unitary(p)] for g in self.param_groups)
+        groups = [{**g, "params": own} for g, own in zip(self.param_groups, params, strict=True)]
         if not any(group["params"] for group in groups):
             return
         if not hasattr(self, "_plain"):  # pickling and deepcopy leave it out
             self._plain = self.plain_rule([torch.zeros(0)])
         self._plain.param_groups, self._plain.state = groups, self.state
         # Below its decorators: hooks on the steps of all optimizers run for this optimizer's own.
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+        differentiable = self.defaults.get("differentiable", False)
+        with torch.set_grad_enabled(differentiable), explained(groups, self.state):
             inspect.unwrap(self.plain_rule.step)(self._plain)
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None:

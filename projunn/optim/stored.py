@@ -7,7 +7,8 @@ factors and means, where gradients are now dense             L R^H, and R_i C_j 
 another rank                                                 columns are cut off, or added
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,6 +89,26 @@ def kinds_of_state(
         for p in group["params"]
         if isinstance(p, UnitaryParameter) and state.get(p)
     }
+
+
+@contextmanager
+def explained(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]) -> Iterator[None]:
+    """Says why a plain rule fails, if it is at the state that a parameter had while it was unitary.
+
+    Args:
+        groups: the parameter groups of plain parameters.
+        state: that of all parameters.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        for p in (p for group in groups for p in group["params"] if "missed" in state.get(p, ())):
+            raise RuntimeError(
+                f"params: a parameter of shape {tuple(p.shape)} is plain now, and its state in the"
+                " optimizer is that of a unitary one; wanted an optimizer made after"
+                " projunn.unconstrain"
+            ) from error
+        raise
 
 
 def _in_our_layout(p: UnitaryParameter, name: str, value: Tensor, squares: bool) -> Tensor:

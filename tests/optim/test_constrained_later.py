@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import projunn
+from projunn.nn import UnitaryLinear
 from projunn.optim import SGD, AdamW, Lion, RMSprop
 
 C = torch.complex64
@@ -115,3 +116,24 @@ def test_other_blocks_ask_for_a_new_optimizer(blocks, momentum):
     with pytest.raises(ValueError, match=r"another number of matrices.* made after projunn\.constrain"):
         step(module, optimizer, 2)
     step(module, SGD(module.parameters(), lr=0.1, momentum=momentum), 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: projunn.constrain(nn.LSTM(4, 4), "weight_hh_l0"),
+        lambda: UnitaryLinear(4, 4, dtype=C),
+        lambda: UnitaryLinear(4, 4, sketch_rank=2),
+    ],
+    ids=["gates", "complex", "sketched"],
+)
+def test_parameters_that_are_plain_again_ask_for_a_new_optimizer(make):
+    """Where their state does not fit: that of one plain matrix does."""
+    module = make()
+    optimizer = AdamW(module.parameters(), lr=1e-2)
+    step(module, optimizer, 0)
+    projunn.unconstrain(module)
+    words = r"params: .* is plain now.*wanted an optimizer made after projunn\.unconstrain"
+    with pytest.raises(RuntimeError, match=words):
+        step(module, optimizer, 1)
+    step(module, AdamW(module.parameters(), lr=1e-2), 1)
