@@ -19,8 +19,8 @@ def as_matrices(tensor: Tensor) -> Tensor:
 
 
 def lying_flat(tensor: Tensor) -> Tensor:
-    """The same to read from, contiguous, and numbers rather than a note that they are conjugates."""
-    tensor = tensor.resolve_conj().contiguous()
+    """The same to read from, contiguous, and numbers without a note to conjugate or negate them."""
+    tensor = tensor.resolve_conj().resolve_neg().contiguous()
     return tensor if is_aligned(tensor) else tensor.clone()
 
 

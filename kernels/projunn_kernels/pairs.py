@@ -17,7 +17,7 @@ def real_matrix(pairs: Tensor) -> Tensor:
 def parts(numbers: Tensor) -> Tensor:
     """The parts (..., 2 n) of real or complex numbers (..., n)."""
     if numbers.is_complex():
-        return torch.view_as_real(numbers).flatten(-2)
+        return torch.view_as_real(numbers.resolve_conj()).flatten(-2)
     return torch.stack([numbers, torch.zeros_like(numbers)], -1).flatten(-2)
 
 

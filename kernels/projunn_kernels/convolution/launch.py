@@ -24,6 +24,7 @@ from projunn_kernels.launching import Launch, choose, dot_precision, options, pr
 
 def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
     """The spectra of real signals (batch, channels, *size) of any strides: one launch."""
+    signal = signal.resolve_neg()  # the kernels read memory, which knows nothing of a lazy sign
     bins, shape = frequencies(tuple(size), real), signal.shape[:2]
     paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
     run = _kept_launch(_transform_launch, signal, size, None)
