@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from projunn_kernels import fourier_convolution, frequencies
+from projunn_kernels.convolution import eager, fourier, tables
 from projunn_kernels.convolution.reference import fourier_convolution as blackboard
 
 CASES = [((4, 4), True), ((3, 4), True), ((5,), True), ((2, 3, 2), True), ((3, 2), False)]
@@ -174,3 +176,48 @@ def test_the_input_is_kept_in_place_of_its_spectrum(size, real):
         torch.testing.assert_close(ours, theirs)
     arguments = (*tensors, list(size), False)
     torch.library.opcheck(torch.ops.projunn.fourier_convolution.default, arguments)
+
+
+class _FromHost(TorchDispatchMode):
+    """Refuses tensors made of Python's numbers: on a GPU each waits for all that it has to do."""
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        assert operator is not torch.ops.aten.lift_fresh.default
+        return operator(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_no_backward_copies_numbers_from_the_host(real):
+    """A CUDA graph cannot capture that either: complex and sketched convolutions raised there."""
+    size = [3, 4]
+    x, weight, own, bias = (None if t is None else t.detach() for t in draw((3, 4), real))
+    y, *spectrum = fourier_convolution(x, weight, own, bias, size)
+    bases = torch.randn_like(weight[..., :1, :]), None if own is None else torch.randn_like(own[..., :1])
+    for gradients in (
+        lambda: fourier._gradients(y, *spectrum, weight, own, size, [True] * 3),
+        lambda: fourier._sketched_gradients(y, spectrum, weight, own, *bases, size, [True] * 3),
+    ):
+        expected = gradients()
+        with _FromHost():
+            torch.testing.assert_close(gradients(), expected)
+
+
+def test_constants_are_there_when_they_are_returned():
+    """They are made on the CPU: another stream that uses them would not wait for this one's launches."""
+    found = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+            result = operator(*arguments, **(options or {}))
+            if isinstance(result, torch.Tensor) and result.is_meta:
+                found.append(operator)
+            return result
+
+    device = torch.device("meta")
+    with Watching():
+        eager._conjugation.__wrapped__(1.0, 3, torch.float32, device)
+        eager.index.__wrapped__((4, 6), device)
+        for table, size in ((tables.along_rows, 20), (tables.of_all_points, (4, 6))):
+            table.__wrapped__(size, device, False)
+        tables.along_columns.__wrapped__(20, device)
+    assert set(found) == {torch.ops.aten._to_copy.default}, found

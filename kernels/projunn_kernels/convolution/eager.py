@@ -172,7 +172,7 @@ def _ifft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> Non
 @constant
 def _conjugation(scale: float, planes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Scales and conjugates the pairs of a row of planes, (planes, 2)."""
-    return torch.tensor([scale, -scale], dtype=dtype, device=device).repeat(planes, 1)
+    return torch.tensor([scale, -scale], dtype=dtype, device="cpu").repeat(planes, 1).to(device)
 
 
 def _apart(pairs: Tensor, parts: Tensor) -> None:

@@ -220,9 +220,8 @@ def _sketched_gradients(
         results[0] = fourier_inverse(*moved, None, size, real)
     if wanted[1]:
         # Of conjugated spectra it is the conjugate of the gradient that is sketched.
-        conjugate = basis.new_tensor([1.0, -1.0])
-        factors = sketch(spectrum[:1], [g], basis * conjugate, True, group)
-        results[1:3] = [factor * conjugate for factor in factors]
+        factors = sketch(spectrum[:1], [g], _conjugate(basis), True, group)
+        results[1:3] = map(_conjugate, factors)
         if own_basis is not None:
             results[3:5] = sketch(spectrum[1:], [g_own], own_basis, False, group)
     if wanted[2]:
@@ -234,9 +233,12 @@ def _sum_of_points(spectrum: Spectrum, size: list[int], real: bool) -> Tensor:
     """The sum over images and points, from the zero frequency: (channels,), or (channels, 2)."""
     paired, own = spectrum
     points = sqrt(frequencies(tuple(size), real).points)
-    if real:
-        return own[0].sum(0) * points
-    return paired[0].sum(0) * paired.new_tensor([points, -points])
+    return own[0].sum(0) * points if real else _conjugate(paired[0].sum(0) * points)
+
+
+def _conjugate(pairs: Tensor) -> Tensor:
+    real, imaginary = pairs.unbind(-1)
+    return torch.stack([real, -imaginary], -1)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
