@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn import init, retract
-from projunn_kernels import factor, iterations, rank_update_, retract_
+from projunn_kernels import factor, iterations, rank_update_, retract_, tangent_factors
 from tests.dense import RETRACTIONS, defect, polar, precise, retracted, unitary_factor
 
 KINDS = (torch.float32, torch.complex64)
@@ -86,6 +86,19 @@ def test_operators():
     torch.library.opcheck(ops.factor.default, (weight, left, None))
     step = torch.zeros(())
     torch.library.opcheck(ops.polish_when_due_.default, ([weight], [step], 3, False, []))
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 5), (5, 2), (1, 1)])
+def test_factors_of_full_rank_are_no_views_of_the_weight(m, n, kernels):
+    """Y = W^H, which the step then changes, and which no operator may return."""
+    weight, matrix = init.haar_(torch.empty(m, n)), torch.randn(m, n)
+    basis = torch.randn(max(m, n), min(m, n))
+    operator = torch.ops.projunn.tangent_factors.default
+    torch.library.opcheck(operator, (matrix, weight, basis))
+    on_it = [t.to(kernels.device) for t in (matrix, weight, basis)]
+    with kernels.backend():
+        right = tangent_factors(*on_it).right
+    assert right.data_ptr() != on_it[1].data_ptr()
 
 
 def test_traces_for_a_gpu_that_is_not_there():

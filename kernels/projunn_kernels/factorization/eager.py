@@ -37,7 +37,8 @@ def tangent_factors(
     if weight.shape[-2] > weight.shape[-1]:
         into, back = back, into
     if of_full_rank(weight, basis):
-        right = (weight if into is adjoint_product else weight.mH).resolve_conj().contiguous()
+        right = weight if into is adjoint_product else weight.mH
+        right = right.clone(memory_format=torch.contiguous_format)
     else:
         doubled = back(weight, into(matrix, basis)) - back(matrix, into(weight, basis))
         right = orthonormalize(doubled)

@@ -63,7 +63,7 @@ def tangent(
 
     if of_full_rank(weight, basis):
         listed = weight if active is None else weight[active.clamp_min(0).long()]
-        right = (listed if tall else listed.mH).resolve_conj().contiguous()
+        right = (listed if tall else listed.mH).clone(memory_format=torch.contiguous_format)
     else:
         right = orthonormalize(twice(basis)[0])
     doubled, moved = twice(right)
