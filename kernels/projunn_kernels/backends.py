@@ -136,7 +136,10 @@ def at_start() -> Choice:
 
 
 class TooManyPrograms(Exception):
-    """A launch has a longer grid than GPUs take, so that its operation is PyTorch's to carry out."""
+    """A launch has a longer grid than GPUs take, or matrices that are too large for its kernel.
+
+    Its operation is then PyTorch's to carry out.
+    """
 
 
 def uses_triton(tensor: Tensor) -> bool:

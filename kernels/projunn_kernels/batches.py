@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from projunn_kernels.backends import on_device
+from projunn_kernels.backends import TooManyPrograms, on_device
 
 # The mask of one matrix, or of all, that costs nothing to make or look at.
 EVERY = torch.tensor(True, device="cpu")
@@ -32,6 +32,19 @@ def contiguous_matrices(tensor: Tensor) -> Tensor:
 def is_aligned(tensor: Tensor) -> bool:
     """Whether it starts where an allocation could: kernels that get addresses load 16 bytes at once."""
     return not on_device(tensor) or tensor.data_ptr() % 16 == 0
+
+
+def within_reach(matrices: Tensor, *, single: bool) -> None:
+    """Checks the size of matrices (B, m, n), the numbers of which kernels count in 32 bits.
+
+    ``single``: where there is one, it may be of any size.
+
+    Raises:
+        TooManyPrograms: they have 2^31 floats or more each.
+    """
+    count, m, n = matrices.shape
+    if m * n * (1 + matrices.is_complex()) >> 31 and not (single and count == 1):
+        raise TooManyPrograms(f"matrices of {m} x {n} numbers, whose places a kernel has in 32 bits")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from projunn_kernels import keeping, private, selfcheck
 from projunn_kernels.backends import TooManyPrograms
-from projunn_kernels.batches import as_matrices
+from projunn_kernels.batches import as_matrices, within_reach
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.choice import config_for
 from projunn_kernels.configs.problem import Config, Problem, device_of
@@ -197,6 +197,9 @@ class Matrices:
     sample: Tensor
     count: int
     arguments: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        within_reach(self.sample, single=True)
 
     @classmethod
     def of(cls, tensor: Tensor, active: Tensor | None = None) -> "Matrices":

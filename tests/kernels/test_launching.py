@@ -13,8 +13,9 @@ pytest.importorskip("triton")
 import projunn
 from projunn_kernels import keeping, launching, private
 from projunn_kernels.backends import TooManyPrograms
+from projunn_kernels.batches import within_reach
 from projunn_kernels.keeping import Recent, constant
-from projunn_kernels.launching import Launch, addresses_of_flat, launch
+from projunn_kernels.launching import Launch, Matrices, addresses_of_flat, launch
 from projunn_kernels.operation import OPERATIONS
 from projunn_kernels.rules import launch as rules_launch
 from projunn_kernels.step import launch as step_launch
@@ -190,6 +191,19 @@ def test_a_longer_grid_than_gpus_take_is_no_launch(kernel):
             make(kernel, (2, 65_536), x=torch.zeros(4), rate=0.5, n=4, BN=4, num_warps=1)
     launch(kernel, (65_536, 2), x=torch.zeros(4), rate=0.5, n=4, BN=4, num_warps=1)
     assert len(kernel.made) == 1
+
+
+def test_larger_matrices_than_kernels_count_are_no_launch():
+    """From 2^31 floats on the place of the second matrix was negative, and so were masks of one."""
+    large = torch.empty(2, 1 << 16, 1 << 15, device="meta")
+    Matrices.of(large[:1])
+    Matrices.of(large[:, :-1])
+    with pytest.raises(TooManyPrograms, match="matrices of 65536 x 32768 numbers"):
+        Matrices.of(large)
+    within_reach(large[:1], single=True)
+    pairs = torch.empty(1, 1 << 15, 1 << 15, dtype=torch.complex64, device="meta")
+    with pytest.raises(TooManyPrograms):
+        within_reach(pairs, single=False)
 
 
 @pytest.mark.parametrize("rank", [1, 2])

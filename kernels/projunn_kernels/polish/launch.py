@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_matrices, flattened
+from projunn_kernels.batches import as_matrices, flattened, within_reach
 from projunn_kernels.configs.problem import device_of
 from projunn_kernels.launching import address_table, configured, floats, launch, options
 from projunn_kernels.polish.eager import NEAR
@@ -62,6 +62,7 @@ def polish(
         taken: int8, (parameters, B), contiguous.
     """
     first = weights[0]
+    within_reach(first, single=True)
     matrices, m, n = first.shape
     count, size = matrices * len(weights), min(m, n)
     error = first.new_empty(count, size, size)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import flattened, lying_flat
+from projunn_kernels.batches import flattened, lying_flat, within_reach
 from projunn_kernels.keeping import IDLE, Recent, in_force, may_keep
 from projunn_kernels.launching import (
     Launch,
@@ -84,6 +84,7 @@ class Followed:
         first = step.gradients[0]
         *_, m, n = first.shape
         pairs = first.is_complex()
+        within_reach(first.reshape(-1, m, n), single=not pairs)
         floats = m * n * (2 if pairs else 1)
         matrices = first.numel() // (m * n)
         count = matrices * len(step.gradients)
