@@ -167,11 +167,11 @@ def _read(option: Any) -> list[Any]:
 
 
 def _addresses(grad: Tensor | None) -> tuple[Any, ...]:
-    """Where the numbers of a gradient lie; of a sparse one, which is not captured, its identity."""
+    """Where and how the numbers of a gradient lie; of a sparse one, never captured, its identity."""
     if grad is None:
         return (None,)
     if isinstance(grad, FactoredTensor):
-        return grad.stored_left.data_ptr(), grad.stored_right.data_ptr()
+        return grad.stored_left.data_ptr(), grad.stored_right.data_ptr(), grad.rank
     if grad.layout != torch.strided:
         return (object(),)
     return grad.data_ptr(), grad.stride()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import projunn
-from projunn import UnitaryParameter, init
+from projunn import FactoredTensor, UnitaryParameter, init
 from projunn.nn import UnitaryLinear
 from projunn.optim import SGD, AdamW, CapturedStep, captured
 from projunn.optim.answers import Answer
@@ -220,8 +220,15 @@ def test_sketched_gradients_are_found_where_their_factors_lie():
     trained(net, optimizer, step, 3)
     assert len(net[2].weight.grad.stored_left.shape) == 2
     places = step._places()
-    net[2].weight.grad = net[2].weight.grad.clone()
+    weight = net[2].weight
+    found = weight.grad
+    weight.grad = found.clone()
     assert step._places() != places
+    # an allocator that has freed one gradient may put one of another rank in its place
+    weight.grad = FactoredTensor(found.stored_left[:, :1], found.stored_right[:, :1])
+    assert step._places() != places
+    weight.grad = FactoredTensor(found.stored_left, found.stored_right)
+    assert step._places() == places
 
 
 def test_what_cannot_be_captured_is_refused_by_name():
