@@ -49,6 +49,8 @@ class FactoredTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, left: Tensor, right: Tensor, pairs: bool = False) -> "FactoredTensor":
+        # Lazily conjugated or negated views are misread in ``__torch_dispatch__``.
+        left, right = left.resolve_conj().resolve_neg(), right.resolve_conj().resolve_neg()
         if pairs and left.is_complex():
             left, right = torch.view_as_real(left), torch.view_as_real(right)
         axis = -3 if pairs else -2
@@ -180,7 +182,7 @@ def squared_norm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _adjoint(factor: Tensor) -> Tensor:
-    """``factor.mH``, computed, because a lazily conjugated view is misread in ``__torch_dispatch__``."""
+    """``factor.mH``, computed, and so no lazily conjugated view."""
     return factor.conj_physical().mT
 
 

@@ -126,3 +126,20 @@ def test_unscaling_of_a_mixed_list():
     a.right[0, 0] = torch.inf
     unscale([a], found, torch.tensor(0.5))
     assert found == 1
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_factors_that_are_lazily_conjugated(pairs):
+    """What scaled them forgot that they were conjugates."""
+    left, right = (torch.randn(n, 2, dtype=torch.complex64) for n in (5, 4))
+    made = FactoredTensor(left.conj(), right.conj(), pairs)
+    entries = left.conj() @ right.mT
+    entries = torch.view_as_real(entries) if pairs else entries
+    for found in (made * 2, made.clone() * 2, made.mul_(2)):
+        torch.testing.assert_close(found.to_dense(), 2 * entries)
+
+
+def test_factors_that_are_lazily_negated():
+    left, right = torch.randn(5, 2, dtype=torch.complex64), torch.randn(4, 2)
+    made = FactoredTensor(left.conj().imag, right)
+    torch.testing.assert_close((made * 2).to_dense(), -2 * left.imag @ right.mT)
