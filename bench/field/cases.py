@@ -53,7 +53,7 @@ _ALL = (
         "adding-750",
         "adding",
         recurrent.CONTENDERS,
-        1500,
+        1950,
         {"length": 750},
         seeds=1,
         rates_of="adding-200",
