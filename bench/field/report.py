@@ -44,17 +44,21 @@ def by_method(found: list[Row], case: Case, paces: dict[str, float], seconds: fl
     """The methods that have all of their rows at a budget, best mean loss first."""
     lines = {}
     for one in case.contenders:
-        step_s = paces.get(one.name)
-        own = kept(found, case, one, step_s, seconds) if step_s else []
-        if step_s and own:
-            steps = seconds / step_s
+        if one.name not in paces:
+            continue
+        step_s = paces[one.name]
+        own, steps = kept(found, case, one, step_s, seconds), seconds / step_s
+        if own:
             lines[one.name] = Line(own, step_s, [score_at(row, steps) for row in own], steps)
     return dict(sorted(lines.items(), key=lambda item: item[1].loss))
 
 
 def score_at(row: Row, steps: float) -> tuple[float, float | None]:
-    """Loss and accuracy of a training after some steps: between two points of its curve, the
-    geometric mean of their losses and the mean of their accuracies, weighted by distance."""
+    """Loss and accuracy of a training after some steps.
+
+    Between two points of its curve it is the geometric mean of their losses, and the mean of their
+    accuracies, weighted by distance.
+    """
     if row["loss"] is None:
         return math.inf, None
     for (before, _, loss, right), (after, _, next_loss, next_right) in pairwise(row["curve"]):

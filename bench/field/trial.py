@@ -9,7 +9,6 @@ import torch
 import projunn
 from bench.field.cases import Case
 from bench.field.contender import Contender
-from projunn.tasks import Batch
 
 Row = dict[str, Any]
 
@@ -33,10 +32,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed + 1)
 
     def step(self) -> None:
-        self.step_on(self.task.batch(self.generator))
-
-    def step_on(self, batch: Batch) -> None:
-        x, y = batch
+        x, y = self.task.batch(self.generator)
         self.optimizers.zero_grad()
         self.task.loss(self.model(x), y).backward()
         self.optimizers.step()

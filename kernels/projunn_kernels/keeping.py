@@ -50,9 +50,13 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         self[key] = value
         self._used[key] = now = monotonic()
         while len(self) > self._most or now - self._used.get(next(iter(self)), now) > self._idle:
-            oldest, _ = self.popitem(last=False)
-            self._used.pop(oldest, None)
+            self.forget(next(iter(self)))
         return value
+
+    def forget(self, key: tuple[Any, ...]) -> _Prepared | None:
+        """Takes an entry out; None if there is none."""
+        self._used.pop(key, None)
+        return self.pop(key, None)
 
 
 def current_stream(tensor: Tensor) -> int:

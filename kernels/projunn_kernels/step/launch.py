@@ -157,7 +157,7 @@ def _hand_to_graphs(shared: tuple[Any, ...]) -> None:
         return
     _in_graphs[shared] = None
     for key in [key for key in _kept if _of_any_stream(key) == shared]:  # the last is the latest
-        kept = _kept.pop(key)
+        kept = _kept.forget(key)
         assert isinstance(kept, SinglePass)
         _in_graphs[shared] = kept.ahead
 
