@@ -92,7 +92,7 @@ def _declared(on: Machine, small: bool) -> list[Case]:
     They launch what the problems of real networks launch: the same constants, the same alignment.
     """
     found = {}
-    for kernel in KERNELS.values():
+    for kernel in list(KERNELS.values())[:: 4 if on.dry else 1]:
         problems = list(kernel.compiled)
         if on.dry or small:
             problems = [min(problems, key=lambda p: p.matrices * p.k * p.m * p.n)]

@@ -43,7 +43,9 @@ def checks(on: Machine, small: bool) -> list[Case]:
                 for steps in (6, 50) if n in LONG and not small else (6,):
                     found.append(_case(on, n, pairs, nonlinearity, steps))
                 if nonlinearity == "modrelu" and n > 5:
-                    found.append(_case(on, n, pairs, nonlinearity, 6 if small else 50, resets=True))
+                    found.append(
+                        _case(on, n, pairs, nonlinearity, 6 if small or on.dry else 50, resets=True)
+                    )
     for n in (33,) if small or on.dry else (33, 128, 190):
         found += [_case(on, n, pairs, "modrelu", 6, MANY_ROWS) for pairs in (False, True)]
     if not small:

@@ -1,6 +1,7 @@
 """How the transforms are tiled, and what they are tuned and checked on."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ _WITHOUT_REGISTERS = ("9.0", "10.0", "10.3", "0.0")
 _IMAGES = 256  # that transforms are tuned for
 
 
-def has_kernels(size: Sequence[int], device: Device) -> bool:
+@lru_cache(maxsize=1024)
+def has_kernels(size: tuple[int, ...], device: Device) -> bool:
     """True if kernels transform real signals of this size on a device."""
     if few_points(size):
         return len(size) <= 2
@@ -140,7 +142,7 @@ def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) 
         standard=_planes(name, _NETWORK),
         compiled=_planes(name, _COMPILED),
         numbers=lambda problem: 2 * problem.m * problem.n * problem.matrices,
-        exists=lambda problem, device: has_kernels(_size(problem), device),
+        exists=lambda problem, device: has_kernels(tuple(_size(problem)), device),
     )
 
 

@@ -71,7 +71,7 @@ def ways() -> list[str]:
 def _fits(tensor: Tensor, size: list[int], real: bool) -> bool:
     if not real or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
-    return has_kernels(size, device_of(tensor.device))
+    return has_kernels(tuple(size), device_of(tensor.device))
 
 
 def _transform_fits(signal: Tensor, size: list[int], real: bool) -> bool:
