@@ -6,6 +6,7 @@ import torch
 import projunn
 from projunn import factorize, init, retract
 from projunn_kernels import FusedStep, fused_step_
+from tests.combinations import pairwise
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -42,27 +43,26 @@ def expected(weight, direction, basis, retraction):
 
 
 # Above 128 columns, and for k > 1, a step takes a launch a pass (`projunn_kernels.step.passes`).
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("retraction", RETRACTIONS)
-@pytest.mark.parametrize(
-    ("m", "n", "k"),
-    [
-        (1, 1, 1),
-        (5, 5, 1),
-        (20, 33, 1),
-        (64, 64, 1),
-        (33, 20, 1),
-        (130, 130, 1),
-        (132, 144, 2),
-        (65, 65, 8),
-        (9, 129, 3),
-        (16, 16, 2),
-        (7, 12, 3),
-        (5, 5, 4),
-        (33, 33, 4),
-    ],
-)
-def test_step_equals_float64(kernels, step, kind, retraction, m, n, k):
+SIZES = [
+    (1, 1, 1),
+    (5, 5, 1),
+    (20, 33, 1),
+    (64, 64, 1),
+    (33, 20, 1),
+    (130, 130, 1),
+    (132, 144, 2),
+    (65, 65, 8),
+    (9, 129, 3),
+    (16, 16, 2),
+    (7, 12, 3),
+    (5, 5, 4),
+    (33, 33, 4),
+]
+
+
+@pytest.mark.parametrize(("size", "retraction", "kind"), pairwise(SIZES, RETRACTIONS, KINDS), ids=str)
+def test_step_equals_float64(kernels, step, size, retraction, kind):
+    m, n, k = size
     # Of eight columns one matrix: in the interpreter its programs take seconds.
     tensors = draw(kind, m, n, k, 2 if k < 8 else 1, kernels.device)
     wanted = expected(*tensors[:3], retraction)

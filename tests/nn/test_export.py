@@ -126,6 +126,7 @@ def test_a_program_that_was_exported_before_goes_to_onnx():
     torch.testing.assert_close(run_onnx(program, x), model(x).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_resnet9_goes_to_onnx():
     model, x = ResNet9(1, 3, 8, width=2).eval(), torch.randn(2, 1, 8, 8)

@@ -82,7 +82,7 @@ def trained(kernels, layer, n, kind, k, rule):
 
 
 @pytest.mark.parametrize(
-    ("layer", "k", "rule"), pairwise(itertools.product(LAYERS, KINDS), RANKS, RULES), ids=str
+    ("layer", "k", "rule"), pairwise(itertools.product(LAYERS, KINDS), [1, 4, 16], RULES), ids=str
 )
 def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, layer, k, rule):
     (layer, kind), sizes = layer, (6, 10)
