@@ -70,6 +70,8 @@ class Operation:
         derivative: how autograd differentiates it, or None.
         plain: the formula in PyTorch operations that change nothing in place, or None.  It takes what
             ``eager`` takes, and is differentiated and batched as PyTorch does it.
+        flops: how many multiplications and additions of real numbers its matrix products are, or None.
+            It takes what ``eager`` takes.
         autocast: whether it takes half precision under ``torch.autocast``, as float32.  No operation
             computes in half precision because of it.
         tf32: whether its products of float32 may be in TF32 where PyTorch's setting says so; those of
@@ -89,6 +91,7 @@ class Operation:
     mutates: tuple[str, ...] = ()
     derivative: Derivative | None = None
     plain: Callable[..., Any] | None = None
+    flops: Callable[..., int] | None = None
     autocast: bool = False
     tf32: bool = False
     bundle: type[Any] | None = None
@@ -128,6 +131,7 @@ class Operation:
         if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
             if private.in_transform() and _is_autocast_on(tensor):
                 return self._in_float32(tensor.device.type, values)
+            self._tell_flop_counters()
             # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
             return self.registered(**{n: values[n] for n in self._names if n in values})
         if private.is_below_autograd():  # in the body of another operation
@@ -135,11 +139,13 @@ class Operation:
         wants = torch.is_grad_enabled()
         cast = self.autocast and _is_autocast_on(tensor)
         by_autograd = self.derivative is not None or (self.plain is not None and wants)
-        if not by_autograd and not cast:
+        is_counted = self.flops is not None and private.may_count_flops()
+        if not by_autograd and not cast and not is_counted:
             with nullcontext() if wants else private.below_autograd():
                 return self._run(tensor, bundle, arguments)
         given = [values[n] if n in values else self._defaults[n] for n in self._names]
         if cast or not is_plain(given):
+            self._tell_flop_counters()
             return self.registered(**values)
         if wants and private.derivative_is_wanted(given):
             return self.registered(**values) if self._function is None else self._function(*given)
@@ -225,6 +231,18 @@ class Operation:
         """The backward, which autograd may run on another thread, under the backend of the forward."""
         assert self.derivative is not None
         return run_under(ctx.chosen, self.derivative.backward, ctx, *grads)
+
+    def _tell_flop_counters(self) -> None:
+        if self.flops is not None and not torch.compiler.is_compiling():
+            private.tell_flop_counters(getattr(torch.ops.projunn, self.name), self._count)
+
+    def _count(self, *arguments: Any, out_val: Any = None, **named: Any) -> int:
+        """The formula of flops, for `torch.utils.flop_counter`."""
+        count, bundle = self.flops, self.bundle
+        assert count is not None
+        call = count if bundle is None else lambda **values: count(bundle(**values))
+        found: int = self._on_values(call)(*arguments, **named)
+        return found
 
     def _plainly(self, *arguments: Any) -> Any:
         if private.is_autocast_on():

@@ -19,6 +19,8 @@
                  ``torch.jit`` traces.
 ``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
+``may_count_flops``, ``tell_flop_counters``  torch 2.11 to 2.13: how many modes are active and which,
+                 and what a counter of flops looks up.
 ``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
 ``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
 ``warms_up_a_graph``  torch 2.11 to 2.13: the state of the CUDA graphs that Inductor makes.
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 from torch._library.autograd import make_autograd_impl
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _LAZY_VIEWS = (
     torch._C.DispatchKey.Conjugate,
@@ -181,6 +184,24 @@ def in_transform_or_export() -> bool:
         or torch.compiler._is_exporting_flag
         or traced_by_jit()
     )
+
+
+def may_count_flops() -> bool:
+    """True if a mode is active that may be a counter of flops."""
+    return "torch.utils.flop_counter" in sys.modules and torch._C._len_torch_dispatch_stack() > 0
+
+
+def tell_flop_counters(operator: Any, count: Callable[..., int]) -> None:
+    """Gives an operator's formula to active counters of `torch.utils.flop_counter`, and to later ones.
+
+    Not beforehand, because the module of that class imports triton.
+    """
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is not None:
+        module.flop_registry.setdefault(operator, count)
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, module._FlopCounterMode):
+                mode.counter.flop_registry.setdefault(operator, count)
 
 
 def in_onnx_export() -> bool:

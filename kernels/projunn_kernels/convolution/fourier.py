@@ -338,6 +338,7 @@ _convolution = Operation(
     on="input",
     derivative=Derivative(_setup_context, _backward),
     plain=_plainly,
+    flops=shapes.convolution_flops,
     autocast=True,
     tf32=True,
 )
@@ -348,6 +349,7 @@ _convolution_backward = Operation(
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
     plain=_plain_gradients,
+    flops=shapes.gradients_flops,
     autocast=True,
     tf32=True,
 )
@@ -355,6 +357,7 @@ _convolution_sketch = Operation(
     name="fourier_convolution_sketch",
     eager=_sketched_gradients,
     fake=shapes.sketched_gradients,
+    flops=shapes.sketched_gradients_flops,
     on="grad",
     autocast=True,
     tf32=True,

@@ -1,4 +1,9 @@
-"""The shapes of what the convolution's operators return, for programs that are traced."""
+"""The shapes of what the convolution's operators return, for programs that are traced, and their flops.
+
+Counted are the products of matrices at the frequencies, as PyTorch counts no Fourier transform.
+"""
+
+from typing import Any
 
 from torch import Tensor
 
@@ -72,3 +77,35 @@ def sketched_gradients(
     if wanted[2]:
         shapes[5] = (channels,) if real else (channels, 2)
     return tuple(grad.new_empty(shape) for shape in shapes)
+
+
+def convolution_flops(input: Tensor, weight: Tensor, own_weight: Tensor | None, **_: Any) -> int:
+    return 2 * input.shape[0] * _products(weight, own_weight)
+
+
+def gradients_flops(
+    grad: Tensor, weight: Tensor, own_weight: Tensor | None, wanted: list[bool], **_: Any
+) -> int:
+    return 2 * grad.shape[0] * _products(weight, own_weight) * (wanted[0] + wanted[1])
+
+
+def sketched_gradients_flops(
+    grad: Tensor,
+    weight: Tensor,
+    own_weight: Tensor | None,
+    basis: Tensor,
+    own_basis: Tensor | None,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    products = _products(weight, own_weight) if wanted[0] else 0
+    if wanted[1]:  # two products each way, with k columns
+        m, n = weight.shape[1:3]
+        found = 2 * (m + n) * _products(basis, own_basis) // m
+        products += found
+    return 2 * grad.shape[0] * products
+
+
+def _products(paired: Tensor, own: Tensor | None) -> int:
+    """Multiplications of real numbers where all matrices are applied to a vector each."""
+    return 2 * paired.numel() + (0 if own is None else own.numel())

@@ -67,11 +67,22 @@ def _fake(
     return torch.empty_like(basis, memory_format=torch.contiguous_format), right
 
 
+def _flops(
+    inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
+) -> int:
+    """Of two products with k columns for each x and each g."""
+    is_pairs_or_complex = pairs or basis.is_complex()
+    rank = basis.shape[-2] if pairs else basis.shape[-1]
+    stored = sum(t.numel() // (2 if pairs and not t.is_complex() else 1) for t in (*inputs, *grads))
+    return 4 * rank * stored * (4 if is_pairs_or_complex else 1)
+
+
 _sketch = Operation(
     name="sketch",
     eager=eager.sketch,
     launches="projunn_kernels.sketching.launch:factors",
     fits=_fits,
     fake=_fake,
+    flops=_flops,
     on="basis",
 )

@@ -32,7 +32,13 @@ from torch import Tensor
 from projunn_kernels import private
 from projunn_kernels.operation import Derivative, Operation
 from projunn_kernels.time_loop import eager, plain
-from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward, states_shape
+from projunn_kernels.time_loop.arguments import (
+    Recurrence,
+    RecurrenceBackward,
+    backward_flops,
+    flops,
+    states_shape,
+)
 from projunn_kernels.time_loop.plain import nonlinearity_of_parts
 from projunn_kernels.time_loop.reference import NONLINEARITIES, apply_nonlinearity
 from projunn_kernels.time_loop.tiles import RECURRENCE, RECURRENCE_BACKWARD
@@ -179,6 +185,7 @@ _recurrence = Operation(
     bundle=Recurrence,
     derivative=Derivative(_setup_context, _backward),
     plain=plain.recurrence,
+    flops=flops,
     tf32=True,
     autocast=True,
 )
@@ -191,5 +198,6 @@ _recurrence_backward = Operation(
     kernels=(RECURRENCE_BACKWARD,),
     bundle=RecurrenceBackward,
     plain=plain.recurrence_backward,
+    flops=backward_flops,
     tf32=True,
 )

@@ -1,6 +1,7 @@
 """The arguments of the time loop and of its backward, and how real and complex states are stored."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -59,6 +60,31 @@ def states_shape(call: Recurrence) -> tuple[int, ...]:
     """The shape of all states, with a trailing axis of 2 where the weight holds pairs."""
     leading = 2 if call.batch_sizes is None else 1
     return (*call.inputs.shape[:leading], *call.weight.shape[1:])
+
+
+def flops(call: Recurrence) -> int:
+    """Multiplications and additions of the products with U and W, for all time steps."""
+    n, rows = call.weight.shape[0], prod(states_shape(call)[: 2 if call.batch_sizes is None else 1])
+    return 2 * rows * (_of_numbers(call) * n * n + _of_projection(call))
+
+
+def backward_flops(call: RecurrenceBackward) -> int:
+    """The same of the backward, with the gradients that are wanted."""
+    n, rows = call.weight.shape[0], call.states.numel() // prod(call.weight.shape[1:])
+    products = n * n * (1 + (call.wants_weight and call.basis is None))
+    if call.wants_weight and call.basis is not None:  # a sketch, by two products each way
+        products += 4 * n * call.basis.shape[1]
+    projection = _of_projection(call) * (1 + call.wants_inputs)
+    return 2 * rows * (_of_numbers(call) * products + projection)
+
+
+def _of_numbers(call: Recurrence | RecurrenceBackward) -> int:
+    """The real products of one of numbers."""
+    return 4 if call.weight.ndim == 3 else 1
+
+
+def _of_projection(call: Recurrence | RecurrenceBackward) -> int:
+    return 0 if call.input_weight is None else call.input_weight.numel()
 
 
 def numbers(weight: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
