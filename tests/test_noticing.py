@@ -8,7 +8,8 @@ from torch import nn
 
 import projunn
 from projunn import OffManifoldWarning
-from projunn.nn import UnitaryLinear
+from projunn.nn import UnitaryConv2d, UnitaryLinear
+from projunn.optim import SGDG, Isospectral
 
 
 def stretched(module):
@@ -86,3 +87,25 @@ def test_the_parametrization_of_weight_norm_raises_and_leaves_the_layer_unitary(
     assert layer.weight is before
     assert projunn.unitary_parameters(layer) == [before]
     assert not hasattr(layer, "parametrizations")
+
+
+@pytest.mark.parametrize("rule", [Isospectral, SGDG])
+@pytest.mark.parametrize(
+    "make", [lambda: UnitaryConv2d(2, 2, 4), lambda: UnitaryLinear(4, 4, dtype=torch.complex64)]
+)
+def test_optimizers_of_plain_parameters_say_which_unitary_ones_they_move(rule, make):
+    layer = make()
+    x = torch.randn(3, 2, 4, 4) if isinstance(layer, UnitaryConv2d) else torch.randn(3, 4)
+    (layer(x) - 1).abs().square().sum().backward()
+    with pytest.warns(OffManifoldWarning, match=f"After a step of {rule.__name__}, .* weight of "):
+        rule(layer.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("options", [{"isospectral": True}, {"stiefel": True}])
+def test_optimizers_of_plain_parameters_do_not_warn_of_those_that_they_keep(options):
+    layer = UnitaryLinear(4, 4)
+    rule = SGDG if "stiefel" in options else Isospectral
+    (layer(torch.randn(3, 4)) - 1).square().sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rule(layer.parameters(), lr=0.1, **options).step()

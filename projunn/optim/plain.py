@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from sys import float_info
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,14 @@ from projunn_kernels.precision import in_full_precision
 class PlainSGD(torch.optim.Optimizer):
     """Base of optimizers of plain parameters: a subclass says which are its own, and steps those.
 
-    All others take the step of ``torch.optim.SGD``.
+    All others take the step of ``torch.optim.SGD``, which does not keep unitary parameters unitary:
+    those are noticed as they are after steps of any other optimizer.
 
     Args:
         params: parameters or parameter groups.
         rule: the options of ``torch.optim.SGD``.
         more: the options of the subclass.
     """
-
-    keeps_unitary: ClassVar[bool] = True
 
     def __init__(self, params: Iterable[Any], rule: dict[str, Any], more: dict[str, Any]) -> None:
         self._plain = torch.optim.SGD([torch.zeros(0)], **rule)
