@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from projunn.arguments import flag, matrices, of_kind, positive, tensor
 from projunn.init import identity_
-from projunn.manifold import MATRIX_DTYPES, dtype_names
+from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.nn.module import UnitaryModule
 
 _LARGEST = 1e4  # entries of a skew matrix whose rotation is so close to one of a half turn are refused
@@ -100,8 +100,9 @@ class OrthogonalFinetuning(UnitaryModule):
         """The plain layer that computes the same: a new ``nn.Linear`` with the weight ``W R^T``.
 
         Its weight and its bias learn (``requires_grad=True``), also where those of ``linear`` are fixed.
+        If W is unitary (`projunn.constrain`), so is ``W R^T``.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias, given = self.weight, self.bias, self.linear.weight
         plain = nn.Linear(
             *(self.in_features, self.out_features),
             bias=bias is not None,
@@ -111,7 +112,9 @@ class OrthogonalFinetuning(UnitaryModule):
         plain.weight.copy_(weight)
         if bias is not None:
             plain.bias.copy_(bias)
-        return plain
+        if isinstance(given, UnitaryParameter):
+            plain.weight = UnitaryParameter(plain.weight.data, blocks=given.blocks)
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         return f"block_size={self.block_size}"
@@ -135,7 +138,7 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
             ``block_size`` does not divide the size of an input.  The model is as it was then.
     """
     of_kind("model", model, nn.Module, "a module")
-    of_kind("pattern", pattern, str, "the names of layers")
+    of_kind("pattern", pattern, str, "one name or pattern of layers (call finetune again for others)")
     every = {
         f"{prefix}.{name}".lstrip("."): (parent, name, layer)
         for prefix, parent in model.named_modules()
@@ -170,9 +173,9 @@ def merge(model: nn.Module) -> nn.Module:
     """Replaces each `OrthogonalFinetuning` in a model by its plain layer, in place; returns the model.
 
     If the model is one itself, its plain layer is returned.  The weights and biases of the plain layers
-    learn (``requires_grad=True``); parameters elsewhere in the model stay as they are, fixed or not.
-    A model without any `OrthogonalFinetuning`, such as one that is merged already, is returned as it is,
-    with a warning.
+    learn (``requires_grad=True``), and are unitary where those below the rotations were; parameters
+    elsewhere in the model stay as they are, fixed or not.  A model without any `OrthogonalFinetuning`,
+    such as one that is merged already, is returned as it is, with a warning.
     """
     if isinstance(model, OrthogonalFinetuning):
         return model.merge()

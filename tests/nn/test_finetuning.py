@@ -116,6 +116,26 @@ def test_a_shared_layer_is_wrapped_and_merged_once():
     assert type(model["a"]) is nn.Linear
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_what_was_constrained_below_its_rotations_is_so_when_they_are_merged(blocks):
+    model = nn.Sequential(projunn.constrain(nn.Linear(8, 16), "weight", blocks=blocks))
+    projunn.init.haar_(finetune(model, "*", 4)[0].rotation)
+    merge(model)
+    assert projunn.unitary_parameters(model) == [model[0].weight]
+    assert model[0].weight.blocks == blocks
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(7, 8)).square().sum().backward()
+        optimizer.step()
+    assert projunn.unitarity_defect(model[0].weight).max() < 1e-6
+
+
+def test_merged_layers_are_in_the_mode_of_their_model():
+    model = finetune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "0", 4).eval()
+    assert not any(layer.training for layer in merge(model).modules())
+
+
 def test_a_model_that_cannot_be_wrapped_is_left_as_it_was():
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
     with pytest.raises(ValueError, match="block_size: 4 does not divide in_features = 6"):
@@ -219,6 +239,7 @@ def test_programs_that_read_a_weight_find_that_of_the_merged_layer():
         (lambda: OrthogonalFinetuning(nn.Linear(4, 4), 0), "block_size: got 0"),
         (lambda: OrthogonalFinetuning(nn.Linear(4, 4, dtype=torch.complex64), 2), "linear: is torch.c"),
         (lambda: OrthogonalFinetuning(nn.Linear(4, 4), 2)(torch.randn(3)), "input: got shape"),
+        (lambda: finetune(nn.Sequential(), ["0", "1"]), "pattern: got .* wanted one name or pattern"),
         (lambda: rotation_from_skew(torch.randn(3, 4)), "vectors: got shape"),
         (lambda: rotation_from_skew(torch.full((1, 3), torch.nan)), "vectors: has entries"),
         (lambda: skew_from_rotation(torch.randn(3, 4)), "rotation: got shape"),
