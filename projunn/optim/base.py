@@ -32,7 +32,7 @@ from projunn.optim.options import (
     check_edited,
     check_options,
     check_rates,
-    default_rates,
+    rates_of_now,
     warn_of_misspelt,
     whole,
 )
@@ -313,14 +313,14 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             state[probe_name], state[basis_name] = probe, probe.clone()
 
     def __repr__(self) -> str:
-        """As in `torch.optim`, with the rates that ``unitary_lr`` is where it was not given."""
+        """As in `torch.optim`, with the rates that ``unitary_lr`` stands for now."""
         groups = iter(self.param_groups)
 
         def with_rate(found: re.Match[str]) -> str:
-            rates = default_rates(next(groups))
-            return f"unitary_lr: None, which is {rates}" if rates and found[1] == "None" else found[0]
+            rates = rates_of_now(next(groups))
+            return f"{found[0]}, {rates}" if rates else found[0]
 
-        return re.sub("unitary_lr: (.*)", with_rate, super().__repr__())
+        return re.sub("unitary_lr: .*", with_rate, super().__repr__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by ``load_state_dict`` and deepcopy."""

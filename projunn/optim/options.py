@@ -68,15 +68,25 @@ def unitary_learning_rate(group: dict[str, Any], shape: Sequence[int]) -> Any:
     return unitary_lr * (lr / base_lr)
 
 
-def default_rates(group: dict[str, Any]) -> str:
+def rates_of_now(group: dict[str, Any]) -> str:
+    """What a printed ``unitary_lr`` does not tell: what None stands for, or where a schedule is."""
+    given, base_lr = group["unitary_lr"], float(group["base_lr"])
+    if given is not None:
+        moved = base_lr != 0 and float(group["lr"]) != base_lr
+        return f"now {float(unitary_learning_rate(group, ())):.3g}" if moved else ""
+    rates = _default_rates(group)
+    return f"which is {rates}" if rates else ""
+
+
+def _default_rates(group: dict[str, Any]) -> str:
     """The default learning rates of a group's unitary parameters: one, or those of each shape."""
     if group["default_angle"] is None:
-        return str(unitary_learning_rate({**group, "unitary_lr": None}, ()))
+        return str(unitary_learning_rate(group, ()))
     sizes: dict[tuple[int, ...], float] = {}
     for p in filter(is_unitary, group["params"]):
         like = torch.empty(p.shape, dtype=p.dtype, device="meta")
         *_, m, n = as_matrices(like, p.pairs, p.blocks, p.singletons).shape
-        sizes[m, n] = float(unitary_learning_rate({**group, "unitary_lr": None}, (m, n)))
+        sizes[m, n] = float(unitary_learning_rate(group, (m, n)))
     said = [f"{rate:.3g} ({m} x {n})" for (m, n), rate in sizes.items()]
     return ", ".join([*said[:_SHOWN], *(["..."] if said[_SHOWN:] else [])])
 

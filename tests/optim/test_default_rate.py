@@ -184,3 +184,10 @@ def test_what_this_version_saved_and_what_torch_saved_have_the_default():
         optimizer = optim.AdamW(network.parameters(), lr=LR)
         optimizer.load_state_dict(saved(network.parameters(), lr=LR).state_dict())
         assert "unitary_lr: None, which is 0.00267 (6 x 6)\n" in repr(optimizer)
+
+
+def test_a_printed_optimizer_tells_where_a_schedule_has_taken_a_rate_that_was_given():
+    optimizer = optim.AdamW(many(1).parameters(), lr=LR, unitary_lr=5e-3)
+    assert "unitary_lr: 0.005\n" in repr(optimizer)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.01)
+    assert "unitary_lr: 0.005, now 5e-05\n" in repr(optimizer)
