@@ -241,3 +241,13 @@ def test_there_is_no_padding_to_choose(padding):
     with pytest.raises(TypeError, match=r"padding: got .*, wanted None, the only choice"):
         UnitaryConv2d(2, 2, 4, padding=padding)
     assert UnitaryConv2d(2, 2, 4, padding=None).spatial_size == (4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_what_is_fixed_in_a_layer_is_so_in_those_that_are_made_of_it(dtype):
+    layer = UnitaryConv2d(2, 3, 5, dtype=dtype).requires_grad_(False)
+    layer.bias.requires_grad_(True)
+    assert [name for name, p in layer.resized(6).named_parameters() if p.requires_grad] == ["bias"]
+    assert not any(p.requires_grad for p in layer.adjoint().parameters())
+    layer.requires_grad_(True)
+    assert all(p.requires_grad for p in [*layer.resized(6).parameters(), *layer.adjoint().parameters()])

@@ -206,7 +206,7 @@ class UnitaryConvolution(FilterBank):
         The Fourier transform of the centred filter is evaluated at the new frequencies, and each matrix
         is replaced by the nearest unitary one.  A local filter keeps its taps as far as unitarity
         allows.  Frequencies that both sizes have keep their matrices.  The new layer has new parameters,
-        and so needs a new optimizer.
+        fixed where those of this one are, and so needs a new optimizer.
 
         Raises:
             ValueError: ``spatial_size`` is not positive, or the dilation does not divide it.
@@ -239,6 +239,8 @@ class UnitaryConvolution(FilterBank):
             sketch_rank=self.sketch_rank,
         )
         layer.keep_spectrum = self.keep_spectrum
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(getattr(self, name).requires_grad)
         return layer.train(self.training)
 
     def adjoint(self) -> "UnitaryConvolution":
