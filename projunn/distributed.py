@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from projunn.manifold import unitary_parameters
+from projunn.optim.sharded import is_sharded
+from projunn.parameter import name_of as parameter_name
 from projunn_kernels import private
 from projunn_kernels.sketching.ranks import name_of
 
@@ -42,9 +44,16 @@ def reduce_sketches(module: Module, process_group: "dist.ProcessGroup | None" = 
 
     Raises:
         RuntimeError: ``torch.distributed`` is not initialised.
+        ValueError: a unitary weight is on the meta device.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("process_group: call torch.distributed.init_process_group first")
+    hollow = [p for p in unitary_parameters(module) if p.is_meta]
+    if hollow:
+        raise ValueError(
+            f"module: {parameter_name(hollow[0])} is on the meta device and has no numbers to copy;"
+            " wanted the module after to_empty and the loading of its weights"
+        )
     sketched = {id(p): p for p in unitary_parameters(module) if p.sketch is not None}
     for p in sketched.values():
         assert p.sketch is not None
@@ -71,12 +80,17 @@ def replicate(module: Module, process_group: "dist.ProcessGroup | None" = None) 
     sketched ones as `reduce_sketches` does, and averages every other unitary weight's gradient over the
     ranks whenever a backward has added to it.
 
+    That is a hook of the parameter, which goes with it where ``to_empty`` or
+    ``load_state_dict(assign=True)`` put another in its place: call this function after them, also on a
+    module that was sharded on the meta device.
+
     Args:
-        module: any module, not yet sharded or wrapped.
+        module: any module.  What is sharded in it already is left to FSDP2.
         process_group: the ranks; None for all.
 
     Raises:
         RuntimeError: ``torch.distributed`` is not initialised.
+        ValueError: a unitary weight is on the meta device.
     """
     reduce_sketches(module, process_group)
     ranks = dist.get_world_size(process_group)
@@ -90,7 +104,7 @@ def replicate(module: Module, process_group: "dist.ProcessGroup | None" = None) 
         stored.div_(ranks)
 
     for p in unitary_parameters(module):
-        if p.sketch is None:
+        if p.sketch is None and not is_sharded(p):
             dist.broadcast(p.detach(), group=process_group, group_src=0)
             p.register_post_accumulate_grad_hook(average)
     return module

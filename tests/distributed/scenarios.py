@@ -313,16 +313,28 @@ def refused(rank, world):
     return messages
 
 
-def replicated(rank, world):
+def replicated(rank, world, device="cpu"):
     """Dense unitary weights on every rank, the rest sharded."""
-    module = replicate(model("linear"))
+    with torch.device(device):
+        module = model("linear")
+    if device == "cpu":
+        replicate(module)
     fully_shard(module, ignored_params=set(unitary_parameters(module)))
+    if device == "meta":
+        options = dcp.state_dict.StateDictOptions(full_state_dict=True)
+        own = module.to_empty(device="cpu"), model("linear").state_dict()
+        dcp.state_dict.set_model_state_dict(*own, options=options)
+        replicate(module)
     optimizer = RULES["SGD, svd"](module.parameters())
     train(module, module, optimizer, [x.chunk(world)[rank] for x in batches("linear", world)])
     return [
         p.full_tensor().detach() if hasattr(p, "full_tensor") else p.detach()
         for p in module.parameters()
     ]
+
+
+def replicated_from_meta(rank, world):
+    return replicated(rank, world, "meta")
 
 
 def save(rank, world, folder):

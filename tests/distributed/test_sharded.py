@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from projunn.distributed import replicate
+from projunn.nn import UnitaryLinear
 from tests.dense import defect
 from tests.distributed import scenarios
 from tests.distributed.job import run
@@ -30,7 +32,8 @@ def four(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(four, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / _made(tmp_path_factory, "two")
-    return run(2, folder, "sharded", "refused", "replicated", "load")
+    names = "sharded", "refused", "replicated", "replicated_from_meta", "load"
+    return run(2, folder, *names)
 
 
 def _made(factory, name):
@@ -71,11 +74,21 @@ def test_sketches_of_sharded_weights_are_refused(two):
         assert "sketch_rank=None" in messages["sketched"]
 
 
-def test_dense_weights_are_held_by_every_rank_while_the_rest_is_sharded(two):
-    results = two["replicated"]
+@pytest.mark.parametrize("name", ["replicated", "replicated_from_meta"])
+def test_dense_weights_are_held_by_every_rank_while_the_rest_is_sharded(name, two):
+    results = two[name]
     for p, q in zip(*results, strict=True):
         assert torch.equal(p, q)
     assert_close(results[0], scenarios.alone("linear", 2, "SGD, svd"))
+
+
+def test_weights_without_numbers_cannot_be_replicated():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="module: weight of UnitaryLinear is on the meta device"):
+            replicate(UnitaryLinear(2, 2, device="meta"))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_checkpoint_of_four_ranks_goes_on_in_two(two, four):
