@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn.arguments import one_of, positive
-from projunn.optim.plain import PlainSGD, check_matrix
+from projunn.optim.plain import PlainSGD
 from projunn.optim.sides import Skew, tangent, turn_
 from projunn_kernels import orthonormalize, refresh_basis_, seeded_normal
 
@@ -73,10 +73,7 @@ class Isospectral(PlainSGD):
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return group["isospectral"] and parameter.ndim == 2
 
-    def _own_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        grad = parameter.grad
-        assert grad is not None
-        check_matrix(parameter, grad)
+    def _own_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, weight = self.state[parameter], parameter.detach()
         if "skipped" not in state:
             state["skipped"] = torch.zeros((), dtype=weight.dtype.to_real(), device=weight.device)

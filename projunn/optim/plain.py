@@ -46,7 +46,7 @@ class PlainSGD(torch.optim.Optimizer):
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         raise NotImplementedError
 
-    def _own_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _own_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -78,7 +78,8 @@ class PlainSGD(torch.optim.Optimizer):
             own = [p for p in group["params"] if self._is_ours(p, group)]
             for p in own:
                 if p.grad is not None:
-                    self._own_step(p, group)
+                    check_matrix(p, p.grad)
+                    self._own_step(p, -p.grad if group.get("maximize") else p.grad, group)
             known = set(map(id, own))
             others.append({**group, "params": [p for p in group["params"] if id(p) not in known]})
         if any(group["params"] for group in others):

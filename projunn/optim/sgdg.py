@@ -9,7 +9,7 @@ from torch import Tensor
 from projunn.arguments import positive
 from projunn.noticing import estimated_defect
 from projunn.optim.drift import polish_period
-from projunn.optim.plain import PlainSGD, check_matrix
+from projunn.optim.plain import PlainSGD
 from projunn.optim.sides import Skew, dense_tangent, tangent, turn_, turn_densely_
 from projunn_kernels import orthonormalize, polish_, refresh_basis_, seeded_normal
 
@@ -97,10 +97,7 @@ class SGDG(PlainSGD):
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return group["stiefel"] and parameter.ndim > 1
 
-    def _own_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        grad = parameter.grad
-        assert grad is not None
-        check_matrix(parameter, grad)
+    def _own_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         stored = parameter.detach().flatten(1)
         weight, direction = stored, grad.to(parameter.dtype).flatten(1)

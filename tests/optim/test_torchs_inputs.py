@@ -191,3 +191,17 @@ def test_keys_of_schedulers_and_of_users_are_taken_without_a_word():
         assert {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"} <= scheduled.keys()
         optimizer.add_param_group(scheduled)
         optim.AdamW([*nn.Linear(2, 2).named_parameters()])
+
+
+@pytest.mark.parametrize("rule", [optim.SGDG, optim.Isospectral])
+def test_a_group_that_maximizes_is_the_group_that_minimizes_the_negative(rule):
+    found = []
+    for sign in (1, -1):
+        weight = torch.nn.Parameter(torch.eye(6))
+        group = {"params": [weight], "maximize": sign < 0}
+        optimizer = rule([{**group, "stiefel": True} if rule is optim.SGDG else group], lr=0.1)
+        weight.grad = sign * torch.arange(36.0).view(6, 6)
+        optimizer.step()
+        found.append(weight.detach())
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], torch.eye(6))
