@@ -32,6 +32,7 @@ from projunn.optim.options import (
     check_edited,
     check_options,
     check_rates,
+    filled_up,
     rates_of_now,
     warn_of_misspelt,
     whole,
@@ -367,13 +368,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             ValueError: state of matrices of another shape.
         """
         groups = state_dict["param_groups"]
-        if len(groups) == len(self.param_groups):
-            kept = [{n: v for n, v in g.items() if n != "params"} for g in self.param_groups]
-            filled = [{**own, **loaded} for own, loaded in zip(kept, groups, strict=True)]
-            for own, loaded in zip(filled, groups, strict=True):
-                if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
-                    own["default_angle"] = None
-            state_dict = {**state_dict, "param_groups": filled}
+        filled = filled_up(groups, self.param_groups)
+        for own, loaded in zip(filled, groups, strict=True):
+            if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
+                own["default_angle"] = None
+        state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
         self._loaded = kinds_of_state(self.param_groups, self.state, groups)
         saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]

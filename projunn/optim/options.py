@@ -68,6 +68,12 @@ def unitary_learning_rate(group: dict[str, Any], shape: Sequence[int]) -> Any:
     return unitary_lr * (lr / base_lr)
 
 
+def filled_up(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Saved groups with the options that they lack, as those of an optimizer have them."""
+    own = groups if len(groups) == len(saved) else [{}] * len(saved)  # which PyTorch refuses
+    return [{**known, **loaded} for known, loaded in zip(own, saved, strict=True)]
+
+
 def rates_of_now(group: dict[str, Any]) -> str:
     """What a printed ``unitary_lr`` does not tell: what None stands for, or where a schedule is."""
     given, base_lr = group["unitary_lr"], float(group["base_lr"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projunn.arguments import number
 from projunn.manifold import MATRIX_DTYPES, dtype_names
-from projunn.optim.options import warn_of_misspelt
+from projunn.optim.options import filled_up, warn_of_misspelt
 from projunn.optim.sharded import is_sharded
 from projunn.parameter import is_unitary
 from projunn_kernels.precision import in_full_precision
@@ -87,6 +87,14 @@ class PlainSGD(torch.optim.Optimizer):
                 self._plain = torch.optim.SGD([torch.zeros(0)])
             self._plain.param_groups, self._plain.state = others, self.state
             inspect.unwrap(torch.optim.SGD.step)(self._plain)  # below hooks, which run for this one
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` of this rule returned, or of another SGD.
+
+        Options that it lacks keep their values.
+        """
+        groups = filled_up(state_dict["param_groups"], self.param_groups)
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     def skipped_steps(self) -> int:
         """The number of steps of matrices that were not taken so far; it waits for their devices."""

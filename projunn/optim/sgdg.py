@@ -130,6 +130,7 @@ def _start(weight: Tensor, parameter: Tensor, state: dict[str, Any]) -> None:
         )
     for _ in range(3 if defect > _ROUNDING else 0):
         polish_(weight)
+    state.clear()  # the momentum of another rule, that was loaded, is of gradients
     state["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
     state["skipped"] = torch.zeros((), dtype=weight.dtype.to_real(), device=weight.device)
 

@@ -205,3 +205,20 @@ def test_a_group_that_maximizes_is_the_group_that_minimizes_the_negative(rule):
         found.append(weight.detach())
     assert torch.equal(*found)
     assert not torch.equal(found[0], torch.eye(6))
+
+
+@pytest.mark.parametrize("rule", [optim.SGDG, optim.Isospectral])
+def test_the_state_of_another_sgd_is_loaded_and_options_that_it_lacks_stay(rule):
+    ours = {"stiefel": True, "rank": None} if rule is optim.SGDG else {"sides": "left"}
+    weight = torch.nn.Parameter(torch.eye(6))
+    weight.grad = torch.randn(6, 6)
+    other = torch.optim.SGD([weight], lr=0.2, momentum=0.5)
+    other.step()
+    weight.data.copy_(torch.eye(6))
+    optimizer = rule([{"params": [weight], **ours}], lr=0.1)
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.step()
+    assert defect(weight.detach()) < 1e-6
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.2, 0.5)
+    assert {name: group[name] for name in ours} == ours
