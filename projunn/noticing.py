@@ -91,7 +91,7 @@ def say(found: list[tuple[str, float]], event: str) -> None:
 def caller() -> tuple[str, int]:
     """The file and the line of the call that led here from outside of this library and of PyTorch."""
     frame = inspect.currentframe()
-    inside = ("projunn", "torch")
+    inside = ("projunn", "projunn_kernels", "torch")
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in inside:
         frame = frame.f_back
     return ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

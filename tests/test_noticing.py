@@ -9,7 +9,7 @@ from torch import nn
 import projunn
 from projunn import OffManifoldWarning
 from projunn.nn import UnitaryConv2d, UnitaryLinear
-from projunn.optim import SGDG, Isospectral
+from projunn.optim import SGDG, AdamW, Isospectral
 
 
 def stretched(module):
@@ -109,3 +109,14 @@ def test_optimizers_of_plain_parameters_do_not_warn_of_those_that_they_keep(opti
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rule(layer.parameters(), lr=0.1, **options).step()
+
+
+@pytest.mark.parametrize("rule", [AdamW, SGDG])
+def test_the_line_is_that_of_the_users_call_where_a_step_runs_without_autocast(rule):
+    layer = UnitaryLinear(4, 4)
+    optimizer = rule(layer.parameters(), lr=0.1)
+    layer(torch.randn(3, 4)).square().sum().backward()
+    layer.weight.data.mul_(2)
+    with torch.autocast("cpu"), pytest.warns(OffManifoldWarning) as said:
+        optimizer.step()
+    assert said[0].filename == __file__
