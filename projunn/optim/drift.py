@@ -6,7 +6,7 @@ optimizers take one every `polish_period` steps of a matrix.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -150,9 +150,17 @@ def _zero(device: torch.device) -> Tensor:
 def _polish(member: Member, matrices: Tensor, count: Tensor) -> None:
     """Polish matrices of a parameter, and pull those back that are far away."""
     if matrices.device.type == "cpu":
-        if polish_near_(matrices, TOLERANCE):
-            return
-        notice(list(member.shown) or [member.parameter], f"After {int(count.item())} steps")
-        sound = matrices.isfinite().flatten(-2).all(-1)
-        matrices[sound] = nearest(matrices[sound])
+        shown = list(member.shown) or [member.parameter]
+        pull_back(matrices, lambda: notice(shown, f"After {int(count.item())} steps"))
+    else:
+        polish_(matrices)
+
+
+def pull_back(matrices: Tensor, noticed: Callable[[], None]) -> None:
+    """Polish matrices on a CPU; if one is far away, call ``noticed`` and take the nearest of all."""
+    if polish_near_(matrices, TOLERANCE):
+        return
+    noticed()
+    sound = matrices.isfinite().flatten(-2).all(-1)
+    matrices[sound] = nearest(matrices[sound])
     polish_(matrices)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from projunn.arguments import positive
-from projunn.noticing import estimated_defect
-from projunn.optim.drift import polish_period
+from projunn.noticing import estimated_defect, say
+from projunn.optim.drift import polish_period, pull_back
 from projunn.optim.plain import PlainSGD
 from projunn.optim.sides import Skew, dense_tangent, tangent, turn_, turn_densely_
 from projunn_kernels import orthonormalize, polish_, refresh_basis_, seeded_normal
@@ -59,7 +59,9 @@ class SGDG(PlainSGD):
         ValueError: such a parameter is not orthogonal when it takes its first step: its
             ‖R^H R - I‖_F / sqrt(n) is above 0.01.
 
-    A step whose gradient is not finite is not taken, and `skipped_steps` counts it.
+    A step whose gradient is not finite is not taken, and `skipped_steps` counts it.  A matrix that is
+    loaded or edited later, and is not orthogonal, is named in a `projunn.OffManifoldWarning` when its
+    drift is corrected next, and replaced by the nearest one, on a CPU.
 
     Source: Li, Li, Todorovic, Efficient Riemannian Optimization on the Stiefel Manifold via the Cayley
     Transform, ICLR 2020, arXiv 2002.01113, algorithm 1; Liu et al., SpinQuant, arXiv 2405.16406.
@@ -114,7 +116,10 @@ class SGDG(PlainSGD):
         state["skipped"].add_(taken.logical_not())
         state["step"] += 1
         if int(state["step"]) % (_DENSE_PERIOD if dense else polish_period(weight)) == 0:
-            polish_(weight, taken)
+            if weight.device.type != "cpu":
+                polish_(weight, taken)
+            elif taken:
+                pull_back(weight, lambda: _say(parameter, weight, int(state["step"])))
         if stored.data_ptr() != parameter.data_ptr():  # flattened to a copy
             parameter.detach().copy_(stored.view(parameter.shape))
 
@@ -133,6 +138,12 @@ def _start(weight: Tensor, parameter: Tensor, state: dict[str, Any]) -> None:
     state.clear()  # the momentum of another rule, that was loaded, is of gradients
     state["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
     state["skipped"] = torch.zeros((), dtype=weight.dtype.to_real(), device=weight.device)
+
+
+def _say(parameter: Tensor, weight: Tensor, steps: int) -> None:
+    """Warns of a parameter that is off the manifold, as one is that was loaded or edited meanwhile."""
+    name = f"a parameter of shape {tuple(parameter.shape)}"
+    say([(name, float(estimated_defect(weight)))], f"After {steps} steps")
 
 
 def _rate(norm: Tensor, group: dict[str, Any]) -> Tensor:

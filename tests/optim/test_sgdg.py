@@ -315,3 +315,23 @@ def test_small_steps_are_those_of_sgd_along_the_whole_tangent():
     SGDG([plain], lr=1e-3, stiefel=True, rank=None).step()
     SGD([ours], lr=1.0, unitary_lr=1e-3, rank=12, factorization="tangent", retraction="cayley").step()
     torch.testing.assert_close(plain.detach(), ours.detach(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((12, 12), None), ((8, 12), 2), ((12, 8), 2)])
+def test_a_matrix_that_is_edited_in_the_course_of_a_training_is_said_and_brought_back(shape, rank):
+    parameter = nn.Parameter(nn.init.orthogonal_(torch.empty(shape)))
+    optimizer = SGDG([parameter], lr=0.1, stiefel=True, rank=rank)
+
+    def train(steps):
+        for _ in range(steps):
+            parameter.grad = torch.randn(shape)
+            optimizer.step()
+
+    train(2)
+    parameter.data.mul_(30)
+    with pytest.warns(
+        projunn.OffManifoldWarning, match=r"After \d+ steps .* parameter of shape"
+    ) as said:
+        train(40)
+    assert len(said) == 1
+    assert projunn.unitarity_defect(parameter) < 2e-6
