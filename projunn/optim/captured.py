@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -67,9 +68,12 @@ class CapturedStep:
         self._last: tuple[Any, ...] = ()
         self._stayed = 0
         self._check()
+        # PyTorch's own stream is on the GPU that captured first, and graphs on two share no memory.
+        self._stream: torch.cuda.Stream | None = None
         # What happens between two replays may change the counters of the steps.
-        optimizer.register_step_post_hook(self._forget)
-        optimizer.register_load_state_dict_post_hook(self._forget)
+        forget = _without_keeping(self._forget)
+        optimizer.register_step_post_hook(forget)
+        optimizer.register_load_state_dict_post_hook(forget)
 
     def __call__(self) -> None:
         """Takes one step."""
@@ -135,10 +139,14 @@ class CapturedStep:
 
     def _capture(self, step: Callable[[], Any], before: _Graph | None = None) -> _Graph:
         """The graph of a step, in the memory of the one before, which is not replayed meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        # Its own stream: PyTorch's is on the GPU that captured first.
-        stream = torch.cuda.Stream(self.optimizer.param_groups[0]["params"][0].device)
-        with torch.cuda.graph(graph, pool=None if before is None else before.pool(), stream=stream):
+        graph, device = torch.cuda.CUDAGraph(), self.optimizer.param_groups[0]["params"][0].device
+        if self._stream is None or self._stream.device != device:
+            self._stream = torch.cuda.Stream(device)
+        pool = None if before is None else before.pool()
+        # By default a capture fails if another thread allocates, as that which pins memory for a
+        # `DataLoader` does.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool, self._stream, capture_error_mode=mode):
             step()
         return graph
 
@@ -155,6 +163,18 @@ class CapturedStep:
                 for value in self.optimizer.state.get(p, {}).values():
                     found.append(value.data_ptr() if isinstance(value, Tensor) else value)
         return tuple(found)
+
+
+def _without_keeping(method: Callable[..., None]) -> Callable[..., None]:
+    """A hook that calls a method as long as its object is there, whose graphs hold memory of a GPU."""
+    found = WeakMethod(method)
+
+    def hook(*arguments: Any) -> None:
+        call = found()
+        if call is not None:
+            call(*arguments)
+
+    return hook
 
 
 def _read(option: Any) -> list[Any]:

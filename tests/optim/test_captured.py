@@ -1,6 +1,8 @@
 """The step that captures itself: what it replays, and when it does not."""
 
+import contextlib
 import copy
+import weakref
 
 import pytest
 import torch
@@ -229,6 +231,42 @@ def test_sketched_gradients_are_found_where_their_factors_lie():
     assert step._places() != places
     weight.grad = FactoredTensor(found.stored_left, found.stored_right)
     assert step._places() == places
+
+
+def test_captures_bear_other_threads_and_share_a_stream(monkeypatch):
+    """The thread that pins memory for a `DataLoader` allocates meanwhile; a pool is that of a stream."""
+    captures = []
+
+    class Graph:
+        def pool(self):
+            return "pool"
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+    @contextlib.contextmanager
+    def graph(_, pool=None, stream=None, capture_error_mode="global"):
+        captures.append((pool, stream, capture_error_mode))
+        yield
+
+    for name, stand_in in (("CUDAGraph", Graph), ("Stream", Stream), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, stand_in, raising=False)
+    optimizer = SGD(UnitaryLinear(3, 3).parameters(), lr=0.1)
+    step = Recorded(optimizer)
+    before = CapturedStep._capture(step, optimizer.step)
+    CapturedStep._capture(step, optimizer.step, before)
+    (first, stream, mode), (second, other, other_mode) = captures
+    assert (first, second) == (None, "pool")
+    assert stream is other
+    assert mode == other_mode == "thread_local"
+
+
+def test_its_graphs_do_not_live_as_long_as_the_optimizer():
+    optimizer = SGD(UnitaryLinear(3, 3).parameters(), lr=0.1)
+    gone = weakref.ref(Recorded(optimizer))
+    assert gone() is None
+    optimizer.step()
 
 
 def test_what_cannot_be_captured_is_refused_by_name():
