@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, wraps
+from threading import RLock
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,6 +24,8 @@ _Arguments = ParamSpec("_Arguments")
 class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
     """What was prepared, by what it was prepared for: as many entries as given, the last ones used.
 
+    Its methods may be called by several threads at once.
+
     Args:
         most: entries.
         idle: seconds without use, after which an entry goes when another one comes.  What holds memory
@@ -33,30 +36,31 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         super().__init__()
         self._most, self._idle = most, idle
         self._used: dict[tuple[Any, ...], float] = {}
+        self._lock = RLock()
 
     def found(self, key: tuple[Any, ...]) -> _Prepared | None:
         """The entry, which is in use again, or None."""
-        value = self.get(key)
-        if value is not None:
-            self._used[key] = monotonic()
-            try:
+        with self._lock:
+            value = self.get(key)
+            if value is not None:
+                self._used[key] = monotonic()
                 self.move_to_end(key)
-            except KeyError:  # another thread has just forgotten it
-                self[key] = value
         return value
 
     def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
         """Adds an entry, and forgets those that have not been used for longest."""
-        self[key] = value
-        self._used[key] = now = monotonic()
-        while len(self) > self._most or now - self._used.get(next(iter(self)), now) > self._idle:
-            self.forget(next(iter(self)))
+        with self._lock:
+            self[key] = value
+            self._used[key] = now = monotonic()
+            while len(self) > self._most or now - self._used[next(iter(self))] > self._idle:
+                self.forget(next(iter(self)))
         return value
 
     def forget(self, key: tuple[Any, ...]) -> _Prepared | None:
         """Takes an entry out; None if there is none."""
-        self._used.pop(key, None)
-        return self.pop(key, None)
+        with self._lock:
+            self._used.pop(key, None)
+            return self.pop(key, None)
 
 
 def current_stream(tensor: Tensor) -> int:

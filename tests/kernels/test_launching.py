@@ -1,9 +1,14 @@
 """A launch asks Triton for its binary once."""
 
 import contextlib
+import importlib
 import inspect
+import itertools
+import sys
 import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -173,6 +178,43 @@ def test_what_is_idle_goes_when_another_comes(monkeypatch):
     now[0] += 1000
     kept.keep(("last",), "last")
     assert set(kept) == {("last",)}
+
+
+def test_threads_may_keep_at_once(monkeypatch):
+    """While one looks for the oldest entry, others change which that is."""
+    kept, errors, until = Recent(20, idle=60.0), [], time.monotonic() + 0.5
+    interval = sys.getswitchinterval()
+
+    def work(name):
+        try:
+            for number in itertools.count():
+                key = (name, number % 50)
+                if kept.found(key) is None:
+                    kept.keep(key, number)
+                if time.monotonic() > until:
+                    return
+        except (KeyError, RuntimeError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    assert len(kept) == 20
+
+
+def test_a_thread_that_compiles_nothing_warms_up_no_graph():
+    """PyTorch 2.11 has no manager of graphs for it, and raises if it is asked for one."""
+    importlib.import_module("torch._inductor.cudagraph_trees")
+    with ThreadPoolExecutor(1) as another:
+        asked = another.submit(private.warms_up_a_graph, torch.device("cuda", 0))
+    assert asked.result() is False
 
 
 def test_kernels_read_what_lies_flat():

@@ -156,7 +156,7 @@ def _hand_to_graphs(shared: tuple[Any, ...]) -> None:
     if shared in _in_graphs:
         return
     _in_graphs[shared] = None
-    for key in [key for key in _kept if _of_any_stream(key) == shared]:  # the last is the latest
+    for key in [key for key in list(_kept) if _of_any_stream(key) == shared]:  # the last is the latest
         kept = _kept.forget(key)
         assert isinstance(kept, SinglePass)
         _in_graphs[shared] = kept.ahead
