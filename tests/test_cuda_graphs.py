@@ -91,3 +91,39 @@ def test_tables_that_a_graph_reads_are_never_forgotten(monkeypatch):
     others += [launch.address_table([torch.zeros(2)]) for _ in range(2)]
     (kept,) = launch._in_graphs.values()
     assert kept is table
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+@pytest.mark.parametrize("factorization", ["subspace", "single_pass", "tangent"])
+def test_a_capture_loads_no_kernel(kernels, monkeypatch, factorization, rank):
+    """CUDA refuses to load one meanwhile, so steps before it have to launch all that it launches.
+
+    What that would be is looked at here; nothing runs.
+    """
+    from projunn_kernels import keeping, launching
+    from projunn_kernels.step import launch
+
+    captures, binaries = [False], {False: set(), True: set()}
+    for module in (keeping, launch):
+        monkeypatch.setattr(module, "capturing", lambda device: captures[0])
+
+    class Noted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda **given: binaries[captures[0]].add(launching._binary_key(self.kernel, given))
+
+    shapes = (6, 6), (40, 40), (140, 140)
+    start = [projunn.init.haar_(torch.empty(shape)).to(kernels.device) for shape in shapes]
+    weights = [projunn.UnitaryParameter(weight) for weight in start]
+    options = {"rank": rank, "factorization": factorization, "polish_every": 4, "capturable": True}
+    optimizer = RMSprop(weights, lr=1e-3, **options)
+    with launching.intercepted(Noted), kernels.backend():
+        for number in range(4):
+            captures[0] = number == 3
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape).to(kernels.device)
+            optimizer.step()
+    assert binaries[True]
+    assert not binaries[True] - binaries[False]

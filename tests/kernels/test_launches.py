@@ -101,7 +101,7 @@ def test_a_single_pass_over_the_direction(launches, passes, kind, columns):
     init.haar_(weight)
     fused_step_(FusedStep(*lists, *counters, 0.1, factorization="single_pass"))
     step = ["both_products", "unit", "plane_basis", "rotate_ahead"]
-    assert names(launches) == ["rotate_ahead", *step]
+    assert names(launches) == ["ahead_is_sound", "rotate_ahead", *step]
     launches.clear()
     reads, writes = passes(weight)
     (direction,) = lists[1] = [torch.randn(n, n, dtype=kind)]

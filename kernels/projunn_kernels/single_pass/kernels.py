@@ -160,7 +160,7 @@ def rotate_ahead_kernel(
     n,
     panels,
     tiles,
-    MODE: tl.constexpr,
+    STEP: tl.constexpr,
     PAIRS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -171,20 +171,17 @@ def rotate_ahead_kernel(
     ``ahead``.  A step that is not taken changes nothing, and is counted; nor is one taken whose W^H R
     was not ``sound``: W^H R is made anew then.  A step along zero, whose q_1 is zero, changes nothing.
 
-    MODE is ``"step"``.  With ``"renew"`` W^H R is made anew, with ``"mend"`` where it is not sound, and
-    all else stays.
+    Without STEP W^H R is made anew where it is not sound, and all else stays.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     group, groups = tl.program_id(0), tl.num_programs(0)
     slot = tl.program_id(1).to(tl.int64)
     r, _ = matrix_place(bases, bases, matrices, (m + n) * WIDTH, 1, "table", tl.float32)
-    turns, works = False, True
-    if MODE != "renew":
-        at = tl.arange(0, _TILES)
-        known = tl.load(sound + slot * tiles + at, mask=at < tiles, other=1).to(tl.int32)
-        is_sound = tl.min(known, axis=0) != 0
-        works = is_sound == 0
-    if MODE == "step":
+    at = tl.arange(0, _TILES)
+    known = tl.load(sound + slot * tiles + at, mask=at < tiles, other=1).to(tl.int32)
+    is_sound = tl.min(known, axis=0) != 0
+    turns, works = False, is_sound == 0
+    if STEP:
         taken = (tl.load(taken_mask + slot) != 0) & is_sound
         q1r, q1i = load_range(basis + slot * 2 * n * WIDTH, 0, n, BN, PAIRS)
         turns = taken & (tl.sum(tl.abs(q1r) + tl.abs(q1i)) > 0.0)

@@ -111,10 +111,10 @@ class SinglePass:
             **shared,
             **options(panel.warps),
         }
-        self._renew, self._mend, self._turn = (
-            Launch(rotate_ahead_kernel, (groups, count), MODE=mode, **turn)
-            for mode in ("renew", "mend", "step")
+        self._mend, self._turn = (
+            Launch(rotate_ahead_kernel, (groups, count), STEP=step, **turn) for step in (False, True)
         )
+        self._sound, self._loaded = sound, mend
         self._check = Launch(
             ahead_is_sound_kernel,
             (tiles, count),
@@ -140,7 +140,11 @@ class SinglePass:
             self._check()
             self._mend()
         elif not self._has_seen(step.bases) or versions is None or versions != self._known:
-            self._renew()
+            if not self._loaded:  # a graph may be next, and no capture may load a kernel
+                self._check()
+                self._loaded = True
+            self._sound.zero_()
+            self._mend()
         self._both(directions=address_table(step.directions) if directions is None else directions)
         self._normalize()
         rate: dict[str, Any] = {"rate": step.rate}
