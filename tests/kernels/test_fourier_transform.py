@@ -12,6 +12,7 @@ from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.convolution import eager, fourier_convolution_backward, plain, products, reference
 from projunn_kernels.convolution.tables import points_and_pairs
 from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
+from projunn_kernels.keeping import Recent
 
 SIZES = [(1,), (2,), (6,), (5,), (4, 4), (3, 4), (1, 4), (4, 1), (2, 2), (7, 8), (30, 33)]
 CASES = [(size, True) for size in (*SIZES, (2, 3, 2), (4, 2, 3), (3, 3, 5))]
@@ -273,6 +274,18 @@ def test_a_layer_trains_through_the_kernels(kernels, size, dtype):
             results.append([t.cpu() for t in (y, *grads)])
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kept_launch_is_for_a_bias_of_one_dtype(kernels, monkeypatch):
+    """The binary reads what it was compiled for, whatever lies at the address."""
+    launch = pytest.importorskip("projunn_kernels.convolution.launch")
+    monkeypatch.setattr(launch, "_kept", Recent(9))
+    biases = torch.randn(3), torch.randn(3, dtype=torch.float64), torch.randn(3)
+    with kernels.backend():
+        spectrum = fourier_transform(torch.randn(2, 3, 8, 8).to(kernels.device), [8, 8], True)
+        for bias in biases:
+            fourier_inverse(*spectrum, bias.to(kernels.device), [8, 8], True)
+    assert len(launch._kept) == 3  # one of the transform
 
 
 def test_fake_tensors_trace_the_gpu_path():

@@ -57,9 +57,9 @@ def _kept_launch(
     if not may_keep(signal):
         return make(signal, size, bias is not None)
     given = (signal, *spectra) if bias is None else (signal, *spectra, bias)
-    alignment = tuple(tensor.data_ptr() % 16 for tensor in given)
+    kinds = tuple((tensor.data_ptr() % 16, tensor.dtype) for tensor in given)
     layout = signal.shape, signal.stride(), tuple(size), signal.device
-    key = (make, *layout, *alignment, dot_precision(torch.float32), choice.generation())
+    key = (make, *layout, *kinds, dot_precision(torch.float32), choice.generation())
     return _kept.found(key) or _kept.keep(key, make(signal, size, bias is not None))
 
 
