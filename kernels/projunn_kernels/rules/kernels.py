@@ -2,12 +2,16 @@
 
 sound    whether every entry of a stretch of G is below the limit; 1 - b1^t and (1 - b2^t)^-1/2
 rule     the averages and the direction, where all stretches of the matrix are sound
+
+The first pass of `projunn_kernels.single_pass` moves the averages by `follow_tile` too.
 """
 
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_range, matrix_place, pointer, store_range
+from projunn_kernels.language.tiles import load_tile, matrix_place, pointer, store_tile
+
+PARTS = tl.constexpr(1024)  # of the gradient of a matrix, at most
 
 
 @triton.jit
@@ -23,7 +27,7 @@ def _power(base, exponent):
 @triton.jit
 def sound_kernel(
     gradients,
-    sound,
+    finite,
     shares,
     missed,
     counted,
@@ -53,7 +57,7 @@ def sound_kernel(
         inside = (start + lane < stretch) & (at < size)
         entries = tl.load(g + at, mask=inside, other=0.0)
         wrong = wrong | tl.where(tl.abs(entries) < limit, 0, 1)
-    tl.store(sound + slot * tl.num_programs(0) + part, (tl.max(wrong) == 0).to(tl.int8))
+    tl.store(finite + slot * tl.num_programs(0) + part, (tl.max(wrong) == 0).to(tl.int8))
     if CORRECTED and part == 0:
         if COUNTED:
             count = tl.load(pointer(counted, slot // matrices, tl.int64))
@@ -68,62 +72,94 @@ def sound_kernel(
 
 
 @triton.jit
-def rule_kernel(
-    gradients,
-    directions,
+def are_finite(finite, slot, parts):
+    """Whether all parts of the gradient of a matrix are, as `sound_kernel` has found."""
+    at = tl.arange(0, PARTS)
+    found = tl.load(finite + slot * parts + at, mask=at < parts, other=1)
+    return tl.min(found.to(tl.int32), axis=0) != 0
+
+
+@triton.jit
+def count_missed(missed, slot, matrices):
+    """One more step that a matrix has not taken."""
+    count = pointer(missed, slot // matrices, tl.int64) + slot % matrices
+    tl.store(count, tl.load(count) + 1)
+
+
+@triton.jit
+def places_of_averages(
     means,
     squares,
     others,
-    missed,
-    sound,
-    shares,
-    numbers,
     matrices,
     size,
-    parts,
+    axis: tl.constexpr,
+    RULE: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Where the averages of a program's matrix begin; anywhere for one that the rule does not have."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    OTHER_WIDTH: tl.constexpr = WIDTH if RULE == "rmsprop" else 1
+    m, _ = matrix_place(means, means, matrices, size * WIDTH, axis, "table", tl.float32)
+    v, _ = matrix_place(squares, squares, matrices, size, axis, "table", tl.float32)
+    o, _ = matrix_place(others, others, matrices, size * OTHER_WIDTH, axis, "table", tl.float32)
+    return m, v, o
+
+
+@triton.jit
+def constants_of(numbers, shares, slot):
+    """The constants of a rule but the limit, and 1 - b1^t and (1 - b2^t)^-1/2 of a matrix."""
+    return (
+        tl.load(numbers + 1).to(tl.float32),
+        tl.load(numbers + 2).to(tl.float32),
+        tl.load(numbers + 3).to(tl.float32),
+        tl.load(numbers + 4).to(tl.float32),
+        tl.load(numbers + 5).to(tl.float32),
+        tl.load(numbers + 6).to(tl.float32),
+        tl.load(shares + 2 * slot),
+        tl.load(shares + 2 * slot + 1),
+    )
+
+
+@triton.jit
+def follow_tile(
+    g,
+    m,
+    v,
+    o,
+    constants,
+    rows,
+    first,
+    height,
+    width,
     RULE: tl.constexpr,
     MEAN: tl.constexpr,
     OTHER: tl.constexpr,
     NESTEROV: tl.constexpr,
+    BN: tl.constexpr,
     PAIRS: tl.constexpr,
-    B: tl.constexpr,
 ):
-    """Grid (stretches of B numbers, matrices of ``size`` numbers)."""
-    slot = tl.program_id(1).to(tl.int64)
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    """Move the averages of a tile of G, and return its direction.
+
+    The tile is rows ``rows`` and BN columns from ``first`` of ``height`` x ``width`` matrices.  All is
+    loaded before anything is stored, since a load after a store waits for it.
+    """
     SQUARED: tl.constexpr = RULE == "rmsprop" or RULE == "adamw"
-    first = tl.program_id(0).to(tl.int64) * B
-    lane = tl.arange(0, 128)
-    found = tl.full((128,), 1, tl.int8)
-    for start in range(0, parts, 128):
-        at = start + lane
-        found = tl.minimum(found, tl.load(sound + slot * parts + at, mask=at < parts, other=1))
-    d = directions + slot * size * WIDTH
-    if tl.min(found.to(tl.int32)) == 0:
-        nothing = tl.full((B,), float("nan"), tl.float32)
-        store_range(d, first, size, nothing, nothing, B, PAIRS)
-        if tl.program_id(0) == 0:
-            count = pointer(missed, slot // matrices, tl.int64) + slot % matrices
-            tl.store(count, tl.load(count) + 1)
-        return
-    g, _ = matrix_place(gradients, gradients, matrices, size * WIDTH, 1, "table", tl.float32)
-    gr, gi = load_range(g, first, size, B, PAIRS)
+    OTHER_PAIRS: tl.constexpr = PAIRS and RULE == "rmsprop"
+    mean_decay, mean_weight, square_decay, square_weight, eps, momentum, share, root = constants
+    gr, gi = load_tile(g, rows, first, height, width, BN, PAIRS)
     if MEAN:
-        m, _ = matrix_place(means, means, matrices, size * WIDTH, 1, "table", tl.float32)
-        mr, mi = load_range(m, first, size, B, PAIRS)
-        decay = tl.load(numbers + 1).to(tl.float32)
-        weight = tl.load(numbers + 2).to(tl.float32)
-        ar, ai = decay * mr + weight * gr, decay * mi + weight * gi
-        store_range(m, first, size, ar, ai, B, PAIRS)
+        mr, mi = load_tile(m, rows, first, height, width, BN, PAIRS)
     if SQUARED:
-        v, _ = matrix_place(squares, squares, matrices, size, 1, "table", tl.float32)
-        average, _ = load_range(v, first, size, B, False)
-        decay = tl.load(numbers + 3).to(tl.float32)
-        weight = tl.load(numbers + 4).to(tl.float32)
-        average = decay * average + weight * (gr * gr + gi * gi if PAIRS else gr * gr)
-        store_range(v, first, size, average, average, B, False)
-        eps = tl.load(numbers + 5).to(tl.float32)
-    momentum = tl.load(numbers + 6).to(tl.float32)
+        average, _ = load_tile(v, rows, first, height, width, BN, False)
+    if OTHER:
+        br, bi = load_tile(o, rows, first, height, width, BN, OTHER_PAIRS)
+    if MEAN:
+        ar, ai = mean_decay * mr + mean_weight * gr, mean_decay * mi + mean_weight * gi
+        store_tile(m, rows, first, height, width, ar, ai, BN, PAIRS)
+    if SQUARED:
+        average = square_decay * average + square_weight * (gr * gr + gi * gi if PAIRS else gr * gr)
+        store_tile(v, rows, first, height, width, average, average, BN, False)
     if RULE == "momentum":
         if NESTEROV:
             gr, gi = gr + momentum * ar, gi + momentum * ai
@@ -141,11 +177,8 @@ def rule_kernel(
             gr = tl.where(gr > 0.0, 1.0, tl.where(gr < 0.0, -1.0, gr))
     elif RULE == "adamw":
         if OTHER:
-            o, _ = matrix_place(others, others, matrices, size, 1, "table", tl.float32)
-            largest, _ = load_range(o, first, size, B, False)
-            average = tl.maximum(largest, average)
-            store_range(o, first, size, average, average, B, False)
-        share, root = tl.load(shares + 2 * slot), tl.load(shares + 2 * slot + 1)
+            average = tl.maximum(br, average)
+            store_tile(o, rows, first, height, width, average, average, BN, False)
         spread = (tl.sqrt(average) * root + eps) * share
         gr, gi = ar / spread, ai / spread
     else:
@@ -154,8 +187,47 @@ def rule_kernel(
         spread = tl.sqrt(average) + eps
         gr, gi = gr / spread, gi / spread
         if OTHER:
-            o, _ = matrix_place(others, others, matrices, size * WIDTH, 1, "table", tl.float32)
-            br, bi = load_range(o, first, size, B, PAIRS)
             gr, gi = momentum * br + gr, momentum * bi + gi
-            store_range(o, first, size, gr, gi, B, PAIRS)
-    store_range(d, first, size, gr, gi, B, PAIRS)
+            store_tile(o, rows, first, height, width, gr, gi, BN, PAIRS)
+    return gr, gi
+
+
+@triton.jit
+def rule_kernel(
+    gradients,
+    directions,
+    means,
+    squares,
+    others,
+    missed,
+    finite,
+    shares,
+    numbers,
+    matrices,
+    size,
+    parts,
+    RULE: tl.constexpr,
+    MEAN: tl.constexpr,
+    OTHER: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """Grid (stretches of B numbers, matrices of ``size`` numbers)."""
+    slot = tl.program_id(1).to(tl.int64)
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    first, row = tl.program_id(0).to(tl.int64) * B, tl.arange(0, 1)
+    d = directions + slot * size * WIDTH
+    if not are_finite(finite, slot, parts):
+        nothing = tl.full((1, B), float("nan"), tl.float32)
+        store_tile(d, row, first, 1, size, nothing, nothing, B, PAIRS)
+        if tl.program_id(0) == 0:
+            count_missed(missed, slot, matrices)
+        return
+    g, _ = matrix_place(gradients, gradients, matrices, size * WIDTH, 1, "table", tl.float32)
+    m, v, o = places_of_averages(means, squares, others, matrices, size, 1, RULE, PAIRS)
+    constants = constants_of(numbers, shares, slot)
+    gr, gi = follow_tile(
+        g, m, v, o, constants, row, first, 1, size, RULE, MEAN, OTHER, NESTEROV, B, PAIRS
+    )
+    store_tile(d, row, first, 1, size, gr, gi, B, PAIRS)

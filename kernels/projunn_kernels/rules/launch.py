@@ -20,9 +20,9 @@ from projunn_kernels.launching import (
     table_of,
 )
 from projunn_kernels.rules.arguments import RuleStep
-from projunn_kernels.rules.kernels import rule_kernel, sound_kernel
+from projunn_kernels.rules.kernels import PARTS, rule_kernel, sound_kernel
 
-_STRETCH, _MOST_PARTS = 4096, 1024  # floats that a program looks at, and programs a matrix
+_STRETCH = 4096  # floats that a program looks at; more where a matrix has more than `PARTS` such
 _HIGH = 1 << 20  # a count of steps is two floats: an integer would be a constant of the binary
 _kept: Recent["Followed"] = Recent(256, IDLE)
 
@@ -73,11 +73,16 @@ def _follow_kept(step: RuleStep) -> Tensor | None:
     return kept(step, table_of(gradients, first.device))
 
 
-class Followed:
-    """The two launches of a rule for parameters of one shape, made once.
+class Look:
+    """The launch that looks at the gradients of a rule's step, before another moves its averages.
 
     Args:
         step: gradients and averages (*batch, m, n), all contiguous.
+
+    Attributes:
+        block, warps: of both launches.
+        arguments: what the other one takes of the rule, but for the gradients: averages, constants, and
+            the memory that tells whose averages move.
     """
 
     def __init__(self, step: RuleStep) -> None:
@@ -91,50 +96,77 @@ class Followed:
         has = {"mean": bool(step.means), "other": bool(step.others), "counted": bool(step.counted)}
         variant = {"rule": step.rule, "nesterov": step.nesterov, **has}
         config = configured("rule", first.reshape(-1, m, n), 1, count, **variant)
-        block = config.columns
-        stretch = max(_STRETCH, -(-floats // _MOST_PARTS))
-        stretch = -(-stretch // block) * block
+        self.block, self.warps = config.columns, config.warps
+        stretch = max(_STRETCH, -(-floats // PARTS.value))
+        stretch = -(-stretch // self.block) * self.block
         parts = -(-floats // stretch)
-        sound = first.new_empty(count * parts, dtype=torch.int8)
+        finite = first.new_empty(count * parts, dtype=torch.int8)
         shares = first.new_empty(2 * count, dtype=torch.float32)
         self._numbers = tuple(step.numbers)
         self._table = table_of(self._numbers, first.device, torch.float64)
-        shared = {
-            "gradients": address_table(step.gradients),
-            "sound": sound,
-            "shares": shares,
-            "missed": address_table(step.missed),
-            "numbers": self._table,
-            "matrices": matrices,
-            "PAIRS": pairs,
-            "B": block,
-        } | options(config.warps)
-        lists = {"means": step.means, "squares": step.squares, "others": step.others}
-        tables = {n: address_table(t) if t else shared["missed"] for n, t in lists.items()}
+        missed = address_table(step.missed)
+        shared = {"finite": finite, "shares": shares, "missed": missed, "numbers": self._table}
         self._look = Launch(
             sound_kernel,
             (parts, count),
-            counted=address_table(step.counted) if step.counted else shared["missed"],
+            gradients=missed,  # others at each call
+            counted=address_table(step.counted) if step.counted else missed,
             steps_high=0.0,
             steps_low=0.0,
+            matrices=matrices,
             size=floats,
             stretch=stretch,
             COUNTED=bool(step.counted),
             CORRECTED=step.rule == "adamw",
+            PAIRS=pairs,
+            B=self.block,
             **shared,
+            **options(self.warps),
         )
+        lists = {"means": step.means, "squares": step.squares, "others": step.others}
+        tables = {name: address_table(own) if own else missed for name, own in lists.items()}
+        kind = {"RULE": step.rule, "MEAN": has["mean"], "OTHER": has["other"]}
+        self.arguments = {**shared, **tables, "parts": parts, **kind, "NESTEROV": step.nesterov}
+
+    def __call__(self, step: RuleStep, gradients: Tensor) -> dict[str, Tensor]:
+        """Look at the gradients of a step, of which there is the table of their addresses.
+
+        Returns:
+            What is another than at first of the `arguments`.
+        """
+        numbers = tuple(step.numbers)
+        if numbers != self._numbers:
+            self._numbers = numbers
+            self._table = table_of(numbers, gradients.device, torch.float64)
+        high, low = divmod(step.steps, _HIGH)
+        changed = {"numbers": self._table}
+        self._look(gradients=gradients, steps_high=float(high), steps_low=float(low), **changed)
+        return changed
+
+
+class Followed:
+    """The two launches of a rule for parameters of one shape, made once.
+
+    Args:
+        step: gradients and averages (*batch, m, n), all contiguous.
+    """
+
+    def __init__(self, step: RuleStep) -> None:
+        self._look = look = Look(step)
+        first = step.gradients[0]
+        size = first.shape[-2] * first.shape[-1]
+        matrices = first.numel() // size
         self._move = Launch(
             rule_kernel,
-            (-(-m * n // block), count),
-            directions=sound,  # another at each call
-            **tables,
-            size=m * n,
-            parts=parts,
-            RULE=step.rule,
-            MEAN=bool(step.means),
-            OTHER=bool(step.others),
-            NESTEROV=step.nesterov,
-            **shared,
+            (-(-size // look.block), matrices * len(step.gradients)),
+            gradients=look.arguments["missed"],  # these two are others at each call
+            directions=look.arguments["missed"],
+            matrices=matrices,
+            size=size,
+            PAIRS=first.is_complex(),
+            B=look.block,
+            **look.arguments,
+            **options(look.warps),
         )
 
     def __call__(self, step: RuleStep, gradients: Tensor | None = None) -> Tensor:
@@ -145,13 +177,6 @@ class Followed:
         first = step.gradients[0]
         directions = first.new_empty(len(step.gradients), *first.shape)
         table = address_table(step.gradients) if gradients is None else gradients
-        numbers = tuple(step.numbers)
-        if numbers != self._numbers:
-            self._numbers = numbers
-            self._table = table_of(numbers, first.device, torch.float64)
-        changed = {"gradients": table, "numbers": self._table}
-        high, low = divmod(step.steps, _HIGH)
-        self._look(steps_high=float(high), steps_low=float(low), **changed)
         written = torch.view_as_real(directions) if first.is_complex() else directions
-        self._move(directions=written, **changed)
+        self._move(directions=written, gradients=table, **self._look(step, table))
         return directions

@@ -19,13 +19,43 @@ def _tiles(problem: Problem, device: Device) -> Config:
     return Config(1, min(_MOST, power_of_two(problem.m * problem.n)), _WARPS)
 
 
+def has_form(rule: str, mean: bool, other: bool, nesterov: bool) -> bool:
+    """Whether a rule has these averages."""
+    if nesterov and rule != "momentum":
+        return False
+    return (mean or rule == "rmsprop") and not (other and rule not in ("rmsprop", "adamw"))
+
+
 def _allowed(problem: Problem, variant: Mapping[str, Any]) -> bool:
-    rule, mean, other = (variant[name] for name in ("rule", "mean", "other"))
-    if variant["nesterov"] and rule != "momentum":
-        return False
-    if other and rule not in ("rmsprop", "adamw"):
-        return False
-    return (mean or rule == "rmsprop") and (rule == "adamw" or not variant["counted"])
+    form = {name: value for name, value in variant.items() if name != "counted"}
+    return has_form(**form) and (variant["rule"] == "adamw" or not variant["counted"])
+
+
+def drawn_averages(
+    problem: Problem, inputs: Inputs, rule: str, mean: bool, other: bool
+) -> dict[str, Tensor | None]:
+    """Random averages of a rule, None for those that it does not have, and the counters."""
+    p, shape = problem, (problem.matrices, problem.m, problem.n)
+    others = p.dtype if rule == "rmsprop" else torch.float32
+    squares = inputs.normal(*shape) if rule in ("rmsprop", "adamw") else None
+    if squares is not None and not inputs.hollow:
+        squares.abs_()
+    return {
+        "means": inputs.normal(*shape, dtype=p.dtype) if mean else None,
+        "squares": squares,
+        "others": inputs.normal(*shape, dtype=others) if other else None,
+        "missed": inputs.full(1, p.matrices, dtype=torch.int64),
+    }
+
+
+def rule_of(tensors: Mapping[str, Any], gradients: Tensor, rule: str, nesterov: bool) -> RuleStep:
+    """The step of a rule for the one parameter of a case."""
+    lists: dict[str, Any] = {
+        name: [] if tensors.get(name) is None else [tensors[name]] for name in (*CHANGED, "counted")
+    }
+    numbers = RuleNumbers(1e9, 0.9, 0.1, 0.99, 0.01, 1e-4, 0.8).in_order()
+    options: dict[str, Any] = {"rule": rule, "nesterov": nesterov, "steps": _STEPS}
+    return RuleStep(gradients=[gradients], numbers=numbers, **options, **lists)
 
 
 def _case(
@@ -38,17 +68,13 @@ def _case(
     nesterov: bool,
     counted: bool,
 ) -> Case:
-    p, shape = problem, (problem.matrices, problem.m, problem.n)
-    numbers = RuleNumbers(1e9, 0.9, 0.1, 0.99, 0.01, 1e-4, 0.8).in_order()
+    p = problem
 
     def step(tensors: Mapping[str, Any]) -> RuleStep:
-        lists: dict[str, Any] = {
-            name: [] if tensors[name] is None else [tensors[name]] for name in _LISTS
-        }
-        return RuleStep(**lists, numbers=numbers, rule=rule, nesterov=nesterov, steps=_STEPS)
+        return rule_of(tensors, tensors["gradients"], rule, nesterov)
 
     def results(tensors: dict[str, Any], directions: Tensor) -> list[Tensor]:
-        changed = (tensors[name] for name in _CHANGED)
+        changed = (tensors[name] for name in CHANGED)
         return [directions, *(tensor for tensor in changed if tensor is not None)]
 
     def launch(**tensors: Any) -> list[Tensor]:
@@ -60,25 +86,17 @@ def _case(
     def in_eager(**tensors: Any) -> list[Tensor]:
         return results(tensors, _finite(eager.follow_rule(step(tensors))))
 
-    others = p.dtype if rule == "rmsprop" else torch.float32
-    squares = inputs.normal(*shape) if rule in ("rmsprop", "adamw") else None
-    if squares is not None and not inputs.hollow:
-        squares.abs_()
     tensors = {
-        "gradients": inputs.normal(*shape, dtype=p.dtype),
-        "means": inputs.normal(*shape, dtype=p.dtype) if mean else None,
-        "squares": squares,
-        "others": inputs.normal(*shape, dtype=others) if other else None,
-        "missed": inputs.full(1, p.matrices, dtype=torch.int64),
+        "gradients": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype),
+        **drawn_averages(p, inputs, rule, mean, other),
         "counted": inputs.full(_STEPS, dtype=torch.int64) if counted else None,
     }
     if not inputs.hollow and p.matrices > 1:
         tensors["gradients"][0, -1, -1] = torch.inf  # type: ignore[index]
-    return Case(tensors, launch, in_eager, changed=_CHANGED)
+    return Case(tensors, launch, in_eager, changed=CHANGED)
 
 
-_CHANGED = ("means", "squares", "others", "missed")
-_LISTS = ("gradients", *_CHANGED, "counted")
+CHANGED = ("means", "squares", "others", "missed")  # in the step of a rule
 
 
 def _finite(directions: Tensor) -> Tensor:
