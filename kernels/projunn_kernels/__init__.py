@@ -37,7 +37,14 @@ from projunn_kernels.rank_update import rank_update_
 from projunn_kernels.retraction import RETRACTIONS, retract_, retract_pulled_, rotation, step_basis
 from projunn_kernels.rules import RULES, RuleNumbers, RuleStep, follow_rule_
 from projunn_kernels.sketching import sketch
-from projunn_kernels.step import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn_kernels.step import (
+    FactoredStep,
+    FollowedStep,
+    FusedStep,
+    factored_step_,
+    followed_step_,
+    fused_step_,
+)
 from projunn_kernels.time_loop import (
     NONLINEARITIES,
     RecurrenceBackward,
@@ -53,6 +60,7 @@ __all__ = [
     "RETRACTIONS",
     "RULES",
     "FactoredStep",
+    "FollowedStep",
     "Frequencies",
     "FusedStep",
     "RecurrenceBackward",
@@ -64,6 +72,7 @@ __all__ = [
     "factor",
     "factored_step_",
     "follow_rule_",
+    "followed_step_",
     "fourier_convolution",
     "fourier_convolution_sketch",
     "fourier_inverse",

@@ -1,7 +1,8 @@
 """Rules that kernels follow: the averages and directions of parameters of one shape in two launches.
 
 What the optimizers do elementwise in PyTorch (`DenseGradient.follow`) takes a dozen launches a parameter
-on a GPU.  The formulas are those of `projunn_kernels.follow_rule_`.
+on a GPU.  The formulas are those of `projunn_kernels.follow_rule_`.  Where nobody else wants the
+directions, the second launch is the first pass of the step (`projunn_kernels.followed_step_`).
 """
 
 from collections.abc import Sequence
@@ -62,16 +63,12 @@ class Following:
         self._one_count = not self._on_host or len({int(count.item()) for count in self._counts}) == 1
         self.not_counted = [torch.zeros_like(state["missed"]) for state in self._states]
 
-    def directions(self, rule: Any, groups: Sequence[dict[str, Any]]) -> list[Tensor] | None:
-        """Move the averages, and count which matrices have missed the step.
+    def step_of(self, rule: Any, groups: Sequence[dict[str, Any]]) -> RuleStep | None:
+        """The step of the rule as the kernels take it; None if they cannot follow it.
 
         Args:
             rule: the optimizer, whose ``_kernel_rule`` gives the `KernelRule` of a group, or None.
             groups: the groups of the parameters.
-
-        Returns:
-            The directions as the state holds matrices, which their gradients have been given too; None
-            if the kernels cannot follow the rule, and nothing was done.
         """
         first = self._gradients[0]
         if not self._one_count or not uses_triton(first.stored_weight):
@@ -90,20 +87,25 @@ class Following:
                 ("others", known.other),
             )
         }
-        every = follow_rule_(
-            RuleStep(
-                gradients=[gradient.for_averages for gradient in self._gradients],
-                **averages,
-                missed=[state["missed"] for state in self._states],
-                numbers=numbers,
-                rule=known.name,
-                nesterov=known.nesterov,
-                steps=int(self._counts[0].item()) if self._on_host else 0,
-                counted=[] if self._on_host else self._counts,
-                pairs=first.parameter.pairs,
-            )
+        return RuleStep(
+            gradients=[gradient.for_averages for gradient in self._gradients],
+            **averages,
+            missed=[state["missed"] for state in self._states],
+            numbers=numbers,
+            rule=known.name,
+            nesterov=known.nesterov,
+            steps=int(self._counts[0].item()) if self._on_host else 0,
+            counted=[] if self._on_host else self._counts,
+            pairs=first.parameter.pairs,
         )
-        directions = every.unbind()
+
+    def directions(self, step: RuleStep) -> list[Tensor]:
+        """Move the averages, and count which matrices have missed the step.
+
+        Returns:
+            The directions as the state holds matrices, which their gradients have been given too.
+        """
+        directions = follow_rule_(step).unbind()
         for gradient, direction in zip(self._gradients, directions, strict=True):
             gradient.direction = gradient.from_averages(direction)
         return [gradient.store(gradient.direction) for gradient in self._gradients]

@@ -12,8 +12,16 @@ from projunn.optim.drift import polish, polish_alike, steps_to_polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient
 from projunn.optim.member import Member
 from projunn.optim.options import WARM, unitary_learning_rate
-from projunn.optim.stopping import steps_to_look, stopped
-from projunn_kernels import FactoredStep, FusedStep, factored_step_, fused_step_
+from projunn.optim.stopping import is_looked_at, steps_to_look, stopped
+from projunn_kernels import (
+    FactoredStep,
+    FollowedStep,
+    FusedStep,
+    RuleStep,
+    factored_step_,
+    followed_step_,
+    fused_step_,
+)
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 
@@ -157,49 +165,62 @@ class Alike(Part):
         self._tensors = _changed_by_step(members, weights, self.factorization)
         self._plain = first.active is None and all(gradient.is_plain for gradient in gradients)
         self._along: list[Tensor] | None = None  # the gradients, if the step is along them as they are
-        # What kernels do of the rule.
+        # What kernels do of the rule, and the rule's step if it is a part of the parameters' own.
         self._following: Following | None = None
+        self._followed: RuleStep | None = None
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
 
     def follow(self, rule: Any) -> None:
-        self._along = self._directions = None
+        self._along = self._directions = self._followed = None
         if self._plain and not [group for group in self._groups if rule._averages(group)]:
             self._along = [gradient.grad for gradient in self.gradients]
             return
         if self._following is not None:
-            self._directions = self._following.directions(rule, self._groups)
-            if self._directions is not None:
+            step = self._following.step_of(rule, self._groups)
+            if step is not None and self._takes_gradients():
+                self._followed = step
+                return
+            if step is not None:
+                self._directions = self._following.directions(step)
                 return
         super().follow(rule)
 
+    def _takes_gradients(self) -> bool:
+        """Whether the step finds its directions from the gradients, and nobody else wants them."""
+        if self.factorization != "single_pass" or self.gradients[0].group["averages"] != "gradient":
+            return False
+        return not (self.watched and is_looked_at(self.members[0]))
+
     def take(self) -> None:
-        first, tensors = self.gradients[0], self._tensors
+        first = self.gradients[0]
+        rate, scale = self._rate()
+        options = {"rate": rate, "scale": scale, "retraction": first.group["retraction"]}
+        given: dict[str, Any] = options | self._tensors
+        if self._followed is not None:
+            self._has_taken(followed_step_(FollowedStep(**(vars(self._followed) | given))))
+            return
         directions = self._directions if self._along is None else self._along
         if directions is None:
             directions = [gradient.store(gradient.direction) for gradient in self.gradients]
         elif self._along is None and self._following is not None:  # the rule has counted what was missed
-            tensors = tensors | {"missed": self._following.not_counted}
-        rate, scale = self._rate()
+            given["missed"] = self._following.not_counted
         step = FusedStep(
             directions=directions,
-            rate=rate,
-            scale=scale,
-            retraction=first.group["retraction"],
             pairs=first.parameter.pairs,
             active=first.active,
             factorization=self.factorization,
-            **tensors,
+            **given,
         )
         self._has_taken(fused_step_(step))
 
     def forget(self) -> None:
         """Likewise of the gradients that were the directions."""
         super().forget()
-        self._along = None
+        self._along = self._followed = None
 
     def _all_counted(self) -> bool:
-        return self._along is not None or super()._all_counted()
+        return self._along is not None or self._followed is not None or super()._all_counted()
 
     def _look(self, rule: Any) -> None:
         for gradient, along in zip(self.gradients, self._along or (), strict=False):

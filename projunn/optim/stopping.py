@@ -37,6 +37,12 @@ def steps_to_look(member: Member) -> int:
     return _EVERY - int(count.item()) % _EVERY
 
 
+def is_looked_at(member: Member) -> bool:
+    """Whether `stopped` looks at a parameter after this step, as far as its options and number tell."""
+    can_stop = member.group["factorization"] in CAN_STOP
+    return can_stop and member.state["step"].device.type == "cpu" and steps_to_look(member) == _EVERY
+
+
 def stopped(members: list[Member], gradients: list[Any], parts: int = 1) -> list[list[bool]]:
     """Whether the steps of parameters have stopped where their direction is not zero.
 
@@ -74,9 +80,7 @@ def stopped(members: list[Member], gradients: list[Any], parts: int = 1) -> list
 
 def _is_due(member: Member, gradient: Any) -> bool:
     p, state = member.parameter, member.state
-    if member.group["factorization"] not in CAN_STOP or state["step"].device.type != "cpu":
-        return False
-    if int(state["step"].item()) % _EVERY or capturing(p):
+    if not is_looked_at(member) or capturing(p):
         return False
     if gradient.active is not None or WARM["tangent"][0] in state or REDRAWN in state:
         return False

@@ -114,6 +114,32 @@ def test_a_single_pass_over_the_direction(launches, passes, kind, columns):
 
 
 @pytest.mark.interpreter_only
+@pytest.mark.parametrize(("kind", "columns"), [(torch.float32, 3), (torch.complex64, 5)], ids=str)
+@pytest.mark.parametrize(("rule", "averages"), [("SGD", 1), ("AdamW", 2)])
+def test_a_single_pass_over_gradient_and_averages(launches, passes, kind, columns, rule, averages):
+    """6 n^2 numbers with momentum, 8 with AdamW; its squares are real."""
+    n = 140
+    weight = projunn.UnitaryParameter(init.haar_(torch.empty(n, n, dtype=kind)))
+    options = {"momentum": 0.9} if rule == "SGD" else {}
+    options |= {"factorization": "single_pass", "polish_every": 0}
+    optimizer = getattr(projunn.optim, rule)([weight], lr=0.1, **options)
+    weight.grad = torch.randn(n, n, dtype=kind)
+    optimizer.step()
+    own = [value for value in optimizer.state[weight].values() if value.numel() == n * n]
+    assert len(own) == averages
+    gradient = weight.grad = torch.randn(n, n, dtype=kind)
+    tensors = [gradient, *own, weight.detach()]
+    before = list(map(passes, tensors))
+    launches.clear()
+    optimizer.step()
+    assert names(launches) == ["sound", "both_products", "unit", "plane_basis", "rotate_ahead"]
+    changes = [(a - b, c - d) for (a, c), (b, d) in zip(map(passes, tensors), before, strict=True)]
+    assert changes[0] == (2, 0)
+    assert changes[1:-1] == [(1, 1)] * averages
+    assert changes[-1] == (pytest.approx(1 + columns / n), 1)
+
+
+@pytest.mark.interpreter_only
 def test_rows_that_do_not_fit_are_read_once_more(launches, passes):
     weight, left, right = init.haar_(torch.empty(1, 140, 140)), *torch.randn(2, 1, 140, 1)
     with tuning.using({"rotate_rows": Config(4, 32, 4)}):

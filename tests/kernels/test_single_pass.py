@@ -129,7 +129,11 @@ def train(kernels, edit, steps=6, **options):
     return found
 
 
-def test_an_edited_weight_is_read_anew(kernels):
+AVERAGES = pytest.mark.parametrize("momentum", [0, 0.9])
+
+
+@AVERAGES
+def test_an_edited_weight_is_read_anew(kernels, momentum):
     other = init.haar_(torch.empty(40, 40))
 
     def edit(weight, step):
@@ -137,12 +141,13 @@ def test_an_edited_weight_is_read_anew(kernels):
             with torch.no_grad():
                 weight.copy_(other)
 
-    (weight, skipped), (wanted, _) = train(kernels, edit)
+    (weight, skipped), (wanted, _) = train(kernels, edit, momentum=momentum)
     torch.testing.assert_close(weight, wanted, atol=1e-6, rtol=0)
     assert skipped == 0
 
 
-def test_an_edit_behind_pytorchs_back_costs_a_step(kernels):
+@AVERAGES
+def test_an_edit_behind_pytorchs_back_costs_a_step(kernels, momentum):
     """It is counted, W stays what the edit made of it, and the next step is right again."""
     other, seen = init.haar_(torch.empty(40, 40)), []
 
@@ -152,7 +157,7 @@ def test_an_edit_behind_pytorchs_back_costs_a_step(kernels):
         if step == 4:
             seen.append(weight.detach().cpu().clone())
 
-    (weight, skipped), _ = train(kernels, edit, steps=6)
+    (weight, skipped), _ = train(kernels, edit, steps=6, momentum=momentum)
     assert skipped == 1
     assert torch.equal(seen[0], other)
     assert defect(weight) < 1e-6
@@ -174,7 +179,8 @@ def test_in_a_graph_the_kernels_look_first(kernels):
 
 
 @pytest.mark.interpreter_only
-def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches, monkeypatch):
+@AVERAGES
+def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches, monkeypatch, momentum):
     """What the step before has left is used in the graph, and by eager steps after its replays.
 
     The graph is captured on another stream than that of the eager steps, as `torch.cuda.graph` does it.
@@ -196,10 +202,11 @@ def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches,
         if step == 5:  # as a replay does
             weight.data.copy_(other)
 
-    (weight, skipped), (wanted, _) = train(kernels, edit, steps=7)
+    (weight, skipped), (wanted, _) = train(kernels, edit, steps=7, momentum=momentum)
     torch.testing.assert_close(weight, wanted, atol=1e-6, rtol=0)
     assert skipped == 0
     step = ["both_products", "unit", "plane_basis", "rotate_ahead"]
+    step = ["sound", *step] if momentum else step
     assert names[1] == step
     assert all(names[number] == ["ahead_is_sound", "rotate_ahead", *step] for number in range(2, 6))
     assert [kept is not None for kept in launch._in_graphs.values()] == [True]

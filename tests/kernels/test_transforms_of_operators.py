@@ -67,6 +67,14 @@ ARGUMENTS = {
         "exp",
         False,
     ],
+    "followed_step_": lambda: [
+        *([value] for value in (unitary(), draw(4, 4), draw(8, 1), draw(8, 1))),
+        *([draw(4, 4)], [], []),
+        [counter()],
+        [torch.zeros((), dtype=torch.int64)],
+        [1e9, 0.9, 1.0, 0.0, 1.0, 0.0, 0.9],
+        *("momentum", False, 1, [], 0.1, None, "exp", False, "single_pass"),
+    ],
     "follow_rule_": lambda: [
         *([draw(4, 4)] for _ in range(2)),
         *([], []),

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 import projunn
 from projunn import init
-from projunn.optim import SGD
+from projunn.optim import SGD, AdamW
 from projunn_kernels.configs.problem import device_of
 from projunn_kernels.launching import intercepted
 from tests.launches import watched
@@ -21,7 +21,10 @@ LIBRARY = {"bmm", "sum", "copy_", "add_", "add", "mul", "div", "cat", "where", "
 BUDGETS = {1: (7, 0, 0), 4: (11, 0, 0), 16: (14, 16, 8), 64: (14, 16, 8)}
 MODELS = {"one": [192], "twenty": [192] * 20, "mixed": [192, 192, 160, 192, 160]}
 # Python functions called in a step: for the first parameter, and for each other one of its shape.
-FIRST, EACH = 153, 0
+PYTHON = {
+    "SGD": (SGD, {}, 153, 0),
+    "AdamW in one pass": (AdamW, {"factorization": "single_pass"}, 201, 4),
+}
 
 
 def parameters(kernels, sizes):
@@ -54,7 +57,8 @@ def test_launches_of_a_step(kernels, model, k):
 
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize("count", [1, 20])
-def test_python_of_a_step(kernels, count, monkeypatch):
+@pytest.mark.parametrize("rule", PYTHON)
+def test_python_of_a_step(kernels, count, rule, monkeypatch):
     """Functions of Python called in a step whose launches do nothing: time, without a clock."""
     # A test with several processes before this one has set up what such jobs ask before each step.
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_global_optimizer_pre_hooks", {})
@@ -66,8 +70,9 @@ def test_python_of_a_step(kernels, count, monkeypatch):
         def __getitem__(self, grid):
             return lambda **arguments: None
 
+    made, options, first, each = PYTHON[rule]
     weights = list(parameters(kernels, [192] * count))
-    optimizer = SGD(weights, lr=0.1, polish_every=0)
+    optimizer = made(weights, lr=0.1, polish_every=0, **options)
     called = []
     with intercepted(Nothing), kernels.backend():
         for _ in range(3):
@@ -77,6 +82,6 @@ def test_python_of_a_step(kernels, count, monkeypatch):
             optimizer.step()
         finally:
             sys.setprofile(None)
-    assert len(called) <= FIRST + EACH * (count - 1), Counter(c.co_qualname for c in called).most_common(
+    assert len(called) <= first + each * (count - 1), Counter(c.co_qualname for c in called).most_common(
         20
     )

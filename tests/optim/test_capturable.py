@@ -111,6 +111,15 @@ def test_steps_along_the_tangent_part(captured, kind, k, size):
     captured(optimizer.step)
 
 
+@pytest.mark.parametrize(("rule", "size", "kind"), pairwise(RULES, [(16, 16), (3, 16, 130)], KINDS[:2]))
+def test_steps_that_read_once(captured, rule, size, kind):
+    weights = [UnitaryParameter(torch.empty(size, dtype=kind, device="meta")) for _ in range(2)]
+    optimizer = optimizer_of(rule, weights, factorization="single_pass")
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    captured(optimizer.step)
+
+
 def test_what_is_left_to_a_polish(captured):
     sizes = ((3, 16, 16), (16, 130), (3, 16, 16))
     weights = [UnitaryParameter(torch.empty(size, device="meta")) for size in sizes]

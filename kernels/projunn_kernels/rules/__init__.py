@@ -17,7 +17,8 @@ overflows.  The direction of the others is NaN, so that their step is not taken,
 is the number of steps that the matrix has not missed, this one included.
 
 On a GPU it takes two launches for all parameters of one shape: the first looks at the gradients, the
-second moves the averages.
+second moves the averages.  The second may also be the first pass of a step
+(`projunn_kernels.followed_step_`).
 """
 
 from torch import Tensor

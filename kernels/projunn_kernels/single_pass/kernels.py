@@ -20,6 +20,13 @@ from projunn_kernels.language.tiles import (
     store_tile,
     times,
 )
+from projunn_kernels.rules.kernels import (
+    are_finite,
+    constants_of,
+    count_missed,
+    follow_tile,
+    places_of_averages,
+)
 
 _CHECKED = tl.constexpr(512)  # rows of a column that are loaded at once
 _TILES = tl.constexpr(512)  # no matrix has more of them
@@ -55,18 +62,34 @@ def both_products_kernel(
     ahead,
     moved,
     sound,
+    means,
+    squares,
+    others,
+    missed,
+    finite,
+    shares,
+    numbers,
     matrices,
     m,
     n,
     rows_each,
     splits,
     groups,
+    parts,
+    RULE: tl.constexpr,
+    MEAN: tl.constexpr,
+    OTHER: tl.constexpr,
+    NESTEROV: tl.constexpr,
     PAIRS: tl.constexpr,
     TYPE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
     """``pulled[b, split] = D[rows]^H R`` and ``pushed[b, tile] = D[:, columns] V``.
+
+    With a RULE other than ``"none"`` D is what it makes of the gradients, which ``directions`` has then,
+    and is never stored; the averages of the rule move.  Where a gradient is not ``finite`` nothing of it
+    is read, and ``pulled`` is NaN, so that the step is not taken.
 
     Grid (column tiles, splits + 1, matrices).  The programs beyond the splits add up what the step
     before has left of W^H R, ``ahead`` (groups, n), in ``moved`` (n).  They compare the first column of
@@ -83,9 +106,39 @@ def both_products_kernel(
         d, _ = matrix_place(directions, directions, matrices, m * n * WIDTH, 2, "table", TYPE)
         out = pushed + (slot * tiles + tile) * m * WIDTH
         vr, vi = load_range(r + m * WIDTH, first, n, BN, PAIRS)
+        if RULE != "none":
+            follows = are_finite(finite, slot, parts)
+            if not follows:
+                sr += float("nan")
+                if (tile == 0) & (split == 0):
+                    count_missed(missed, slot, matrices)
+            height = tl.where(follows, m, 0)
+            mean, square, other = places_of_averages(
+                means, squares, others, matrices, m * n, 2, RULE, PAIRS
+            )
+            constants = constants_of(numbers, shares, slot)
         for start in range(split * rows_each, tl.minimum((split + 1) * rows_each, m), BM):
             rows = start + tl.arange(0, BM)
-            re, im = load_tile(d, rows, first, m, n, BN, PAIRS)
+            if RULE == "none":
+                re, im = load_tile(d, rows, first, m, n, BN, PAIRS)
+            else:
+                re, im = follow_tile(
+                    d,
+                    mean,
+                    square,
+                    other,
+                    constants,
+                    rows,
+                    first,
+                    height,
+                    n,
+                    RULE,
+                    MEAN,
+                    OTHER,
+                    NESTEROV,
+                    BN,
+                    PAIRS,
+                )
             xr, xi = load_range(r, start, m, BM, PAIRS)
             if PAIRS:
                 sr += re * xr[:, None] + im * xi[:, None]
@@ -97,9 +150,9 @@ def both_products_kernel(
         zr, zi = tl.sum(sr, axis=0), tl.sum(si, axis=0)
         store_range(pulled + (slot * splits + split) * n * WIDTH, first, n, zr, zi, BN, PAIRS)
     else:
-        parts = ahead + slot * groups * n * WIDTH
+        sums = ahead + slot * groups * n * WIDTH
         for start in range(0, groups, BM):
-            re, im = load_tile(parts, start + tl.arange(0, BM), first, groups, n, BN, PAIRS)
+            re, im = load_tile(sums, start + tl.arange(0, BM), first, groups, n, BN, PAIRS)
             sr += re
             si += im
         zr, zi = tl.sum(sr, axis=0), tl.sum(si, axis=0)

@@ -18,12 +18,14 @@ from projunn_kernels.launching import (
 )
 from projunn_kernels.products.tiles import row_splits
 from projunn_kernels.retraction.launch import rotation_launch
+from projunn_kernels.rules.arguments import RuleStep
+from projunn_kernels.rules.launch import Look
 from projunn_kernels.single_pass.kernels import (
     ahead_is_sound_kernel,
     both_products_kernel,
     rotate_ahead_kernel,
 )
-from projunn_kernels.single_pass.tiles import row_groups
+from projunn_kernels.single_pass.tiles import row_groups, variant_of
 from projunn_kernels.step.arguments import FusedStep, batch_of
 
 
@@ -43,12 +45,20 @@ class SinglePass:
             (*batch, m + n, 1), all contiguous, and counters.
         ahead: the attribute of another that has taken the same steps.
         mend: whether to look before a step.
+        rule: what finds the directions from gradients, which ``step`` has in their place; its averages
+            are contiguous too.  It counts what is ``missed``.
 
     Attributes:
         ahead: partial sums of W^H R.
     """
 
-    def __init__(self, step: FusedStep, ahead: Tensor | None = None, mend: bool = False) -> None:
+    def __init__(
+        self,
+        step: FusedStep,
+        ahead: Tensor | None = None,
+        mend: bool = False,
+        rule: RuleStep | None = None,
+    ) -> None:
         weights = Matrices.of_all(step.weights, step.pairs)
         directions = Matrices.of_all(step.directions, step.pairs)
         self._mends, self._known = mend, None
@@ -57,8 +67,11 @@ class SinglePass:
         count, (_, m, n) = weights.count, weights.sample.shape
         pairs, device = weights.sample.is_complex(), weights.sample.device
         like = {"dtype": weights.sample.dtype, "device": device}
-        half = half_precision(directions.sample)
-        tile = weights.config("both_products", 1, gradient=half)
+        self._look = None if rule is None else Look(rule)
+        # What a rule has counted must not be counted again.
+        self._uncounted = [] if rule is None else [torch.zeros_like(t) for t in step.missed]
+        variant = {"gradient": half_precision(directions.sample), **variant_of(rule)}
+        tile = weights.config("both_products", 1, **variant)
         panel = weights.config("rotate_ahead", 1)
         tiles, sized = -(-n // tile.columns), Problem("both_products", pairs, 1, m, n, count)
         splits = row_splits(sized, tile, device_of(device))
@@ -74,6 +87,7 @@ class SinglePass:
         bases = address_table(step.bases)
         shared = {"weights": weights.base, "bases": bases, "ahead": floats(self.ahead), "sound": sound}
         shared |= {"matrices": weights.sample.shape[0], "m": m, "n": n, "PAIRS": pairs}
+        followed = _no_rule(bases) if self._look is None else self._look.arguments
         self._both = Launch(
             both_products_kernel,
             (tiles, splits + 1, count),
@@ -87,6 +101,7 @@ class SinglePass:
             TYPE=directions.arguments["TYPE"],
             BM=tile.rows,
             BN=tile.columns,
+            **followed,
             **shared,
             **options(tile.warps),
         )
@@ -103,7 +118,7 @@ class SinglePass:
             "taken_mask": rotation.taken,
             "mask": mask,
             "skipped": address_table(step.skipped),
-            "missed": address_table(step.missed),
+            "missed": address_table(self._uncounted or step.missed),
             "panels": panels,
             "tiles": tiles,
             "BM": panel.rows,
@@ -125,12 +140,15 @@ class SinglePass:
         )
         self._mask = mask.view(torch.bool).view(batch_of(step))
 
-    def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, step: FusedStep, directions: Tensor | None = None, rule: RuleStep | None = None
+    ) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
         Args:
             step: the step.
             directions: the table of the addresses of its directions, if it is there already.
+            rule: that of this step, if it follows one: gradients and numbers may be others too.
 
         Returns:
             The mask of the steps taken, which the next call overwrites.
@@ -145,7 +163,9 @@ class SinglePass:
                 self._loaded = True
             self._sound.zero_()
             self._mend()
-        self._both(directions=address_table(step.directions) if directions is None else directions)
+        table = address_table(step.directions) if directions is None else directions
+        changed = {} if self._look is None or rule is None else self._look(rule, table)
+        self._both(directions=table, **changed)
         self._normalize()
         rate: dict[str, Any] = {"rate": step.rate}
         if step.scale is not None:
@@ -160,6 +180,13 @@ class SinglePass:
         """Whether bases are those of the last step; takes note of them."""
         last, self._bases = self._bases, [ref(basis) for basis in bases]
         return all(known() is basis for known, basis in zip(last, bases, strict=True))
+
+
+def _no_rule(anything: Tensor) -> dict[str, Any]:
+    """What `Look.arguments` has where no rule is followed: tensors that are not read."""
+    unread = ("means", "squares", "others", "missed", "finite", "shares", "numbers")
+    constants = {"RULE": "none", "MEAN": False, "OTHER": False, "NESTEROV": False}
+    return {**dict.fromkeys(unread, anything), "parts": 0, **constants}
 
 
 def _versions(step: FusedStep) -> list[int] | None:

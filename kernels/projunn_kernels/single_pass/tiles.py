@@ -1,5 +1,7 @@
 """How the passes of a step that reads its direction once are tiled."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from projunn_kernels.configs.closed_form import around, neighbours, sizes, warps
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import PROBE
+from projunn_kernels.rules.arguments import RULES, RuleStep
+from projunn_kernels.rules.eager import follow_rule
+from projunn_kernels.rules.tiles import CHANGED, drawn_averages, has_form, rule_of
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FusedStep
 from projunn_kernels.step.tiles import step_of
@@ -40,7 +45,8 @@ def _both_candidates(problem: Problem, device: Device) -> list[Config]:
     def floats(config: Config) -> int:
         return 2 * config.rows * config.columns * problem.width
 
-    found = neighbours(problem, first, around(first.columns), floats, 64)
+    # With 64, RMSprop with all of its averages spills on sm_90, and a table has one entry for all rules.
+    found = neighbours(problem, first, around(first.columns), floats, 32)
     return [config for config in found if config.rows >= 16]
 
 
@@ -71,33 +77,63 @@ def _small_rows(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, 1, m, problem.n, 3)
 
 
-def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = None) -> Case:
+def variant_of(rule: RuleStep | None) -> dict[str, Any]:
+    """What a variant of the kernels says of a rule."""
+    if rule is None:
+        return {"rule": "none", **dict.fromkeys(("mean", "other", "nesterov"), False)}
+    has = {"mean": bool(rule.means), "other": bool(rule.others)}
+    return {"rule": rule.rule, **has, "nesterov": rule.nesterov}
+
+
+def _case(
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    gradient: torch.dtype | None = None,
+    rule: str = "none",
+    mean: bool = False,
+    other: bool = False,
+    nesterov: bool = False,
+) -> Case:
     """Three steps, of which the second has its W^H R from the first, and the third looks at it."""
     p = problem
     direction = p.dtype if gradient is None else gradient
+    rate = _RATE / p.n**0.5 if rule == "lion" else _RATE  # whose directions are that much longer
 
     def step(tensors: dict[str, Any], number: int) -> FusedStep:
-        return step_of(tensors, tensors["directions"][number], _RATE, factorization="single_pass")
+        return step_of(tensors, tensors["directions"][number], rate, factorization="single_pass")
+
+    def by_rule(tensors: dict[str, Any], number: int) -> RuleStep | None:
+        given = tensors["directions"][number]
+        return None if rule == "none" else rule_of(tensors, given, rule, nesterov)
 
     def results(tensors: dict[str, Any]) -> list[Tensor]:
-        """W, what is warm in R and V, and the counters."""
+        """W, what is warm in R and V, the counters, and the averages."""
         warm = (tensors["basis"] - PROBE * tensors["probe"]).split([p.m, p.n], -2)
-        return [tensors["weight"], *warm, tensors["skipped"], tensors["missed"]]
+        averages = (tensors[name] for name in CHANGED if tensors[name] is not None)
+        return [tensors["weight"], *warm, tensors["skipped"], *averages]
 
     def launch(**tensors: Any) -> list[Tensor]:
         from projunn_kernels.single_pass.launch import SinglePass
 
-        run, changed = SinglePass(step(tensors, 0)), (tensors["weight"], tensors["basis"])
+        run = SinglePass(step(tensors, 0), rule=by_rule(tensors, 0))
+        changed = (tensors["weight"], tensors["basis"])
         for number in range(2):
-            run(step(tensors, number))
+            run(step(tensors, number), rule=by_rule(tensors, number))
             increment_version([t for t in changed if not t.is_inference()])
-        SinglePass(step(tensors, 1), run.ahead, mend=True)(step(tensors, 1))
+        last = step(tensors, 1), by_rule(tensors, 1)
+        SinglePass(last[0], run.ahead, mend=True, rule=last[1])(last[0], rule=last[1])
         return [] if inputs.hollow else results(tensors)
 
     def in_eager(**tensors: Any) -> list[Tensor]:
         tensors["directions"] = tensors["directions"].to(tensors["weight"].dtype)
         for number in (0, 1, 1):
-            eager.fused_step(step(tensors, number))
+            along, followed = step(tensors, number), by_rule(tensors, number)
+            if followed is not None:
+                directions = list(follow_rule(followed))
+                missed = [torch.zeros_like(tensors["missed"])]
+                along = replace(along, directions=directions, missed=missed)
+            eager.fused_step(along)
         return results(tensors)
 
     tensors = {
@@ -106,9 +142,32 @@ def _case(problem: Problem, inputs: Inputs, *, gradient: torch.dtype | None = No
         "basis": inputs.normal(p.matrices, p.m + p.n, 1, dtype=p.dtype, scale=p.n**-0.5),
         "probe": inputs.normal(p.matrices, p.m + p.n, 1, dtype=p.dtype, scale=p.n**-0.5),
         "skipped": inputs.full(0.0),
-        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
+        **_averages(p, inputs, rule, mean, other),
     }
-    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", "missed"))
+    if rule != "none" and p.matrices > 1 and not inputs.hollow:
+        tensors["directions"][1, -1, -1, -1] = torch.inf  # type: ignore[index]
+    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", *CHANGED))
+
+
+def _averages(
+    problem: Problem, inputs: Inputs, rule: str, mean: bool, other: bool
+) -> dict[str, Tensor | None]:
+    """Averages of steps as long as those along the gradient; the squares are far from zero."""
+    found = drawn_averages(problem, inputs, rule, mean, other)
+    if not inputs.hollow:
+        for name in ("means", "others"):
+            if (tensor := found[name]) is not None:
+                tensor.mul_(problem.n**-0.5)
+        if (squares := found["squares"]) is not None:
+            squares.add_(1.0)
+    return found
+
+
+def _allowed(problem: Problem, variant: Mapping[str, Any]) -> bool:
+    form = {name: value for name, value in variant.items() if name != "gradient"}
+    if form["rule"] == "none":
+        return form == variant_of(None) and no_complex_half(problem, variant)
+    return has_form(**form) and variant["gradient"] is None
 
 
 def _problem(name: str) -> Any:
@@ -132,8 +191,12 @@ BOTH_PRODUCTS = Kernel(
     candidates=_both_candidates,
     case=_case,
     small=_small_both,
-    variants={"gradient": (None, torch.bfloat16, torch.float16)},
-    allowed=no_complex_half,
+    variants={
+        "gradient": (None, torch.bfloat16, torch.float16),
+        "rule": ("none", *RULES),
+        **dict.fromkeys(("mean", "other", "nesterov"), (False, True)),
+    },
+    allowed=_allowed,
     problem=_problem("both_products"),
     standard=_standard("both_products"),
     compiled=sizes("both_products", _COMPILED, (1,)),

@@ -1,11 +1,13 @@
 """The optimizer's step of unitary parameters: retract, and refresh the warm basis.
 
+    followed_step_    D from G by a rule, whose averages move; then as
     fused_step_       Y = orth(D^H R)    X = D Y    S = X
-    both              W <- retraction of W - rate X Y^H       R <- orth(S) + 0.01 probe
+    all               W <- retraction of W - rate X Y^H       R <- orth(S) + 0.01 probe
 
-`fused_step_` takes parameters of one shape, from their directions D; `factored_step_` takes those whose
-directions are already in factors, with the left factors S of their gradients.  A matrix whose step
-cannot be taken (not finite; W + D singular) is left as it was, its basis too, and counted.
+`fused_step_` takes parameters of one shape, from their directions D; `followed_step_` from their
+gradients G, by a rule (`projunn_kernels.rules`); `factored_step_` takes those whose directions are in
+factors already, with the left factors S of their gradients.  A matrix whose step cannot be taken (not
+finite; W + D singular) is left as it was, its basis too, and counted.
 
 On a GPU, matrices of up to 128 columns with m <= n go at rank 1 in one launch for all parameters, each
 matrix read and written once; larger ones, and all at higher ranks, in a launch for each pass, for all
@@ -13,18 +15,28 @@ parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from projunn_kernels.constants import MAX_MANY
 from projunn_kernels.operation import Operation
 from projunn_kernels.retraction.rotations import named
+from projunn_kernels.rules import follow_rule_
 from projunn_kernels.single_pass.tiles import BOTH_PRODUCTS, MAX_WIDTH, ROTATE_AHEAD
 from projunn_kernels.step import eager
-from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
+from projunn_kernels.step.arguments import FactoredStep, FollowedStep, FusedStep, batch_of
 from projunn_kernels.step.tiles import FUSED_STEP
 
-__all__ = ["FactoredStep", "FusedStep", "factored_step_", "fused_step_"]
+__all__ = [
+    "FactoredStep",
+    "FollowedStep",
+    "FusedStep",
+    "factored_step_",
+    "followed_step_",
+    "fused_step_",
+]
 
 
 def fused_step_(step: FusedStep) -> Tensor:
@@ -56,6 +68,27 @@ def factored_step_(step: FactoredStep) -> Tensor:
     return taken
 
 
+def followed_step_(step: FollowedStep) -> Tensor:
+    """Follow a rule, and take the steps along the directions that it finds: all changes in place.
+
+    It is `projunn_kernels.follow_rule_` and then `fused_step_`.  With ``factorization="single_pass"``
+    the kernels do both in one pass over G, and no direction is stored.  A matrix whose gradient is not
+    finite is counted in ``missed``, as `follow_rule_` does it, and one whose step was not taken in
+    ``skipped``.
+
+    Returns:
+        The mask of the steps that were taken, as of `fused_step_`.
+    """
+    taken: Tensor = _followed_step(step)
+    return taken
+
+
+def _follow_and_take(step: FollowedStep) -> Tensor:
+    directions = follow_rule_(step.by_rule)
+    missed = [torch.zeros_like(count) for count in step.missed]  # the rule has counted already
+    return fused_step_(replace(step.along(directions), missed=missed))
+
+
 def _fake(step: FusedStep) -> Tensor:
     shape = batch_of(step)
     if step.active is not None:
@@ -64,7 +97,7 @@ def _fake(step: FusedStep) -> Tensor:
     return torch.empty(shape, dtype=torch.bool, device=step.weights[0].device)
 
 
-def _fake_factored(step: FactoredStep) -> Tensor:
+def _fake_of_all(step: FactoredStep | FollowedStep) -> Tensor:
     return torch.empty(batch_of(step), dtype=torch.bool, device=step.weights[0].device)
 
 
@@ -86,6 +119,12 @@ def _fits_launches(step: FusedStep) -> bool:
     return few and m <= n and named(step.retraction).kernels is not None
 
 
+def _fits_one_pass(step: FollowedStep) -> bool:
+    """Whether the kernels move averages and find the factors of the step in one pass."""
+    single = step.factorization == "single_pass" and step.weights[0].numel() > 0
+    return single and _fits_launches(step.along(step.gradients))
+
+
 _fused_step = Operation(
     name="fused_step_",
     eager=eager.fused_step,
@@ -102,8 +141,18 @@ _factored_step = Operation(
     eager=eager.factored_step,
     launches="projunn_kernels.step.launch:factored",
     fits=_fits_factored,
-    fake=_fake_factored,
+    fake=_fake_of_all,
     on="weights",
     mutates=("weights", "bases", "skipped", "missed"),
     bundle=FactoredStep,
+)
+_followed_step = Operation(
+    name="followed_step_",
+    eager=_follow_and_take,
+    launches="projunn_kernels.step.launch:followed",
+    fits=_fits_one_pass,
+    fake=_fake_of_all,
+    on="weights",
+    mutates=("weights", "bases", "means", "squares", "others", "skipped", "missed"),
+    bundle=FollowedStep,
 )

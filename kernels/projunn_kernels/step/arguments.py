@@ -1,11 +1,13 @@
 """The arguments of the optimizers' steps."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.constants import MAX_FUSED
+from projunn_kernels.rules.arguments import RuleStep
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,75 @@ class FactoredStep:
     pairs: bool = False
 
 
-def batch_of(step: FusedStep | FactoredStep) -> torch.Size:
+@dataclass(frozen=True)
+class FollowedStep:
+    """The arguments of `projunn_kernels.followed_step_`: lists have one entry a parameter.
+
+    Attributes:
+        weights, bases, probes, skipped: W, R, its probe and the counters, as in `FusedStep`.
+        gradients: G, (*batch, m, n), float32 or complex64.
+        means, squares, others, missed, numbers, rule, nesterov, steps, counted: as in `RuleStep`.
+        rate, scale, retraction, factorization: as in `FusedStep`.
+        pairs: True if all tensors but the gradients hold complex numbers as pairs.
+    """
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    bases: list[Tensor]
+    probes: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    others: list[Tensor]
+    skipped: list[Tensor]
+    missed: list[Tensor]
+    numbers: list[float]
+    rule: str
+    nesterov: bool
+    steps: int
+    counted: list[Tensor]
+    rate: float
+    scale: Tensor | None = None
+    retraction: str = "exp"
+    pairs: bool = False
+    factorization: str = "single_pass"
+
+    @property
+    def by_rule(self) -> RuleStep:
+        """The part in which the averages move."""
+        return RuleStep(
+            gradients=self.gradients,
+            means=self.means,
+            squares=self.squares,
+            others=self.others,
+            missed=self.missed,
+            numbers=self.numbers,
+            rule=self.rule,
+            nesterov=self.nesterov,
+            steps=self.steps,
+            counted=self.counted,
+            pairs=self.pairs,
+        )
+
+    def along(self, directions: Iterable[Tensor]) -> FusedStep:
+        """The part in which the weights move, along directions that are stored as gradients are."""
+        if self.pairs:
+            directions = [torch.view_as_real(d.resolve_conj()) for d in directions]
+        return FusedStep(
+            weights=self.weights,
+            directions=list(directions),
+            bases=self.bases,
+            probes=self.probes,
+            skipped=self.skipped,
+            missed=self.missed,
+            rate=self.rate,
+            scale=self.scale,
+            retraction=self.retraction,
+            pairs=self.pairs,
+            factorization=self.factorization,
+        )
+
+
+def batch_of(step: FusedStep | FactoredStep | FollowedStep) -> torch.Size:
     """The shape of the mask of the steps that were taken, if all matrices take part."""
     batch = step.weights[0].shape[: -3 if step.pairs else -2]
     return batch if len(step.weights) == 1 else torch.Size((len(step.weights), *batch))

@@ -27,8 +27,10 @@ from projunn_kernels.launching import (
     table_of,
 )
 from projunn_kernels.retraction.launch import device_function
+from projunn_kernels.rules.arguments import RuleStep
+from projunn_kernels.rules.launch import follow_rule
 from projunn_kernels.single_pass.launch import SinglePass
-from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
+from projunn_kernels.step.arguments import FactoredStep, FollowedStep, FusedStep, batch_of
 from projunn_kernels.step.eager import as_numbers
 from projunn_kernels.step.kernels import plane_step_kernel
 from projunn_kernels.step.passes import FactoredPasses, Passes
@@ -59,6 +61,16 @@ def fused(step: FusedStep) -> Tensor:
                 probes=[contiguous_matrices(t) for t in step.probes],
             )
             taken = _fresh(flat)(flat).view(shape)
+    return taken
+
+
+def followed(step: FollowedStep) -> Tensor:
+    """`projunn_kernels.followed_step_` with one pass over G, of tensors as users have them."""
+    rule = step.by_rule
+    taken = _take_kept(step.along(step.gradients), rule)
+    if taken is None:  # a tensor does not lie flat
+        missed = [torch.zeros_like(count) for count in step.missed]
+        taken = fused(replace(step.along(follow_rule(rule)), missed=missed))
     return taken
 
 
@@ -107,8 +119,12 @@ def _shape(step: FusedStep) -> torch.Size:
     return batch_of(step) if step.active is None else step.active.shape
 
 
-def _take_kept(step: FusedStep) -> Tensor | None:
+def _take_kept(step: FusedStep, rule: RuleStep | None = None) -> Tensor | None:
     """Take a step of tensors that lie flat by the launches kept for them, or new ones.
+
+    Args:
+        step: the step.
+        rule: what finds its directions from gradients, which ``step`` has in their place.
 
     Returns:
         The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
@@ -126,19 +142,29 @@ def _take_kept(step: FusedStep) -> Tensor | None:
     state = step.bases, step.probes, step.skipped, step.missed
     rest = [tuple(map(Tensor.data_ptr, tensors)) for tensors in state]
     key = (weights, *rest, step.directions[0].dtype, step.factorization, *_options(step))
+    if rule is not None:
+        averages = [*map(addresses_of_flat, (rule.means, rule.squares, rule.others))]
+        if None in averages:
+            return None
+        counted = tuple(map(Tensor.data_ptr, rule.counted))
+        key = (*averages, counted, rule.rule, rule.nesterov, *key)
     if step.active is not None or not may_keep(first):
         if not _is_flat(step):
             return None
         single = step.factorization == "single_pass" and step.active is None
         if single and capturing(first.device):
             _hand_to_graphs(_of_any_stream(key))
-        return _fresh(step, key)(step)
-    kept = _kept.found(key)
-    if kept is None:
-        if not _is_flat(step):
+        kept = _fresh(step, key, rule)
+    else:
+        found = _kept.found(key)
+        if found is None and not _is_flat(step):
             return None
-        kept = _kept.keep(key, _fresh(step, key))
-    return kept(step, table_of(directions, first.device))
+        kept = found or _kept.keep(key, _fresh(step, key, rule))
+    table = table_of(directions, first.device)
+    if rule is None:
+        return kept(step, table)
+    assert isinstance(kept, SinglePass)
+    return kept(step, table, rule)
 
 
 def _is_flat(step: FusedStep) -> bool:
@@ -162,10 +188,12 @@ def _hand_to_graphs(shared: tuple[Any, ...]) -> None:
         _in_graphs[shared] = kept.ahead
 
 
-def _fresh(step: FusedStep, key: tuple[Any, ...] = ()) -> "Program | Passes | SinglePass":
+def _fresh(
+    step: FusedStep, key: tuple[Any, ...] = (), rule: RuleStep | None = None
+) -> "Program | Passes | SinglePass":
     if step.factorization == "single_pass":
         shared = _of_any_stream(key)
-        return SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs)
+        return SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs, rule=rule)
     return (Program if step.fits_a_program else Passes)(step)
 
 
