@@ -137,7 +137,7 @@ def test_a_look_whether_steps_have_stopped_wants_the_direction(kernels, steps, m
     ours, theirs = twins("adamw", kernels, (12, 20), **SINGLE)
     fused, _ = steps(ours, theirs, 5)
     assert fused[1] == IN_ONE_PASS
-    assert fused[2][: len(APART) + 1] == ["sound", "rule", "rotate_ahead", *STEP]
+    assert fused[2][: len(APART) + 2] == ["sound", "rule", "ahead_is_sound", "rotate_ahead", *STEP]
     assert fused[3] == ["rotate_ahead", *IN_ONE_PASS]
     assert fused[4] == IN_ONE_PASS
     assert_equal(ours, theirs)
