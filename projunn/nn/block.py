@@ -115,7 +115,7 @@ class BlockUnitaryLinear(UnitaryModule):
         return torch.view_as_complex(x.reshape(*input.shape, 2).contiguous())
 
     def extra_repr(self) -> str:
-        kind = ", complex" if self.is_complex else ""
+        kind = ", complex" if self.is_complex or self.weight.is_complex() else ""
         sketch = "" if self.sketch_rank is None else f", sketch_rank={self.sketch_rank}"
         return (
             f"num_blocks={self.num_blocks}, block_size={self.block_size},"

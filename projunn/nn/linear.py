@@ -104,7 +104,7 @@ class UnitaryLinear(UnitaryModule):
         return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        kind = ", complex" if self.is_complex else ""
+        kind = ", complex" if self.is_complex or self.weight.is_complex() else ""
         bias = self.bias is not None
         if self.sketch_rank is not None:
             kind += f", sketch_rank={self.sketch_rank}"

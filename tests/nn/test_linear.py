@@ -78,6 +78,12 @@ def test_reset_draws_anew_and_repr_tells():
     assert repr(ModReLU(7)) == "ModReLU(num_features=7)"
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_converted_layers_say_so():
+    assert "complex" in repr(UnitaryLinear(2, 2).to(torch.complex64))
+    assert "complex" in repr(BlockUnitaryLinear(2, 2).to(torch.complex64))
+
+
 def test_device_and_dtype_are_factory_arguments():
     layer = UnitaryLinear(3, 3, device="meta", dtype=torch.float64)
     assert layer.weight.device.type == "meta"
