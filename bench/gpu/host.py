@@ -45,7 +45,6 @@ def timings(on: Machine) -> list[Timing]:
         "SGD 20 of 64": ours("SGD", SMALL, count=many),
         "torch.optim.AdamW fused 1024": plain("AdamW", ONE, fused=True),
         "AdamW 1024": ours("AdamW", ONE),
-        "AdamW 1024 single pass": ours("AdamW", ONE, factorization="single_pass"),
         "RMSprop 1024": ours("RMSprop", ONE),
         "SGD 544x64x64": ours("SGD", BANK),
         "SGD 544x64x64 complex": ours("SGD", BANK, "complex64"),
