@@ -26,7 +26,7 @@ compute-sanitizer too, for up to 180 seconds more.
 
 ``PEERS=folder`` names wheels of POGO, geoopt and geotorch, ``PUBLISHED=folder`` the published projUNN
 code; what is not there is reported as missing.  ``--dry`` runs one case of each kind at a tiny size on a
-CPU, in Triton's interpreter: whether all of this works.
+CPU, in Triton's interpreter, with a few of the kernels: whether all of this works.
 
 One folder gets all that is to be kept, at most eight files of at most 16 MiB:
 

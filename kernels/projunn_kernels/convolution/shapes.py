@@ -101,8 +101,7 @@ def sketched_gradients_flops(
     products = _products(weight, own_weight) if wanted[0] else 0
     if wanted[1]:  # two products each way, with k columns
         m, n = weight.shape[1:3]
-        found = 2 * (m + n) * _products(basis, own_basis) // m
-        products += found
+        products += 2 * (m + n) * _products(basis, own_basis) // m
     return 2 * grad.shape[0] * products
 
 

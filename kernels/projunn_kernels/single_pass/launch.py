@@ -129,7 +129,7 @@ class SinglePass:
         self._mend, self._turn = (
             Launch(rotate_ahead_kernel, (groups, count), STEP=step, **turn) for step in (False, True)
         )
-        self._sound, self._loaded = sound, mend
+        self._unsound, self._loaded = torch.zeros_like(sound), mend
         self._check = Launch(
             ahead_is_sound_kernel,
             (tiles, count),
@@ -161,8 +161,7 @@ class SinglePass:
             if not self._loaded:  # a graph may be next, and no capture may load a kernel
                 self._check()
                 self._loaded = True
-            self._sound.zero_()
-            self._mend()
+            self._mend(sound=self._unsound)
         table = address_table(step.directions) if directions is None else directions
         changed = {} if self._look is None or rule is None else self._look(rule, table)
         self._both(directions=table, **changed)

@@ -15,8 +15,6 @@ parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -84,9 +82,7 @@ def followed_step_(step: FollowedStep) -> Tensor:
 
 
 def _follow_and_take(step: FollowedStep) -> Tensor:
-    directions = follow_rule_(step.by_rule)
-    missed = [torch.zeros_like(count) for count in step.missed]  # the rule has counted already
-    return fused_step_(replace(step.along(directions), missed=missed))
+    return fused_step_(step.after(follow_rule_(step.by_rule)))
 
 
 def _fake(step: FusedStep) -> Tensor:

@@ -1,7 +1,7 @@
 """The arguments of the optimizers' steps."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,6 +132,10 @@ class FollowedStep:
             counted=self.counted,
             pairs=self.pairs,
         )
+
+    def after(self, directions: Iterable[Tensor]) -> FusedStep:
+        """The same along directions of the rule, which has counted what is ``missed`` already."""
+        return replace(self.along(directions), missed=[torch.zeros_like(t) for t in self.missed])
 
     def along(self, directions: Iterable[Tensor]) -> FusedStep:
         """The part in which the weights move, along directions that are stored as gradients are."""

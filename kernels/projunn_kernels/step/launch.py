@@ -69,8 +69,7 @@ def followed(step: FollowedStep) -> Tensor:
     rule = step.by_rule
     taken = _take_kept(step.along(step.gradients), rule)
     if taken is None:  # a tensor does not lie flat
-        missed = [torch.zeros_like(count) for count in step.missed]
-        taken = fused(replace(step.along(follow_rule(rule)), missed=missed))
+        taken = fused(step.after(follow_rule(rule)))
     return taken
 
 
