@@ -6,12 +6,16 @@ LU). What is here uses matrix products, Cholesky factors and triangular solves, 
 batch of any size, a fixed number of each, in float64.
 """
 
+from math import ceil, factorial, log2
+
 import torch
 from torch import Tensor
 
 _TINY = torch.finfo(torch.float64).tiny
 _SHIFT = 1e-14
 _DEPENDENT = 1e-10  # square of a norm: between that of the shift and what is far above rounding
+# Norms up to which so many powers of A^3 leave less than 1e-17 of A.
+_TAYLOR = ((2, 0.006), (3, 0.069), (4, 0.25))
 _SQUARINGS = 16  # up to angles of 2^14, far above what a step may turn
 _NEWTON_STEPS = 14
 _INVERTED = 1e-6  # what X Y may differ from I
@@ -92,12 +96,32 @@ def exponential(a: Tensor) -> Tensor:
     """e^A - I: Taylor to degree 12 of A / 2^p, of norm 1/4 at most, squared p times."""
     norm = torch.linalg.matrix_norm(a)
     doublings = (norm.clamp_min(1e-3) * 4).log2().ceil().clamp(0, _SQUARINGS)[..., None, None]
-    a = a * torch.exp2(-doublings)
-    f = torch.zeros_like(a)
-    for j in range(12, 0, -1):  # Horner: f = (a + a f) / j
-        f = (a + a @ f) / j
+    f = _taylor(a * torch.exp2(-doublings), 4)
     for i in range(_SQUARINGS):
         f = torch.where(doublings > i, 2 * f + f @ f, f)
+    return f
+
+
+def exponential_of_size(a: Tensor, size: float) -> Tensor:
+    """The same of matrices of norms up to ``size``, with no more products than that takes."""
+    doublings = max(0, ceil(log2(4 * size))) if size > 0 else 0
+    reduced = size / 2**doublings
+    f = _taylor(a / 2**doublings if doublings else a, next(i for i, most in _TAYLOR if reduced <= most))
+    for _ in range(doublings):
+        f = 2 * f + f @ f
+    return f
+
+
+def _taylor(a: Tensor, levels: int) -> Tensor:
+    """The sum of A^j / j! to j = 3 ``levels``, as S_1 + A^3 (S_2 + A^3 ..) (Paterson, Stockmeyer)."""
+    square = a @ a
+    cube = square @ a
+    f = None
+    for last in range(3 * levels, 0, -3):
+        total = torch.add(a / factorial(last - 2), square, alpha=1 / factorial(last - 1))
+        total = torch.add(total, cube, alpha=1 / factorial(last))
+        f = total if f is None else total + cube @ f
+    assert f is not None
     return f
 
 

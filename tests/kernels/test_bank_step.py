@@ -1,4 +1,4 @@
-"""Real steps of rank one of many matrices on a CPU, against float64 and against those of one matrix."""
+"""Steps of small matrices on a CPU, against float64 and against the operations they are made of."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import projunn
 from projunn import factorize, init, retract
 from projunn_kernels import FusedStep, fused_step_
-from projunn_kernels.step import plane
+from projunn_kernels.step import bank, plane
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -18,10 +18,10 @@ def _torch():
         yield
 
 
-def draw(*shape):
+def draw(*shape, k=1, dtype=torch.float32):
     """Weights, directions, bases and probes (*shape), and the two counters."""
-    weight, direction = init.haar_(torch.empty(shape)), torch.randn(shape)
-    basis, probe = torch.randn(*shape[:-1], 1), torch.randn(*shape[:-1], 1)
+    weight, direction = init.haar_(torch.empty(shape, dtype=dtype)), torch.randn(shape, dtype=dtype)
+    basis, probe = torch.randn(2, *shape[:-1], k, dtype=dtype)
     return [weight, direction, basis, probe, torch.zeros(()), torch.zeros(shape[:-2], dtype=torch.int64)]
 
 
@@ -33,18 +33,29 @@ def clones(tensors):
     return [t.clone() for t in tensors]
 
 
-@pytest.fixture
-def taken(monkeypatch):
-    """The masks that `plane.bank_step` returns."""
-    masks, usual = [], plane.bank_step
+def recorded(monkeypatch, module):
+    """The masks that a module's ``bank_step`` returns."""
+    masks, usual = [], module.bank_step
 
     def bank_step(*arguments):
         mask = usual(*arguments)
         masks.append(mask.clone())
         return mask
 
-    monkeypatch.setattr(plane, "bank_step", bank_step)
+    monkeypatch.setattr(module, "bank_step", bank_step)
     return masks
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The masks of `plane.bank_step`, of real steps of rank one."""
+    return recorded(monkeypatch, plane)
+
+
+@pytest.fixture
+def by_bank(monkeypatch):
+    """The masks of `bank.bank_step`, of all others."""
+    return recorded(monkeypatch, bank)
 
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
@@ -65,6 +76,73 @@ def test_a_step_equals_float64(taken, shape, retraction):
     assert (precise(basis) - warm).abs().max() < 1e-6
     assert defect(weight) < 1e-6
     assert skipped.item() == missed.sum().item() == 0
+
+
+REAL, COMPLEX = torch.float32, torch.complex64
+OTHERS = [
+    ((6, 6), 2, REAL),
+    ((64, 64), 16, REAL),
+    ((9, 5), 1, COMPLEX),
+    ((4, 3, 3), 3, REAL),
+    ((20, 9, 9), 4, REAL),
+    ((3, 5, 12), 2, COMPLEX),
+    ((3, 12, 5), 1, REAL),
+    ((3, 12, 5), 4, COMPLEX),
+    ((2, 3, 7, 7), 1, COMPLEX),
+    ((2, 3, 7, 7), 2, REAL),
+    ((2, 1, 1), 1, COMPLEX),
+]
+
+
+@pytest.mark.parametrize("rate", [1e-4, RATE, 1.0])
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize(("shape", "k", "dtype"), OTHERS, ids=str)
+def test_a_step_of_any_rank_equals_float64(by_bank, shape, k, dtype, retraction, rate):
+    tensors = draw(*shape, k=k, dtype=dtype)
+    weight, direction, basis, probe, skipped, missed = tensors
+    left, right = factorize(precise(direction), k, "subspace", basis=precise(basis))
+    wanted = retract(precise(weight), -rate * left, right, retraction)
+    mask = take(tensors, retraction=retraction, rate=rate)
+    assert [bool(one.all()) for one in by_bank] == [True]
+    assert mask.shape == shape[:-2]
+    assert mask.all()
+    assert (precise(weight) - wanted).abs().max() < 4e-6
+    assert defect(weight) < 1e-6
+    warm = precise(basis) - 0.01 * precise(probe)
+    assert defect(warm.mH) < 1e-5  # W W^H = I for matrices with more columns than rows
+    assert (left - warm @ (warm.mH @ left)).abs().max() < 1e-5 * left.abs().max()
+    assert skipped.item() == missed.sum().item() == 0
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX], ids=str)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_steps_of_any_rank_that_want_more_care_are_as_alone(by_bank, retraction, dtype):
+    tensors = draw(9, 6, 6, k=2, dtype=dtype)
+    weight, direction, basis, _, skipped, missed = tensors
+    direction[0] = 0
+    direction[1, 2, 3] = torch.nan
+    direction[2] = torch.outer(direction[2, 0], direction[2, 1])  # of rank one
+    direction[3] *= 1e9
+    direction[4, 1, 1] = torch.inf
+    direction[5] *= 1e-33
+    basis[6, :, 1] = basis[6, :, 0]
+    before = clones(tensors)
+    alone = [
+        [t[i].clone() for t in tensors[:4]] + [torch.zeros(()), missed[i].clone()] for i in range(9)
+    ]
+    masks = [bool(take(one, retraction=retraction)) for one in alone]
+    by_bank.clear()
+    assert take(tensors, retraction=retraction).tolist() == masks
+    assert not masks[1]
+    assert not masks[4]
+    assert not any(by_bank[0][:3])
+    assert skipped.item() == masks.count(False)
+    assert missed.tolist() == [int(not mask) for mask in masks]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(weight[i], one[0], atol=2e-6, rtol=0)
+    for i in (1, 4):
+        assert torch.equal(weight[i], before[0][i])
+        assert torch.equal(basis[i], before[2][i])
 
 
 def test_a_rate_in_a_tensor_is_that_in_a_number(taken):
@@ -112,17 +190,19 @@ def test_matrices_that_want_more_care_step_as_they_do_alone(taken, retraction):
         assert torch.equal(mine[6:], theirs[6:])
 
 
+@pytest.mark.parametrize(("k", "dtype"), [(1, REAL), (1, COMPLEX), (4, REAL)], ids=str)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
-def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retraction):
+def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retraction, k, dtype):
     defects = []
-    for largest in (plane._LARGE, 0):
-        monkeypatch.setattr(plane, "_LARGE", largest)
+    for by_parts in (False, True):
+        if by_parts:
+            for module in (plane, bank):
+                monkeypatch.setattr(module, "applies_to_bank", lambda *_: False)
         torch.manual_seed(0)
-        weight, _, basis, probe, *counters = draw(10, 12, 12)
-        for _ in range(1000):
-            take(
-                [weight, torch.randn(10, 12, 12), basis, probe, *counters], rate=1, retraction=retraction
-            )
+        weight, _, basis, probe, *counters = draw(10, 12, 12, k=k, dtype=dtype)
+        for _ in range(400):
+            direction = torch.randn(10, 12, 12, dtype=dtype)
+            take([weight, direction, basis, probe, *counters], rate=1, retraction=retraction)
         assert not counters[0]
         defects.append(defect(weight))
     assert defects[0] < 1.5 * defects[1] < 1e-5

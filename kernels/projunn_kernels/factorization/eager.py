@@ -12,7 +12,7 @@ from projunn_kernels.batches import surely_all
 from projunn_kernels.products.eager import adjoint_product, bank_product, product
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
-# Parts of QR's triangle that are rounding: below 16 eps of their columns, or below these.
+# Parts of QR's triangle that are rounding: below 16 eps of the largest in their columns, or below these.
 _DEPENDENT = 16
 _NOTHING = {4: 1e-30, 8: 1e-290}  # by the bytes of a real number
 
@@ -101,11 +101,17 @@ def _regular(r: Tensor) -> Tensor | None:
         least_part = max(nothing, 1e-4 * max(parts, default=0.0))
         if sum(parts) < inf and min(parts, default=inf) > least_part:  # a NaN is in the sum
             return None
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    sizes, columns = diagonal.abs(), torch.linalg.vector_norm(r[..., : diagonal.shape[-1]], dim=-2)
-    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(nothing)
-    regular = (sizes > least).all(-1)
+    regular = regular_triangles(r)
     return None if bool(regular.all()) else regular
+
+
+def regular_triangles(r: Tensor) -> Tensor:
+    """Which R (*batch, k, n) of QR decompositions are of independent columns; False for NaN."""
+    parts = r[..., : r.shape[-2]].abs()
+    sizes, columns = parts.diagonal(dim1=-2, dim2=-1), parts.amax(-2)
+    nothing = _NOTHING[r.element_size() // (1 + r.is_complex())]
+    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(nothing)
+    return (sizes > least).all(-1)
 
 
 def plain_factor(matrix: Tensor, basis: Tensor, active: Tensor | None = None) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Steps of parameters, one after the other, from the operations that they are made of."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.retraction import retract_, retract_pulled_
-from projunn_kernels.step import plane
+from projunn_kernels.step import bank, plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
@@ -64,17 +65,18 @@ def as_numbers(step: _Step) -> _Step:
 
 def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
     """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
-    many = weight.ndim > 2 and step.factorization == "subspace"
-    if many and plane.applies_to_bank(weight, direction, basis, step.retraction):
-        return _take_bank(step, weight, direction, basis, probe)
+    if step.factorization == "subspace":
+        for way in (plane, bank):
+            if way.applies_to_bank(weight, direction, basis, step.retraction):
+                return _take_bank(way.bank_step, step, weight, direction, basis, probe)
     return _take_with_care(step, weight, direction, basis, probe)
 
 
-def _take_bank(step: FusedStep, *parts: Tensor) -> Tensor:
-    """The same by `plane.bank_step`, and in the usual way for those matrices that want more care."""
+def _take_bank(way: Callable[..., Tensor], step: FusedStep, *parts: Tensor) -> Tensor:
+    """The same by a ``way`` for a bank, and in the usual one for those matrices that want more care."""
     weight, direction, basis, probe = parts if parts[0].ndim == 3 else map(as_matrices, parts)
     rate = step.rate if step.scale is None else step.scale * step.rate
-    taken = plane.bank_step(weight, direction, basis, probe, rate, step.retraction)
+    taken = way(weight, direction, basis, probe, rate, step.retraction)
     if taken is EVERY:
         return EVERY
     others = taken.logical_not()

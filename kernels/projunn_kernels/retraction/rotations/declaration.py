@@ -53,6 +53,11 @@ def skew(e: Tensor) -> Tensor:
     return (e - e.mH) / 2
 
 
+def largest(sizes: Tensor) -> float:
+    """The largest of a batch on a CPU, 0 if there is none; NaN if one is."""
+    return sizes.amax().item() if sizes.numel() else 0.0
+
+
 def identity_like(e: Tensor) -> Tensor:
     """I, of the size and dtype of E."""
     return torch.eye(e.shape[-1], dtype=e.dtype, device=e.device)

@@ -12,20 +12,28 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.batches import every
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
     entries,
+    largest,
     matrix,
     skew,
     turned_by,
 )
 
 _TINY = torch.finfo(torch.float64).tiny
+_SMALL = 16  # norms of A below which a polynomial takes less time: squarings cost little more
 
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """By a polynomial or, where all of a batch have to wait for one large A, by eigenvalues."""
+    a = skew(e)
+    size = largest(torch.linalg.matrix_norm(a))
+    if size < _SMALL:
+        return iterations.exponential_of_size(a, size), every(e.shape[:-2])
     try:
-        angles, vectors = torch.linalg.eigh(-1j * skew(e))
+        angles, vectors = torch.linalg.eigh(-1j * a)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of entries near the largest float
         return _iterated(e, precision)
     phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1

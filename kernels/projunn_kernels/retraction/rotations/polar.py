@@ -12,21 +12,43 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.batches import every
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
     entries,
     identity_like,
+    largest,
     matrix,
 )
 
+# Norms of X^H X - I: up to which it is iterated, and which one step takes to rounding.
+_NEAR, _NEARLY = 0.5, 1e-8
+
 
 def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """By steps of Newton and Schulz where I + E is near a unitary matrix, else by singular values."""
+    near = _of_small(e)
+    if near is not None:
+        return near, every(e.shape[:-2])
     identity = identity_like(e)
     try:
         u, s, vh = torch.linalg.svd(identity + e)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK did not converge
         return _iterated(e, precision)
     return u @ vh - identity, s[..., -1] > 4 * precision * s[..., 0].clamp_min(1)
+
+
+def _of_small(e: Tensor) -> Tensor | None:
+    """F by X <- X (3 I - X^H X) / 2 for X = I + F; None unless X^H X - I is small in all of a batch."""
+    f = e
+    while True:
+        error = f + f.mH + f.mH @ f
+        size = largest(torch.linalg.matrix_norm(error))
+        if not size < _NEAR:
+            return None
+        f = f - (error + f @ error) / 2
+        if size < _NEARLY:
+            return f
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
