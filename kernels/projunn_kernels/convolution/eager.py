@@ -1,12 +1,13 @@
 """The transforms in PyTorch: products with constant matrices, or the FFT, and one transposition.
 
 Points lie side by side in signals, frequencies apart in spectra, so that something has to transpose.
-That is done for as many planes at a time as leave everything in cache.  `by_products` says where two
-products with constant matrices are faster than an FFT: on a CPU, where the sides are short.
+That is done for as many planes at a time as leave everything in cache.  On a CPU products with constant
+matrices are faster than an FFT where the sides are short: one, of few points, or two.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from math import pi, sqrt
+from math import pi, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -14,18 +15,28 @@ from torch import Tensor
 from projunn_kernels.convolution.grid import Frequencies, frequencies
 from projunn_kernels.keeping import constant
 
-# Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT, and
-# how many numbers are transformed at a time (docs/measured.md).
-LONGEST_LINE, LONGEST_SIDE = 40, 28
+# Points of a line and of the longer side of a plane up to which products are faster than MKL's FFT,
+# points up to which one product is faster than two, and how many numbers are transformed at a time
+# (docs/measured.md).
+LONGEST_LINE, LONGEST_SIDE, FEW_POINTS = 40, 28, 64
 LEAST_ROW = 16  # points of a row that MKL's products write as fast as others
 AT_A_TIME, LEAST_PLANES = 1 << 18, 64
 
 
-def by_products(size: list[int], real: bool, device: torch.device) -> bool:
-    """True if PyTorch transforms signals of that size by products with constant matrices."""
-    if not real or len(size) > 2 or device.type != "cpu":
-        return False
-    return max(size) <= (LONGEST_LINE if min(1, *size, len(size) - 1) == 0 else LONGEST_SIDE)
+# Of (planes, *size), (paired, planes, 2) and (own, planes): reads some of them and writes the others.
+Way = Callable[[Tensor, Tensor, Tensor, Frequencies], None]
+
+
+def _ways(size: list[int], real: bool, device: torch.device) -> tuple[Way, Way]:
+    """What transforms signals of that size, and what transforms them back."""
+    if not real:
+        return _fft, _ifft
+    if device.type == "cpu":
+        if prod(size) <= (FEW_POINTS if len(size) > 1 else LONGEST_LINE):
+            return _product, _inverse_product
+        if len(size) == 2 and min(size) > 1 and max(size) <= LONGEST_SIDE:
+            return _products, _inverse_products
+    return _rfft, _irfft
 
 
 def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
@@ -37,10 +48,8 @@ def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tens
     if signal.numel() == 0:  # MKL refuses empty batches
         return paired, own
     planes = signal.contiguous().flatten(0, 1)
-    way = _products if by_products(size, real, signal.device) else _rfft if real else _fft
-    step = _step(signal)
-    pieces = (paired.flatten(1, 2).split(step, 1), own.flatten(1).split(step, 1), planes.split(step))
-    for to_paired, to_own, piece in zip(*pieces, strict=True):
+    way, _ = _ways(size, real, signal.device)
+    for piece, to_paired, to_own in _pieces(planes, paired.flatten(1, 2), own.flatten(1)):
         way(piece, to_paired, to_own, grid)
     return paired, own
 
@@ -56,22 +65,39 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     if bias is not None and real:  # at the zero frequency
         own = own.clone()
         own[0].add_(bias, alpha=sqrt(grid.points))
-    step = _step(signal)
-    way = _inverse_products if by_products(size, real, paired.device) else _irfft if real else _ifft
-    if way is _irfft and step >= batch * m:
+    _, way = _ways(size, real, paired.device)
+    pieces = _pieces(signal.flatten(0, 1), paired.flatten(1, 2), own.flatten(1))
+    if way is _irfft and len(pieces) == 1:
         return _points(paired.flatten(1, 2), own.flatten(1), grid).view_as(signal)
-    pieces = (paired.flatten(1, 2).split(step, 1), own.flatten(1).split(step, 1))
-    for from_paired, from_own, piece in zip(*pieces, signal.flatten(0, 1).split(step), strict=True):
+    for piece, from_paired, from_own in pieces:
         way(from_paired, from_own, piece, grid)
     if bias is not None and not real:
         signal += bias.view(-1, *(1 for _ in size), 2)
     return signal
 
 
-def _step(signal: Tensor) -> int:
-    """How many planes are transformed at a time: all of them on a GPU."""
-    planes = signal.shape[0] * signal.shape[1]
-    return max(LEAST_PLANES, AT_A_TIME * planes // signal.numel()) if signal.is_cpu else planes
+def _pieces(planes: Tensor, paired: Tensor, own: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Signals (planes, ..) and spectra (.., planes, ..) that are transformed at a time; all on a GPU."""
+    count = len(planes)
+    step = max(LEAST_PLANES, AT_A_TIME * count // planes.numel()) if planes.is_cpu else count
+    if step >= count:
+        return [(planes, paired, own)]
+    return list(zip(planes.split(step), paired.split(step, 1), own.split(step, 1), strict=True))
+
+
+def _product(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
+    """All points at once."""
+    bins = torch.mm(_of_all_points(grid.size, x.dtype, x.device), x.view(len(x), -1).mT)
+    free, first, second = torch.split_with_sizes(bins, [len(own), grid.paired, grid.paired])
+    own.copy_(free)
+    torch.complex(first, second, out=torch.view_as_complex(paired))
+
+
+def _inverse_product(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> None:
+    bins = own.new_empty(grid.points, len(signal))
+    bins[: len(own)].copy_(own)
+    _apart(paired, bins[len(own) :])
+    torch.mm(bins.mT, _of_all_points(grid.size, own.dtype, own.device), out=signal.view(len(signal), -1))
 
 
 def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
@@ -81,8 +107,7 @@ def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None
     points = x.view(planes, height, width).permute(1, 2, 0)  # BLAS transposes as it reads
     rows = torch.bmm(_every(waves(width, x), height), points).view(height, -1)
     ends, re, im = rows.split(_widths(width, planes), 1)
-    columns = torch.mm(waves(height, x), ends) if height > 1 else ends
-    columns = columns.view(height, edge, planes)
+    columns = torch.mm(waves(height, x), ends).view(height, edge, planes)
     free = _own(height)
     own.copy_(columns[:free].flatten(0, 1))
     if grid.boundary:
@@ -90,7 +115,7 @@ def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None
         torch.complex(first, second, out=torch.view_as_complex(paired[grid.inner_count :]))
     if grid.inner_count:
         along, across = conjugate_columns(height, x)
-        both = torch.mm(along, re).addmm_(across, im) if height > 1 else torch.cat([re, im])
+        both = torch.mm(along, re).addmm_(across, im)
         first, second = both.view(2, -1, planes)
         torch.complex(first, second, out=torch.view_as_complex(paired[: grid.inner_count]))
 
@@ -191,8 +216,8 @@ def _own(count: int) -> int:
 
 
 def _sides(grid: Frequencies) -> tuple[int, int, int]:
-    """Height and width of a plane (a line has height 1), and the self-conjugate bins of a row."""
-    height, width = (1, *grid.size)[-2:]
+    """Height and width of a plane, and the self-conjugate bins of a row."""
+    height, width = grid.size
     return height, width, _own(width)
 
 
@@ -201,6 +226,17 @@ def _widths(width: int, planes: int) -> list[int]:
     edge = _own(width)
     half = (width - edge) // 2
     return [edge * planes, half * planes, half * planes]
+
+
+@constant
+def _of_all_points(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The transform as an orthogonal matrix: own bins, real parts of paired ones, imaginary parts."""
+    grid = frequencies(size, True)
+    units = torch.eye(grid.points, dtype=torch.float64, device="cpu").view(-1, *size)
+    paired = units.new_empty(grid.paired, grid.points, 2)
+    own = units.new_empty(len(grid.own), grid.points)
+    _rfft(units, paired, own, grid)
+    return torch.cat([own, *paired.unbind(-1)]).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
