@@ -110,18 +110,18 @@ def test_a_large_step(kernels, retraction, k):
 
 @KINDS
 def test_the_columns_are_what_their_coordinates_say(kernels, kind):
-    """P = K Q to rounding, also where Q holds rounding in place of what P lacks; Q is orthonormal."""
+    """P = K Q to rounding, also where Q holds rounding in place of what P lacks, and is short."""
     k, n = (10, 30) if kind.is_complex else (20, 50)
     columns = copies(torch.randn(1, n, k, dtype=kind))
-    rows = torch.cat([columns, combinations(columns)], dim=-1).mT.to(kernels.device)
+    rows = torch.cat([columns, combinations(columns)], dim=-1).mT.contiguous().to(kernels.device)
     wanted = rows.to(precise_kind(rows))
     with kernels.backend():
-        found = orthonormal_rows(wanted.clone(), 3, keep=True)
+        found = orthonormal_rows(wanted.clone(), torch.empty_like(rows), keep=True)
         for run in found.runs:
             run()
     coordinates = found.coordinates
     if kind.is_complex:
         coordinates = torch.complex(coordinates[:, ::2, ::2], coordinates[:, 1::2, ::2])
     q = found.rows
-    assert (q @ q.mH - torch.eye(2 * k, device=q.device)).abs().max() < 1e-12
-    assert (coordinates[:, : 2 * k, : 2 * k] @ q - wanted).abs().max() < 1e-13 * wanted.abs().max()
+    assert torch.linalg.svdvals(q).max() < 1 + 1e-6
+    assert (coordinates[:, : 2 * k, : 2 * k] @ q - wanted).abs().max() < 1e-8 * wanted.abs().max()

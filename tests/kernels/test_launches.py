@@ -166,11 +166,11 @@ def test_more_than_eight_columns(launches, passes):
     k = 9
     weight, start, gradient = init.haar_(torch.empty(1, 40, 40)), *torch.randn(2, 1, 40, 40)
     left, right = factor(gradient, start[..., :k])
-    assert names(launches) == ["adjoint_many", "triangle", "triangle", "product_many"]
+    assert names(launches) == ["adjoint_many", "gather", *["triangle", "combine"] * 2, "product_many"]
     assert passes(gradient) == (2, 0)
     launches.clear()
     retract_(weight, left, right, "exp")
-    basis = ["triangle"] * 3 + ["turn"]
+    basis = ["gather", "triangle", "combine", "follow", "turn", "combine"]
     assert names(launches) == ["adjoint_many", *basis, "product_many", "update_many"]
     assert passes(weight) == (3, 1)
 

@@ -8,6 +8,9 @@ from projunn import init, retract
 from projunn.optim import SGD, SGDG
 from projunn_kernels import factor, orthonormalize, rank_update_, retract_
 from projunn_kernels.configs.kernel import KERNELS
+from projunn_kernels.launching import Matrices, as_columns
+from projunn_kernels.products.launch import adjoint_partials
+from projunn_kernels.retraction.launch import rotation_launch, rows_launch
 from tests.dense import RETRACTIONS, defect, precise
 
 KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
@@ -40,6 +43,31 @@ def test_equals_float64(kernels, kind, m, n, k, retraction):
     assert taken.all()
     assert (precise(weight) - wanted).abs().max() < 3e-7
     assert defect(weight) < 3e-7
+
+
+@KINDS
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize(
+    ("n", "k", "scale"), [(30, 9, 0.01), (50, 18, 0.01), (50, 18, 0.5), (12, 9, 0.01)]
+)
+def test_a_launch_for_each_product_makes_what_one_program_makes(kernels, kind, n, k, retraction, scale):
+    """Small steps by a polynomial, large ones by the functions of the retractions."""
+    k = 10 if kind.is_complex and k > 10 else k  # several blocks
+    start, left, right = draw(kernels, kind, n, n, k, batch=2)
+    left = left * scale
+    wanted = retract(*(precise(t) for t in (start, left, right)), retraction)
+    found = []
+    for alone in (True, False):
+        weight = start.clone()
+        where, pulled = Matrices.of(weight), adjoint_partials(weight, as_columns(left), None)
+        with kernels.backend():
+            run, rotation = rotation_launch(where, as_columns(right), pulled, retraction, alone=alone)
+            run()
+            rows_launch(where, rotation)()
+        assert rotation.taken.all()
+        assert (precise(weight) - wanted).abs().max() < 2e-7
+        found.append(weight)
+    torch.testing.assert_close(*found, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
@@ -142,6 +170,27 @@ def test_the_step_of_several_parameters(kernels):
         assert optimizer.skipped_steps() == 0
         found.append(torch.stack([w.detach() for w in weights]))
         assert defect(found[-1].cpu()) < 1e-6
+    torch.testing.assert_close(*found, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("singular", ["one", "three", "from 1 to 1e-8"])
+def test_a_step_along_a_gradient_of_low_rank(kernels, singular):
+    """One Cholesky factor leaves short what the columns lack, and the step is that of PyTorch."""
+    number = {"one": 1, "three": 3}.get(singular, 30)
+    values = 10.0 ** torch.linspace(0, -8, 30) if number == 30 else 1.0 * (torch.arange(30) < number)
+    u, v = init.haar_(torch.empty(2, 30, 30))
+    found, start = [], init.haar_(torch.empty(30, 30))
+    for backend in ("torch", kernels.name):
+        torch.manual_seed(1)
+        weight = projunn.UnitaryParameter(start.clone().to(kernels.device))
+        optimizer = SGD([weight], lr=0.7, rank=12, retraction="polar")
+        with projunn.backend(backend):
+            for _ in range(2):  # the second one by the basis that the first has left
+                weight.grad = ((u * values) @ v).to(kernels.device)
+                optimizer.step()
+        assert optimizer.skipped_steps() == 0
+        found.append(weight.detach().cpu())
+        assert defect(found[-1]) < 1e-6
     torch.testing.assert_close(*found, atol=3e-6, rtol=0)
 
 

@@ -12,7 +12,6 @@ import triton.language as tl
 
 from projunn_kernels.language.blocks import (
     SHIFT,
-    block_of_product,
     lengths,
     load_block,
     load_numbers,
@@ -31,6 +30,7 @@ from projunn_kernels.language.factors import load_columns, store_columns, sum_pa
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import TINY, dot
 from projunn_kernels.language.small import SOUND, eye, matmul, orthonormalizer
+from projunn_kernels.language.small import dot as block_product
 
 # Square of the norm that a column keeps where the others before it are removed, relative to the shift
 # that the first Cholesky factor adds.  Below it the column is rounding, about 1e-9 of what it was.
@@ -155,7 +155,6 @@ def triangle_kernel(
     size,
     blocks,
     splits,
-    FIRST: tl.constexpr,
     KEEP: tl.constexpr,
     DROP: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -164,8 +163,7 @@ def triangle_kernel(
     """C = (N L)^-1 from H = P P^H = (N L) (N L)^H, so that C P has orthonormal rows, P = (N L) (C P).
 
     H (size, size) is the sum of ``splits`` matrices, N has the norms of the rows of P, C goes to
-    ``change``.  KEEP: ``coordinates`` K becomes K N L, so that the first rows of all are K (C P).
-    FIRST: of the first rows, whose K is I; whether they are finite goes to ``finite_mask``.
+    ``change``.  KEEP: N L goes to ``coordinates``, and whether P is finite to ``finite_mask``.
     DROP: rows that depend on those before them, which the shift of the last time has left short, become
     zero.
     """
@@ -193,7 +191,7 @@ def triangle_kernel(
                 own = eye(B) * (tl.where(here == 0.0, 1.0, 0.0) + shift)[None, :]
                 value = value * scale[:, None] * other[None, :] + tl.where(i == j, own, 0.0)
                 store_block(a, i, j, blocks, value, B)
-        if FIRST:
+        if KEEP:
             tl.store(finite_mask + slot, (total < 1e300).to(tl.int8))
         tl.debug_barrier()
         triangle(a, inverse, blocks, size * WIDTH, PAIRS, B)
@@ -207,18 +205,78 @@ def triangle_kernel(
             kept = coordinates + slot * matrix
             for i in range(blocks):
                 norms, _scale = lengths(source, split, splits, i, size, dropped, PAIRS, B)
-                for j in range(i + 1):
-                    value = load_block(a, i, j, blocks, B) * norms[:, None]
-                    store_block(a, i, j, blocks, value, B)
-            tl.debug_barrier()
-            for i in range(blocks):
                 for j in range(blocks):
                     value = tl.zeros((B, B), tl.float64)
-                    if FIRST:
-                        if j <= i:
-                            value = load_block(a, i, j, blocks, B)
-                    else:
-                        value = block_of_product(kept, a, i, j, j, i + 1, blocks, False, False, B)
-                        tl.debug_barrier()
+                    if j <= i:
+                        value = load_block(a, i, j, blocks, B) * norms[:, None]
                     store_block(kept, i, j, blocks, value, B)
         tl.debug_barrier()
+
+
+@triton.jit
+def gather_kernel(factor, partial, columns, n, k, splits, rows, BOTH: tl.constexpr, BN: tl.constexpr):
+    """The rows of P in float64: the sums of ``partial`` (splits, k, n) or, BOTH, Y and after it those.
+
+    Grid (chunks of a row, rows, matrices); n counts floats.
+    """
+    row, slot = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    at = tl.program_id(0) * BN + tl.arange(0, BN)
+    value = tl.zeros((BN,), tl.float64)
+    if BOTH & (row < k):
+        value += tl.load(factor + (slot * k + row) * n + at, mask=at < n, other=0.0)
+    else:
+        source = partial + (slot * splits * k + (row - k if BOTH else row)) * n
+        for first in range(0, splits, 4):
+            for ahead in tl.static_range(4):  # four loads at a time, since each waits for memory
+                inside = (at < n) & (first + ahead < splits)
+                value += tl.load(source + at, mask=inside, other=0.0)
+                source += k * n
+    tl.store(columns + (slot * rows + row) * n + at, value, mask=at < n)
+
+
+@triton.jit
+def combine_kernel(
+    change,
+    source,
+    rows,
+    precise_rows,
+    size,
+    n,
+    LOWER: tl.constexpr,
+    KEEP: tl.constexpr,
+    ROUND: tl.constexpr,
+    PAIRS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """C P of rows P (size, n) in float64: in float32 (ROUND), in float64 (KEEP), or in both.
+
+    Grid (chunks of B numbers of a row, blocks of B real rows, matrices).  LOWER: C is a lower triangle.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    slot = tl.program_id(2).to(tl.int64)
+    c = (tl.program_id(0) * B + tl.arange(0, B))[None, :]
+    r = (tl.program_id(1) * B + tl.arange(0, B))[:, None]
+    change += slot * size * size * WIDTH
+    shift = slot * size * n * WIDTH
+    length = size * WIDTH
+    last = tl.minimum((tl.program_id(1) + 1) * B, length) if LOWER else length
+    total = tl.zeros((B, B), tl.float64)
+    for first in range(0, last, 16):
+        here, there = (first + tl.arange(0, 16))[None, :], (first + tl.arange(0, 16))[:, None]
+        inside = (r < length) & (here < length)
+        if PAIRS:
+            at = ((r // 2) * size + here // 2) * 2 + (r + here) % 2
+            left = tl.load(change + at, mask=inside, other=0.0)
+            left = tl.where(here % 2 > r % 2, -left, left)
+            at = ((there // 2) * n + c) * 2 + there % 2
+        else:
+            left = tl.load(change + r * size + here, mask=inside, other=0.0)
+            at = there * n + c
+        right = tl.load(source + shift + at, mask=(there < length) & (c < n), other=0.0)
+        total += block_product(left, right)
+    at = ((r // 2) * n + c) * 2 + r % 2 if PAIRS else r * n + c
+    inside = (r < length) & (c < n)
+    if ROUND:
+        tl.store(rows + shift + at, total.to(tl.float32), mask=inside)
+    if KEEP:
+        tl.store(precise_rows + shift + at, total, mask=inside)

@@ -11,7 +11,7 @@ from projunn_kernels.constants import MAX_MANY, MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
 from projunn_kernels.factorization.kernels import gram_kernel, orthonormal_kernel, unit_kernel
-from projunn_kernels.factorization.rows import orthonormal_rows, precise, total
+from projunn_kernels.factorization.rows import gathered, orthonormal_rows
 from projunn_kernels.launching import Chain, Launch, as_columns, choose, floats, options
 from projunn_kernels.products.launch import (
     adjoint_partials,
@@ -83,10 +83,15 @@ def orthonormal(partial: Tensor) -> Tensor:
     return result
 
 
-def orthonormal_launch(partial: Tensor, alone: bool | None = None) -> tuple[Launch | Chain, Tensor]:
-    """A launch of `orthonormal`, or a few, and its result (A, k, n); ``alone`` as in `gram_launch`."""
+def orthonormal_launch(
+    partial: Tensor, alone: bool | None = None, times: int = 2
+) -> tuple[Launch | Chain, Tensor]:
+    """A launch of `orthonormal`, or a few, and its result (A, k, n); ``alone`` as in `gram_launch`.
+
+    For k > MAX_RANK by ``times`` Cholesky factors.
+    """
     if partial.shape[2] > MAX_RANK:
-        return _many_orthonormal(partial)
+        return _many_orthonormal(partial, times)
     count, splits, k, n = partial.shape
     result, pairs = partial.new_empty(count, k, n), partial.is_complex()
     alone = is_alone(partial) if alone is None else alone and k > 1
@@ -198,12 +203,9 @@ def gram_launch(
     return made, shared
 
 
-def _many_orthonormal(partial: Tensor) -> tuple[Chain, Tensor]:
+def _many_orthonormal(partial: Tensor, times: int) -> tuple[Chain, Tensor]:
     """The same for k > 8."""
-    count, _, k, n = partial.shape
-    columns = partial.new_empty(count, k, n, dtype=precise(partial))
-    found = orthonormal_rows(columns, times=2, keep=False)
-    *runs, last = found.runs
-    result = partial.new_empty(count, k, n)
-    made = Chain([total(partial, columns), *runs], last, [lambda: result.copy_(found.rows)])
-    return made, result
+    gather, columns = gathered(partial)
+    result = partial.new_empty(columns.shape)
+    *runs, last = orthonormal_rows(columns, result, times).runs
+    return Chain([gather, *runs], last), result

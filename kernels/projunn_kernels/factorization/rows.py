@@ -1,10 +1,14 @@
-"""Orthonormal rows for 8 < k <= 64, on a GPU: shifted Cholesky, with products of PyTorch.
+"""Orthonormal rows for 8 < k <= 64, on a GPU: shifted Cholesky.
 
-    H = P P^H        H = (N L) (N L)^H        P <- (N L)^-1 P        as often as it takes
+    H = P P^H        H = (N L) (N L)^H        P <- (N L)^-1 P        once, or twice
 
-The rows of P (S, n) are the columns that a step has, in float64.  What has n columns is a batched GEMM
-for all matrices of all parameters; what is S x S, one program for each matrix (`triangle_kernel`).
+The rows of P (S, n) are the columns that a step has, in float64.  H is a batched product of PyTorch for
+all matrices of all parameters, (N L)^-1 one program for each (`triangle_kernel`), and what that makes of
+P one for each of its tiles (`combine_kernel`).
 The number of launches does not depend on how many matrices there are, and nothing waits.
+
+Once is enough for the columns of a step: what depends on the others, to 1e-7 or so, is left short by the
+shift, and counts for less.
 """
 
 from collections.abc import Callable
@@ -15,11 +19,12 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.configs.problem import Config, Problem, device_of
-from projunn_kernels.factorization.kernels import triangle_kernel
+from projunn_kernels.factorization.kernels import combine_kernel, gather_kernel, triangle_kernel
 from projunn_kernels.launching import Launch, choose, floats, options
 
 Run = Callable[[], object]
 _LEAST, _PARTS = 256, (16, 8, 4, 2)  # columns of a part of one matrix, and how many parts
+_CHUNK = 256  # floats of a row that a program adds up
 
 
 class Rows(NamedTuple):
@@ -27,11 +32,12 @@ class Rows(NamedTuple):
 
     Attributes:
         runs: the calls, in their order.
-        rows: the orthonormal rows, (A, S, n).
+        rows: the orthonormal rows in float64, (A, S, n), with ``keep``.
         gram: a place for their Gram matrices, (A, parts, S, S), which the sum of parts is.
         change: a place for matrices (A, S, S) that rows are multiplied with.
-        coordinates: K with P = K rows, in the real form of the kernels; of use with ``keep`` only.
-        finite: whether P was, (A,) int8.
+        coordinates: K with P = K rows, in the real form of the kernels, with ``keep``.
+        finite: whether P was, (A,) int8, with ``keep``.
+        config: that of the launches.
     """
 
     runs: list[Run]
@@ -40,6 +46,7 @@ class Rows(NamedTuple):
     change: Tensor
     coordinates: Tensor
     finite: Tensor
+    config: Config
 
 
 def precise(like: Tensor) -> torch.dtype:
@@ -47,9 +54,59 @@ def precise(like: Tensor) -> torch.dtype:
     return torch.complex128 if like.is_complex() else torch.float64
 
 
-def total(partial_sums: Tensor, out: Tensor) -> Run:
-    """A call that adds up (A, splits, k, n) to ``out``, (A, k, n), in float64."""
-    return partial(torch.sum, partial_sums, 1, dtype=out.dtype, out=out)
+def gathered(partial_sums: Tensor, factor: Tensor | None = None) -> tuple[Launch, Tensor]:
+    """A launch that adds up (A, splits, k, n) in float64, and its result (A, k, n).
+
+    With ``factor``, (A, k, n), the rows of that come before those of the sums, (A, 2k, n).
+    """
+    count, splits, k, n = partial_sums.shape
+    rows, width = (k if factor is None else 2 * k), (2 if partial_sums.is_complex() else 1)
+    columns = partial_sums.new_empty(count, rows, n, dtype=precise(partial_sums))
+    made = Launch(
+        gather_kernel,
+        (-(-n * width // _CHUNK), rows, count),
+        factor=floats(partial_sums if factor is None else factor),
+        partial=floats(partial_sums),
+        columns=floats(columns),
+        n=n * width,
+        k=k,
+        splits=splits,
+        rows=rows,
+        BOTH=factor is not None,
+        BN=_CHUNK,
+        **options(2),
+    )
+    return made, columns
+
+
+def combined(
+    change: Tensor,
+    source: Tensor,
+    rows: Tensor | None,
+    kept: Tensor | None,
+    config: Config,
+    *,
+    lower: bool,
+) -> Launch:
+    """A launch that makes C P, (A, S, n), of C and P in float64: float32 ``rows``, ``kept``, or both."""
+    (count, size, n), pairs = source.shape, source.is_complex()
+    grid = -(-n // config.rows), -(-size * (2 if pairs else 1) // config.rows), count
+    return Launch(
+        combine_kernel,
+        grid,
+        change=floats(change),
+        source=floats(source),
+        rows=floats(source if rows is None else rows),
+        precise_rows=floats(source if kept is None else kept),
+        size=size,
+        n=n,
+        LOWER=lower,
+        KEEP=kept is not None,
+        ROUND=rows is not None,
+        PAIRS=pairs,
+        B=config.rows,
+        **options(config.warps),
+    )
 
 
 def gram_of(rows: Tensor, out: Tensor) -> Run:
@@ -61,10 +118,11 @@ def gram_of(rows: Tensor, out: Tensor) -> Run:
     return partial(torch.bmm, rows, rows.mH, out=out.view(count * parts, size, size))
 
 
-def orthonormal_rows(rows: Tensor, times: int, keep: bool) -> Rows:
-    """Calls that make the rows (A, S, n) orthonormal by ``times`` Cholesky factors; ``rows`` may change.
+def orthonormal_rows(rows: Tensor, result: Tensor, times: int = 1, keep: bool = False) -> Rows:
+    """Calls that make the rows P (A, S, n) orthonormal, to ``result``, by ``times`` Cholesky factors.
 
-    Without ``keep`` rows that depend on those before them come out zero.
+    Of two or more, rows that depend on those before them come out zero, and ``rows`` change.  ``keep``
+    is for one.
     """
     count, size, n = rows.shape
     problem = Problem("triangle", rows.is_complex(), size, n, n, count)
@@ -75,9 +133,11 @@ def orthonormal_rows(rows: Tensor, times: int, keep: bool) -> Rows:
     finite = torch.empty(count, dtype=torch.int8, device=rows.device)
     side = _side(size * (2 if rows.is_complex() else 1), config)
     coordinates = torch.empty(count if keep else 1, side, side, dtype=torch.float64, device=rows.device)
-    scratch = scratch_for(2, count, side, rows.device)
+    scratch = torch.empty(
+        programs(count, rows.device) * 2 * side * side, dtype=torch.float64, device=rows.device
+    )
     runs: list[Run] = []
-    source, target = rows, torch.empty_like(rows)
+    source, target = rows, torch.empty_like(rows) if keep or times > 1 else rows
     for time in range(times):
         made = Launch(
             triangle_kernel,
@@ -91,17 +151,19 @@ def orthonormal_rows(rows: Tensor, times: int, keep: bool) -> Rows:
             size=size,
             blocks=side // config.rows,
             splits=each,
-            FIRST=time == 0,
             KEEP=keep,
-            DROP=not keep and time > 0,
+            DROP=time > 0,
             PAIRS=rows.is_complex(),
             B=config.rows,
             num_stages=1,
             **options(config.warps),
         )
-        runs += [gram_of(source, gram), made, partial(torch.bmm, change, source, out=target)]
+        last = time == times - 1
+        kept = target if keep or not last else None
+        applied = combined(change, source, result if last else None, kept, config, lower=True)
+        runs += [gram_of(source, gram), made, applied]
         source, target = target, source
-    return Rows(runs, source, gram, change, coordinates, finite)
+    return Rows(runs, source, gram, change, coordinates, finite, config)
 
 
 def whole_space(rows: Tensor) -> Rows:
@@ -122,8 +184,9 @@ def whole_space(rows: Tensor) -> Rows:
         runs.append(lambda: inside[:, :, 1, :, 0].copy_(parts[..., 1]))
         runs.append(lambda: torch.neg(parts[..., 1], out=inside[:, :, 0, :, 1]))
     change = rows.new_empty(count, n, n)
-    finite = torch.empty(count, dtype=torch.int8, device=rows.device)
-    return Rows(runs, rows, change.unsqueeze(1), change, kept, finite)
+    identity = torch.eye(n, dtype=rows.dtype, device=rows.device).repeat(count, 1, 1, 1)
+    finite = torch.ones(count, dtype=torch.int8, device=rows.device)
+    return Rows(runs, rows, identity, change, kept, finite, config)
 
 
 def _side(length: int, config: Config) -> int:
@@ -134,10 +197,3 @@ def _side(length: int, config: Config) -> int:
 def programs(count: int, device: torch.device) -> int:
     """How many programs share ``count`` matrices: as many as there are, or as run at once."""
     return min(count, 4 * device_of(device).processors)
-
-
-def scratch_for(matrices: int, count: int, side: int, device: torch.device) -> Tensor:
-    """Memory for some matrices of each program."""
-    return torch.empty(
-        programs(count, device) * matrices * side * side, dtype=torch.float64, device=device
-    )

@@ -93,21 +93,24 @@ def _rows_case(problem: Problem, inputs: Inputs, *, keep: bool) -> Case:
     p = problem
 
     def launch(rows: Tensor) -> list[Tensor]:
-        from projunn_kernels.factorization.rows import orthonormal_rows, precise
+        from projunn_kernels.factorization.rows import gathered, orthonormal_rows
 
-        found = orthonormal_rows(rows.to(precise(rows)), 3 if keep else 2, keep)
+        gather, columns = gathered(rows.unsqueeze(1))
+        result = torch.empty_like(rows)
+        found = orthonormal_rows(columns, result, 1 if keep else 2, keep)
+        gather()
         for run in found.runs:
             run()
         if not keep:
-            return [found.rows.mH @ found.rows[..., :8]]
+            return [result.mH @ result[..., :8]]
         k = found.coordinates
         if p.pairs:
             k = torch.complex(k[:, ::2, ::2], k[:, 1::2, ::2])
-        return [k[:, : p.k, : p.k] @ found.rows]
+        return [k[:, : p.k, : p.k].to(p.dtype) @ result, k[:, : p.k, : p.k] @ found.rows]
 
     def in_eager(rows: Tensor) -> list[Tensor]:
         if keep:
-            return [rows]
+            return [rows, rows]
         rows = eager.orthonormalize(rows.mT).mT
         return [rows.mH @ rows[..., :8]]
 
@@ -130,7 +133,7 @@ ORTHONORMAL = Kernel(
 )
 TRIANGLE = Kernel(
     name="triangle",
-    functions=("triangle_kernel",),
+    functions=("triangle_kernel", "gather_kernel", "combine_kernel"),
     closed_form=block_tiles,
     case=_rows_case,
     small=lambda problem, config: Problem("triangle", problem.pairs, problem.k, 150, 150, 2),

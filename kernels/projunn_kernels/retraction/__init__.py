@@ -8,8 +8,8 @@ the mirror image: W^H is wide, its step is (X Y^H)^H = Y X^H, and W'^H = W^H (I 
 
 On a GPU, for k up to `MAX_RANK` and m <= n, that is three launches: Z is read off W in one pass; Q, E
 and F are made by one program a matrix; and rows of W are rotated in registers, one read and one write.
-Up to `MAX_MANY` it is twenty, however many matrices there are: Q by products of PyTorch between one
-program a matrix (`projunn_kernels.factorization.rows`), and W is read once more.
+Up to `MAX_MANY` it is eleven to 23, however many matrices there are (`projunn_kernels.retraction.many`),
+and W is read once more.
 """
 
 from typing import Any

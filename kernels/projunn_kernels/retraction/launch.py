@@ -1,8 +1,6 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
-import importlib
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +9,6 @@ from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_MANY, MAX_RANK
 from projunn_kernels.factorization.launch import gram_launch, is_alone
-from projunn_kernels.factorization.rows import (
-    gram_of,
-    orthonormal_rows,
-    precise,
-    programs,
-    scratch_for,
-    total,
-    whole_space,
-)
 from projunn_kernels.launching import (
     PRECISION,
     Chain,
@@ -37,22 +26,20 @@ from projunn_kernels.products.launch import (
     product_launch,
 )
 from projunn_kernels.rank_update.launch import rank_update, update_launch
+from projunn_kernels.retraction import rotations
 from projunn_kernels.retraction.eager import rotated_basis
 from projunn_kernels.retraction.kernels import (
     basis_kernel,
     plane_basis_kernel,
     rotate_rows_kernel,
-    turn_kernel,
 )
+from projunn_kernels.retraction.many import Rotation, many_rotations
 from projunn_kernels.retraction.rotations import named
 
 
 def device_function(retraction: str, k: int) -> Any:
-    """The Triton function that makes F of E, for steps of rank k."""
-    module = named(retraction).kernels
-    assert module is not None
-    name = "plane" if k == 1 else "small" if k <= MAX_RANK else "many"
-    return getattr(importlib.import_module(module), name)
+    """The Triton function that makes F of E, for steps of rank k up to MAX_RANK."""
+    return rotations.device_function(retraction, "plane" if k == 1 else "small")
 
 
 def retract(
@@ -150,18 +137,6 @@ def _rotate_few(
     return rotation.taken.bool()
 
 
-class Rotation(NamedTuple):
-    """Q and T = Q F^H as (A, S, n), and the mask (A,) of the steps that are taken, int8.
-
-    Those of k > MAX_RANK are ``many``, and hold anything where the step is not taken.
-    """
-
-    basis: Tensor
-    rotated: Tensor
-    taken: Tensor
-    many: bool = False
-
-
 def rotation_launch(
     where: Matrices,
     factor: Tensor,
@@ -179,7 +154,7 @@ def rotation_launch(
     """
     count, splits, k, length = pulled.shape
     if k > MAX_RANK:
-        return _many_rotations(where, factor, pulled, retraction, rate, scale)
+        return many_rotations(where, factor, pulled, retraction, rate, scale, alone)
     rank, pairs = power_of_two(k), pulled.is_complex()
     q, t = (pulled.new_empty(count, 2 * rank, length) for _ in range(2))
     taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
@@ -224,70 +199,6 @@ class Rates(Chain):
         """Launch both."""
         self._first(**changed)
         self.main(**changed)
-
-
-def _many_rotations(
-    where: Matrices,
-    factor: Tensor,
-    pulled: Tensor,
-    retraction: str,
-    rate: float,
-    scale: Tensor | None,
-) -> tuple[Chain, Rotation]:
-    """`rotation_launch` for k > MAX_RANK: three Cholesky factors for Q, then F in one launch.
-
-    Where 2k is n or more, Q is the identity and [Y, Z] are coordinates in it.
-    """
-    count, _, k, n = pulled.shape
-    whole = 2 * k >= n
-    columns = pulled.new_empty(count, 2 * k, n, dtype=precise(pulled))
-    before = [lambda: columns[:, :k].copy_(factor), total(pulled, columns[:, k:])]
-    if whole:
-        found = whole_space(columns)
-        q = torch.eye(n, dtype=pulled.dtype, device=pulled.device).repeat(count, 1, 1)
-    else:
-        found = orthonormal_rows(columns, 3, keep=True)
-        q = pulled.new_empty(count, 2 * k, n)
-    t = torch.empty_like(q)
-    taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
-    rows, side = found.coordinates.shape[1:]
-    config = where.config("turn", k, retraction=retraction, scaled=scale is not None)
-    turn = Launch(
-        turn_kernel,
-        (programs(count, pulled.device),),
-        coordinates=found.coordinates,
-        gram=floats(found.gram),
-        change=floats(found.change),
-        finite_mask=found.finite,
-        taken_mask=taken,
-        scratch=scratch_for(7, count, side, pulled.device),
-        rate_tensor=found.coordinates if scale is None else scale,
-        rate=rate,
-        precision=PRECISION,
-        count=count,
-        k=k,
-        size=q.shape[1],
-        rows=rows,
-        blocks=side // config.rows,
-        splits=found.gram.shape[1],
-        ROTATE=device_function(retraction, k),
-        PAIRS=pulled.is_complex(),
-        HAS_RATE=scale is not None,
-        WHOLE=whole,
-        B=config.rows,
-        num_stages=1,
-        **options(config.warps),
-    )
-    before += found.runs
-    if whole:
-        return Chain(before, turn, [lambda: t.copy_(found.change)]), Rotation(q, t, taken, many=True)
-    before.append(gram_of(found.rows, found.gram))
-    after = [
-        partial(torch.bmm, found.change, found.rows, out=columns),
-        lambda: q.copy_(found.rows),
-        lambda: t.copy_(columns),
-    ]
-    return Chain(before, turn, after), Rotation(q, t, taken, many=True)
 
 
 def rows_launch(where: Matrices, rotation: Rotation) -> Launch | Chain:

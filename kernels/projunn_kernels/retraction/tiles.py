@@ -23,7 +23,7 @@ from projunn_kernels.factorization.tiles import (
     one_part,
     small_columns,
 )
-from projunn_kernels.retraction import eager
+from projunn_kernels.retraction import eager, rotations
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 
 
@@ -96,7 +96,8 @@ def _rows_case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
 
     def launch(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
         from projunn_kernels.launching import Matrices
-        from projunn_kernels.retraction.launch import Rotation, rows_launch
+        from projunn_kernels.retraction.launch import rows_launch
+        from projunn_kernels.retraction.many import Rotation
 
         parts = inputs.apart(weight) if listed == "table" else []
         where = Matrices.of_all(parts) if parts else Matrices.of(weight, active)
@@ -123,10 +124,16 @@ def _rows_case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
 
 
 def rotations_of(problem: Problem, variant: Any) -> list[Any]:
-    """The function that makes F of E."""
+    """The functions that make F of E."""
     from projunn_kernels.retraction.launch import device_function
 
     return [device_function(variant["retraction"], problem.k)]
+
+
+def _functions_of_many(problem: Problem, variant: Any) -> list[Any]:
+    how = rotations.named(variant["retraction"])
+    names = ["terms"] if how.squared else ["terms", "many"]
+    return [rotations.device_function(how.name, name) for name in names]
 
 
 BASIS = Kernel(
@@ -146,12 +153,12 @@ BASIS = Kernel(
 )
 TURN = Kernel(
     name="turn",
-    functions=("turn_kernel",),
+    functions=("turn_kernel", "follow_kernel", "begin_kernel", "small_product_kernel", "defect_kernel"),
     closed_form=block_tiles,
     case=_basis_case,
     small=lambda problem, config: Problem("turn", problem.pairs, problem.k, 150, 150, 2),
-    variants={"retraction": WITH_KERNELS, "scaled": (False, True)},
-    passed=rotations_of,
+    variants={"retraction": WITH_KERNELS, "scaled": (False, True), "alone": (False, True)},
+    passed=_functions_of_many,
     compiled=sizes("turn", [(1, 1024, 1024), (3, 1000, 1000)], (16, 50)),
 )
 TURN_ROWS = Kernel(

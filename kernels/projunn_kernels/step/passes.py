@@ -12,8 +12,8 @@
 Of a direction that is in factors already, X Y^H, the first three are not needed.
 
 What lies between the passes has k columns.  For k > 8 the passes are products of tiles, W is read once
-more, and an orthonormal basis is a few launches and products of PyTorch
-(`projunn_kernels.factorization.rows`).
+more, and a basis is a few launches and a product of PyTorch (`projunn_kernels.factorization.rows`), as
+orthonormal as one Cholesky factor makes it.
 """
 
 import torch
@@ -40,7 +40,7 @@ class Passes:
         bases = Matrices.of_all(step.bases, step.pairs)
         k = bases.sample.shape[-1]
         self._pull, pulled = adjoint_launch(directions, k, bases.base, bases=True)
-        self._orthonormal, right = orthonormal_launch(pulled)
+        self._orthonormal, right = orthonormal_launch(pulled, times=1)
         self._push, left = product_launch(directions, right)
         self._turn = _Turn(step, bases, left, right, left)
 
@@ -115,7 +115,7 @@ class _Turn:
         )
         last: list[Launch | Chain] = [rows_launch(weights, rotation)]
         if sketched.shape[1] > 1:
-            run, sketched = orthonormal_launch(sketched.unsqueeze(1))
+            run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
             last.append(run)
         tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
         last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))

@@ -2,7 +2,8 @@
 
     plane_basis          Q and T = Q F^H of a step of rank 1            one program for each matrix
     basis                the same for 1 < k <= 8                        one for each part of a matrix
-    turn                 F of a step, k > 8                             one program for each matrix
+    follow, turn         F of a step, k > 8                             one program for each matrix
+    begin, small_product, defect    the same as `follow`                one for each block of a matrix
     rotate_rows          W += (W Q) T^H                                 one read and one write of W
 
 Factors are stored column by column, as (k, n) for each matrix, so that a column is one contiguous load,
@@ -13,5 +14,20 @@ cache.
 
 from projunn_kernels.retraction.kernels.few import basis_kernel, plane_basis_kernel, rotate_rows_kernel
 from projunn_kernels.retraction.kernels.many import turn_kernel
+from projunn_kernels.retraction.kernels.series import (
+    begin_kernel,
+    defect_kernel,
+    follow_kernel,
+    small_product_kernel,
+)
 
-__all__ = ["basis_kernel", "plane_basis_kernel", "rotate_rows_kernel", "turn_kernel"]
+__all__ = [
+    "basis_kernel",
+    "begin_kernel",
+    "defect_kernel",
+    "follow_kernel",
+    "plane_basis_kernel",
+    "rotate_rows_kernel",
+    "small_product_kernel",
+    "turn_kernel",
+]

@@ -4,42 +4,99 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.language.blocks import (
+    SHIFT,
     combination,
     load_block,
-    load_numbers,
     multiply,
     store_block,
-    store_numbers,
+    triangle,
 )
-from projunn_kernels.language.small import (
-    LARGE,
+from projunn_kernels.language.float64 import doublings, square_root
+from projunn_kernels.language.small import eye
+from projunn_kernels.retraction.kernels.series import (
+    INVERSE,
+    PLACES,
+    E,
+    F,
+    G,
+    J,
+    begin,
+    defect,
+    polynomial,
+    store_change,
+    weighed,
 )
-from projunn_kernels.language.small import dot as block_product
+
+_GF, _LOWER, _OTHER = tl.constexpr(2), tl.constexpr(5), tl.constexpr(6)
 
 
 @triton.jit
-def _step_block(kept, i, j, k, blocks, PAIRS: tl.constexpr, B: tl.constexpr):
-    """Block (i, j) of K_z^H K_y, from the coordinates K = [K_y; K_z] of Y and Z, k rows each."""
-    rows = 2 * k if PAIRS else k
-    size = blocks * B
-    lane = tl.arange(0, B)
-    value = tl.zeros((B, B), tl.float64)
-    for first in range(0, rows, 16):
-        r = (first + tl.arange(0, 16))[:, None]
-        y = tl.load(kept + r * size + (j * B + lane)[None, :], mask=r < rows, other=0.0)
-        z = tl.load(kept + (rows + r) * size + (i * B + lane)[None, :], mask=r < rows, other=0.0)
-        value += block_product(tl.trans(z), y)
-    return value
-
-
-@triton.jit
-def _trace_of_square(a, blocks, B: tl.constexpr):
-    """The trace of A^2."""
+def _sum_of(numbers, count):
+    """The sum of a few numbers in memory."""
     total = tl.zeros((), tl.float64)
-    for i in range(blocks):
-        for j in range(blocks):
-            total += tl.sum(load_block(a, i, j, blocks, B) * tl.trans(load_block(a, j, i, blocks, B)))
+    for first in range(0, count, 8):
+        for ahead in tl.static_range(8):  # eight loads at a time, since each waits for memory
+            total += tl.load(numbers + first + ahead, mask=first + ahead < count, other=0.0)
     return total
+
+
+@triton.jit
+def _of_any_size(
+    base, blocks, size, precision, finite, ROTATE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
+):
+    """F of a step of any size, in its place, and whether that is taken.
+
+    With G = L L^H, the rows L^-1 Q are orthonormal, and L^H E L is E in their coordinates: F is
+    L^-H f L^-1 with f of that.
+    """
+    matrix = (blocks * B) * (blocks * B)
+    f, a, e, g = base + F * matrix, base + J * matrix, base + E * matrix, base + G * matrix
+    lower, other, inverse = base + _LOWER * matrix, base + _OTHER * matrix, base + INVERSE * matrix
+    for i in range(blocks):
+        r = i * B + tl.arange(0, B)
+        shift = tl.where(r < size, tl.zeros((B,), tl.float64) + SHIFT * size, 1.0)
+        for j in range(i + 1):
+            value = load_block(g, i, j, blocks, B)
+            value += eye(B) * tl.where(i == j, 1.0, 0.0) * shift[None, :]
+            store_block(lower, i, j, blocks, value, B)
+    tl.debug_barrier()
+    triangle(lower, inverse, blocks, size, PAIRS, B)
+    for i in range(blocks):
+        for j in range(i + 1, blocks):
+            store_block(lower, i, j, blocks, tl.zeros((B, B), tl.float64), B)
+    tl.debug_barrier()
+    multiply(other, e, lower, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
+    multiply(f, lower, other, e, e, blocks, 0.0, 0.0, 0.0, True, False, B)
+    norm = combination(a, f, f, blocks, 0.0, 0.5, -0.5, True, B)
+    found, taken = ROTATE(f, norm, blocks, size, precision, finite, PAIRS, B)
+    multiply(a, found, inverse, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
+    multiply(f, inverse, a, e, e, blocks, 0.0, 0.0, 0.0, True, False, B)
+    multiply(base + _GF * matrix, g, f, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
+    _squares, error = defect(base, F, J, blocks, B)
+    return taken & (error < 1e-18)
+
+
+@triton.jit
+def _by_squaring(base, squares, blocks, size, precision, TERMS: tl.constexpr, B: tl.constexpr):
+    """The exponential of a step of any size, in its place, and whether that is taken.
+
+    It is that of J / 2^p, of a size below 1/8, squared p times: F <- 2 F + F G F.  ``squares`` are those
+    of J, which is at least as large as the step.
+    """
+    matrix = (blocks * B) * (blocks * B)
+    f, j, g, gf = base + F * matrix, base + J * matrix, base + G * matrix, base + _GF * matrix
+    other = base + _OTHER * matrix
+    taken = weighed(base, J, blocks, B) * precision < size
+    times, scale = doublings(tl.where(taken, 2.0 * square_root(squares), 0.0))
+    combination(j, j, j, blocks, 0.0, scale * tl.where(taken, 1.0, 0.0), 0.0, False, B)
+    polynomial(base, blocks, TERMS, B)
+    for _ in range(times):
+        multiply(gf, g, f, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
+        multiply(other, f, gf, f, f, blocks, 0.0, 2.0, 0.0, False, False, B)
+        combination(f, other, other, blocks, 0.0, 1.0, 0.0, False, B)
+    multiply(gf, g, f, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
+    _squares, error = defect(base, F, J, blocks, B)
+    return taken & (error < 1e-18)
 
 
 @triton.jit
@@ -50,8 +107,8 @@ def turn_kernel(
     finite_mask,
     taken_mask,
     scratch,
-    rate_tensor,
-    rate,
+    sums,
+    limit,
     precision,
     count,
     k,
@@ -59,76 +116,37 @@ def turn_kernel(
     rows,
     blocks,
     splits,
+    parts,
     ROTATE: tl.constexpr,
+    SQUARED: tl.constexpr,
     PAIRS: tl.constexpr,
-    HAS_RATE: tl.constexpr,
-    WHOLE: tl.constexpr,
     B: tl.constexpr,
 ):
-    """conj F into ``change`` (size, size), from the coordinates of [Y, Z] in the rows conj Q^H.
+    """Whether a step is taken; and conj F, if what the polynomial was of is above ``limit``.
 
-    With rows for columns all is conjugated: conj E = -rate K_z^H K_y, and (conj F) Q^T are the rows of
-    Q F^H.  A matrix of ``coordinates`` has ``rows`` rows.  ``gram`` is that of the rows of Q, which
-    depend on each other where they are more than n; WHOLE: they are those of I.  A program has seven
-    matrices of ``scratch``.
+    The arguments are those of the kernels before, whose numbers have so many ``parts``.  ROTATE: the
+    function ``many`` of a retraction or, SQUARED, its ``terms``.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    if HAS_RATE:
-        rate *= tl.load(rate_tensor).to(tl.float32)
     program, programs = tl.program_id(0), tl.num_programs(0)
     matrix = (blocks * B) * (blocks * B)
-    e = scratch + program.to(tl.int64) * 7 * matrix
-    a = e + matrix
+    base = scratch + program.to(tl.int64) * PLACES * matrix
     for index in range(program, count, programs):
         slot = program.to(tl.int64) * 0 + index  # the interpreter counts in Python's numbers
-        kept = coordinates + slot * rows * (blocks * B)
-        squares = tl.zeros((), tl.float64)
-        sizes = tl.zeros((), tl.float64)
-        step = tl.zeros((), tl.float64) - rate
-        for i in range(blocks):
-            for j in range(blocks):
-                value = _step_block(kept, i, j, k, blocks, PAIRS, B) * step
-                squares += tl.sum(value * value)
-                store_block(e, i, j, blocks, value, B)
-                if not WHOLE:
-                    r = (i * B + tl.arange(0, B))[:, None]
-                    value = load_block(kept, i, j, blocks, B)
-                    value *= tl.where(r < k * WIDTH, 1.0, step)
-                    sizes += tl.sum(value * value)
+        numbers = sums + slot * (3 * parts + 1)
+        squares, error = _sum_of(numbers + parts, parts), _sum_of(numbers + 2 * parts, parts)
         # comparisons that are False for NaN
-        finite = squares < 1e300
-        if not WHOLE:
-            finite = finite & (tl.load(finite_mask + slot) != 0)
-        tl.debug_barrier()
-        norm = combination(a, e, e, blocks, 0.0, 0.5, -0.5, True, B)
-        norm = tl.where(finite, norm, 0.0)
-        f, taken = ROTATE(e, norm, blocks, size * WIDTH, precision, finite, PAIRS, B)
-        taken = taken & finite
-        # I + F is unitary: X = F + F^T + F^T F = 0
-        multiply(a, f, f, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
-        error = combination(e, a, f, blocks, 0.0, 1.0, 1.0, True, B)
-        taken = taken & (error < 1e-9)
-        if (sizes > LARGE * LARGE * WIDTH) & taken:
-            # whether I + Q F Q^H is, also where rows of Q are not orthonormal: see `turns_only`
-            g = a
-            for i in range(blocks):
-                for j in range(blocks):
-                    value = tl.zeros((B, B), tl.float64)
-                    for part in range(splits):
-                        at = gram + (slot * splits + part) * size * size * WIDTH
-                        value += load_numbers(at, 0, i, size, j, size, PAIRS, B)
-                    store_block(g, i, j, blocks, value, B)
-            tl.debug_barrier()
-            x = e + 6 * matrix
-            multiply(e, g, f, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
-            multiply(x, f, e, f, f, blocks, 0.0, 1.0, 0.0, True, False, B)
-            combination(e, x, f, blocks, 0.0, 1.0, 1.0, True, B)
-            multiply(x, g, e, f, f, blocks, 0.0, 0.0, 0.0, False, False, B)
-            taken = tl.abs(_trace_of_square(x, blocks, B)) < 1e-18 * WIDTH
+        finite = (_sum_of(numbers, parts) < 1e300) & (tl.load(finite_mask + slot) != 0)
+        taken = finite & (squares <= limit * limit) & (error < 1e-18)
+        if finite & ~taken:
+            kept = coordinates + slot * rows * (blocks * B)
+            grams = gram + slot * splits * size * size * WIDTH
+            step = tl.load(numbers + 3 * parts)
+            _of_e, all_of_j = begin(base, kept, grams, step, k, size, blocks, splits, PAIRS, B)
+            if SQUARED:
+                taken = _by_squaring(base, all_of_j, blocks, size * WIDTH, precision, ROTATE, B)
+            else:
+                taken = _of_any_size(base, blocks, size * WIDTH, precision, finite, ROTATE, PAIRS, B)
+            store_change(base, change + slot * size * size * WIDTH, size, blocks, PAIRS, B)
         tl.store(taken_mask + slot, taken.to(tl.int8))
-        out = change + slot * size * size * WIDTH
-        for i in range(blocks):
-            for j in range(blocks):
-                value = tl.where(taken, load_block(f, i, j, blocks, B), 0.0)
-                store_numbers(out, i, j, size, value, PAIRS, B)
         tl.debug_barrier()

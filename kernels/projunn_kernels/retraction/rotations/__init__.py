@@ -4,6 +4,9 @@ A step D at W is ``W^H D = Q E Q^H`` in its basis (`projunn_kernels.retraction.b
 2k. A retraction is ``W (I + Q F Q^H)`` with a unitary I + F; which one says what F is of E.
 """
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,13 @@ def named(retraction: str) -> Retraction:
     if found is None:
         raise ValueError(f"retraction: got {retraction!r}, wanted one of {', '.join(RETRACTIONS)}")
     return found
+
+
+def device_function(retraction: str, name: str) -> Any:
+    """A Triton function of a retraction that has some."""
+    module = named(retraction).kernels
+    assert module is not None
+    return getattr(importlib.import_module(module), name)
 
 
 def rotation(e: Tensor, retraction: str, precision: float) -> tuple[Tensor, Tensor]:

@@ -99,4 +99,5 @@ CAYLEY = Retraction(
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.cayley",
+    limit=0.125,
 )

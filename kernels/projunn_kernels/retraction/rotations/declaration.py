@@ -33,8 +33,11 @@ class Retraction:
         angle: the same of many real matrices, as an angle: F = [[cos - 1, -sin], [sin, cos - 1]].
         iterated: F without what waits for a GPU or loops over matrices there: see
             `projunn_kernels.iterations`.
-        kernels: the module of Triton functions ``plane`` and ``small`` that compute F; without one,
-            steps run as PyTorch operations.
+        kernels: the module of Triton functions ``plane``, ``small`` and ``many`` that compute F, and of
+            ``terms`` of its polynomial; without one, steps run as PyTorch operations.
+        limit: the size of A below which that polynomial is F, with an error below 1e-9.
+        squared: whether I + F of A is the square of that of A / 2, and there is no ``many``.
+        of_defect: whether it is one of E + E^H + E^H E in place of A, as (1 + x)^(-1/2) - 1 is.
         whole: the whole step, in place.
     """
 
@@ -45,6 +48,9 @@ class Retraction:
     angle: Angle | None = None
     iterated: Rotation | None = None
     kernels: str | None = None
+    limit: float = 0.0
+    of_defect: bool = False
+    squared: bool = False
     whole: WholeStep | None = None
 
 

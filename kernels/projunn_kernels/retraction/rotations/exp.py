@@ -91,4 +91,6 @@ EXP = Retraction(
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.exp",
+    limit=0.5,
+    squared=True,
 )

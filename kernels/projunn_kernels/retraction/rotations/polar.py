@@ -106,4 +106,6 @@ POLAR = Retraction(
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.polar",
+    limit=0.125,
+    of_defect=True,
 )

@@ -45,6 +45,18 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def terms(product, identity, p, q, FIRST: tl.constexpr):
+    """As those of `projunn_kernels.retraction.rotations.kernels.exp`, of the coefficients 2^-j."""
+    if FIRST == 6:
+        product = product * 0.001953125 + identity * 0.015625 + p * 0.0078125 + q * 0.00390625
+    elif FIRST == 3:
+        product += identity * 0.125 + p * 0.0625 + q * 0.03125
+    else:
+        product += identity + p * 0.5 + q * 0.25
+    return product
+
+
+@triton.jit
 def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.blocks import combination, multiply
 from projunn_kernels.language.float64 import cos_sin, doublings, reciprocal, square_root
 from projunn_kernels.language.plane import TINY
 from projunn_kernels.language.small import eye, frobenius, matmul
@@ -89,26 +88,20 @@ def _exponential(ar, ai, norm, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
-    """`small` of a matrix in memory, by the same polynomial: where F is, and whether it is determined.
+def terms(product, identity, p, q, FIRST: tl.constexpr):
+    """Of the coefficients 1 / (j + 1)!, three from ``FIRST`` on, of I, P and Q, and ``product``.
 
-    At ``e`` are E, A and five matrices of scratch memory; ``norm`` is that of A, 0 if not ``finite``.
+    Of the last three, the coefficient of ``product`` is the next one.
     """
-    matrix = (blocks * B) * (blocks * B)
-    a, f, g = e + matrix, e + 2 * matrix, e + 3 * matrix
-    b, c = e + 4 * matrix, e + 5 * matrix
-    taken = (norm * norm * precision < size) & finite
-    used = tl.where(taken, 1.0, 0.0)
-    times, scale = doublings(tl.where(taken, norm, 0.0))
-    combination(a, a, a, blocks, 0.0, scale * used, 0.0, False, B)
-    multiply(b, a, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
-    multiply(c, b, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
-    combination(g, a, b, blocks, 1.0 / 362880.0, 1.0 / 3628800.0, 1.0 / 39916800.0, False, B)
-    combination(g, g, c, blocks, 0.0, 1.0, 1.0 / 479001600.0, False, B)
-    multiply(f, c, g, a, b, blocks, 1.0 / 720.0, 1.0 / 5040.0, 1.0 / 40320.0, False, False, B)
-    multiply(g, c, f, a, b, blocks, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, False, False, B)
-    multiply(f, c, g, a, b, blocks, 0.0, 1.0, 0.5, False, False, B)
-    for _ in range(times):
-        multiply(g, f, f, f, f, blocks, 0.0, 2.0, 0.0, False, False, B)
-        f, g = g, f
-    return f, taken
+    if FIRST == 6:
+        product = (
+            product * (1.0 / 3628800.0)
+            + identity * (1.0 / 5040.0)
+            + p * (1.0 / 40320.0)
+            + q * (1.0 / 362880.0)
+        )
+    elif FIRST == 3:
+        product += identity * (1.0 / 24.0) + p * (1.0 / 120.0) + q * (1.0 / 720.0)
+    else:
+        product += identity + p * 0.5 + q * (1.0 / 6.0)
+    return product

@@ -64,6 +64,19 @@ def small(er, ei, ar, ai, precision, S: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def terms(product, identity, p, q, FIRST: tl.constexpr):
+    """As those of `projunn_kernels.retraction.rotations.kernels.exp`, of ((1 + x)^(-1/2) - 1) / x."""
+    if FIRST == 6:
+        product *= 46189.0 / 262144.0
+        product += identity * (-429.0 / 2048.0) + p * (6435.0 / 32768.0) + q * (-12155.0 / 65536.0)
+    elif FIRST == 3:
+        product += identity * (35.0 / 128.0) + p * (-63.0 / 256.0) + q * (231.0 / 1024.0)
+    else:
+        product += identity * -0.5 + p * 0.375 + q * -0.3125
+    return product
+
+
+@triton.jit
 def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 
