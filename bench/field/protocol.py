@@ -58,10 +58,10 @@ def kept(found: list[Row], case: Case, contender: Contender, step_s: float, seco
     own = [row for row in found if (row["case"], row["method"]) == (case.name, contender.name)]
     for key in sorted({(row["protocol"], row["budget_s"]) for row in own}, reverse=True):
         same = [row for row in own if (row["protocol"], row["budget_s"]) == key]
+        same = [row for row in same if reaches(row, step_s, seconds)]
         best = chosen(same)
         seeds = {row["seed"]: row for row in same if row["rate"] == best}
-        complete = set(range(case.seeds)) <= set(seeds)
-        if complete and all(reaches(row, step_s, seconds) for row in seeds.values()):
+        if set(range(case.seeds)) <= set(seeds):
             return [seeds[seed] for seed in range(case.seeds)]
     return []
 

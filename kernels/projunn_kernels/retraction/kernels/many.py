@@ -31,16 +31,6 @@ _GF, _LOWER, _OTHER = tl.constexpr(2), tl.constexpr(5), tl.constexpr(6)
 
 
 @triton.jit
-def _sum_of(numbers, count):
-    """The sum of a few numbers in memory."""
-    total = tl.zeros((), tl.float64)
-    for first in range(0, count, 8):
-        for ahead in tl.static_range(8):  # eight loads at a time, since each waits for memory
-            total += tl.load(numbers + first + ahead, mask=first + ahead < count, other=0.0)
-    return total
-
-
-@triton.jit
 def _of_any_size(
     base, blocks, size, precision, finite, ROTATE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
 ):
@@ -134,9 +124,15 @@ def turn_kernel(
     for index in range(program, count, programs):
         slot = program.to(tl.int64) * 0 + index  # the interpreter counts in Python's numbers
         numbers = sums + slot * (3 * parts + 1)
-        squares, error = _sum_of(numbers + parts, parts), _sum_of(numbers + 2 * parts, parts)
+        all_of_e = tl.zeros((), tl.float64)
+        squares = tl.zeros((), tl.float64)
+        error = tl.zeros((), tl.float64)
+        for part in range(parts):  # as tiles they spill
+            all_of_e += tl.load(numbers + part)
+            squares += tl.load(numbers + parts + part)
+            error += tl.load(numbers + 2 * parts + part)
         # comparisons that are False for NaN
-        finite = (_sum_of(numbers, parts) < 1e300) & (tl.load(finite_mask + slot) != 0)
+        finite = (all_of_e < 1e300) & (tl.load(finite_mask + slot) != 0)
         taken = finite & (squares <= limit * limit) & (error < 1e-18)
         if finite & ~taken:
             kept = coordinates + slot * rows * (blocks * B)
