@@ -150,7 +150,7 @@ def _turn(
         limit=how.limit,
         precision=PRECISION,
         count=count,
-        parts=parts,
+        PARTS=parts,
         ROTATE=device_function(retraction, "terms" if how.squared else "many"),
         SQUARED=how.squared,
         PAIRS=pairs,

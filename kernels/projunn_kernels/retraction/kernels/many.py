@@ -106,7 +106,7 @@ def turn_kernel(
     rows,
     blocks,
     splits,
-    parts,
+    PARTS: tl.constexpr,
     ROTATE: tl.constexpr,
     SQUARED: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -114,7 +114,7 @@ def turn_kernel(
 ):
     """Whether a step is taken; and conj F, if what the polynomial was of is above ``limit``.
 
-    The arguments are those of the kernels before, whose numbers have so many ``parts``.  ROTATE: the
+    The arguments are those of the kernels before, whose numbers have PARTS parts.  ROTATE: the
     function ``many`` of a retraction or, SQUARED, its ``terms``.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
@@ -123,21 +123,21 @@ def turn_kernel(
     base = scratch + program.to(tl.int64) * PLACES * matrix
     for index in range(program, count, programs):
         slot = program.to(tl.int64) * 0 + index  # the interpreter counts in Python's numbers
-        numbers = sums + slot * (3 * parts + 1)
+        numbers = sums + slot * (3 * PARTS + 1)
         all_of_e = tl.zeros((), tl.float64)
         squares = tl.zeros((), tl.float64)
         error = tl.zeros((), tl.float64)
-        for part in range(parts):  # as tiles they spill
+        for part in range(PARTS):  # as tiles they spill
             all_of_e += tl.load(numbers + part)
-            squares += tl.load(numbers + parts + part)
-            error += tl.load(numbers + 2 * parts + part)
+            squares += tl.load(numbers + PARTS + part)
+            error += tl.load(numbers + 2 * PARTS + part)
         # comparisons that are False for NaN
         finite = (all_of_e < 1e300) & (tl.load(finite_mask + slot) != 0)
         taken = finite & (squares <= limit * limit) & (error < 1e-18)
         if finite & ~taken:
             kept = coordinates + slot * rows * (blocks * B)
             grams = gram + slot * splits * size * size * WIDTH
-            step = tl.load(numbers + 3 * parts)
+            step = tl.load(numbers + 3 * PARTS)
             _of_e, all_of_j = begin(base, kept, grams, step, k, size, blocks, splits, PAIRS, B)
             if SQUARED:
                 taken = _by_squaring(base, all_of_j, blocks, size * WIDTH, precision, ROTATE, B)
