@@ -200,7 +200,7 @@ def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retra
                 monkeypatch.setattr(module, "applies_to_bank", lambda *_: False)
         torch.manual_seed(0)
         weight, _, basis, probe, *counters = draw(10, 12, 12, k=k, dtype=dtype)
-        for _ in range(400):
+        for _ in range(200):
             direction = torch.randn(10, 12, 12, dtype=dtype)
             take([weight, direction, basis, probe, *counters], rate=1, retraction=retraction)
         assert not counters[0]
