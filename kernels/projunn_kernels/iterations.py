@@ -6,7 +6,7 @@ LU). What is here uses matrix products, Cholesky factors and triangular solves, 
 batch of any size, a fixed number of each, in float64.
 """
 
-from math import ceil, factorial, log2
+from math import ceil, factorial, inf, log2
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 _TINY = torch.finfo(torch.float64).tiny
 _SHIFT = 1e-14
 _DEPENDENT = 1e-10  # square of a norm: between that of the shift and what is far above rounding
-# Norms up to which so many powers of A^3 leave less than 1e-17 of A.
-_TAYLOR = ((2, 0.006), (3, 0.069), (4, 0.25))
+# Powers of A^3 that leave less than 1e-17 of A, up to a norm, which is 1/4 at most but for rounding.
+_TAYLOR = ((2, 0.006), (3, 0.069), (4, inf))
 _SQUARINGS = 16  # up to angles of 2^14, far above what a step may turn
 _NEWTON_STEPS = 14
 _INVERTED = 1e-6  # what X Y may differ from I

@@ -1,5 +1,7 @@
 """What a GPU uses in place of the decompositions of torch.linalg, against these."""
 
+import math
+
 import pytest
 import torch
 
@@ -198,3 +200,13 @@ def test_the_operator_passes_opcheck(dtype):
         torch.library.opcheck(
             torch.ops.projunn.orthonormalize.default, (torch.randn(shape, dtype=dtype),)
         )
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 0.05, 0.25, 4.0, math.nextafter(4.0, 5.0), 15.0])
+def test_exponentials_of_a_known_size(size):
+    """Also of one that is a power of two but for the last bit, which a logarithm does not see."""
+    a = torch.randn(3, 6, 6, dtype=torch.complex128)
+    a = a - a.mH
+    a *= size / torch.linalg.matrix_norm(a, keepdim=True)
+    error = iterations.exponential_of_size(a, size) - (torch.matrix_exp(a) - torch.eye(6))
+    assert error.abs().max() < 1e-14 * max(1.0, size)

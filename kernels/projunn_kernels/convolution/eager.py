@@ -68,7 +68,7 @@ def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], r
     _, way = _ways(size, real, paired.device)
     pieces = _pieces(signal.flatten(0, 1), paired.flatten(1, 2), own.flatten(1))
     if way is _irfft and len(pieces) == 1:
-        return _points(paired.flatten(1, 2), own.flatten(1), grid).view_as(signal)
+        return _points(*pieces[0][1:], grid).view_as(signal)
     for piece, from_paired, from_own in pieces:
         way(from_paired, from_own, piece, grid)
     if bias is not None and not real:

@@ -89,9 +89,7 @@ def _times(matrix: Tensor, x: Tensor) -> Tensor:
 def applies_to_bank(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
     """Whether `bank_step` can take the steps of these matrices, (*batch, m, n)."""
     m, n = weight.shape[-2:]
-    if weight.ndim == 2:
-        return False
-    if not (basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
+    if weight.ndim == 2 or not (basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
         return False
     if not weight.dtype == direction.dtype == torch.float32 or on_device(weight):
         return False
