@@ -87,7 +87,7 @@ def _pieces(planes: Tensor, paired: Tensor, own: Tensor) -> list[tuple[Tensor, T
 
 def _product(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
     """All points at once."""
-    bins = torch.mm(_of_all_points(grid.size, x.dtype, x.device), x.view(len(x), -1).mT)
+    bins = torch.mm(of_all_points(grid.size, x.dtype, x.device), x.view(len(x), -1).mT)
     free, first, second = torch.split_with_sizes(bins, [len(own), grid.paired, grid.paired])
     own.copy_(free)
     torch.complex(first, second, out=torch.view_as_complex(paired))
@@ -97,7 +97,7 @@ def _inverse_product(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequenc
     bins = own.new_empty(grid.points, len(signal))
     bins[: len(own)].copy_(own)
     _apart(paired, bins[len(own) :])
-    torch.mm(bins.mT, _of_all_points(grid.size, own.dtype, own.device), out=signal.view(len(signal), -1))
+    torch.mm(bins.mT, of_all_points(grid.size, own.dtype, own.device), out=signal.view(len(signal), -1))
 
 
 def _products(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
@@ -229,7 +229,7 @@ def _widths(width: int, planes: int) -> list[int]:
 
 
 @constant
-def _of_all_points(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def of_all_points(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The transform as an orthogonal matrix: own bins, real parts of paired ones, imaginary parts."""
     grid = frequencies(size, True)
     units = torch.eye(grid.points, dtype=torch.float64, device="cpu").view(-1, *size)

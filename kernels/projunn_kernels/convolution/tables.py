@@ -8,6 +8,7 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.convolution import eager
+from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.keeping import constant
 
 LEAST = 16  # rows and columns of the operands of `tl.dot`
@@ -58,13 +59,12 @@ def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Te
     ``back`` transposes it, for the inverse.
     """
     points, (most, pairs) = prod(size), points_and_pairs(size)
-    units = torch.eye(points, dtype=torch.float64, device="cpu").view(points, 1, *size)
-    paired, own = eager.transform(units, list(size), True)
+    grid = frequencies(size, True)
+    waves = eager.of_all_points(size, torch.float64, torch.device("cpu")).mT
+    own, cosines, sines = waves.split([len(grid.own), grid.paired, grid.paired], 1)
     matrix = torch.zeros(most, 2 * pairs + LEAST, dtype=torch.float64, device="cpu")
-    for part in (0, 1):
-        first = part * pairs
-        matrix[:points, first : first + len(paired)] = paired[:, :, 0, part].mT
-    matrix[:points, 2 * pairs : 2 * pairs + len(own)] = own[:, :, 0].mT
+    for first, part in ((0, cosines), (pairs, sines), (2 * pairs, own)):
+        matrix[:points, first : first + part.shape[1]] = part
     return _halves(matrix.mT if back else matrix, device)
 
 

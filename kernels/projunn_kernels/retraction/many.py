@@ -27,15 +27,17 @@ from projunn_kernels.retraction.kernels import (
     begin_kernel,
     defect_kernel,
     follow_kernel,
+    series,
     small_product_kernel,
     turn_kernel,
 )
 from projunn_kernels.retraction.rotations import device_function, named
 
-# Products of two places, where they go, and what is added to them; the numbers are those of
-# `projunn_kernels.retraction.kernels.series`.
-_NOTHING, _BOTH, _DEFECT = -1, -2, -3
-_F, _J, _M, _SQUARE, _CUBE, _SUM, _OTHER, _G, _E, _PLACES = 0, 1, 2, 3, 4, 5, 6, 7, 8, 10
+# Products of two places, where they go, and what is added to them, or that it is a defect.
+_F, _J, _M, _SQUARE, _CUBE, _SUM, _OTHER, _G, _E = (
+    getattr(series, place).value for place in ("F", "J", "M", "SQUARE", "CUBE", "SUM", "OTHER", "G", "E")
+)
+_NOTHING, _BOTH, _DEFECT = series.NOTHING.value, series.BOTH.value, -3
 _POLYNOMIAL = (
     (_J, _G, _M, _NOTHING),
     (_M, _M, _SQUARE, _NOTHING),
@@ -123,7 +125,7 @@ def _turn(
     parts = 1 if alone else blocks**2
     scratch, sums = (
         torch.empty(length, dtype=torch.float64, device=device)
-        for length in (used * _PLACES * side**2, count * (3 * parts + 1))
+        for length in (used * series.PLACES.value * side**2, count * (3 * parts + 1))
     )
     taken = torch.empty(count, dtype=torch.int8, device=device)
     shared = {"scratch": scratch, "blocks": blocks, "B": config.rows, "num_stages": 1}

@@ -27,7 +27,7 @@ from projunn_kernels.language.small import eye
 
 PLACES = tl.constexpr(10)
 F, J, G, E, INVERSE = (tl.constexpr(place) for place in (0, 1, 7, 8, 9))
-_M, _SQUARE, _CUBE, _SUM, _OTHER = (tl.constexpr(place) for place in (2, 3, 4, 5, 6))
+M, SQUARE, CUBE, SUM, OTHER = (tl.constexpr(place) for place in (2, 3, 4, 5, 6))
 # What is added to a product: nothing, or E + F; else three terms of the polynomial, from this one on.
 NOTHING, BOTH = tl.constexpr(-1), tl.constexpr(-2)
 
@@ -82,9 +82,9 @@ def _product_block(
         value += load_block(base + F * matrix, i, j, blocks, B)
     elif ADDED != NOTHING:
         if ADDED == 6:
-            store_block(base + _CUBE * matrix, i, j, blocks, value, B)
-        m = load_block(base + _M * matrix, i, j, blocks, B)
-        square = load_block(base + _SQUARE * matrix, i, j, blocks, B)
+            store_block(base + CUBE * matrix, i, j, blocks, value, B)
+        m = load_block(base + M * matrix, i, j, blocks, B)
+        square = load_block(base + SQUARE * matrix, i, j, blocks, B)
         value = TERMS(value, eye(B) * tl.where(i == j, 1.0, 0.0), m, square, ADDED)
     store_block(base + out * matrix, i, j, blocks, value, B)
 
@@ -97,7 +97,7 @@ def defect_block(base, a, out, i, j, blocks, B: tl.constexpr):
     """
     side = blocks * B
     at = base + a * (side * side)
-    value = block_of_product(at, base + _M * (side * side), i, j, 0, blocks, blocks, True, False, B)
+    value = block_of_product(at, base + M * (side * side), i, j, 0, blocks, blocks, True, False, B)
     value += load_block(at, i, j, blocks, B) + tl.trans(load_block(at, j, i, blocks, B))
     store_block(base + out * (side * side), i, j, blocks, value, B)
     squares = value * value
@@ -165,12 +165,12 @@ def begin(base, kept, gram, step, k, size, blocks, splits, PAIRS: tl.constexpr, 
 @triton.jit
 def polynomial(base, blocks, TERMS: tl.constexpr, B: tl.constexpr):
     """F of J and G."""
-    _product(base, J, G, _M, blocks, TERMS, NOTHING, B)
-    _product(base, _M, _M, _SQUARE, blocks, TERMS, NOTHING, B)
-    _product(base, _SQUARE, _M, _SUM, blocks, TERMS, 6, B)
-    _product(base, _CUBE, _SUM, _OTHER, blocks, TERMS, 3, B)
-    _product(base, _CUBE, _OTHER, _SUM, blocks, TERMS, 0, B)
-    _product(base, _SUM, J, F, blocks, TERMS, NOTHING, B)
+    _product(base, J, G, M, blocks, TERMS, NOTHING, B)
+    _product(base, M, M, SQUARE, blocks, TERMS, NOTHING, B)
+    _product(base, SQUARE, M, SUM, blocks, TERMS, 6, B)
+    _product(base, CUBE, SUM, OTHER, blocks, TERMS, 3, B)
+    _product(base, CUBE, OTHER, SUM, blocks, TERMS, 0, B)
+    _product(base, SUM, J, F, blocks, TERMS, NOTHING, B)
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def follow_kernel(
         grams = gram + slot * splits * size * size * WIDTH
         all_of_e, squares = begin(base, kept, grams, step, k, size, blocks, splits, PAIRS, B)
         if OF_DEFECT:
-            _product(base, G, E, _M, blocks, TERMS, NOTHING, B)
+            _product(base, G, E, M, blocks, TERMS, NOTHING, B)
             squares, _weighed = defect(base, E, J, blocks, B)
         tl.store(sums + slot * 4, all_of_e)
         tl.store(sums + slot * 4 + 1, squares)
@@ -221,10 +221,10 @@ def follow_kernel(
         # the products of `projunn_kernels.retraction.many`, in their order
         polynomial(base, blocks, TERMS, B)
         if OF_DEFECT:
-            _product(base, G, F, _M, blocks, TERMS, NOTHING, B)
-            _product(base, E, _M, F, blocks, TERMS, BOTH, B)
-        _product(base, G, F, _M, blocks, TERMS, NOTHING, B)
-        _squares, error = defect(base, F, _SQUARE, blocks, B)
+            _product(base, G, F, M, blocks, TERMS, NOTHING, B)
+            _product(base, E, M, F, blocks, TERMS, BOTH, B)
+        _product(base, G, F, M, blocks, TERMS, NOTHING, B)
+        _squares, error = defect(base, F, SQUARE, blocks, B)
         tl.store(sums + slot * 4 + 2, error)
         store_change(base, change + slot * size * size * WIDTH, size, blocks, PAIRS, B)
         tl.debug_barrier()
@@ -313,7 +313,7 @@ def defect_kernel(
     base, i, j = scratch + slot * PLACES * matrix, at // blocks, at % blocks
     numbers = sums + slot * (3 * each + 1)
     if LAST:
-        _squares, error = defect_block(base, F, _SQUARE, i, j, blocks, B)
+        _squares, error = defect_block(base, F, SQUARE, i, j, blocks, B)
         tl.store(numbers + 2 * each + at, error)
         out = change + slot * size * size * (2 if PAIRS else 1)
         store_numbers(out, i, j, size, load_block(base + F * matrix, i, j, blocks, B), PAIRS, B)
