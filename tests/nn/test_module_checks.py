@@ -157,6 +157,13 @@ def backward(module, x):
     return [*(t.detach() for t in y), *(g.to_dense() for g in grads if g is not None)]
 
 
+def assert_same(got, expected):
+    """Equal to rounding of each tensor's largest entry: sums in another order cancel differently."""
+    for a, b in zip(got, expected, strict=True):
+        largest = b.abs().max().item() if b.numel() else 0
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * (1 + largest))
+
+
 def dtypes(name, real, complex):
     return [real] if name in REAL_ONLY else [real, complex]
 
@@ -242,7 +249,7 @@ def test_inputs_and_gradients_may_be_strided(common, name, dtype):
     apart = [t.repeat_interleave(2, -1)[..., ::2] for t in x]
     turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in x]
     for strided in (apart, turned):
-        torch.testing.assert_close(backward(module, strided), expected)
+        assert_same(backward(module, strided), expected)
     y = tensors(module(*x))
     cotangents = [torch.randn_like(t) for t in y]
     grads = []
@@ -250,7 +257,7 @@ def test_inputs_and_gradients_may_be_strided(common, name, dtype):
         module.zero_grad()
         torch.autograd.backward(tensors(module(*x)), made) if list(module.parameters()) else None
         grads.append([p.grad.to_dense() for p in module.parameters() if p.grad is not None])
-    torch.testing.assert_close(*grads)
+    assert_same(*grads)
 
 
 @single
@@ -258,7 +265,7 @@ def test_channels_last_input_gives_the_same(common, name, dtype):
     case = Case(common, name, dtype)
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     x = [t.contiguous(memory_format=formats.get(t.ndim, torch.contiguous_format)) for t in case.x]
-    torch.testing.assert_close(backward(case.module, x), backward(case.module, case.x))
+    assert_same(backward(case.module, x), backward(case.module, case.x))
 
 
 @single

@@ -169,8 +169,9 @@ def test_bad_matrix_of_a_batch_stops_no_other(rule, factorization):
         if t == 2:
             assert torch.equal(bank.weight[0, 1], before)
             assert torch.equal(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]])
-    # From then on AdamW's matrices have corrections of their own, in tensors: 6e-8 apart with 40 seeds.
-    torch.testing.assert_close(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]], atol=5e-7, rtol=0)
+    # From then on AdamW's matrices have corrections of their own, in tensors: with "svd" 6e-8 to 8e-7
+    # apart in 200 seeds, by how near its singular values are.  A step that is lost is 0.05.
+    torch.testing.assert_close(bank.weight[0, [0, 2]], twin.weight[0, [0, 2]], atol=5e-6, rtol=0)
     assert optimizers[0].skipped_steps() == 1
     assert defect(bank.weight.detach()) < 1e-6
 
