@@ -23,6 +23,7 @@ NAMES = (
     "factorization",
     "field",
     "convert",
+    "gain",
     "rotations",
     "certified",
 )

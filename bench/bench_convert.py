@@ -81,6 +81,7 @@ def run(results: Results, quick: bool = False) -> None:
             after = _step(ours, SGD(ours.parameters(), lr=LR), x)
             times = measure({"after": after, "before": before}, 5 if quick else 15, seconds=20)
             case = {"n": n, "kept by": name, "change": change, "defect": was, "then": is_now}
+            case = {key: float(f"{v:.1e}") if isinstance(v, float) else v for key, v in case.items()}
             rows += timing_rows(case, times, "after")
         title = f"a training step before and after convert, n = {n}, float32, {ROWS} rows"
         results.report("convert", title, rows)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from bench.timing import Times
 
 FOLDER = Path(__file__).parent / "results"
+_FILE_WIDTH = 160  # characters of a line of a table that is not printed in a terminal
+_SPREAD = ("p20_ms", "p80_ms")
 
 Row = dict[str, Any]
 
@@ -98,7 +101,7 @@ def timing_rows(case: Row, times: dict[str, Times], peer: str) -> list[Row]:
 def show(title: str, rows: list[Row]) -> None:
     """Print rows of the same keys as a table, with ``rich`` where it is installed.
 
-    What all of them share is left to the title.
+    What all of them share is left to the title, and the spread of times out where it is too narrow.
     """
     names = [n for n in rows[0] if len(rows) == 1 or any(row[n] != rows[0][n] for row in rows)]
     lines = [[_text(row[name]) for name in names] for row in rows]
@@ -111,14 +114,17 @@ def show(title: str, rows: list[Row]) -> None:
         for line in (names, *lines):
             print("  ".join(t.ljust(width) for t, width in zip(line, widths, strict=True)))
         return
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+    width = 1 + sum(3 + max(map(len, column)) for column in zip(names, *lines, strict=True))
     table = Table(title=title, title_justify="left")
-    for name in names:
-        numeric = not isinstance(rows[0][name], str)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    kept = [i for i, n in enumerate(names) if width <= console.width or n not in _SPREAD]
+    for i in kept:
+        numeric = not isinstance(rows[0][names[i]], str)
+        table.add_column(names[i], justify="right" if numeric else "left", no_wrap=True)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(line[i] for i in kept))
     print()
-    Console().print(table)
+    console.print(table)
 
 
 def _text(value: Any) -> str:
