@@ -18,12 +18,14 @@ from projunn_kernels import factor, rank_update_, retract_, selfcheck
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.kernel import KERNELS, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Problem, device_of
+from projunn_kernels.constants import MAX_RANK
 
 Check = Callable[[], float]  # the error as a multiple of what is allowed
 
 DEFECT = 5e-6  # allowed after a few optimizer steps
 RULES = ("SGD", "RMSprop", "AdamW")
 DTYPES = (torch.float32, torch.complex64)
+MANY = ((2, 33, 20), (3, 20, 33), (3, 64, 64), (1, 1000, 1000))  # of ranks above MAX_RANK
 
 
 def cases(on: Machine, small: bool = False) -> list[Case]:
@@ -48,7 +50,7 @@ def _steps(on: Machine, small: bool) -> list[Case]:
         shapes = [(2, 16, 16)] if small else [(2, 5, 5)]
     ways: tuple[str, ...] = ("plain", "single pass")
     if not small:
-        ways += ("bad", "graph", "single pass, graph", "compile", "rank 4")
+        ways += ("bad", "graph", "single pass, graph", "compile", "rank 4", "rank 16, graph")
     return [
         Case(f"{way} {rule} {dtype} {shape}", f"step, {way}", _step(on, rule, shape, dtype, way))
         for shape in shapes
@@ -66,10 +68,10 @@ def _operations(on: Machine, small: bool) -> list[Case]:
         shapes += [(3, 1, 1), (3, 5, 5), (3, 20, 33), (3, 64, 64), (3, 128, 128)]
         shapes += [(3, 130, 130), (1, 544, 544), (1, 1000, 1000), (1, 4096, 4096)]
     found = []
-    for k in (1,) if on.dry else (1, 2) if small else (1, 2, 3, 8):
+    for k in (1,) if on.dry else (1, 2) if small else (1, 2, 3, 8, 16):
         for dtype in DTYPES:
             for shape in shapes:
-                if k > min(shape[1:]):
+                if k > min(shape[1:]) or (k > MAX_RANK and shape not in MANY):
                     continue
                 listed = (False, True) if shape[0] > 1 and shape[1] <= 130 else (False,)
                 for retraction in ("exp",) if on.dry else ("exp", "polar", "cayley"):
@@ -198,7 +200,9 @@ def _step(on: Machine, rule: str, shape: tuple[int, ...], dtype: torch.dtype, wa
     def call() -> float:
         weight = projunn.UnitaryParameter(haar(on, *shape, dtype=dtype))
         before = weight.detach().clone()
-        options: dict[str, object] = {"rank": on.size(4, 2)} if way == "rank 4" else {}
+        options: dict[str, object] = {}
+        if way.startswith("rank"):
+            options["rank"] = on.size(16 if "16" in way else 4, 2)
         if way.startswith("single pass"):
             options["factorization"] = "single_pass"
         if way.endswith("graph"):  # the library refuses to have other optimizers captured

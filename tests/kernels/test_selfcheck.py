@@ -16,6 +16,8 @@ from projunn_kernels.configs.closed_form import closed_form
 from projunn_kernels.configs.kernel import KERNELS, Inputs
 from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.launching import intercepted
+from projunn_kernels.retraction import RETRACTIONS
+from projunn_kernels.retraction.rotations import named
 
 pytestmark = pytest.mark.interpreter_only
 CPU = torch.device("cpu")
@@ -183,11 +185,28 @@ def test_the_small_problem_is_of_the_same_variant(name):
     def constants(problem, config, variant):
         return [(one[0].__name__, one[2]) for one in launches_of(problem, config, **variant)]
 
-    for problem in kernel.compiled:
+    whole_space = [replace(kernel.compiled[-1], m=m, n=40) for m in (36, 40)] if name == "turn" else []
+    for problem in [*kernel.compiled, *whole_space]:
         config = closed_form(problem, Device())
         small = selfcheck.smaller(kernel, problem, config)
         for variant in kernel.variants_of(problem):
             assert constants(problem, config, variant) == constants(small, config, variant)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("k", [9, 64])
+def test_steps_of_many_columns_are_checked_below_and_above_the_limit_of_their_polynomial(pairs, k):
+    """What is found above it would otherwise hide what the polynomial has made."""
+    kernel = KERNELS["turn"]
+    problem = replace(kernel.compiled[0], k=k, pairs=pairs)
+    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
+    for how in map(named, RETRACTIONS):
+        drawn = kernel.case(small, Inputs(CPU), retraction=how.name, scaled=False).tensors
+        e = drawn["weight"].mH @ drawn["left"] @ drawn["right"].mH
+        of = e + e.mH + e.mH @ e if how.of_defect else (e - e.mH) / 2
+        large = torch.linalg.matrix_norm(of) > how.limit
+        assert large.any(), how.name
+        assert not large.all(), how.name
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))

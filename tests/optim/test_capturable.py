@@ -99,6 +99,16 @@ def test_dense_gradients(captured, rule, size, kind):
         assert {value.device.type for value in state.values()} == {"meta"}
 
 
+@pytest.mark.parametrize("size", [(12, 16), (3, 20, 40)], ids=str)
+def test_steps_of_many_columns(captured, size):
+    """In a basis of the whole space, and in one of their own."""
+    weights = [UnitaryParameter(torch.empty(size, dtype=torch.complex64, device="meta")) for _ in "ab"]
+    optimizer = optimizer_of("AdamW", weights, rank=9, retraction="polar")
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    captured(optimizer.step)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("k", [1, 2, 9])
 @pytest.mark.parametrize("size", [(12, 12), (3, 12, 12), (16, 130), (12, 9)], ids=str)

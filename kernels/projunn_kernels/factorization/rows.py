@@ -195,5 +195,5 @@ def _side(length: int, config: Config) -> int:
 
 
 def programs(count: int, device: torch.device) -> int:
-    """How many programs share ``count`` matrices: as many as there are, or as run at once."""
-    return min(count, 4 * device_of(device).processors)
+    """How many programs share ``count`` matrices: as many as there are, or as registers let run."""
+    return min(count, 2 * device_of(device).processors)

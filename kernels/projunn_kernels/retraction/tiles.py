@@ -49,9 +49,12 @@ def _basis_case(
         taken = eager.retract(weight, left, right, retraction)
         return [weight, taken.to(weight.dtype)]
 
+    left = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5)
+    if p.matrices > 1 and not inputs.hollow:
+        left[-1] *= 0.25 * p.k**-0.5  # below the `limit` of all retractions, which the others exceed
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
-        "left": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5),
+        "left": left,
         "right": inputs.normal(p.matrices, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
         "scale": inputs.full(0.5) if scaled else None,
     }
@@ -130,6 +133,13 @@ def rotations_of(problem: Problem, variant: Any) -> list[Any]:
     return [device_function(variant["retraction"], problem.k)]
 
 
+def _small_turn(problem: Problem, config: Config) -> Problem:
+    """A step in a basis of its own, or of the whole space where it is one of that: as many blocks."""
+    length = max(problem.m, problem.n)
+    n = 150 if 2 * problem.k < length else length
+    return Problem("turn", problem.pairs, problem.k, n, n, 2)
+
+
 def _functions_of_many(problem: Problem, variant: Any) -> list[Any]:
     how = rotations.named(variant["retraction"])
     names = ["terms"] if how.squared else ["terms", "many"]
@@ -156,7 +166,7 @@ TURN = Kernel(
     functions=("turn_kernel", "follow_kernel", "begin_kernel", "small_product_kernel", "defect_kernel"),
     closed_form=block_tiles,
     case=_basis_case,
-    small=lambda problem, config: Problem("turn", problem.pairs, problem.k, 150, 150, 2),
+    small=_small_turn,
     variants={"retraction": WITH_KERNELS, "scaled": (False, True), "alone": (False, True)},
     passed=_functions_of_many,
     compiled=sizes("turn", [(1, 1024, 1024), (3, 1000, 1000)], (16, 50)),

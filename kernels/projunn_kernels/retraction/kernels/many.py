@@ -127,7 +127,8 @@ def turn_kernel(
         all_of_e = tl.zeros((), tl.float64)
         squares = tl.zeros((), tl.float64)
         error = tl.zeros((), tl.float64)
-        for part in range(PARTS):  # as tiles they spill
+        parts = blocks * blocks if PARTS > 1 else 1
+        for part in range(parts):  # unrolled, as up to a constant, or as tiles they spill
             all_of_e += tl.load(numbers + part)
             squares += tl.load(numbers + PARTS + part)
             error += tl.load(numbers + 2 * PARTS + part)
