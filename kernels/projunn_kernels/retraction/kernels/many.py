@@ -32,7 +32,7 @@ _GF, _LOWER, _OTHER = tl.constexpr(2), tl.constexpr(5), tl.constexpr(6)
 
 @triton.jit
 def _of_any_size(
-    base, blocks, size, precision, finite, ROTATE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
+    base, blocks, size, precision, ROTATE: tl.constexpr, PAIRS: tl.constexpr, B: tl.constexpr
 ):
     """F of a step of any size, in its place, and whether that is taken.
 
@@ -58,7 +58,7 @@ def _of_any_size(
     multiply(other, e, lower, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
     multiply(f, lower, other, e, e, blocks, 0.0, 0.0, 0.0, True, False, B)
     norm = combination(a, f, f, blocks, 0.0, 0.5, -0.5, True, B)
-    found, taken = ROTATE(f, norm, blocks, size, precision, finite, PAIRS, B)
+    found, taken = ROTATE(f, norm, blocks, size, precision, PAIRS, B)
     multiply(a, found, inverse, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
     multiply(f, inverse, a, e, e, blocks, 0.0, 0.0, 0.0, True, False, B)
     multiply(base + _GF * matrix, g, f, e, e, blocks, 0.0, 0.0, 0.0, False, False, B)
@@ -143,7 +143,7 @@ def turn_kernel(
             if SQUARED:
                 taken = _by_squaring(base, all_of_j, blocks, size * WIDTH, precision, ROTATE, B)
             else:
-                taken = _of_any_size(base, blocks, size * WIDTH, precision, finite, ROTATE, PAIRS, B)
+                taken = _of_any_size(base, blocks, size * WIDTH, precision, ROTATE, PAIRS, B)
             store_change(base, change + slot * size * size * WIDTH, size, blocks, PAIRS, B)
         tl.store(taken_mask + slot, taken.to(tl.int8))
         tl.debug_barrier()

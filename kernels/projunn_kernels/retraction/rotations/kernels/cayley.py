@@ -57,7 +57,7 @@ def terms(product, identity, p, q, FIRST: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
+def many(e, norm, blocks, size, precision, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 
     V = (I - A/2)^-1 = (I - A^2/4)^-1 (I + A/2) by a Cholesky factor, corrected by Newton's iteration
@@ -67,8 +67,6 @@ def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.co
     matrix = (blocks * B) * (blocks * B)
     a, h, m, v = e + matrix, e + 2 * matrix, e + 3 * matrix, e + 4 * matrix
     w, r = e + 5 * matrix, e + 6 * matrix
-    used = tl.where(finite, 1.0, 0.0)
-    combination(a, a, a, blocks, 0.0, used, 0.0, False, B)
     multiply(w, a, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
     combination(h, w, w, blocks, 1.0, -0.25, 0.0, False, B)
     triangle(h, m, blocks, size, PAIRS, B)
@@ -89,4 +87,4 @@ def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.co
         multiply(h, v, a, a, a, blocks, 0.0, 0.0, 0.0, False, False, B)
     else:
         combination(h, v, v, blocks, -2.0, 2.0, 0.0, False, B)
-    return h, finite
+    return h, precision > 0.0

@@ -77,7 +77,7 @@ def terms(product, identity, p, q, FIRST: tl.constexpr):
 
 
 @triton.jit
-def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.constexpr):
+def many(e, norm, blocks, size, precision, PAIRS: tl.constexpr, B: tl.constexpr):
     """`small` of a matrix in memory: where F is, and whether it is determined.
 
     By steps of Newton and Schulz, X <- X (3 I - X^H X) / 2, where X^H X is near I, else as `small`.  At
@@ -86,9 +86,8 @@ def many(e, norm, blocks, size, precision, finite, PAIRS: tl.constexpr, B: tl.co
     matrix = (blocks * B) * (blocks * B)
     x, y, g = e + 2 * matrix, e + 3 * matrix, e + 4 * matrix
     m, h, inverse = e + 5 * matrix, e + 6 * matrix, e + matrix
-    used = tl.where(finite, 1.0, 0.0)
-    combination(x, e, e, blocks, 1.0, used, 0.0, False, B)
-    regular, going, count = finite, finite, 0
+    combination(x, e, e, blocks, 1.0, 1.0, 0.0, False, B)
+    regular, going, count = precision > 0.0, precision > 0.0, 0
     while going & regular & (count < 20):
         multiply(g, x, x, x, x, blocks, 0.0, 0.0, 0.0, True, False, B)
         error = combination(h, g, g, blocks, -1.0, 1.0, 0.0, False, B)
