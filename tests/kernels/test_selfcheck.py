@@ -15,6 +15,8 @@ from projunn_kernels.configs import choice, tables
 from projunn_kernels.configs.closed_form import closed_form
 from projunn_kernels.configs.kernel import KERNELS, Inputs
 from projunn_kernels.configs.problem import Config, Device, Problem
+from projunn_kernels.language.blocks import SPREAD
+from projunn_kernels.language.small import SOUND
 from projunn_kernels.launching import intercepted
 from projunn_kernels.retraction import RETRACTIONS
 from projunn_kernels.retraction.rotations import named
@@ -207,6 +209,28 @@ def test_steps_of_many_columns_are_checked_below_and_above_the_limit_of_their_po
         large = torch.linalg.matrix_norm(of) > how.limit
         assert large.any(), how.name
         assert not large.all(), how.name
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "variant"),
+    [
+        ("orthonormal", "partial", {"alone": False}),
+        ("basis", "right", {"retraction": "exp", "scaled": False}),
+        ("triangle", "rows", {"keep": True}),
+    ],
+)
+def test_dependent_columns_are_checked_too(name, tensor, variant):
+    """They take a second Cholesky factor, or one that is corrected; others take one as it is."""
+    kernel = KERNELS[name]
+    problem = min((one for one in kernel.compiled if one.k > 1), key=lambda one: (one.pairs, one.k))
+    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
+    drawn = kernel.case(small, Inputs(CPU), **variant).tensors[tensor].double()
+    rows = {"partial": lambda t: t.sum(1), "right": lambda t: t.mT, "rows": lambda t: t}[tensor](drawn)
+    rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    pivots = torch.linalg.cholesky(rows @ rows.mT).diagonal(dim1=-2, dim2=-1).square()
+    least = pivots.amin(-1)
+    assert least[0] > SPREAD.value
+    assert least[-1] < SOUND.value
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))

@@ -50,9 +50,9 @@ def column_candidates(problem: Problem, device: Device) -> list[Config]:
 
 
 def small_columns(problem: Problem, config: Config) -> Problem:
-    """Two tiles and a tail of each column."""
+    """Two tiles and a tail of each column, of a matrix that is no higher than its passes have to see."""
     n = 2 * config.columns + 5
-    return Problem(problem.operation, problem.pairs, problem.k, n, n, 2)
+    return Problem(problem.operation, problem.pairs, problem.k, min(n, 131), n, 2)
 
 
 def one_part(problem: Problem, variant: Variant) -> bool:
@@ -65,8 +65,8 @@ def _case(problem: Problem, inputs: Inputs, *, alone: bool) -> Case:
     p, splits = problem, 2
 
     def projector(columns: Tensor) -> list[Tensor]:
-        """Y Y^H, its first rows."""
-        return [columns[..., :8, :] @ columns.mH]
+        """Y Y^H of each matrix, its first rows."""
+        return [one[:8] @ one.mH for one in columns]
 
     def launch(partial: Tensor) -> list[Tensor]:
         from projunn_kernels.factorization.launch import orthonormal_launch
@@ -78,9 +78,8 @@ def _case(problem: Problem, inputs: Inputs, *, alone: bool) -> Case:
     def in_eager(partial: Tensor) -> list[Tensor]:
         return projector(eager.orthonormalize(partial.sum(1).mT))
 
-    return Case(
-        {"partial": inputs.normal(p.matrices, splits, p.k, p.n, dtype=p.dtype)}, launch, in_eager
-    )
+    partial = inputs.normal(p.matrices, splits, p.k, p.n, dtype=p.dtype)
+    return Case({"partial": inputs.last_nearly_dependent(partial)}, launch, in_eager)
 
 
 def block_tiles(problem: Problem, device: Device) -> Config:
@@ -102,7 +101,7 @@ def _rows_case(problem: Problem, inputs: Inputs, *, keep: bool) -> Case:
         for run in found.runs:
             run()
         if not keep:
-            return [result.mH @ result[..., :8]]
+            return [one.mH @ one[:, :8] for one in result]
         k = found.coordinates
         if p.pairs:
             k = torch.complex(k[:, ::2, ::2], k[:, 1::2, ::2])
@@ -112,9 +111,10 @@ def _rows_case(problem: Problem, inputs: Inputs, *, keep: bool) -> Case:
         if keep:
             return [rows, rows]
         rows = eager.orthonormalize(rows.mT).mT
-        return [rows.mH @ rows[..., :8]]
+        return [one.mH @ one[:, :8] for one in rows]
 
-    return Case({"rows": inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype)}, launch, in_eager)
+    rows = inputs.last_nearly_dependent(inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype))
+    return Case({"rows": rows}, launch, in_eager)
 
 
 ORTHONORMAL = Kernel(

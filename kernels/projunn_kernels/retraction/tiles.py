@@ -50,12 +50,14 @@ def _basis_case(
         return [weight, taken.to(weight.dtype)]
 
     left = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5)
+    right = inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype, scale=p.n**-0.5)
+    right = inputs.last_nearly_dependent(right) if p.operation == "basis" else right
     if p.matrices > 1 and not inputs.hollow:
         left[-1] *= 0.25 * p.k**-0.5  # below the `limit` of all retractions, which the others exceed
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
         "left": left,
-        "right": inputs.normal(p.matrices, p.n, p.k, dtype=p.dtype, scale=p.n**-0.5),
+        "right": right.mT.contiguous(),
         "scale": inputs.full(0.5) if scaled else None,
     }
     return Case(tensors, launch, in_eager, changed=("weight",))
