@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from projunn.manifold import unitary_parameters
-from projunn.optim.sharded import is_sharded
 from projunn.parameter import name_of as parameter_name
+from projunn.shards import is_sharded
 from projunn_kernels import private
 from projunn_kernels.sketching.ranks import name_of
 

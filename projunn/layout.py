@@ -42,6 +42,20 @@ def as_matrices(tensor: Tensor, pairs: bool, blocks: int, singletons: int = 0) -
     return tensor
 
 
+def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
+
+    ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
+    numbers, stacked blocks become an axis of the batch, and singletons go.  If ``parameter`` is no
+    `UnitaryParameter`, ``tensor`` is returned.
+    """
+    blocks: int | None = getattr(parameter, "blocks", None)
+    if blocks is None:
+        return tensor
+    pairs: bool = parameter.pairs  # type: ignore[attr-defined]
+    return as_matrices(tensor, pairs, blocks, parameter.singletons)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class _Region:
     """Where in a storage a parameter lies, and in which layout."""

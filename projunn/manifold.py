@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from projunn import arguments
 from projunn.arguments import of_kind, positive
-from projunn.layout import Layout, as_matrices
+from projunn.layout import Layout, as_matrices, view_like
 from projunn.parameter import (
     UnitaryParameter,
     constrained,
@@ -26,9 +26,9 @@ from projunn.parameter import (
     rebuild,
     recognise,
     unmark,
-    view_like,
 )
 from projunn.selection import Place, names_of, select
+from projunn.shards import is_sharded, own_matrices
 from projunn_kernels import private
 
 __all__ = [
@@ -223,7 +223,8 @@ def project_(target: Target) -> Target:
 
     Args:
         target: a module, all of whose unitary parameters are projected; or a `UnitaryParameter`, or any
-            tensor of matrices as `matrix_view` reads it.
+            tensor of matrices as `matrix_view` reads it.  Of a sharded bank each process projects the
+            matrices that it holds.
 
     Returns:
         ``target``.
@@ -231,7 +232,7 @@ def project_(target: Target) -> Target:
     Raises:
         ValueError: a module without unitary parameters, a tensor that holds no real or complex matrices,
             or entries that are not finite; nothing has changed then.
-        TypeError: a sharded weight, or neither a module nor a tensor.
+        TypeError: a weight that is sharded through its matrices, or neither a module nor a tensor.
     """
     tensors: list[Tensor] = [target] if isinstance(target, Tensor) else []
     if not isinstance(target, Tensor):
@@ -242,10 +243,14 @@ def project_(target: Target) -> Target:
     views, known = [], known_parameters()
     for tensor in tensors:
         name, slot = known.get(id(tensor), (f"a tensor of shape {tuple(tensor.shape)}", None))
-        if type(tensor) not in (Tensor, nn.Parameter, UnitaryParameter):
-            raise TypeError(f"target: {name} is a {type(tensor).__name__}, wanted a whole weight")
-        views.append((arguments.matrices("target", matrix_view(tensor).detach()), slot))
-        _refuse_unsound("target", name, tensor)
+        whole = type(tensor) in (Tensor, nn.Parameter, UnitaryParameter)
+        matrices = matrix_view(tensor).detach() if whole else None
+        if is_sharded(tensor) and isinstance(tensor, UnitaryParameter):
+            matrices = own_matrices(tensor)
+        if matrices is None:
+            raise TypeError(f"target: {name} is a {type(tensor).__name__}, wanted whole matrices")
+        views.append((arguments.matrices("target", matrices), slot))
+        _refuse_unsound("target", name, matrices)
     for matrices, slot in views:
         matrices.copy_(nearest(matrices))
         if slot is not None:

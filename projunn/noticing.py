@@ -88,6 +88,24 @@ def say(found: list[tuple[str, float]], event: str) -> None:
     )
 
 
+def say_cut(names: list[str], event: str) -> None:
+    """Warns of weights that were stepped and are cut through, so that no process can measure them."""
+    if not names:
+        return
+    filename, line = caller()
+    warnings.warn_explicit(
+        f"{event} these weights cannot be measured and are taken not to be unitary any more, since each"
+        f" process holds parts of their matrices: {', '.join(names)}. Wanted an optimizer of"
+        " projunn.optim and weights that every process holds: projunn.distributed.replicate(model), and"
+        " then fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)));"
+        " projunn.unconstrain(model) before it is sharded makes plain parameters of them",
+        OffManifoldWarning,
+        filename,
+        line,
+        registry=None,
+    )
+
+
 def caller() -> tuple[str, int]:
     """The file and the line of the call that led here from outside of this library and of PyTorch."""
     frame = inspect.currentframe()

@@ -25,8 +25,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from projunn.factored import FactoredTensor
-from projunn.layout import PLAIN, Layout, as_matrices, forget_memory, remember, remembered
-from projunn.noticing import NO_PATHS, off_manifold, paths_of, say
+from projunn.layout import PLAIN, Layout, forget_memory, remember, remembered
+from projunn.noticing import NO_PATHS, off_manifold, paths_of, say, say_cut
+from projunn.shards import flattened_into, is_sharded, own_matrices
 from projunn.sketches import following
 from projunn.slots import Slot
 from projunn.swapping import converter
@@ -263,6 +264,7 @@ def notice(
     paths: Mapping[int, str] = NO_PATHS,
     *,
     kept: bool = False,
+    moved: bool = False,
 ) -> None:
     """Warns of those parameters that are off the manifold, once each until they are back.
 
@@ -270,32 +272,26 @@ def notice(
         event: what has just happened to them, the start of a sentence: "After load_state_dict".
         paths: their dotted names, where these are known, by ``id``.
         kept: whether an optimizer of ours steps them from now on.
+        moved: whether another one has just stepped them: then those that are cut through, so that no
+            process can measure them, are named too.
     """
-    known, found = known_parameters(paths) if parameters else {}, []
+    known, found, cut = known_parameters(paths) if parameters else {}, [], []
     for parameter in parameters:
-        if type(parameter) is not UnitaryParameter:  # sharded, or without numbers
+        if type(parameter) is not UnitaryParameter and not is_sharded(parameter):  # without numbers
             continue
         unknown = f"a parameter of shape {tuple(parameter.shape)}", Slot(False, 1, None)
         name, slot = known.get(id(parameter), unknown)
-        defect = off_manifold(view_like(parameter, parameter.detach()))
+        if (matrices := own_matrices(parameter)) is None:
+            if moved and not slot.said:
+                cut.append(name)
+                slot.said = True
+            continue
+        defect = off_manifold(matrices)
         if defect is not None and not slot.said:
             found.append((name, defect))
         slot.said, slot.kept = defect is not None, slot.kept or kept
     say(found, event)
-
-
-def view_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The matrices (*batch, m, n) of ``tensor``, whose layout is that of ``parameter``; a view of it.
-
-    ``tensor`` may be the gradient of ``parameter``, for instance.  Pairs of reals become complex
-    numbers, stacked blocks become an axis of the batch, and singletons go.  If ``parameter`` is no
-    `UnitaryParameter`, ``tensor`` is returned.
-    """
-    blocks: int | None = getattr(parameter, "blocks", None)
-    if blocks is None:
-        return tensor
-    pairs: bool = parameter.pairs  # type: ignore[attr-defined]
-    return as_matrices(tensor, pairs, blocks, parameter.singletons)  # type: ignore[attr-defined]
+    say_cut(cut, event)
 
 
 def _remember(p: UnitaryParameter) -> None:
@@ -373,10 +369,12 @@ def _stepped(optimizer: Any, *_: Any) -> None:
     own = optimizer.__dict__
     steps = own[_STEPS] = own.get(_STEPS, 0) + 1
     if steps & (steps - 1) == 0 and not getattr(optimizer, "keeps_unitary", False):
-        every = (p for group in optimizer.param_groups for p in group["params"])
-        moved = [p for p in every if isinstance(p, UnitaryParameter) and p.grad is not None]
+        recognise()  # FSDP2 puts tensors of its own into slots
+        every = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        unitary = [p for p in every if isinstance(p, UnitaryParameter)]
         event = f"After a step of {type(optimizer).__name__}, which does not keep them unitary,"
-        notice(moved, event, paths_of(optimizer.param_groups))
+        notice(unitary, event, paths_of(optimizer.param_groups), moved=True)
+        say_cut(flattened_into(every, declarations()), event)
 
 
 @cache

@@ -39,11 +39,12 @@ from projunn.optim.options import (
 )
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
-from projunn.optim.sharded import is_sharded, local_member, local_part
+from projunn.optim.sharded import local_member, local_part
 from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
+from projunn.shards import is_sharded
 from projunn_kernels import orthonormalize, private, seeded_normal
 from projunn_kernels.precision import in_full_precision, without_autocast
 

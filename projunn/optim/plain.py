@@ -11,8 +11,8 @@ from torch import Tensor
 from projunn.arguments import number
 from projunn.manifold import MATRIX_DTYPES, dtype_names
 from projunn.optim.options import filled_up, warn_of_misspelt
-from projunn.optim.sharded import is_sharded
 from projunn.parameter import is_unitary
+from projunn.shards import is_sharded
 from projunn_kernels.precision import in_full_precision
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
-from projunn.optim.sharded import has_whole_matrices, is_sharded
 from projunn.optim.stacked import mark_stacked
 from projunn.parameter import declarations, name_of, recognise
+from projunn.shards import is_flattened, is_sharded, own_matrices
 from projunn_kernels import private
 
 
@@ -56,9 +56,9 @@ def check_parameter(p: Tensor) -> None:
             " sketch_rank, whose gradient is never formed; wanted sketch_rank=None, or a parameter that"
             " every process holds: projunn.distributed.replicate(model)"
         )
-    flattened = p.ndim < (3 if p.pairs else 2) + p.singletons
-    if flattened or (is_sharded(p) and not has_whole_matrices(p)):
-        how = "flattened, or a vector" if flattened else f"sharded as {getattr(p, 'placements', None)}"
+    if own_matrices(p) is None:
+        placed = getattr(p, "placements", None)
+        how = "flattened, or a vector" if is_flattened(p) else f"sharded as {placed}"
         name, shape = name_of(p), f"of shape {tuple(p.shape)}"
         name = name if name.endswith(shape) else f"{name}, {shape},"
         raise TypeError(

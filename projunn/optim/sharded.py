@@ -17,24 +17,6 @@ from projunn.manifold import UnitaryParameter
 from projunn.optim.member import Member
 
 
-def is_sharded(p: Tensor) -> bool:
-    """Whether a unitary parameter is a DTensor."""
-    return type(p) is not UnitaryParameter and hasattr(p, "placements")
-
-
-def has_whole_matrices(p: Any) -> bool:
-    """Whether each process holds all of the matrices of which it holds any."""
-    batch = p.ndim - (3 if p.pairs else 2)
-    return (
-        p.blocks == 1
-        and not p.singletons
-        and all(
-            placement.is_replicate() or (placement.is_shard() and placement.dim < batch)
-            for placement in p.placements
-        )
-    )
-
-
 def local_member(index: int, p: Any, state: dict[str, Any], group: dict[str, Any]) -> Member:
     """A sharded parameter's part that this process steps; its state becomes the whole's."""
     grad = p.grad

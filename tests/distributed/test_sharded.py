@@ -3,9 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+from projunn import OffManifoldWarning, project_, unitary_parameters
 from projunn.distributed import replicate
-from projunn.nn import UnitaryLinear
+from projunn.nn import UnitaryConv2d, UnitaryLinear
+from projunn.optim import SGDG
+from projunn.shards import own_matrices
 from tests.dense import defect
 from tests.distributed import scenarios
 from tests.distributed.job import run
@@ -67,6 +71,29 @@ def test_a_matrix_that_is_cut_is_refused_and_it_is_said_what_to_do(name, two):
     for messages in two["refused"]:
         assert "projunn.distributed.replicate(model)" in messages[name]
         assert "ignored_params" in messages[name]
+
+
+@pytest.mark.parametrize("rule", [torch.optim.SGD, SGDG])
+def test_steps_of_others_on_sharded_weights_are_not_silent(rule):
+    """Of a bank each process measures its own matrices; a matrix that is cut nobody can measure."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        bank, cut = UnitaryConv2d(2, 2, 3), UnitaryLinear(4, 4)
+        flat = FullyShardedDataParallel(UnitaryLinear(4, 4), device_id=torch.device("cpu"))
+        fully_shard(bank), fully_shard(cut)
+        for model, x, said in (
+            (bank, torch.randn(2, 2, 3, 3), r"weight of FSDPUnitaryConv2d \(.*projunn.project_"),
+            (cut, torch.randn(3, 4), "cannot be measured .*: weight of FSDPUnitaryLinear.*replicate"),
+            (flat, torch.randn(3, 4), "cannot be measured .*: weight of UnitaryLinear.*replicate"),
+        ):
+            optimizer = rule(model.parameters(), lr=0.1)
+            model(x).pow(4).sum().backward()
+            with pytest.warns(OffManifoldWarning, match=said):
+                optimizer.step()
+        project_(bank)
+        assert all(defect(own_matrices(p)) < 1e-12 for p in unitary_parameters(bank))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_sketches_of_sharded_weights_are_refused(two):
