@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -130,6 +130,15 @@ def of_kind(name: str, value: Any, kind: type, wanted: str) -> None:
     """Raises TypeError if ``value`` is not of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: got {_said(value)}, wanted {wanted}")
+
+
+def refuse_script(module: torch.nn.Module) -> NoReturn:
+    """What ``torch.jit.script`` calls before it compiles a module (``__prepare_scriptable__``)."""
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile {type(module).__name__}, whose Python is more than TorchScript"
+        " knows; wanted torch.compile, torch.export.export or torch.jit.trace, or a model of PyTorch's"
+        " own layers: projunn.to_plain(copy.deepcopy(model))"
+    )
 
 
 def check_generator(value: Any) -> None:

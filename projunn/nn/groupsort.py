@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projunn.arguments import check_strided, positive, tensor, whole
+from projunn.arguments import check_strided, positive, refuse_script, tensor, whole
 from projunn_kernels import private
 
 
@@ -28,6 +28,8 @@ class GroupSort(nn.Module):
             input has no axis ``dim``.
         TypeError: complex input.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(self, group_size: int, dim: int = 1) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from projunn.arguments import check_numbers, check_strided, on_device, positive, tensor
+from projunn.arguments import check_numbers, check_strided, on_device, positive, refuse_script, tensor
 from projunn_kernels import apply_nonlinearity, pairs, private
 from projunn_kernels.time_loop import nonlinearity_of_parts
 
@@ -29,6 +29,8 @@ class ModReLU(nn.Module):
         ValueError: ``num_features`` is not positive, or input of another size or device.
         TypeError: ``dtype`` is not real.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

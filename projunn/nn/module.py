@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from projunn.arguments import on_device, positive
+from projunn.arguments import on_device, positive, refuse_script
 from projunn.factored import FactoredTensor, TraceableFactors
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.parameter import declaration, notice
@@ -31,6 +31,7 @@ class UnitaryModule(nn.Module):
         TypeError: another dtype.
     """
 
+    __prepare_scriptable__ = refuse_script
     _reals_only: ClassVar[bool] = False  # whether one built for reals cannot be converted to complex
 
     def __init__(self, dtype: torch.dtype | None) -> None:

@@ -63,6 +63,8 @@ def unitary_learning_rate(group: dict[str, Any], shape: Sequence[int]) -> Any:
     if unitary_lr is None:
         angle = group["default_angle"]
         return lr / _LR_DIVIDER if angle is None else lr * (angle / sqrt(shape[-2] * shape[-1]))
+    if not isinstance(unitary_lr, Tensor) and unitary_lr == 0:  # also where lr starts at 0
+        return 0 * lr
     if not isinstance(base_lr, Tensor) and base_lr == 0:  # loaded from an older version
         _refuse_zero(unitary_lr)
     return unitary_lr * (lr / base_lr)

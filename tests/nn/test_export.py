@@ -11,6 +11,8 @@ from projunn.nn import (
     BlockUnitaryLinear,
     GroupSort,
     LocalUnitaryConv2d,
+    MaxMin,
+    ModReLU,
     OrthogonalFinetuning,
     UnitaryConv2d,
     UnitaryLinear,
@@ -154,6 +156,17 @@ def test_the_old_exporter_to_onnx_is_refused_by_the_operators_name(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.requires_cpp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "layer",
+    [UnitaryLinear(3, 3), UnitaryRNN(3, 3), UnitaryConv2d(2, 2, 3), MaxMin(), ModReLU(3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_torchscript_is_refused_in_words(layer):
+    with pytest.raises(NotImplementedError, match=f"{type(layer).__name__}.*torch.compile.*to_plain"):
+        torch.jit.script(nn.Sequential(layer))
+
+
 def test_inductor_compiles_ahead_of_time(tmp_path):
     model = nn.Sequential(UnitaryConv2d(2, 3, (4, 3)), nn.Flatten(2), States(sketch_rank=2)).eval()
     model[2].rnn = UnitaryRNN(12, 4, sketch_rank=2)

@@ -107,7 +107,10 @@ def test_an_explicit_unitary_lr_of_parameters_that_start_with_lr_0_is_refused(ru
             optimizer.add_param_group({"params": layer.weight, "lr": lr, "unitary_lr": unitary_lr})
         assert len(optimizer.param_groups) == 1
     getattr(optim, rule)([plain], lr=lr, unitary_lr=0.1)  # which has no unitary parameter
-    getattr(optim, rule)(layer.parameters(), lr=lr, unitary_lr=0.0)
+    layer(torch.ones(2, 4)).sum().backward()
+    before = layer.weight.detach().clone()
+    getattr(optim, rule)(layer.parameters(), lr=lr, unitary_lr=0.0).step()
+    assert torch.equal(layer.weight, before)
     getattr(optim, rule)(layer.parameters(), lr=lr)
     groups = [{"params": layer.weight, "lr": 0.1, "unitary_lr": 0.1}, {"params": plain}]
     getattr(optim, rule)(groups, lr=lr)
