@@ -27,7 +27,7 @@ from projunn.parameter import (
     recognise,
     unmark,
 )
-from projunn.selection import Place, names_of, select
+from projunn.selection import Place, names_of, places, select
 from projunn.shards import is_sharded, own_matrices
 from projunn_kernels import private
 
@@ -121,6 +121,11 @@ def constrain(
     layouts = [_possible_layout(module, place, blocks) for place in selected]
     for place, layout in zip(selected, layouts, strict=True):
         make_unitary(place, layout)
+    chosen = {id(place.owner._parameters[place.name]) for place in selected}
+    for other in places(module):  # those that share a parameter
+        parameter = other.owner._parameters[other.name]
+        if id(parameter) in chosen and other not in selected:
+            declare(other.owner, other.name, cast(UnitaryParameter, parameter))
     return module
 
 

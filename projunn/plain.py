@@ -37,9 +37,10 @@ def to_plain(module: nn.Module) -> nn.Module:
         OrthogonalFinetuning     nn.Linear                                            W R^T, as by merge
 
     All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
-    rounding of the dtype.  PyTorch's complex layers take complex input alone, where ours take reals too:
-    give those as ``x.to(torch.complex64)``.  A convolution costs as much as its filter is large, which
-    the Fourier transform spared it.  Hooks of replaced layers do not come along.
+    rounding of the dtype, and shared parameters stay shared.  PyTorch's complex layers take complex
+    input alone, where ours take reals too: give those as ``x.to(torch.complex64)``.  A convolution costs
+    as much as its filter is large, which the Fourier transform spared it.  Hooks of replaced layers do
+    not come along.
 
     Args:
         module: the model, which is changed in place (pass ``copy.deepcopy(model)`` to keep it), or one
@@ -67,11 +68,37 @@ def to_plain(module: nn.Module) -> nn.Module:
                 " projunn.unconstrain(module) makes plain parameters and keeps the layers"
             )
         new[id(layer)] = plain.train(layer.training)
+    _tie([(layer, new[id(layer)]) for layer in ours.values()], module)
     for parent in [*module.modules()]:
         for name, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[name] = new[id(child)]
     return unconstrain(new.get(id(module), module))
+
+
+def _tie(pairs: list[tuple[nn.Module, nn.Module]], module: nn.Module) -> None:
+    """Shares parameters of plain layers whose originals are shared.
+
+    Args:
+        pairs: layers of ours, and those that take their places.
+        module: the model that they are in.
+    """
+    inside = {id(inner) for layer, _ in pairs for inner in layer.modules()}
+    stay = (m for m in module.modules() if id(m) not in inside)
+    known: dict[Any, Tensor] = {(None, (id(p),)): p for m in stay for p in m.parameters(recurse=False)}
+    for layer, plain in pairs:
+        for path, new in [*plain.named_parameters()]:
+            owner, _, name = path.rpartition(".")
+            made_of = [
+                p
+                for own, p in layer.named_parameters()
+                if own == name or (name == "weight" and not own.endswith("bias"))
+            ]
+            same = len(made_of) == 1 and made_of[0].shape == new.shape
+            key = None if same else type(layer), tuple(map(id, made_of))
+            first = known.setdefault(key, new) if made_of else new
+            if first is not new and torch.equal(first, new):
+                setattr(plain.get_submodule(owner), name, first)
 
 
 def _linear(layer: Any) -> nn.Module:

@@ -37,11 +37,15 @@ def names_of(argument: str, value: Any) -> list[str]:
     return names
 
 
-def places(module: nn.Module) -> list[Place]:
-    """The slots of all parameters in a module; a shared one is listed as often as it occurs."""
+def places(module: nn.Module, *, every_name: bool = False) -> list[Place]:
+    """The slots of all parameters in a module; a shared one is listed as often as it occurs.
+
+    Args:
+        every_name: whether a module that occurs several times is listed by each of its names.
+    """
     return [
         Place(owner, name, f"{prefix}.{name}" if prefix else name)
-        for prefix, owner in module.named_modules()
+        for prefix, owner in module.named_modules(remove_duplicate=not every_name)
         for name, parameter in owner._parameters.items()
         if parameter is not None
     ]
@@ -52,12 +56,13 @@ def select(module: nn.Module, names: list[str]) -> list[Place]:
 
     A name is dotted, ``"encoder.layers.0.linear1.weight"``, or a pattern, ``"encoder.*.weight"``, whose
     characters ``*`` (any others, dots too), ``?`` and ``[..]`` mean what they mean in file names.  A
-    pattern passes over vectors and numbers, such as biases: only a matrix can be orthogonal.
+    pattern passes over vectors and numbers, such as biases: only a matrix can be orthogonal.  Of a
+    shared parameter the slot is the first that a name means.
 
     Raises:
         ValueError: a name or a pattern that no parameter has.
     """
-    every, chosen = places(module), set()
+    every, chosen = places(module, every_name=True), set()
     for name in names:
         fitting = [p for p in every if p.full == name]
         if not fitting and is_pattern(name):
@@ -69,12 +74,12 @@ def select(module: nn.Module, names: list[str]) -> list[Place]:
             raise ValueError(
                 f"name: {type(module).__name__} has no parameter {name!r} (it has: {known})"
             )
-        chosen |= {id(p.owner._parameters[p.name]) for p in fitting}
+        chosen |= {place.full for place in fitting}
     seen: set[int] = set()
     result = []
     for place in every:
         key = id(place.owner._parameters[place.name])
-        if key in chosen and key not in seen:
+        if place.full in chosen and key not in seen:
             seen.add(key)
             result.append(place)
     return result

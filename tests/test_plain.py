@@ -119,3 +119,19 @@ def test_a_layer_without_a_plain_one_is_refused_by_name(make):
     assert len(unitary_parameters(model)) == 2
     with pytest.raises(TypeError, match="module"):
         to_plain(3)
+
+
+def test_shared_weights_stay_shared():
+    options = {"nonlinearity": "tanh"}
+    linear = nn.ModuleList([UnitaryLinear(4, 4), UnitaryLinear(4, 4), constrain(nn.Linear(4, 4))])
+    linear[1].weight = linear[2].weight = linear[0].weight
+    recurrent = nn.ModuleList([UnitaryRNN(4, 4, **options), UnitaryRNN(4, 4, **options)])
+    recurrent[1].weight_hh_l0 = recurrent[0].weight_hh_l0
+    complex_ = nn.ModuleList([UnitaryConv2d(2, 2, 3, dtype=torch.complex64) for _ in range(2)])
+    complex_[1].weight, complex_[1].bias = complex_[0].weight, complex_[0].bias
+    plain = to_plain(nn.ModuleList([linear, recurrent, complex_]))
+    for layers, count in zip(plain, (4, 7, 2), strict=True):
+        assert len([*layers.parameters()]) == count
+    x = torch.randn(3, 2, 4)
+    recurrent[0](x)[0].sum().backward()
+    assert recurrent[1].weight_hh_l0.grad is not None

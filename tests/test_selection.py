@@ -201,3 +201,16 @@ def test_a_compiled_step_of_a_1_x_1_filter_is_the_eager_one():
         eager.step()
         step()
         assert torch.equal(conv.weight, other.weight)
+
+
+@pytest.mark.parametrize("name", ["shared.weight", "other.weight", "tied.weight"])
+def test_a_shared_weight_is_unitary_under_each_of_its_names(name):
+    model = nn.Module()
+    model.shared, model.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    model.other, model.tied.weight = model.shared, model.shared.weight
+    with pytest.raises(ValueError, match=f"3 does not divide the 4 rows of '{name}'"):
+        constrain(model, name, blocks=3)
+    constrain(model, name)
+    saved = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(saved, assign=True)  # makes a parameter for each module
+    assert unitary_parameters(model) == [model.shared.weight, model.tied.weight]

@@ -154,8 +154,6 @@ def test_the_old_exporter_to_onnx_is_refused_by_the_operators_name(tmp_path):
         )
 
 
-@pytest.mark.slow
-@pytest.mark.requires_cpp
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     "layer",
@@ -167,6 +165,8 @@ def test_torchscript_is_refused_in_words(layer):
         torch.jit.script(nn.Sequential(layer))
 
 
+@pytest.mark.slow
+@pytest.mark.requires_cpp
 def test_inductor_compiles_ahead_of_time(tmp_path):
     model = nn.Sequential(UnitaryConv2d(2, 3, (4, 3)), nn.Flatten(2), States(sketch_rank=2)).eval()
     model[2].rnn = UnitaryRNN(12, 4, sketch_rank=2)
