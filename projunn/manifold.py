@@ -46,6 +46,7 @@ __all__ = [
 
 MATRIX_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+_NEAR = 0.5  # ‖W^H W - I‖_F up to which products find a polar factor
 Target = TypeVar("Target", Tensor, nn.Module)
 torch.serialization.add_safe_globals([UnitaryParameter, rebuild])
 
@@ -223,7 +224,7 @@ def project_(target: Target) -> Target:
         W <- U V^H for W = U S V^H, the polar factor
 
     It is for weights that were loaded, averaged (EMA, SWA), scaled, edited, or stepped by an optimizer
-    that does not know of them.  Computed by SVD in float64; the result has a defect of rounding in the
+    that does not know of them.  Computed in float64; the result has a defect of rounding in the
     dtype of the weight.
 
     Args:
@@ -274,7 +275,25 @@ def dtype_names() -> str:
 
 
 def nearest(matrix: Tensor) -> Tensor:
-    """The polar factor of each matrix, by SVD in float64: (*batch, m, n), same dtype."""
+    """The polar factor of each matrix, found in float64: (*batch, m, n), same dtype.
+
+    By SVD, or, if all are near the manifold, by Newton-Schulz steps, which cost a tenth to a half of it:
+
+        W <- W (3 I - W^H W)/2        takes singular values s to s (3 - s^2)/2 and leaves the vectors
+    """
     precise = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
-    u, _, vh = torch.linalg.svd(precise, full_matrices=False)
-    return (u @ vh).to(matrix.dtype)
+    tall = precise if precise.shape[-2] >= precise.shape[-1] else precise.mH
+    rest = _rest(tall)
+    bound = float(torch.linalg.matrix_norm(rest).max()) if rest.numel() else 0.0
+    if not bound <= _NEAR:
+        u, _, vh = torch.linalg.svd(precise, full_matrices=False)
+        return (u @ vh).to(matrix.dtype)
+    while bound > (wanted := 0.01 * torch.finfo(matrix.dtype).eps):
+        tall = tall - tall @ rest / 2
+        bound = (3 + bound) / 4 * bound**2  # of ‖W^H W - I‖_F
+        rest = _rest(tall) if bound > wanted else rest
+    return (tall if tall.shape == precise.shape else tall.mH).to(matrix.dtype)
+
+
+def _rest(tall: Tensor) -> Tensor:
+    return tall.mH @ tall - torch.eye(tall.shape[-1], dtype=tall.dtype, device=tall.device)

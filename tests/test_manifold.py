@@ -206,3 +206,18 @@ def test_a_parameter_of_two_modules_is_unconstrained_in_both():
     projunn.unconstrain(one)
     projunn.optim.SGD(other.parameters(), lr=0.5)  # which asks all modules
     assert type(other.weight) is nn.Parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+@pytest.mark.parametrize("shape", [(5, 5), (3, 7, 4), (4, 7), (0, 3, 3)])
+def test_products_find_the_nearest_matrix_as_an_svd_does(shape, dtype, monkeypatch):
+    start = projunn.init.haar_(torch.empty(shape, dtype=dtype))
+    precise = torch.complex128 if dtype.is_complex else torch.float64
+    for size in (0.0, 1e-9, 1e-3, 0.02):
+        near = start + size * torch.randn(shape, dtype=dtype)
+        u, _, vh = torch.linalg.svd(near.to(precise), full_matrices=False)
+        wanted = (u @ vh).to(dtype)
+        with monkeypatch.context() as patch:
+            patch.delattr(torch.linalg, "svd")
+            found = projunn.project_(near)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=20 * torch.finfo(dtype).eps)
