@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from projunn.arguments import of_kind
 from projunn.manifold import unconstrain
@@ -58,6 +60,9 @@ def to_plain(module: nn.Module) -> nn.Module:
     ours = {name: inner for name, inner in module.named_modules() if isinstance(inner, UnitaryModule)}
     new: dict[int, nn.Module] = {}
     for name, layer in ours.items():
+        for hook in layer._forward_pre_hooks.values():  # weights of the last forward may be old
+            if isinstance(hook, BasePruningMethod | SpectralNorm):
+                hook(layer, ())
         make = _PLAIN.get(type(layer))
         plain = None if make is None else make(layer)
         if plain is None:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from projunn import constrain, to_plain, unitary_parameters
 from projunn.nn import (
@@ -135,3 +136,14 @@ def test_shared_weights_stay_shared():
     x = torch.randn(3, 2, 4)
     recurrent[0](x)[0].sum().backward()
     assert recurrent[1].weight_hh_l0.grad is not None
+
+
+@pytest.mark.parametrize(
+    "make", [nn.utils.spectral_norm, lambda m: prune.random_unstructured(m, "weight", 0.3)]
+)
+def test_a_weight_that_is_computed_is_that_of_now(make):
+    layer = make(UnitaryLinear(4, 4)).eval()
+    with torch.no_grad():
+        layer.weight_orig.mul_(3).add_(1)  # as a step does
+        plain, x = to_plain(nn.Sequential(layer)), torch.randn(2, 4)
+        torch.testing.assert_close(plain(x), layer(x))
