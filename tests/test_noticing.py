@@ -120,3 +120,14 @@ def test_the_line_is_that_of_the_users_call_where_a_step_runs_without_autocast(r
     with torch.autocast("cpu"), pytest.warns(OffManifoldWarning) as said:
         optimizer.step()
     assert said[0].filename == __file__
+
+
+def test_a_weight_that_is_averaged_while_an_optimizer_steps_it_is_said_before_evaluation():
+    layer = UnitaryLinear(32, 32)  # whose drift is corrected every 16 steps
+    optimizer = AdamW(layer.parameters(), lr=0.1)
+    layer(torch.randn(4, 32)).pow(4).sum().backward()
+    optimizer.step()
+    assert texts(layer.eval) == []
+    layer.train().weight.data.lerp_(projunn.init.haar_(torch.empty(32, 32)), 0.5)
+    (said,) = texts(layer.eval)
+    assert "Before evaluation" in said

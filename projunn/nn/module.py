@@ -115,10 +115,13 @@ class UnitaryModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def train(self, mode: bool = True) -> Self:
-        """As in ``nn.Module``.  Weights that no optimizer of ours steps are checked before eval()."""
+        """As in ``nn.Module``.  Weights are checked before eval().
+
+        On a GPU those alone that no optimizer of ours steps, because a check waits for the device.
+        """
         found = None if torch.compiler.is_compiling() else declaration(self)
         if found is not None and self.training and not mode:
-            held = [p for _, slot, p in found.held() if not slot.kept]
+            held = [p for _, slot, p in found.held() if not slot.kept or p.device.type == "cpu"]
             notice(held, "Before evaluation")
         return super().train(mode)
 
