@@ -3,7 +3,7 @@
 Results stay on the device of the argument and carry no gradient.  On a GPU `unitarity_defect` does not
 make the host wait; `eigenphases` and `captured_energy` do, because PyTorch's eigenvalue solvers do.
 Transforms of ``torch.func`` and forward mode, which would take the derivative for zero, get a
-NotImplementedError.
+NotImplementedError.  Of a sharded weight all processes must ask, and each gets the whole result.
 """
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from projunn import arguments
 from projunn.arguments import matrices, positive
+from projunn.layout import as_matrices
 from projunn.manifold import matrix_view
+from projunn.parameter import layout_of
+from projunn.shards import is_sharded
 from projunn_kernels import constant
 from projunn_kernels.precision import exact_product
 
@@ -95,6 +98,10 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _matrix(name: str, tensor: Tensor) -> Tensor:
-    view = matrix_view(arguments.tensor(name, tensor))
+    view = arguments.tensor(name, tensor)
+    if is_sharded(tensor):
+        view = as_matrices(tensor.detach().full_tensor(), *layout_of(tensor))  # type: ignore[attr-defined]
+    else:
+        view = matrix_view(view)
     matrix = matrices(name, constant(view, "this diagnostic"))
     return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix

@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from projunn.factored import FactoredTensor
 from projunn.layout import PLAIN, Layout, forget_memory, remember, remembered
 from projunn.noticing import NO_PATHS, off_manifold, paths_of, say, say_cut
-from projunn.shards import flattened_into, is_sharded, own_matrices
+from projunn.shards import flattened_into, is_sharded, own_matrices, own_part
 from projunn.sketches import following
 from projunn.slots import Slot
 from projunn.swapping import converter
@@ -148,8 +148,8 @@ def mark(parameter: Tensor, layout: Layout, sketch: FactoredTensor | None = None
 
 def unmark(parameter: UnitaryParameter) -> None:
     """The inverse of `mark`."""
-    if type(parameter) is UnitaryParameter:
-        forget_memory(parameter)
+    if type(parameter) is UnitaryParameter or is_sharded(parameter):
+        forget_memory(own_part(parameter))
     for name in ("pairs", "blocks", "singletons", "sketch"):
         delattr(parameter, name)
     if type(parameter) is UnitaryParameter:
@@ -227,8 +227,7 @@ def declare(module: nn.Module, name: str, parameter: UnitaryParameter) -> None:
 
 def forget(module: nn.Module) -> None:
     """The inverse of `declare`, for all parameters of a module."""
-    found = module.__dict__.pop(_ATTRIBUTE, None)
-    if found is not None:
+    if (found := module.__dict__.pop(_ATTRIBUTE, None)) is not None:
         found.slots.clear()
 
 
@@ -295,9 +294,9 @@ def notice(
 
 
 def _remember(p: UnitaryParameter) -> None:
-    layout = _layout(p)
-    if layout != PLAIN and type(p) is UnitaryParameter and not p.is_meta:
-        remember(p, layout)
+    has_memory = type(p) is UnitaryParameter or is_sharded(p)
+    if _layout(p) != PLAIN and has_memory and not private.is_fake(own_part(p)):
+        remember(own_part(p), _layout(p))
 
 
 def _layout(p: UnitaryParameter) -> Layout:
@@ -310,14 +309,17 @@ def layout_of(tensor: Tensor) -> Layout:
     Other tensors are real or complex matrices as they are.  So are all plain tensors in a program that
     is traced, where there is no memory to compare.
     """
+    if is_sharded(tensor) and not torch.compiler.is_compiling():
+        recognise()
     if getattr(tensor, "blocks", None) is not None:  # `isinstance` is not always right in a trace
         known = cast(UnitaryParameter, tensor)
         if _layout(known) == PLAIN and not torch.compiler.is_compiling():
             recognise()  # one that was rebuilt by its class is marked by the module it is in
         return _layout(known)
-    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, nn.Parameter):
+    if torch.compiler.is_compiling():
         return PLAIN
-    if tensor.layout != torch.strided:
+    tensor = own_part(tensor)
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return PLAIN
     found = remembered(tensor)
     if found is None and tensor.shape in _unclear:  # a conversion may have moved the memory
@@ -371,8 +373,8 @@ def _stepped(optimizer: Any, *_: Any) -> None:
     if steps & (steps - 1) == 0 and not getattr(optimizer, "keeps_unitary", False):
         recognise()  # FSDP2 puts tensors of its own into slots
         every = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        unitary = [p for p in every if isinstance(p, UnitaryParameter)]
         event = f"After a step of {type(optimizer).__name__}, which does not keep them unitary,"
+        unitary = [p for p in every if isinstance(p, UnitaryParameter)]
         notice(unitary, event, paths_of(optimizer.param_groups), moved=True)
         say_cut(flattened_into(every, declarations()), event)
 

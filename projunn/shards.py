@@ -32,11 +32,17 @@ def is_flattened(p: Any) -> bool:
     return bool(p.ndim < (3 if p.pairs else 2) + p.singletons)
 
 
+def own_part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor that may be sharded; it shares the memory."""
+    part: Tensor = tensor.detach().to_local() if is_sharded(tensor) else tensor
+    return part
+
+
 def own_matrices(p: Any) -> Tensor | None:
     """The matrices (*batch, m, n) that this process holds; None if they are cut through."""
     if is_flattened(p) or (is_sharded(p) and not has_whole_matrices(p)):
         return None
-    return view_like(p, (p.to_local() if is_sharded(p) else p).detach())
+    return view_like(p, own_part(p).detach())
 
 
 def flattened_into(parameters: Iterable[Tensor], declarations: Iterable[Any]) -> list[str]:

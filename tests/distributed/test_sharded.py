@@ -5,7 +5,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-from projunn import OffManifoldWarning, project_, unitary_parameters
+from projunn import (
+    OffManifoldWarning,
+    matrix_view,
+    project_,
+    unitarity_defect,
+    unitary_parameters,
+)
 from projunn.distributed import replicate
 from projunn.nn import UnitaryConv2d, UnitaryLinear
 from projunn.optim import SGDG
@@ -91,6 +97,9 @@ def test_steps_of_others_on_sharded_weights_are_not_silent(rule):
             with pytest.warns(OffManifoldWarning, match=said):
                 optimizer.step()
         project_(bank)
+        for p in (cut.weight, bank.weight, bank.weight.detach(), bank.state_dict()["weight"]):
+            whole = matrix_view(p.full_tensor(), pairs=p.ndim > 2)
+            torch.testing.assert_close(unitarity_defect(p), unitarity_defect(whole))
         assert all(defect(own_matrices(p)) < 1e-12 for p in unitary_parameters(bank))
     finally:
         dist.destroy_process_group()
