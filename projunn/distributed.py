@@ -106,7 +106,9 @@ def replicate(module: Module, process_group: "dist.ProcessGroup | None" = None) 
     for p in unitary_parameters(module):
         if p.sketch is None and not is_sharded(p):
             dist.broadcast(p.detach(), group=process_group, group_src=0)
-            p.register_post_accumulate_grad_hook(average)
+            trained = p.requires_grad
+            p.requires_grad_(True).register_post_accumulate_grad_hook(average)
+            p.requires_grad_(trained)  # PyTorch takes no hook of a frozen one, which may thaw
     return module
 
 

@@ -118,6 +118,19 @@ def test_dense_weights_are_held_by_every_rank_while_the_rest_is_sharded(name, tw
     assert_close(results[0], scenarios.alone("linear", 2, "SGD, svd"))
 
 
+def test_frozen_weights_are_replicated_and_averaged_once_they_learn(monkeypatch):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = replicate(UnitaryLinear(2, 2).requires_grad_(False))
+        assert not layer.weight.requires_grad
+        averaged = []
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor, **_: averaged.append(tensor))
+        layer.requires_grad_(True)(torch.randn(3, 2)).sum().backward()
+        assert [tensor is layer.weight.grad for tensor in averaged] == [True]
+    finally:
+        dist.destroy_process_group()
+
+
 def test_weights_without_numbers_cannot_be_replicated():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
