@@ -40,12 +40,12 @@ def convert(module: nn.Module, name: str | Iterable[str] = "*") -> nn.Module:
         geoopt.ManifoldParameter                      W itself, on a Stiefel manifold
                               ->  W itself, which the optimizers of `projunn.optim` keep orthogonal
 
-    Each weight keeps its value: it is the polar factor of what it was, which differs from it by its
-    defect.  So ``module`` computes what it did, to the rounding of its dtype (1e-6 in float32).  The
-    module and its parameters stay the same objects, and the names in its ``state_dict`` are plain,
-    ``weight`` in place of ``parametrizations.weight.original``.  A weight that was one orthogonal matrix
-    stays one: the ``in_proj_weight`` of an attention, say, does not fall into three.  Make the optimizer
-    afterwards.  `unconstrain` is the way on to plain parameters.
+    Each weight is replaced by its polar factor, which differs from it by its defect.  So ``module``
+    computes the same function as before, to the rounding of its dtype (1e-6 in float32).  The module and
+    its parameters stay the same objects, and the names in its ``state_dict`` become plain, ``weight`` in
+    place of ``parametrizations.weight.original``.  A weight that was one orthogonal matrix stays one:
+    the ``in_proj_weight`` of an attention, say, does not become three.  Make the optimizer afterwards.
+    To get plain parameters, call `unconstrain` next.
 
     Args:
         module: the model.
@@ -59,7 +59,7 @@ def convert(module: nn.Module, name: str | Iterable[str] = "*") -> nn.Module:
         ValueError: no parameter is kept orthogonal by one of the three; one that is chosen is kept on
             another manifold (geotorch's and geoopt's sphere, say), has further parametrizations, is
             shared with another module or is not finite.  Nothing has changed then.
-        TypeError: ``module`` is no module, ``name`` no word, or a weight is in half precision.
+        TypeError: ``module`` is no module, ``name`` no string, or a weight is in half precision.
 
     Warns:
         OffManifoldWarning: a weight was orthogonal to less than 1e-4, and has changed by that.

@@ -31,7 +31,7 @@ class FactoredTensor(torch.Tensor):
     Attributes:
         left, right: L and R, complex with ``pairs``.
         pairs: as given.
-        group: of the start of a sketch, the processes over which the sketch is averaged
+        group: of a tensor that a sketch starts from, the processes over which the sketch is averaged
             (`projunn.distributed.reduce_sketches`); else empty.
         stored_left, stored_right: the factors as they are stored; ``left`` and ``right`` are views of
             them.

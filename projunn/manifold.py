@@ -54,11 +54,11 @@ torch.serialization.add_safe_globals([UnitaryParameter, rebuild])
 def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None = None) -> Tensor:
     """The matrices of a parameter as real or complex numbers, (*batch, m, n).
 
-    The result is a view of the parameter, and autograd goes through it: pairs of reals become complex
-    numbers, stacked blocks become an axis of the batch, and the last axes of a 1 x 1 filter go.  So they
-    do of a tensor that shares memory with a unitary parameter, such as ``parameter.data``,
-    ``parameter.detach()`` and the entries of ``state_dict()``.  Of any other tensor nothing is known (it
-    was loaded, cloned or computed): it is returned as it is, unless ``pairs`` or ``blocks`` say more.
+    The result is a differentiable view of the parameter: pairs of reals become complex numbers, stacked
+    blocks become an axis of the batch, and the last axes of a 1 x 1 filter are removed.  The same holds
+    for a tensor that shares memory with a unitary parameter, such as ``parameter.data``,
+    ``parameter.detach()`` and the entries of ``state_dict()``.  The layout of any other tensor (loaded,
+    cloned or computed) is not known: it is returned as it is, unless ``pairs`` or ``blocks`` are given.
 
     Args:
         tensor: a `UnitaryParameter`, or any tensor.
@@ -115,7 +115,7 @@ def constrain(
             is larger than 1 x 1 (take those of `projunn.nn`) or to an embedding, ``blocks`` does not
             divide its rows, or it has entries that are not finite.
         TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised);
-            ``module`` is no module, or ``name`` no word.
+            ``module`` is no module, or ``name`` no string.
     """
     of_kind("module", module, nn.Module, "a module")
     selected = select(module, names_of("name", name))

@@ -57,8 +57,8 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
             with `projunn.init`, or project an existing parameter with `projunn.constrain`.
         requires_grad: as in ``nn.Parameter``.
         pairs: ``data`` is (*batch, m, n, 2) and real, with real and imaginary parts on the last axis.
-        blocks: ``data`` is (*batch, blocks m, n), with so many matrices stacked along the rows.  Where
-            no layout is given, data that is or shares memory with a unitary parameter has its own.
+        blocks: ``data`` is (*batch, blocks m, n), with so many matrices stacked along the rows.  By
+            default data that shares memory with a unitary parameter has its layout.
         singletons: ``data`` is (*batch, m, n, 1, ..), with so many axes of size 1 after the matrix, as
             the filter of a 1 x 1 convolution has.
         sketch: see below.

@@ -202,7 +202,7 @@ def rotation_from_skew(vectors: Tensor, *, transposed: bool = False) -> Tensor:
 
         R = (I + Q) (I - Q)^-1,  Q = -Q^T with the vector as its part above the diagonal, row by row
 
-    It is what the field's truncated series I + 2 Q + 2 Q^2 + ... stands for.
+    The series I + 2 Q + 2 Q^2 + ..., which is truncated in published code, approximates it.
 
     Args:
         vectors: (B, b (b - 1) / 2), as PEFT stores ``oft_R.<adapter>.weight``.

@@ -16,13 +16,13 @@ class OffsetCrossEntropyLoss(nn.Module):
 
         loss = -T (1 - p_y)^gamma log p_y        p = softmax((input - offset e_y) / T)
 
-    The answers of a 1-Lipschitz network with orthonormal last rows hold within a distance d where their
-    margin is above sqrt(2) d: an offset of sqrt(2) d asks for that.  A small temperature T leaves alone
-    what has the margin, and spends the slopes of the network, which are bounded, on what has not.
-    Without ``annealing`` it is the loss of Prach and Lampert (ECCV 2022), whose offset and temperature
-    are the defaults here.  Annealing weakens the pull on inputs that have most of the margin; with
-    offset 2 sqrt(2), T = 0.75 and gamma = 5 it is the logit annealing loss of Lai, Huang, Kung and Chen
-    (ICML 2025).
+    The answers of a 1-Lipschitz network with orthonormal last rows hold within a distance d if their
+    margin is above sqrt(2) d: an offset of sqrt(2) d asks for that.  With a small temperature T inputs
+    that have the margin hardly count, so that the network, whose slopes are bounded, uses them for the
+    other inputs.  Without ``annealing`` it is the loss of Prach and Lampert (ECCV 2022), whose offset
+    and temperature are the defaults here.  Annealing weakens the pull on inputs that have most of the
+    margin; with offset 2 sqrt(2), T = 0.75 and gamma = 5 it is the logit annealing loss of Lai, Huang,
+    Kung and Chen (ICML 2025).
 
     Args:
         offset: what is taken from the logit of the right class, at least 0.

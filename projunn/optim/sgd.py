@@ -33,12 +33,12 @@ class SGD(UnitaryOptimizer):
             `projunn.factorize`.  ``"tangent"`` sketches its tangent part, (W^H D - D^H W)/2, which is
             what moves a unitary W, and reads W more often.  ``"single_pass"`` projects the direction on
             the span of the last one's left factor, and reads D and W once; its kernels are for rank 1.
-            This and ``"subspace"`` look at every 64th step whether their factors have become normal to
-            the manifold, where they would stop for good, and go on as ``"tangent"`` then; with counters
-            on the GPU (``capturable``, ``torch.compile``) they do not look.
-        averages: of what the rule's averages are: ``"gradient"``, of G as `torch.optim` has them, or
-            ``"tangent"``, of its tangent part A = (W^H G - G^H W)/2 in the frame of a square W, whose
-            direction is W times that of A.  That takes two products of n x n matrices.
+            This and ``"subspace"`` test at every 64th step whether their factors have become normal to
+            the manifold, where they would stop for good, and go on as ``"tangent"`` if so; with counters
+            on the GPU (``capturable``, ``torch.compile``) they do not test it.
+        averages: what momentum and second moments average: ``"gradient"``, G as in `torch.optim`, or
+            ``"tangent"``, the tangent part A = (W^H G - G^H W)/2 of G in the frame of a square W; the
+            direction is then W times that of A.  This takes two products of n x n matrices.
         unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
             experiments.  A scheduler that changes ``lr`` changes it in proportion.
         polish_every: steps of a matrix between two corrections of its rounding drift; 0 for none.  The
@@ -54,8 +54,9 @@ class SGD(UnitaryOptimizer):
 
     All arguments but ``params`` can be given in parameter groups.  If the gradient of a matrix is not
     finite, the matrix and its state stay as they were, and `skipped_steps` counts it.  If the gradient
-    is finite, but so large that the result of the step is not determined to working precision, so does
-    the matrix; averages have taken the gradient in, and the matrix stays until they allow a step.
+    is finite, but so large that the result of the step is not determined to working precision, the
+    matrix stays as it was too; but averages have taken the gradient in, so that the matrix may stay for
+    more steps.
 
     Raises:
         ValueError: an option is out of its range.

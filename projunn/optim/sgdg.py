@@ -32,10 +32,11 @@ class SGDG(PlainSGD):
         a  = min(1 / (‖V‖_1 + 1e-8), lr)               ‖V‖_1 the largest absolute column sum
         R <- R (I + a V/2)^-1 (I - a V/2)              the Cayley transform of -a V
 
-    It is called as the optimizer of that name that rotations of language models are learned with, on the
-    scale of its learning rates (SpinQuant: ``SGDG(rotations, lr=1.5, stiefel=True)``).  V is a matrix of
-    rank 2k, and a step costs O(k n^2), where theirs costs nine products of n x n matrices.  The
-    transform is exact, so that R is orthogonal to rounding after any number of steps.
+    Its arguments and the scale of its learning rates are those of the optimizer of that name with which
+    rotations of language models are learned (SpinQuant: ``SGDG(rotations, lr=1.5, stiefel=True)``).  V
+    is a matrix of rank 2k, and a step costs O(k n^2), where that of the published optimizer costs nine
+    products of n x n matrices.  The transform is exact, so that R is orthogonal to rounding after any
+    number of steps.
 
     Args:
         params: parameters or parameter groups, as in ``torch.optim``.
@@ -43,10 +44,10 @@ class SGDG(PlainSGD):
         momentum: mu.  (The published routine writes its momentum to a copy, so that it has no effect
             there; here it has.)
         dampening, weight_decay, nesterov: as in ``torch.optim.SGD``, of the other parameters only.
-        stiefel: the user's word that the parameters of the group are orthogonal: each is a matrix
-            (m, n), or is flattened to one, (m, -1), and has orthonormal rows if m <= n, else orthonormal
-            columns.  Vectors and all parameters of groups without it take the step of
-            ``torch.optim.SGD``.  (The published routine takes that for matrices with m > n too.)
+        stiefel: declares that the parameters of the group are orthogonal: each is a matrix (m, n), or is
+            flattened to one, (m, -1), and has orthonormal rows if m <= n, else orthonormal columns.
+            Vectors and all parameters of groups without it take the step of ``torch.optim.SGD``.
+            (The published routine takes that for matrices with m > n too.)
         omega, grad_clip: have no effect, as in the published routine.
         rank: k; None for the whole tangent.  A step of a part V_k of the tangent V is longer by
             ‖V‖_F^2 / ‖V_k‖_F^2, at most 2, estimated by 4 random columns: to first order the loss falls
@@ -60,8 +61,8 @@ class SGDG(PlainSGD):
             ‖R^H R - I‖_F / sqrt(n) is above 0.01.
 
     A step whose gradient is not finite is not taken, and `skipped_steps` counts it.  A matrix that is
-    loaded or edited later, and is not orthogonal, is named in a `projunn.OffManifoldWarning` when its
-    drift is corrected next, and replaced by the nearest one, on a CPU.
+    loaded or edited later, and is not orthogonal, is named in a `projunn.OffManifoldWarning` at the next
+    correction of its drift, and on a CPU is replaced by the nearest orthogonal one.
 
     Source: Li, Li, Todorovic, Efficient Riemannian Optimization on the Stiefel Manifold via the Cayley
     Transform, ICLR 2020, arXiv 2002.01113, algorithm 1; Liu et al., SpinQuant, arXiv 2405.16406.

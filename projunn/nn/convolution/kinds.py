@@ -24,9 +24,8 @@ class UnitaryConv2d(UnitaryConvolution):
     With ``out_channels >= in_channels prod(stride)`` the W_k have orthonormal columns, and the norm is
     preserved (an isometry).  With fewer output channels they have orthonormal rows, and the layer
     projects.  A stride gathers the pixels of each cell into channels first, so that no pixel is dropped;
-    where it does not divide the image, zeros fill the last cells, which leaves the norm as it is.  A
-    dilated filter sees every ``dilation``-th pixel: the image falls apart into as many, each of which
-    goes through the same smaller layer.
+    where it does not divide the image, zeros fill the last cells, which leaves the norm as it is.  With
+    a dilation d each sub-image of every d-th pixel goes through the same smaller layer.
 
     Args:
         in_channels: channels of the input.
@@ -42,7 +41,7 @@ class UnitaryConv2d(UnitaryConvolution):
         device: as in ``torch.nn.Conv2d``.
         dtype: float32, float64, complex64 or complex128; default: PyTorch's default dtype.
         sketch_rank: rank of sketched gradients, as in `projunn.nn.UnitaryLinear`, at every frequency.
-        padding: None.  The filter goes round at the borders, so that there is none to choose.
+        padding: must be None, because the filter is circular.
 
     Shape:
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also

@@ -46,7 +46,7 @@ class UnitaryRNN(RecurrentModule):
             layer then takes the place of T, which is least for ``"sqrt"``.  With ``outputs=False`` no
             other tensor grows with T.  Below the last of several bidirectional layers all states are
             kept, because the layer above begins at both ends.
-        proj_size: 0, as `torch.nn.RNN` wants it too.
+        proj_size: must be 0, as for `torch.nn.RNN`.
 
     Shape:
         ``input`` is (T, batch, input_size), or (batch, T, input_size) with ``batch_first``, or (T,
