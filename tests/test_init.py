@@ -43,6 +43,9 @@ def test_haar_moments(kind):
     # E |tr U|^2 = 1 and E |U_ij|^2 = 1/n for both groups; QR without its signs gives neither.
     traces = tensor.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert abs(traces.abs().square().mean() - 1) < 0.04
+    # E tr U^2 = 1 for O(n), where half of the determinants are -1, and 0 for U(n).
+    assert abs((tensor * tensor.mT).sum((-2, -1)).mean() - float(not kind.is_complex)) < 0.05
+    assert abs(torch.linalg.det(tensor).mean()) < 0.03
     torch.testing.assert_close(
         tensor.abs().square().mean(0), torch.full((4, 4), 0.25).double(), atol=0.01, rtol=0
     )
