@@ -19,7 +19,7 @@ class Case:
         contenders: the methods.
         seconds: of CPU time, the budget of one training, as steps at the pace of the method.
         options: those of the task.
-        images: whether the task reads the images that ``--data`` names.
+        images: how many the file that ``--data`` names has to hold out; 0 if the task reads none.
         points: of a curve, at equal distances.
         seeds: of the trainings at the best rate; the first is that of the trials.
         rates_of: another case, whose best rate each method gets in place of trials.
@@ -30,18 +30,26 @@ class Case:
     contenders: tuple[Contender, ...]
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
-    images: bool = False
+    images: int = 0
     points: int = 12
     seeds: int = 3
     rates_of: str | None = None
 
     def make(self, seed: int, data: Path | None = None) -> Task:
-        """The task for a seed."""
+        """The task for a seed.
+
+        Raises:
+            ValueError: another number of images is held out, so that scores would be of other data.
+        """
         task = TASKS[self.task]
         given = self.options | ({"data": str(data)} if self.images else {})
         taken = {"batch_size", *(option.name for option in task.declares)}
         chosen = {**task.defaults_for(given), **given}
-        return task(TaskOptions(**{k: v for k, v in chosen.items() if k in taken}, seed=seed))
+        made = task(TaskOptions(**{k: v for k, v in chosen.items() if k in taken}, seed=seed))
+        if self.images and len(made.test_data()[1]) != self.images:
+            found = f"{data} holds {len(made.test_data()[1]):,} images out"
+            raise ValueError(f"data: {found}, wanted {self.images:,} for {self.name} (docs/protocol.md)")
+        return made
 
 
 _ALL = (
@@ -65,20 +73,20 @@ _ALL = (
         recurrent.CONTENDERS,
         30,
         {"permuted": True, "hidden": 116, "batch_size": 128},
-        images=True,
+        images=2000,
         points=4,  # an evaluation takes as long as ten steps
     ),
     Case("choices-copying", "copying", choices.CONTENDERS, 9, {"length": 200}),
     Case("choices-pixels", "pixels", choices.CONTENDERS, 8, {"permuted": True}),
     Case("images-digits", "images", convolutions.CONTENDERS, 8, {"width": 8}),
-    Case("images-mnist", "images", convolutions.CONTENDERS, 32, {"width": 8}, images=True),
+    Case("images-mnist", "images", convolutions.CONTENDERS, 32, {"width": 8}, images=2000),
     Case(
         "deep-mnist",
         "images",
         convolutions.CONTENDERS,
         48,
         {"model": "deep", "width": 8, "depth": 100, "augment": False},
-        images=True,
+        images=1000,
         points=3,
     ),
 )

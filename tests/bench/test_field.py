@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -309,3 +310,11 @@ def test_a_case_of_images_wants_their_file(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main()
     assert "pixels-mnist: give the file of images by --data" in capsys.readouterr().err
+
+
+def test_a_case_of_images_wants_as_many_as_its_rows_are_of(tmp_path):
+    file = tmp_path / "few.npz"
+    images, labels = numpy.zeros((50, 28, 28), numpy.uint8), numpy.arange(50, dtype=numpy.uint8) % 10
+    numpy.savez(file, images=images, labels=labels)
+    with pytest.raises(ValueError, match=r"few\.npz holds 10 images out, wanted 1,000 for deep-mnist"):
+        CASES["deep-mnist"].make(0, file)
