@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from projunn_kernels import selfcheck
 from projunn_kernels.backends import TooManyPrograms, on_device
+from projunn_kernels.configs.problem import device_of
 
 # The mask of one matrix, or of all, that costs nothing to make or look at.
 EVERY = torch.tensor(True, device="cpu")
@@ -45,6 +47,15 @@ def within_reach(matrices: Tensor, *, single: bool) -> None:
     count, m, n = matrices.shape
     if m * n * (1 + matrices.is_complex()) >> 31 and not (single and count == 1):
         raise TooManyPrograms(f"matrices of {m} x {n} numbers, whose places a kernel has in 32 bits")
+
+
+def programs(count: int, device: torch.device) -> int:
+    """How many programs share ``count`` matrices or tiles: one each, or as many as registers let run.
+
+    In a check they are half as many: those of large problems take one after the other too.
+    """
+    most = count // 2 if selfcheck.is_comparing() else 2 * device_of(device).processors
+    return min(count, max(1, most))
 
 
 @contextmanager

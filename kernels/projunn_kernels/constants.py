@@ -5,6 +5,8 @@
 MAX_RANK, MAX_MANY = 8, 64
 # The most columns that a launch multiplies a matrix with: Q of a step has twice its rank.
 MAX_COLUMNS = 2 * MAX_MANY
+# The most programs that make one matrix's few columns orthonormal, a part of the columns each.
+MAX_PARTS = 16
 # The share of a fixed random matrix, the probe, that is added to a warm basis.  Without it a gradient
 # that is orthogonal to the basis would be invisible for ever.
 PROBE = 0.01

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import private, selfcheck
+from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.configs import choice
 
 IDLE = 60.0  # seconds, of launches that hold memory (`Recent`)
@@ -36,6 +37,7 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         super().__init__()
         self._most, self._idle = most, idle
         self._used: dict[tuple[Any, ...], float] = {}
+        self._refused: dict[tuple[Any, ...], Exception] = {}
         self._lock = RLock()
 
     def found(self, key: tuple[Any, ...]) -> _Prepared | None:
@@ -55,6 +57,28 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
             while len(self) > self._most or now - self._used[next(iter(self))] > self._idle:
                 self.forget(next(iter(self)))
         return value
+
+    def made(self, key: tuple[Any, ...], make: Callable[[], _Prepared]) -> _Prepared:
+        """The entry, or what ``make`` returns, which is added.
+
+        Raises:
+            Distrusted, TooManyPrograms: ``make`` raised it, now or earlier.  It is not called again for
+                this key while the verdicts on kernels stay, because a step would do so each time.
+        """
+        value = self.found(key)
+        if value is not None:
+            return value
+        question = (selfcheck.generation(), *key)
+        refused = self._refused.get(question)
+        if refused is not None:
+            raise type(refused)(*refused.args)
+        try:
+            return self.keep(key, make())
+        except (selfcheck.Distrusted, TooManyPrograms) as error:
+            if len(self._refused) >= self._most:
+                self._refused.clear()
+            self._refused[question] = type(error)(*error.args)  # without what its traceback holds
+            raise
 
     def forget(self, key: tuple[Any, ...]) -> _Prepared | None:
         """Takes an entry out; None if there is none."""
@@ -83,6 +107,13 @@ def capturing(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.is_current_stream_capturing() or private.warms_up_a_graph(device)
+
+
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, whose work nobody waits for, unless a graph is captured."""
+    if device.type != "cuda" or capturing(device):
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def constant(make: Callable[_Arguments, _Prepared]) -> Callable[_Arguments, _Prepared]:

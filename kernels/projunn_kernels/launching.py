@@ -306,8 +306,7 @@ def table_of(
             entry.fill_(value)
     elif table is None:
         host = torch.tensor(values, dtype=dtype, device="cpu")
-        on_it = host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
-        table = _tables.keep(key, on_it)
+        table = _tables.keep(key, keeping.sent(host, device))
     return table
 
 

@@ -188,6 +188,18 @@ def test_launches_that_are_kept_follow_what_changes(kernels, scaled):
             assert (precise(weight) - wanted).abs().max() < 1e-6
 
 
+def test_launches_are_kept_for_a_dtype_of_the_scale(kernels):
+    """A kept launch has the address of the scale alone, and reads it as what it was at first."""
+    from projunn_kernels.step.launch import _kept
+
+    tensors = [[t] for t in draw(torch.float32, 5, 5, 1, device=kernels.device)]
+    before = set(_kept)
+    with kernels.backend():
+        for dtype in (torch.float32, torch.float64):
+            fused_step_(FusedStep(*tensors, 1.0, torch.tensor(0.1, dtype=dtype, device=kernels.device)))
+    assert len(set(_kept) - before) == 2
+
+
 @pytest.mark.parametrize("n", [12, 132])
 def test_tensors_that_start_anywhere(kernels, step, n):
     """Parameters may be views into one flat buffer; kernels load 16 bytes at once."""

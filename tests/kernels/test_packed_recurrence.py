@@ -5,7 +5,7 @@ import torch
 
 import projunn
 from projunn_kernels import RecurrenceBackward, recurrence, recurrence_backward
-from projunn_kernels.time_loop import eager, plain
+from projunn_kernels.time_loop import eager, padded, plain
 from projunn_kernels.time_loop.arguments import Recurrence
 
 SIZES = [5, 5, 4, 4, 1, 1]
@@ -84,6 +84,13 @@ def test_kernels_take_packed_sequences(kernels, nonlinearity, complex_, projects
         found = gradients(single, resets, [c.to(kernels.device, torch.float32) for c in cotangents])
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own.cpu().double(), other, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_packed_sequences_are_found_without_a_device():
+    """What a tensor of the device has would have to be waited for; one without memory cannot tell."""
+    nowhere = torch.device("meta")
+    assert padded._rows(SIZES, nowhere).shape == (sum(SIZES),)
+    assert padded._ends(SIZES, nowhere).shape == (SIZES[0],)
 
 
 def test_packed_sequences_are_one_launch_with_resets_too(launches, kernels):

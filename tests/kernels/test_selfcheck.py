@@ -10,16 +10,13 @@ import torch
 
 import projunn
 from projunn.nn import UnitaryRNN
-from projunn_kernels import rank_update_, selfcheck
+from projunn_kernels import FusedStep, fused_step_, rank_update_, selfcheck
 from projunn_kernels.configs import choice, tables
 from projunn_kernels.configs.closed_form import closed_form
 from projunn_kernels.configs.kernel import KERNELS, Inputs
 from projunn_kernels.configs.problem import Config, Device, Problem
-from projunn_kernels.language.blocks import SPREAD
-from projunn_kernels.language.small import SOUND
 from projunn_kernels.launching import intercepted
-from projunn_kernels.retraction import RETRACTIONS
-from projunn_kernels.retraction.rotations import named
+from projunn_kernels.step.passes import Passes
 
 pytestmark = pytest.mark.interpreter_only
 CPU = torch.device("cpu")
@@ -141,6 +138,34 @@ def test_a_kernel_that_does_not_compile_is_replaced():
     assert torch.equal(weight, torch.ones(20, 20))
 
 
+def test_a_step_that_a_check_refuses_prepares_its_launches_once(monkeypatch):
+    """Later ones go to PyTorch at once, until verdicts are asked for anew."""
+    made = []
+
+    class Counted(Passes):
+        def __init__(self, step):
+            made.append(step)
+            super().__init__(step)
+
+    def refused(*_, **__):
+        raise selfcheck.Distrusted("of the basis")
+
+    monkeypatch.setattr("projunn_kernels.step.launch.Passes", Counted)
+    monkeypatch.setattr("projunn_kernels.step.passes.rotation_launch", refused)
+    monkeypatch.setenv("PROJUNN_SELFCHECK", "off")
+    weight, basis = torch.eye(130), torch.randn(130, 1)
+    counters = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    tensors = [[t] for t in (weight, torch.randn(130, 130), basis, basis.clone(), *counters)]
+    for _ in range(3):
+        before = weight.clone()
+        fused_step_(FusedStep(*tensors, 0.1))
+        assert not torch.equal(weight, before)
+    assert len(made) == 1
+    selfcheck.forget()
+    fused_step_(FusedStep(*tensors, 0.1))
+    assert len(made) == 2
+
+
 def test_a_right_kernel_is_checked_once():
     names = []
 
@@ -195,42 +220,30 @@ def test_the_small_problem_is_of_the_same_variant(name):
             assert constants(problem, config, variant) == constants(small, config, variant)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("k", [9, 64])
-def test_steps_of_many_columns_are_checked_below_and_above_the_limit_of_their_polynomial(pairs, k):
-    """What is found above it would otherwise hide what the polynomial has made."""
-    kernel = KERNELS["turn"]
-    problem = replace(kernel.compiled[0], k=k, pairs=pairs)
-    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
-    for how in map(named, RETRACTIONS):
-        drawn = kernel.case(small, Inputs(CPU), retraction=how.name, scaled=False).tensors
-        e = drawn["weight"].mH @ drawn["left"] @ drawn["right"].mH
-        of = e + e.mH + e.mH @ e if how.of_defect else (e - e.mH) / 2
-        large = torch.linalg.matrix_norm(of) > how.limit
-        assert large.any(), how.name
-        assert not large.all(), how.name
+def test_a_program_of_a_check_does_one_after_the_other():
+    """As those of a GPU do where there are more matrices, or tiles, than programs."""
+    most = []
 
+    class Watching:
+        def __init__(self, kernel):
+            self.kernel = kernel
 
-@pytest.mark.parametrize(
-    ("name", "tensor", "variant"),
-    [
-        ("orthonormal", "partial", {"alone": False}),
-        ("basis", "right", {"retraction": "exp", "scaled": False}),
-        ("triangle", "rows", {"keep": True}),
-    ],
-)
-def test_dependent_columns_are_checked_too(name, tensor, variant):
-    """They take a second Cholesky factor, or one that is corrected; others take one as it is."""
-    kernel = KERNELS[name]
-    problem = min((one for one in kernel.compiled if one.k > 1), key=lambda one: (one.pairs, one.k))
-    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
-    drawn = kernel.case(small, Inputs(CPU), **variant).tensors[tensor].double()
-    rows = {"partial": lambda t: t.sum(1), "right": lambda t: t.mT, "rows": lambda t: t}[tensor](drawn)
-    rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    pivots = torch.linalg.cholesky(rows @ rows.mT).diagonal(dim1=-2, dim2=-1).square()
-    least = pivots.amin(-1)
-    assert least[0] > SPREAD.value
-    assert least[-1] < SOUND.value
+        def __getitem__(self, grid):
+            def run(**arguments):
+                most.append(arguments.get("count", arguments.get("tiles", grid[0])) / grid[0])
+                self.kernel[grid](**arguments)
+
+            return run
+
+    for name in ("triangle", "polish"):
+        kernel = KERNELS[name]
+        problem = min(kernel.compiled, key=lambda one: (one.pairs, one.k, one.n))
+        config, variant = closed_form(problem, Device()), next(kernel.variants_of(problem))
+        small = selfcheck.smaller(kernel, problem, config)
+        with intercepted(Watching):
+            assert selfcheck._check(kernel, small, config, variant, CPU)[0].problem == ""
+        assert max(most) >= 2, name
+        most.clear()
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))

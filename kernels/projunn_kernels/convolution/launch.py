@@ -17,7 +17,7 @@ from projunn_kernels.convolution.kernels import (
     points_transform_kernel,
 )
 from projunn_kernels.convolution.tables import LEAST, padded, points_and_pairs
-from projunn_kernels.convolution.tiles import few_points
+from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
 from projunn_kernels.keeping import IDLE, Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
 
@@ -60,7 +60,7 @@ def _kept_launch(
     kinds = tuple((tensor.data_ptr() % 16, tensor.dtype) for tensor in given)
     layout = signal.shape, signal.stride(), tuple(size), signal.device
     key = (make, *layout, *kinds, dot_precision(torch.float32), choice.generation())
-    return _kept.found(key) or _kept.keep(key, make(signal, size, bias is not None))
+    return _kept.made(key, lambda: make(signal, size, bias is not None))
 
 
 def _transform_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
@@ -80,10 +80,12 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[i
     height, width = (1, *size)[-2:]
     channels = signal.shape[1]
     planes = signal.shape[0] * channels
-    problem = Problem(operation, False, 1, height, width, planes)
-    config = choose(problem, signal.device, precision=product_setting(torch.float32))
     by_image, by_channel, *by_axis = signal.stride()
     by_row, by_point = (width * by_axis[-1], *by_axis)[-2:]
+    apart = by_point != 1 or by_row != width
+    variant = {"apart": apart} if operation == FOURIER_TRANSFORM.name else {}
+    problem = Problem(operation, False, 1, height, width, planes)
+    config = choose(problem, signal.device, precision=product_setting(torch.float32), **variant)
     arguments = {
         "planes": planes,
         "channels": channels,
@@ -97,7 +99,7 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[i
         **options(config.warps, config.stages),
     }
     if few_points(size):
-        arguments["LINE"] = by_row == width * by_point
+        arguments["LINE"] = not apart
     return (-(-planes // config.rows),), arguments
 
 

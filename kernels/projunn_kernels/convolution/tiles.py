@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
-from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tables import padded, points_and_pairs
@@ -65,12 +65,18 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
 
 
 def _small(problem: Problem, config: Config) -> Problem:
-    """A tail of planes; as many rows and columns with what pads them, but no power of two."""
-    if few_points((problem.m, problem.n)):
-        m, n = (size - (size > 2) for size in (power_of_two(problem.m), power_of_two(problem.n)))
-        return Problem(problem.operation, False, 1, m, n, config.rows + 3)
-    height, width = padded(problem.m), padded(problem.n)
-    return Problem(problem.operation, False, 1, height - 3, width - 2, config.rows + 3)
+    """Planes as they are, since odd and even sides take other bins: a few images with a tail.
+
+    Their number is a multiple of 16 where that of the problem is: Triton then compiles wider accesses.
+    """
+    channels = _channels(problem)
+    images = max(2, -(-(config.rows + 3) // channels))
+    return Problem(problem.operation, False, 1, problem.m, problem.n, images * channels)
+
+
+def _channels(problem: Problem) -> int:
+    """Of the images of a case."""
+    return 3 if problem.matrices % 16 else 16
 
 
 def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]:
@@ -83,8 +89,8 @@ _OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6), (64, 64), (64,
 _COMPILED = (*_NETWORK, *((*size, 4096) for size in _OTHERS))
 
 
-def _transform_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
-    p, size = problem, _size(problem)
+def _transform_case(problem: Problem, inputs: Inputs, *, precision: str, apart: bool) -> Case:
+    size = _size(problem)
 
     def launch(signal: Tensor) -> list[Tensor]:
         from projunn_kernels.convolution.launch import transform
@@ -95,14 +101,15 @@ def _transform_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case
     def in_eager(signal: Tensor) -> list[Tensor]:
         return _given(eager.transform(signal, size, True))
 
-    shape = 1, p.matrices, *size
-    # A recorded launch has the strides of a contiguous signal too.
+    images, channels = _images(problem)
+    shape = (images, *size, channels) if apart else (images, channels, *size)
+    # A recorded launch has the strides of a signal with memory too.
     signal = torch.empty(shape, device="meta") if inputs.hollow else inputs.normal(*shape)
-    return Case({"signal": signal}, launch, in_eager)
+    return Case({"signal": signal.movedim(-1, 1) if apart else signal}, launch, in_eager)
 
 
 def _inverse_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
-    p, size = problem, _size(problem)
+    size, images = _size(problem), _images(problem)
     grid = frequencies(tuple(size), True)
 
     def launch(**tensors: Any) -> list[Tensor]:
@@ -115,11 +122,17 @@ def _inverse_case(problem: Problem, inputs: Inputs, *, precision: str) -> Case:
         return [eager.inverse(**tensors, size=size, real=True)]
 
     tensors = {
-        "paired": inputs.normal(grid.paired, 1, p.matrices, 2),
-        "own": inputs.normal(len(grid.own), 1, p.matrices),
-        "bias": inputs.normal(p.matrices),
+        "paired": inputs.normal(grid.paired, *images, 2),
+        "own": inputs.normal(len(grid.own), *images),
+        "bias": inputs.normal(images[1]),
     }
     return Case(tensors, launch, in_eager)
+
+
+def _images(problem: Problem) -> tuple[int, int]:
+    """The images and the channels of each."""
+    channels = _channels(problem)
+    return problem.matrices // channels, channels
 
 
 def _size(problem: Problem) -> list[int]:
@@ -130,7 +143,9 @@ def _given(spectrum: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [part for part in spectrum if part.numel()]
 
 
-def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) -> Kernel:
+def _declared(
+    name: str, functions: tuple[str, ...], case: Callable[..., Case], **more: tuple[bool, ...]
+) -> Kernel:
     return Kernel(
         name=name,
         functions=functions,
@@ -138,7 +153,7 @@ def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) 
         candidates=_candidates,
         case=case,
         small=_small,
-        variants={"precision": ("highest", "high")},
+        variants={"precision": ("highest", "high"), **more},
         standard=_planes(name, _NETWORK),
         compiled=_planes(name, _COMPILED),
         numbers=lambda problem: 2 * problem.m * problem.n * problem.matrices,
@@ -147,7 +162,10 @@ def _declared(name: str, functions: tuple[str, ...], case: Callable[..., Case]) 
 
 
 FOURIER_TRANSFORM = _declared(
-    "fourier_transform", ("plane_transform_kernel", "points_transform_kernel"), _transform_case
+    "fourier_transform",
+    ("plane_transform_kernel", "points_transform_kernel"),
+    _transform_case,
+    apart=(False, True),  # whether the points of a plane do not lie side by side
 )
 FOURIER_INVERSE = _declared(
     "fourier_inverse", ("plane_inverse_kernel", "points_inverse_kernel"), _inverse_case

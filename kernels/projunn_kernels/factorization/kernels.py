@@ -221,6 +221,7 @@ def gather_kernel(factor, partial, columns, n, k, splits, rows, BOTH: tl.constex
     """
     row, slot = tl.program_id(1), tl.program_id(2).to(tl.int64)
     at = tl.program_id(0) * BN + tl.arange(0, BN)
+    each = tl.cast(n, tl.int64) * k
     value = tl.zeros((BN,), tl.float64)
     if BOTH & (row < k):
         value += tl.load(factor + (slot * k + row) * n + at, mask=at < n, other=0.0)
@@ -230,7 +231,7 @@ def gather_kernel(factor, partial, columns, n, k, splits, rows, BOTH: tl.constex
             for ahead in tl.static_range(4):  # four loads at a time, since each waits for memory
                 inside = (at < n) & (first + ahead < splits)
                 value += tl.load(source + at, mask=inside, other=0.0)
-                source += k * n
+                source += each
     tl.store(columns + (slot * rows + row) * n + at, value, mask=at < n)
 
 
@@ -268,12 +269,13 @@ def combine_kernel(
             at = ((r // 2) * size + here // 2) * 2 + (r + here) % 2
             left = tl.load(change + at, mask=inside, other=0.0)
             left = tl.where(here % 2 > r % 2, -left, left)
-            at = ((there // 2) * n + c) * 2 + there % 2
+            at = ((there // 2).to(tl.int64) * n + c) * 2 + there % 2
         else:
             left = tl.load(change + r * size + here, mask=inside, other=0.0)
-            at = there * n + c
+            at = there.to(tl.int64) * n + c
         right = tl.load(source + shift + at, mask=(there < length) & (c < n), other=0.0)
         total += block_product(left, right)
+    r = r.to(tl.int64)
     at = ((r // 2) * n + c) * 2 + r % 2 if PAIRS else r * n + c
     inside = (r < length) & (c < n)
     if ROUND:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from projunn_kernels.batches import as_matrices, contiguous_matrices
 from projunn_kernels.configs.problem import Config, Problem, device_of, power_of_two
-from projunn_kernels.constants import MAX_MANY, MAX_RANK
+from projunn_kernels.constants import MAX_MANY, MAX_PARTS, MAX_RANK
 from projunn_kernels.factorization import orthonormalize
 from projunn_kernels.factorization.eager import of_full_rank, off_corner
 from projunn_kernels.factorization.kernels import gram_kernel, orthonormal_kernel, unit_kernel
@@ -20,7 +20,6 @@ from projunn_kernels.products.launch import (
     product_columns,
 )
 
-_MOST_PARTS = 16  # of a column
 _SHORT = 64  # the length of columns that one program takes sooner than a launch takes to begin
 
 
@@ -170,7 +169,7 @@ def gram_launch(
     """
     (count, splits, k, n), pairs = partial.shape, partial.is_complex()
     chunks = -(-n // config.columns)
-    chunks_each = -(-chunks // (1 if alone else min(chunks, _MOST_PARTS)))
+    chunks_each = -(-chunks // (1 if alone else min(chunks, MAX_PARTS)))
     each, parts = chunks_each * config.columns, -(-chunks // chunks_each)
     numbers = count * size * (2 if pairs else 1)
     columns, gram = (

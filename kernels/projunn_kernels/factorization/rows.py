@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.problem import Config, Problem, device_of
+from projunn_kernels.batches import programs
+from projunn_kernels.configs.problem import Config, Problem
 from projunn_kernels.factorization.kernels import combine_kernel, gather_kernel, triangle_kernel
 from projunn_kernels.launching import Launch, choose, floats, options
 
@@ -192,8 +193,3 @@ def whole_space(rows: Tensor) -> Rows:
 def _side(length: int, config: Config) -> int:
     """The side of a matrix in whole blocks."""
     return -(-length // config.rows) * config.rows
-
-
-def programs(count: int, device: torch.device) -> int:
-    """How many programs share ``count`` matrices: as many as there are, or as registers let run."""
-    return min(count, 2 * device_of(device).processors)

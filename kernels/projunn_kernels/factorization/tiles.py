@@ -12,6 +12,7 @@ from projunn_kernels.configs.closed_form import (
 )
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import MAX_PARTS
 from projunn_kernels.factorization import eager
 
 # GPUs that make products of float64 tiles by ordinary multiplications; B200 does so with Triton 3.6.
@@ -50,8 +51,8 @@ def column_candidates(problem: Problem, device: Device) -> list[Config]:
 
 
 def small_columns(problem: Problem, config: Config) -> Problem:
-    """Two tiles and a tail of each column, of a matrix that is no higher than its passes have to see."""
-    n = 2 * config.columns + 5
+    """Two tiles and a tail of each part of a column, of a matrix as high as its passes have to see."""
+    n = (2 if problem.k == 1 else 2 * MAX_PARTS) * config.columns + 5
     return Problem(problem.operation, problem.pairs, problem.k, min(n, 131), n, 2)
 
 

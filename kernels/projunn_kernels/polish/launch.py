@@ -6,14 +6,12 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_matrices, flattened, within_reach
-from projunn_kernels.configs.problem import device_of
+from projunn_kernels.batches import as_matrices, flattened, programs, within_reach
 from projunn_kernels.launching import address_table, configured, floats, launch, options
 from projunn_kernels.polish.eager import NEAR
 from projunn_kernels.polish.kernels import correct_kernel, residual_kernel
 
 _MOST = 1 << 24  # floats of the parameters that are polished at once, of which there are two copies
-_PROGRAMS = 2  # a multiprocessor
 
 
 def polish_when_due(
@@ -88,10 +86,9 @@ def polish(
         "PAIRS": first.is_complex(),
         "B": config.rows,
     } | options(config.warps)
-    most = _PROGRAMS * device_of(first.device).processors
 
     def run(kernel: object, tiles: int, **arguments: object) -> None:
-        launch(kernel, (min(tiles, most),), tiles=tiles, **arguments, **shared)
+        launch(kernel, (programs(tiles, first.device),), tiles=tiles, **arguments, **shared)
 
     run(residual_kernel, of_error, of_weights=of_weights)
     run(correct_kernel, of_weights, near=NEAR)

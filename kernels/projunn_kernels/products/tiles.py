@@ -74,6 +74,13 @@ def _small(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
 
 
+def _small_many(problem: Problem, config: Config) -> Problem:
+    """The same, with more turns of the loops than their first and last ones, which are made ahead."""
+    turns = (8, 2) if problem.operation == "adjoint_many" else (2, 4)  # rows are shared by two programs
+    m, n = max(turns[0] * config.rows + 3, 131), turns[1] * config.columns + 5
+    return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
+
+
 def _matrix(problem: Problem, inputs: Inputs, dtype: object) -> Tensor:
     p = problem
     matrix_dtype = p.dtype if p.pairs or dtype is None else dtype
@@ -183,7 +190,7 @@ ADJOINT_MANY = Kernel(
     functions=("adjoint_many_kernel",),
     closed_form=_many_tiles,
     case=_adjoint_case,
-    small=_small,
+    small=_small_many,
     variants={**LISTED_GRADIENTS, "listed": (*LISTED, "bases")},
     allowed=no_complex_half,
     compiled=sizes("adjoint_many", [(1, 1024, 1024)], (16, 32, 64, 128))
@@ -194,7 +201,7 @@ PRODUCT_MANY = Kernel(
     functions=("product_many_kernel",),
     closed_form=_many_tiles,
     case=_product_case,
-    small=_small,
+    small=_small_many,
     variants=LISTED_GRADIENTS,
     allowed=no_complex_half,
     compiled=sizes("product_many", [(1, 1024, 1024)], (16, 32, 64, 128))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from projunn_kernels.batches import programs
 from projunn_kernels.configs.problem import device_of
 from projunn_kernels.factorization.rows import (
     Rows,
@@ -19,7 +20,6 @@ from projunn_kernels.factorization.rows import (
     gathered,
     gram_of,
     orthonormal_rows,
-    programs,
     whole_space,
 )
 from projunn_kernels.launching import PRECISION, Chain, Launch, Matrices, floats, options

@@ -69,7 +69,7 @@ def _follow_kept(step: RuleStep) -> Tensor | None:
     counts = (tuple(map(Tensor.data_ptr, tensors)) for tensors in (step.missed, step.counted))
     kind = first.shape, first.dtype, first.device, step.rule, step.nesterov
     key = (*places, *counts, *kind, *in_force(first))
-    kept = _kept.found(key) or _kept.keep(key, Followed(step))
+    kept = _kept.made(key, lambda: Followed(step))
     return kept(step, table_of(gradients, first.device))
 
 

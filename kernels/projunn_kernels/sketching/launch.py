@@ -35,7 +35,7 @@ def _kept_sketch(inputs: Sequence[Tensor], grads: Sequence[Tensor], basis: Tenso
     sizes = [(t.shape, t.dtype) for t in (*inputs, *grads, basis)]
     # Sketches of one thread and stream follow each other, so that they can share what lies between.
     key = (*sizes, basis.device, get_ident(), *in_force(basis))
-    return _kept.found(key) or _kept.keep(key, Sketch(inputs, grads, basis))
+    return _kept.made(key, lambda: Sketch(inputs, grads, basis))
 
 
 class Sketch:

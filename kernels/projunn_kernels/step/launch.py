@@ -100,7 +100,7 @@ def _kept_passes(step: FactoredStep, addresses: Sequence[Any]) -> FactoredPasses
     counters = [tuple(map(Tensor.data_ptr, tensors)) for tensors in (step.skipped, step.missed)]
     sizes = step.lefts[0].shape, step.rights[0].shape, step.sketched[0].shape
     key = (*addresses, *counters, *sizes, *_options(step))
-    return _kept_factored.found(key) or _kept_factored.keep(key, FactoredPasses(step))
+    return _kept_factored.made(key, lambda: FactoredPasses(step))
 
 
 def _options(step: FusedStep | FactoredStep) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def _options(step: FusedStep | FactoredStep) -> tuple[Any, ...]:
     first = step.weights[0]
     return (
         *(first.shape, first.dtype, first.device, step.bases[0].shape),
-        *(step.retraction, step.pairs, step.scale is not None),
+        *(step.retraction, step.pairs, None if step.scale is None else step.scale.dtype),
         *in_force(first),
     )
 
@@ -158,7 +158,7 @@ def _take_kept(step: FusedStep, rule: RuleStep | None = None) -> Tensor | None:
         found = _kept.found(key)
         if found is None and not _is_flat(step):
             return None
-        kept = found or _kept.keep(key, _fresh(step, key, rule))
+        kept = found or _kept.made(key, lambda: _fresh(step, key, rule))
     table = table_of(directions, first.device)
     if rule is None:
         return kept(step, table)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from projunn_kernels.keeping import sent
 from projunn_kernels.time_loop import launch
 from projunn_kernels.time_loop.arguments import Recurrence, RecurrenceBackward
 
@@ -62,17 +63,22 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
 
 
 def _rows(sizes: list[int], device: torch.device) -> Tensor:
-    """The row, among those of all time steps padded, of each packed row."""
-    each = torch.arange(sizes[0], device=device)
-    here = each < torch.tensor(sizes, device=device).unsqueeze(1)
-    return here.flatten().nonzero().squeeze(1)
+    """The row, among those of all time steps padded, of each packed row.
+
+    It is found on the CPU: to count what is there, a GPU would have to come to the end of its work.
+    """
+    return sent(_there(sizes).flatten().nonzero().squeeze(1), device)
 
 
 def _ends(sizes: list[int], device: torch.device) -> Tensor:
     """The padded row of the last time step of each sequence."""
-    each = torch.arange(sizes[0], device=device)
-    lengths = (each < torch.tensor(sizes, device=device).unsqueeze(1)).sum(0)
-    return (lengths - 1) * sizes[0] + each
+    lengths = _there(sizes).sum(0)
+    return sent((lengths - 1) * sizes[0] + torch.arange(sizes[0], device="cpu"), device)
+
+
+def _there(sizes: list[int]) -> Tensor:
+    """Whether each time step has each sequence, (T, batch)."""
+    return torch.arange(sizes[0], device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(1)
 
 
 def _padded(packed: Tensor, rows: Tensor, sizes: list[int]) -> Tensor:

@@ -22,10 +22,10 @@ def signals(first, planes, channels, by_image, by_channel, BP: tl.constexpr):
 
 @triton.jit
 def _points(point, width, by_row, by_point, LINE: tl.constexpr):
-    """Where points lie within a plane.  With LINE they are all ``by_point`` apart."""
+    """Where points lie within a plane.  With LINE they lie side by side."""
     row = (point // width).to(tl.int64) * by_row
     column = (point % width).to(tl.int64) * by_point
-    return point.to(tl.int64) * by_point if LINE else row + column
+    return point.to(tl.int64) if LINE else row + column
 
 
 @triton.jit
