@@ -119,7 +119,7 @@ def _variant(on: Machine, kernel: Kernel, problem: Problem, variant: Variant) ->
         config = kernel.closed_form(problem, device)
         small = selfcheck.smaller(kernel, problem, config)
         case = kernel.case(small, Inputs(on.device), **variant)
-        with choice.using({kernel.name: config}), selfcheck.suspended():
+        with choice.using({kernel.name: config}), selfcheck.comparing():
             ours = case.launched()
         three = zip(ours, case.expected(False), case.expected(True), strict=True)
         return max(selfcheck.error_share(*tensors, selfcheck.floor_of(variant)) for tensors in three)

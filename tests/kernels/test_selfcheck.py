@@ -184,6 +184,24 @@ def test_a_right_kernel_is_checked_once():
     assert len(names) == 4  # and the check's own
 
 
+def test_problems_of_one_check_are_checked_once(monkeypatch):
+    """Other sizes of the same tiles and alignment, as the layers of a network have."""
+    kernel, checked = KERNELS["product"], []
+    variant = next(kernel.variants_of(kernel.compiled[0]))
+
+    def check(kernel, small, *_):
+        checked.append(small)
+        return selfcheck.Verdict("product", "a GPU", "3.8.0", ""), True
+
+    monkeypatch.setattr(selfcheck, "_check", check)
+    monkeypatch.setattr(selfcheck, "device_of", lambda device: Device())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for n in (1024, 2048, 1024, 2050):
+        problem = Problem("product", False, 1, n, n, 1)
+        selfcheck.require(problem, closed_form(problem, Device()), variant, torch.device("cuda", 0))
+    assert [small.n % 16 == 0 for small in checked] == [True, False]
+
+
 def test_verdicts_are_kept_and_read(tmp_path, monkeypatch):
     good = selfcheck.Verdict("product real", "a GPU", "3.8.0", "")
     bad = replace(good, problem="its error is 7 times what is allowed")

@@ -150,7 +150,7 @@ def _rfft(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
     spectrum = torch.fft.rfftn(x, dim=tuple(range(1, x.ndim)), norm="ortho")
     bins = torch.view_as_real(spectrum.reshape(len(x), -1).mT.contiguous())
     boundary, _, selves = index(grid.size, x.device)
-    conjugate = _conjugation(sqrt(2), len(x), x.dtype, x.device)
+    conjugate = _conjugation(sqrt(2), len(x) if x.is_cpu else 1, x.dtype, x.device)
     inner = paired[: grid.inner_count].unflatten(0, grid.inner_shape)
     torch.mul(
         bins.view(*grid.shape, len(x), 2)[(..., grid.inner, slice(None), slice(None))],
@@ -168,7 +168,7 @@ def _irfft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> No
 
 def _points(paired: Tensor, own: Tensor, grid: Frequencies) -> Tensor:
     planes = own.shape[1]
-    conjugate = _conjugation(sqrt(0.5), planes, own.dtype, own.device)
+    conjugate = _conjugation(sqrt(0.5), planes if own.is_cpu else 1, own.dtype, own.device)
     bins = paired.new_empty(grid.bins, planes, 2)
     inner = bins.view(*grid.shape, planes, 2)[(..., grid.inner, slice(None), slice(None))]
     torch.mul(paired[: grid.inner_count].unflatten(0, grid.inner_shape), conjugate, out=inner)
@@ -196,7 +196,10 @@ def _ifft(paired: Tensor, own: Tensor, signal: Tensor, grid: Frequencies) -> Non
 
 @constant
 def _conjugation(scale: float, planes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scales and conjugates the pairs of a row of planes, (planes, 2)."""
+    """Scales and conjugates the pairs of a row of planes, (planes, 2).
+
+    A CPU takes a row as long as what it multiplies; a GPU one of any plane, for all numbers of them.
+    """
     return torch.tensor([scale, -scale], dtype=dtype, device="cpu").repeat(planes, 1).to(device)
 
 
