@@ -105,3 +105,18 @@ def test_a_size_that_is_a_multiple_of_16_is_one_in_the_check():
         problem = replace(KERNELS["recurrence"].compiled[0], m=m, n=n)
         small = selfcheck.smaller(KERNELS["recurrence"], problem, Config(16, 64, 4, hold=True))
         assert small.m % 16 == 0, (m, n)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("fused_step", "direction"), ("rotate_ahead", "directions"), ("basis", "left"), ("turn", "left")],
+)
+def test_a_step_that_is_not_taken_is_checked(name, tensor):
+    """And one along zero, where kernels branch at it."""
+    kernel = KERNELS[name]
+    problem = min(kernel.compiled, key=lambda one: (one.pairs, one.n, one.k))
+    small = selfcheck.smaller(kernel, problem, closed_form(problem, Device()))
+    drawn = kernel.case(small, Inputs(CPU), **next(kernel.variants_of(problem))).tensors[tensor]
+    steps = drawn[-1] if name == "rotate_ahead" else drawn
+    assert {True, False} == set(steps.isfinite().flatten(1).all(1).tolist())
+    assert (steps == 0).flatten(1).all(1).any() == (tensor != "left")

@@ -53,7 +53,7 @@ def column_candidates(problem: Problem, device: Device) -> list[Config]:
 def small_columns(problem: Problem, config: Config) -> Problem:
     """Two tiles and a tail of each part of a column, of a matrix as high as its passes have to see."""
     n = (2 if problem.k == 1 else 2 * MAX_PARTS) * config.columns + 5
-    return Problem(problem.operation, problem.pairs, problem.k, min(n, 131), n, 2)
+    return Problem(problem.operation, problem.pairs, problem.k, min(n, 131), n, 3)
 
 
 def one_part(problem: Problem, variant: Variant) -> bool:

@@ -54,6 +54,7 @@ def _basis_case(
     right = inputs.last_nearly_dependent(right) if p.operation == "basis" else right
     if p.matrices > 1 and not inputs.hollow:
         left[-1] *= 0.25 * p.k**-0.5  # below the `limit` of all retractions, which the others exceed
+        left[1:-1] = torch.inf  # a step that is not taken
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
         "left": left,
@@ -139,7 +140,7 @@ def _small_turn(problem: Problem, config: Config) -> Problem:
     """A step in a basis of its own, or of the whole space where it is one of that: as many blocks."""
     length = max(problem.m, problem.n)
     n = 150 if 2 * problem.k < length else length
-    return Problem("turn", problem.pairs, problem.k, n, n, 2)
+    return Problem("turn", problem.pairs, problem.k, n, n, 3)
 
 
 def _functions_of_many(problem: Problem, variant: Any) -> list[Any]:

@@ -95,7 +95,10 @@ def _case(
     other: bool = False,
     nesterov: bool = False,
 ) -> Case:
-    """Three steps, of which the second has its W^H R from the first, and the third looks at it."""
+    """Three steps, of which the second has its W^H R from the first, and the third looks at it.
+
+    In those two one matrix has no direction, and one has one that is not finite.
+    """
     p = problem
     direction = p.dtype if gradient is None else gradient
     rate = _RATE / p.n**0.5 if rule == "lion" else _RATE  # whose directions are that much longer
@@ -144,8 +147,11 @@ def _case(
         "skipped": inputs.full(0.0),
         **_averages(p, inputs, rule, mean, other),
     }
-    if rule != "none" and p.matrices > 1 and not inputs.hollow:
-        tensors["directions"][1, -1, -1, -1] = torch.inf  # type: ignore[index]
+    if p.matrices > 1 and not inputs.hollow:
+        later = tensors["directions"][1]  # type: ignore[index]
+        later[-1, -1, -1] = torch.inf
+        if rule == "none" and p.matrices > 2:
+            later[0] = 0.0
     return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", *CHANGED))
 
 

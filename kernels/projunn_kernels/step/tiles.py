@@ -37,7 +37,7 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
 
 def _small(problem: Problem, config: Config) -> Problem:
     """A few matrices as they are: up to 128 x 128 is small."""
-    return Problem(problem.operation, problem.pairs, problem.k, problem.m, problem.n, 3)
+    return Problem(problem.operation, problem.pairs, problem.k, problem.m, problem.n, 4)
 
 
 def _allowed(problem: Problem, variant: Any) -> bool:
@@ -91,10 +91,13 @@ def _case(
         return results(tensors)
 
     direction_dtype = p.dtype if gradient is None else gradient
+    direction = inputs.normal(count, p.m, p.n, dtype=direction_dtype, scale=p.n**-0.5)
+    if count > 2 and not inputs.hollow:  # a step along zero, and one that is not taken
+        direction[0], direction[1, -1, -1] = 0.0, torch.inf
     basis = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype)
     tensors = {
         "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
-        "direction": inputs.normal(count, p.m, p.n, dtype=direction_dtype, scale=p.n**-0.5),
+        "direction": direction,
         "basis": basis,
         "probe": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype),
         "skipped": inputs.full(0.0),
