@@ -21,9 +21,9 @@ from projunn.manifold import matrix_view
 def haar_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draws unitary matrices from the Haar measure, which is the uniform distribution.
 
-    Each is a product of n Householder reflections with signs or phases, as the factor Q in the QR
-    decomposition of a Gaussian matrix is: the vector of the j-th, n - j + 1 Gaussian numbers, is drawn
-    where the decomposition finds it, at half of the cost.  Returns ``tensor``.
+    Each is a product of Householder reflections, with signs or phases.  The QR decomposition of a
+    Gaussian matrix makes such a product from vectors of ever fewer Gaussian numbers.  Here these vectors
+    are drawn directly, which takes half of the time.  Returns ``tensor``.
 
     Source: Stewart, SIAM J. Numer. Anal. 17, 1980; of the phases Mezzadri, Notices of the AMS 54, 2007.
     """
