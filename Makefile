@@ -19,7 +19,7 @@ help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
 	@echo "make fuzz    20,000 hostile cases, each against float64 (15 minutes on 2 cores; FUZZ_ARGS='--cases 500')"
-	@echo "make bench   the benchmarks in their short form, against the last run and against the field (12 minutes on 2 quiet cores)"
+	@echo "make bench   the benchmarks in their short form, against the last run and against the field (10 minutes on 2 quiet cores)"
 	@echo "             MICRO_ARGS='-k linear' chooses of the former, BENCH_ARGS='field' of the latter"
 	@echo "make bench-long  the rows of docs/results.md and docs/field.md, anew (hours)"
 	@echo "make clean   remove what was made"

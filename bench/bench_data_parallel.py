@@ -59,7 +59,7 @@ def _job(n: int, world: int) -> list[Row]:
         weights = own[0]["weights"]
         gap = max(float((p - q).abs().max()) for p, q in zip(weights, alone, strict=True))
         change = max(
-            float((p - q).abs().max())
+            float((p - q.detach()).abs().max())
             for p, q in zip(weights, _model(n, sketch_rank).parameters(), strict=True)
         )
         equal = all(torch.equal(p, q) for o in own for p, q in zip(weights, o["weights"], strict=True))
