@@ -70,9 +70,12 @@ def convert(module: nn.Module, name: str | Iterable[str] = "*") -> nn.Module:
     found = [c for c in every if any(fnmatchcase(c.place.full, one) for one in names)]
     if not found:
         known = ", ".join(c.place.full for c in every) or "none"
+        is_peft = any(hasattr(inner, "oft_R") for inner in module.modules())
         raise ValueError(
             f"module: in {type(module).__name__} nothing fits {', '.join(map(repr, names))}, wanted"
             f" {_WANTED} (it has: {known}); projunn.constrain makes other weights orthogonal"
+            + "; for PEFT's OFT see projunn.nn.finetune and projunn.nn.rotation_from_skew"
+            * is_peft
         )
     if refused := [f"{c.place.full!r} {c.refused}" for c in found if c.refused]:
         raise ValueError(

@@ -225,8 +225,8 @@ def _refuse_bucket(*_: Any, **__: Any) -> Any:
     """DistributedDataParallel divides a gradient by the number of ranks into its bucket."""
     raise TypeError(
         "a product with the factors of a sketched gradient was to be written into a dense tensor.  If"
-        " DistributedDataParallel did so, call projunn.distributed.reduce_sketches(model) before the"
-        " model is wrapped"
+        " DistributedDataParallel did so, call projunn.distributed.reduce_sketches(model) before, on the"
+        " very module that is wrapped (a LightningModule itself, not a module inside)"
     )
 
 

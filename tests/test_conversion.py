@@ -191,10 +191,17 @@ def not_finite():
     return layer
 
 
+def layer_of_peft():
+    layer = nn.Linear(4, 4)
+    layer.oft_R = nn.ModuleDict()
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "name", "error", "words"),
     [
         (lambda: nn.Linear(4, 4), "*", ValueError, ["module", "orthogonal", "none", "constrain"]),
+        (layer_of_peft, "*", ValueError, ["PEFT's OFT", "projunn.nn.rotation_from_skew"]),
         (lambda: orthogonal(nn.Linear(4, 4)), "1.*", ValueError, ["'1.*'", "weight"]),
         (two_parametrizations, "*", ValueError, ["'weight'", "2 parametrizations"]),
         (shared_original, "*", ValueError, ["'0.weight'", "shared"]),

@@ -36,9 +36,12 @@ class UnitaryModule(nn.Module):
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        got = repr(dtype)
+        if dtype is None:
+            dtype = torch.get_default_dtype()
+            got = f"None, which is PyTorch's default dtype, {dtype} now"
         if not isinstance(dtype, torch.dtype) or dtype not in MATRIX_DTYPES:
-            raise TypeError(f"dtype: got {dtype!r}, wanted one of {dtype_names()}")
+            raise TypeError(f"dtype: got {got}; wanted one of {dtype_names()}")
         self.is_complex = dtype.is_complex
         self._stored = dtype.to_real()
 

@@ -40,7 +40,7 @@ from projunn.optim.options import (
 from projunn.optim.recognition import check_parameter, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import local_member, local_part
-from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over
+from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over, warn_of_plain
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice, recognise
@@ -363,7 +363,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
 
         Options that it lacks keep their values.  State of another rank, of dense gradients where those
-        are now sketched, or the other way round, is converted.
+        are now sketched, or the other way round, is converted.  A warning names plain parameters with
+        state of unitary ones.
 
         Raises:
             ValueError: state of matrices of another shape.
@@ -373,8 +374,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         for own, loaded in zip(filled, groups, strict=True):
             if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
                 own["default_angle"] = None
-        state_dict = {**state_dict, "param_groups": filled}
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict := {**state_dict, "param_groups": filled})
+        warn_of_plain(self.param_groups, self.state)
         self._loaded = kinds_of_state(self.param_groups, self.state, groups)
         saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]
         for group in self.param_groups:

@@ -106,6 +106,19 @@ def test_errors(make, error, words):
         make()
 
 
+def test_a_default_dtype_of_half_precision_is_named():
+    """As ``from_pretrained(dtype=torch.bfloat16)`` and Lightning's ``bf16-true`` set it for a while."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with pytest.raises(TypeError, match=r"None, which is PyTorch's default dtype, torch\.bf"):
+            UnitaryLinear(3, 3)
+        layer = UnitaryLinear(3, 3, dtype=torch.float32)
+    finally:
+        torch.set_default_dtype(usual)
+    assert defect(layer.weight) < 1e-6
+
+
 def test_modrelu_is_its_formula():
     layer = ModReLU(3, dtype=torch.float64)
     with torch.no_grad():

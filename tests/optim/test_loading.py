@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -249,3 +250,20 @@ def test_a_module_converted_between_steps_takes_its_state_along(rule, sketch_ran
     optimizer.load_state_dict(optimizer.state_dict())
     step()
     assert defect(layer.weight) < 1e-6
+
+
+def test_state_of_a_unitary_parameter_for_one_that_is_plain_now(rule):
+    """As in a program that resumes, and does not call `constrain` again."""
+
+    def made(constrained):
+        linear = constrain(nn.Linear(6, 6)) if constrained else nn.Linear(6, 6)
+        return linear, getattr(optim, rule)(linear.named_parameters(), lr=0.05, **RULES[rule])
+
+    linear, optimizer = made(True)
+    train(linear, optimizer, 1)
+    again = made(True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match=r"nothing keeps them so now: weight\. .*projunn\.constrain"):
+        made(False)[1].load_state_dict(optimizer.state_dict())
