@@ -68,7 +68,7 @@ def test_other_tensors_and_parameters_of_the_shape_of_a_stack_stay_plain():
     plain = projunn.unconstrain(UnitaryLinear(4, 4, bias=False))
     tensors = [
         torch.randn(2, 4, 4, requires_grad=True),
-        nn.Parameter(torch.stack([layer.weight for layer in layers]).detach()),
+        nn.Parameter(torch.stack([layer.weight for layer in layers]).detach().mul(2)),
         stacks_of(*layers)["weight"].detach().to("meta").requires_grad_(),
         stacks_of(plain, plain)["weight"].detach().mul(2).requires_grad_(),
     ]
@@ -76,3 +76,20 @@ def test_other_tensors_and_parameters_of_the_shape_of_a_stack_stay_plain():
         warnings.simplefilter("error")
         RMSprop(tensors, lr=0.1)
     assert not any(isinstance(tensor, UnitaryParameter) for tensor in tensors)
+
+
+def test_plain_parameters_that_hold_stacks_of_unitary_ones_are_named():
+    """As tensordict's ``TensorDict.from_modules(*modules, as_module=True)`` makes them."""
+    model = nn.Sequential(UnitaryLinear(5, 5), UnitaryLinear(5, 5, dtype=torch.complex64))
+    held = nn.ParameterList(torch.stack([layer.weight.data] * 2) for layer in model)
+    named = r"\(2, 5, 5\) those of weight of UnitaryLinear, \(2, 5, 5, 2\) .* \(pairs=True\); wanted"
+    with pytest.warns(UserWarning, match=named) as said:
+        SGD(held, lr=0.1)
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        constrain(held, "0")
+        held[1] = UnitaryParameter(held[1].data, pairs=True)
+        SGD(held, lr=0.1)
+        projunn.init.identity_(model[0].weight)
+        SGD([nn.Parameter(torch.eye(5).expand(2, 5, 5).clone())], lr=0.1)
