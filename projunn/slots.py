@@ -10,7 +10,8 @@ class Slot:
     """What a module knows of one of its unitary parameters.
 
     ``said`` is set once the user has been told that the weight is off the manifold, and ``kept`` once an
-    optimizer of ours steps it.
+    optimizer of ours steps it.  ``version`` counts the changes in place of the weight until the last
+    ``eval()``, as PyTorch counts them.
     """
 
     pairs: bool
@@ -19,3 +20,4 @@ class Slot:
     said: bool = False
     kept: bool = False
     singletons: int = 0
+    version: int = -1

@@ -1,5 +1,6 @@
 """What is said of weights that are off the manifold, and that nothing of it is lost."""
 
+import copy
 import warnings
 
 import pytest
@@ -131,3 +132,17 @@ def test_a_weight_that_is_averaged_while_an_optimizer_steps_it_is_said_before_ev
     layer.train().weight.data.lerp_(projunn.init.haar_(torch.empty(32, 32)), 0.5)
     (said,) = texts(layer.eval)
     assert "Before evaluation" in said
+
+
+def test_an_average_that_evaluates_from_the_start_is_said_at_the_next_evaluation():
+    """As ``ModelEmaV3`` of timm keeps one."""
+    layer = UnitaryLinear(8, 8)
+    average = copy.deepcopy(layer).eval()
+    assert texts(average.eval) == []
+    with torch.no_grad():
+        average.weight.lerp_(projunn.init.haar_(torch.empty(8, 8)), 0.5)
+    (said,) = texts(average.eval)
+    assert "Before evaluation" in said
+    assert texts(average.eval) == []
+    projunn.project_(average)
+    assert texts(average.eval) == []

@@ -118,14 +118,21 @@ class UnitaryModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def train(self, mode: bool = True) -> Self:
-        """As in ``nn.Module``.  Weights are checked before eval().
+        """As in ``nn.Module``.  Weights are checked at eval().
 
-        On a GPU those alone that no optimizer of ours steps, because a check waits for the device.
+        On a GPU those alone that no optimizer of ours steps, because a check waits for the device.  In
+        evaluation mode, where a copy that averages weights often is from the start, those that PyTorch
+        has seen change.
         """
         found = None if torch.compiler.is_compiling() else declaration(self)
-        if found is not None and self.training and not mode:
-            held = [p for _, slot, p in found.held() if not slot.kept or p.device.type == "cpu"]
-            notice(held, "Before evaluation")
+        if found is not None and not mode:
+            changed = []
+            for _, slot, p in found.held():
+                before, slot.version = slot.version, -1 if p.is_inference() else p._version
+                affordable = not slot.kept or p.device.type == "cpu"
+                if affordable and (self.training or before != slot.version):
+                    changed.append(p)
+            notice(changed, "Before evaluation")
         return super().train(mode)
 
 
