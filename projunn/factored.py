@@ -17,9 +17,9 @@ class FactoredTensor(torch.Tensor):
     unchanged.  Zeroing leaves rank 0.  Norms are those of ``L R^H``, without what the sketch left out of
     the gradient.  The sum with a dense tensor is dense.
 
-    What only looks at entries (comparisons, sums, means, extrema, ``isnan``, ``histc``, ``numpy``)
-    forms all of them for a moment, as ``to_dense`` does.  ``detach()`` and ``data`` share the factors
-    with the tensor that they came from, so that a change in place of one is a change of both.
+    What only looks at entries (comparisons, powers, sums, means, extrema, ``isnan``, ``histc``,
+    ``numpy``) forms all of them for a moment, as ``to_dense`` does.  ``detach()`` and ``data`` share the
+    factors with the tensor that they came from, so that a change in place of one is a change of both.
 
     Args:
         left: L, real or complex.
@@ -140,6 +140,12 @@ class FactoredTensor(torch.Tensor):
 
     def __truediv__(self, other: Any) -> Tensor:
         return torch.div(self, other)
+
+    def __pow__(self, exponent: Any) -> Tensor:
+        return torch.pow(self, exponent)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return torch.matmul(self, other)
 
     __radd__, __rmul__ = __add__, __mul__
 

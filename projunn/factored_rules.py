@@ -284,5 +284,6 @@ _READING = {
     for name in (
         *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "abs", "any", "all", "count_nonzero"),
         *("sum", "mean", "std", "var", "var_mean", "amax", "amin", "max", "min", "aminmax", "histc"),
+        *("pow", "sign", "equal"),
     )
 }

@@ -149,6 +149,7 @@ def test_what_monitoring_reads(kind):
     for read in (
         *(torch.isnan, torch.abs, torch.sum, torch.mean, torch.std),
         *(lambda t: t == t, lambda t: t != 0, lambda t: (t == 0).any(), torch.count_nonzero),
+        *(lambda t: t**2, torch.square),
     ):
         torch.testing.assert_close(read(a), read(dense))
     if not a.is_complex():
