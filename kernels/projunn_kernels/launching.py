@@ -206,7 +206,7 @@ class Matrices:
         """All matrices of a tensor (B, m, n), or those of an active list."""
         kind = "all" if active is None else "active"
         arguments = {
-            "listed": floats(tensor) if active is None else active,
+            "listed": floats(tensor) if active is None else active.contiguous(),
             "matrices": 1,
             "LISTED": kind,
             "TYPE": TRITON_DTYPES[tensor.dtype],
@@ -390,4 +390,4 @@ def floats(tensor: Tensor) -> Tensor:
 
 def as_columns(factor: Tensor) -> Tensor:
     """(B, n, k) as contiguous (B, k, n)."""
-    return factor.mT.contiguous().resolve_conj()
+    return factor.mT.resolve_neg().contiguous().resolve_conj()

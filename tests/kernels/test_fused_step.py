@@ -6,6 +6,7 @@ import torch
 import projunn
 from projunn import factorize, init, retract
 from projunn_kernels import FusedStep, fused_step_
+from projunn_kernels.launching import Launch
 from tests.combinations import pairwise
 from tests.dense import RETRACTIONS, defect, precise
 
@@ -186,6 +187,22 @@ def test_launches_that_are_kept_follow_what_changes(kernels, scaled):
             step = FusedStep(*([t] for t in tensors), 1.0 if scaled else rate, scale)
             fused_step_(step)
             assert (precise(weight) - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [12, 132])
+def test_a_rate_that_is_an_integer_is_no_constant(kernels, monkeypatch, n):
+    """Triton compiles a 1 into the binary, which a kept launch would have for all rates."""
+    seen, inner = [], Launch.__call__
+
+    def noting(run, **changed):
+        seen.extend((run.arguments | changed)[name] for name in changed if name == "rate")
+        inner(run, **changed)
+
+    monkeypatch.setattr(Launch, "__call__", noting)
+    with kernels.backend():
+        tensors = draw(torch.float32, n, n, 1, device=kernels.device)
+        fused_step_(FusedStep(*([t] for t in tensors), 1))
+    assert [(type(rate), rate) for rate in seen] == [(float, 1.0)]
 
 
 def test_launches_are_kept_for_a_dtype_of_the_scale(kernels):

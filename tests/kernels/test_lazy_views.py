@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.func import functional_call
 
 import projunn
 from projunn.nn import UnitaryConv2d
@@ -44,6 +45,17 @@ def test_a_gradient_of_imaginary_parts(kernels):
             (grad,) = torch.autograd.grad((y * (1 + 2j)).real.sum(), layer.bias)
         found.append(grad.cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_with_a_bias_that_is_one_imaginary_part(kernels):
+    """A single number is contiguous, so that nothing copies it."""
+    layer, x = UnitaryConv2d(2, 1, (4, 4)).to(kernels.device), torch.randn(3, 2, 4, 4)
+    bias = lazily_negated(torch.full((1,), 3.0, device=kernels.device))
+    x = x.to(kernels.device)
+    with kernels.backend(), torch.no_grad():
+        y = functional_call(layer, {"bias": bias}, x)
+        wanted = functional_call(layer, {"bias": bias.clone()}, x)
+    torch.testing.assert_close(y, wanted)
 
 
 def test_one_negative_that_is_contiguous():

@@ -1,4 +1,7 @@
-"""Launches of the transforms, with their constant matrices, precision and grids."""
+"""Launches of the transforms, with their constant matrices, precision and grids.
+
+The kernels read memory, which knows nothing of a sign that PyTorch has only noted (``resolve_neg``).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +27,7 @@ from projunn_kernels.launching import Launch, choose, dot_precision, options, pr
 
 def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tensor]:
     """The spectra of real signals (batch, channels, *size) of any strides: one launch."""
-    signal = signal.resolve_neg()  # the kernels read memory, which knows nothing of a lazy sign
+    signal = signal.resolve_neg()
     bins, shape = frequencies(tuple(size), real), signal.shape[:2]
     paired, own = signal.new_empty(bins.paired, *shape, 2), signal.new_empty(len(bins.own), *shape)
     run = _kept_launch(_transform_launch, signal, size, None)
@@ -34,9 +37,9 @@ def transform(signal: Tensor, size: list[int], real: bool) -> tuple[Tensor, Tens
 
 def inverse(paired: Tensor, own: Tensor, bias: Tensor | None, size: list[int], real: bool) -> Tensor:
     """The signals of spectra, plus ``bias``: one launch."""
-    paired, own = paired.contiguous(), own.contiguous()
+    paired, own = paired.resolve_neg().contiguous(), own.resolve_neg().contiguous()
     signal = paired.new_empty(*own.shape[1:], *size)
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.resolve_neg().contiguous()
     run = _kept_launch(_inverse_launch, signal, size, bias, paired, own)
     run(signal=signal, paired=paired, own=own, bias=own if bias is None else bias)
     return signal

@@ -33,6 +33,7 @@ def polish_when_due(
     if taken is None:
         taken = torch.ones(count, *batch, dtype=torch.bool, device=device)
     marks = taken.reshape(count, -1).contiguous().view(torch.int8)
+    missed = [counter.contiguous() for counter in missed]
     counts = [step if step.dtype == torch.int64 else step.long() for step in steps]
     together = max(1, _MOST // first.numel())
     with ExitStack() as stack:

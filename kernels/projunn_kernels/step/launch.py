@@ -48,6 +48,8 @@ def fused(step: FusedStep) -> Tensor:
     first = step.weights[0]
     if first.numel() == 0 or (step.active is not None and step.active.shape[0] == 0):
         return torch.ones(_shape(step), dtype=torch.bool, device=first.device)
+    if type(step.rate) is not float:  # Triton makes constants of integers, which a kept launch keeps
+        step = replace(step, rate=float(step.rate))
     taken = _take_kept(step)
     if taken is None:
         shape = _shape(step)
@@ -66,6 +68,8 @@ def fused(step: FusedStep) -> Tensor:
 
 def followed(step: FollowedStep) -> Tensor:
     """`projunn_kernels.followed_step_` with one pass over G, of tensors as users have them."""
+    if type(step.rate) is not float:
+        step = replace(step, rate=float(step.rate))
     rule = step.by_rule
     taken = _take_kept(step.along(step.gradients), rule)
     if taken is None:  # a tensor does not lie flat
@@ -77,6 +81,8 @@ def factored(step: FactoredStep) -> Tensor:
     """`projunn_kernels.factored_step_` of tensors as users have them."""
     if step.weights[0].numel() == 0:
         return torch.ones(batch_of(step), dtype=torch.bool, device=step.weights[0].device)
+    if type(step.rate) is not float:
+        step = replace(step, rate=float(step.rate))
     own = step.weights, step.bases, step.probes
     addresses = [addresses_of_flat(t) for t in own]
     if None not in addresses:
@@ -228,7 +234,7 @@ class Program:
             "skipped": address_table(step.skipped),
             "missed": address_table(step.missed),
             "taken_mask": self.taken,
-            "active": weights if step.active is None else step.active,
+            "active": weights if step.active is None else step.active.contiguous(),
             "scratch": scratch,
             "rate_tensor": scratch if step.scale is None else step.scale,
             "rate": step.rate,

@@ -50,8 +50,8 @@ def recurrence(
         x = functional.linear(inputs, input_weight, input_bias)
         if weight.ndim == 3:
             x = rearrange(x, "time batch (unit part) -> time batch unit part", part=2)
-    stored = x.contiguous(), initial.contiguous(), weight.contiguous()
-    states = forward(*stored, bias, nonlinearity, _contiguous(resets))
+    stored = _flat(x), _flat(initial), _flat(weight), _flat_if_any(bias)
+    states = forward(*stored, nonlinearity, _flat_if_any(resets))
     return states, states[-1].clone()
 
 
@@ -59,12 +59,12 @@ def recurrence_backward(call: RecurrenceBackward) -> list[Tensor]:
     """`projunn_kernels.recurrence_backward` by the loop, and by GEMMs for the sums over time."""
     h, h0 = numbers(call.weight, call.states, call.initial)
     dz, grad_initial, grad_bias = backward(
-        _all_gradients(call),
-        call.states,
-        call.weight.contiguous(),
-        call.bias,
+        _flat(_all_gradients(call)),
+        _flat(call.states),
+        _flat(call.weight),
+        _flat_if_any(call.bias),
         call.nonlinearity,
-        _contiguous(call.resets),
+        _flat_if_any(call.resets),
     )
     sums = TimeSums(h, h0, call, sums_bias=False, basis=None)
     grads, first = numbers(call.weight, dz, grad_initial)
@@ -86,8 +86,13 @@ def _of_all_programs(resets: Tensor | None, rows: int) -> Tensor | None:
     return functional.pad(resets, (0, -resets.shape[1] % rows))
 
 
-def _contiguous(resets: Tensor | None) -> Tensor | None:
-    return None if resets is None else resets.contiguous()
+def _flat(tensor: Tensor) -> Tensor:
+    """The numbers as kernels read them: contiguous, without a sign that is only noted."""
+    return tensor.resolve_neg().contiguous()
+
+
+def _flat_if_any(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _flat(tensor)
 
 
 def _all_gradients(call: RecurrenceBackward) -> Tensor:
@@ -99,7 +104,7 @@ def _all_gradients(call: RecurrenceBackward) -> Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)
     if call.grad_last is not None:
         grad[-1] += call.grad_last
-    return grad.contiguous()
+    return grad
 
 
 def _operand(dtype: torch.dtype) -> tl.dtype:
