@@ -70,6 +70,18 @@ def test_rank_update_and_factors(kernels, kind, k):
     assert x.shape == left.shape
 
 
+@pytest.mark.parametrize("k", [1, 2, 12])
+def test_entries_that_name_no_matrix_take_no_step(kernels, monkeypatch, k):
+    """Even where memory that nobody has written happens to hold numbers."""
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+    weight, left, right = (t.to(kernels.device) for t in draw(torch.float32, 12, 12, k))
+    active = torch.tensor([2, -1, 0], device=kernels.device)
+    with kernels.backend():
+        taken = retract_(weight, left, right, "exp", active)
+    assert taken.tolist() == [True, False, True]
+
+
 def test_untouched_tiles_are_not_read(kernels):
     weight = torch.full((1, 64, 300), torch.nan, device=kernels.device)
     left, right = (t.to(kernels.device) for t in (torch.zeros(1, 64, 1), torch.randn(1, 300, 1)))

@@ -53,7 +53,7 @@ def retract(
     with flattened(weight) as matrices:
         few = left.shape[-1] <= MAX_MANY and named(retraction).kernels is not None
         retract_any = retract_few if few else _retract_by_products
-        return retract_any(matrices, x, y, retraction, active).reshape(batch)
+        return _of_present(retract_any(matrices, x, y, retraction, active), active).reshape(batch)
 
 
 def retract_pulled(
@@ -78,7 +78,12 @@ def retract_pulled(
             taken = _rotate_few(matrices, columns, partial, retraction, active)
         else:
             taken = _rotate_by_products(matrices, y, z, retraction, active)
-        return taken.reshape(batch)
+        return _of_present(taken, active).reshape(batch)
+
+
+def _of_present(taken: Tensor, active: Tensor | None) -> Tensor:
+    """The mask, False for entries that name no matrix: their factors are whatever memory held."""
+    return taken if active is None else taken & (active >= 0)
 
 
 def _retract_by_products(
