@@ -92,7 +92,8 @@ _binaries: dict[tuple[Any, ...], Any] = {}
 
 
 def _binary_key(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    parts = [id(kernel), torch.cuda.current_device() if torch.cuda.is_initialized() else -1]
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
+    parts: list[Any] = [id(kernel), device]
     for value in arguments.values():
         kind = type(value)
         if kind in _CONSTANTS:
@@ -100,6 +101,8 @@ def _binary_key(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
         elif kind is float:
             parts.append(kind)
         elif isinstance(value, Tensor):
+            if value.is_cuda and value.get_device() != device:  # Triton would take its address
+                raise ValueError(f"got a tensor on {value.device}, wanted all on the GPU {device}")
             parts += (value.dtype, value.data_ptr() % 16)
         else:
             parts.append(id(value))

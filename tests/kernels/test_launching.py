@@ -145,6 +145,20 @@ def test_a_tensor_that_is_elsewhere_is_refused(kernel, monkeypatch):
         launch(kernel, (4,), **arguments)
 
 
+def test_a_tensor_on_another_gpu_is_refused(kernel, monkeypatch):
+    class Other(torch.Tensor):
+        is_cuda, device = True, torch.device("cuda", 1)
+
+        def get_device(self):
+            return 1
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    x = torch.zeros(8).as_subclass(Other)
+    with pytest.raises(ValueError, match="got a tensor on cuda:1, wanted all on the GPU 0"):
+        launch(kernel, (4,), x=x, rate=0.5, n=8, BN=16, num_warps=4)
+
+
 def test_the_launcher_of_this_triton_takes_these_arguments():
     from triton.backends.nvidia.driver import CudaLauncher
 
