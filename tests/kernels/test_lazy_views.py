@@ -6,6 +6,7 @@ from torch.func import functional_call
 
 import projunn
 from projunn.nn import UnitaryConv2d
+from projunn_kernels import refresh_basis_
 from projunn_kernels.batches import lying_flat
 
 
@@ -56,6 +57,17 @@ def test_a_convolution_with_a_bias_that_is_one_imaginary_part(kernels):
         y = functional_call(layer, {"bias": bias}, x)
         wanted = functional_call(layer, {"bias": bias.clone()}, x)
     torch.testing.assert_close(y, wanted)
+
+
+def test_a_basis_of_conjugates(kernels):
+    left, basis, probe = (
+        torch.randn(2, 5, 1, dtype=torch.complex64, device=kernels.device) for _ in "123"
+    )
+    taken, wanted = torch.ones(2, dtype=torch.bool, device=kernels.device), basis.clone()
+    with kernels.backend():
+        refresh_basis_(left.conj(), basis, probe, taken)
+        refresh_basis_(left.conj_physical(), wanted, probe, taken)
+    torch.testing.assert_close(basis, wanted)
 
 
 def test_one_negative_that_is_contiguous():

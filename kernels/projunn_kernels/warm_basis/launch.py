@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projunn_kernels.batches import as_matrices, contiguous_matrices, flattened
+from projunn_kernels.batches import contiguous_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.launching import Launch, Matrices, floats, options
 from projunn_kernels.warm_basis.kernels import warm_basis_kernel
@@ -14,14 +14,14 @@ from projunn_kernels.warm_basis.kernels import warm_basis_kernel
 def refresh(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
     """`projunn_kernels.refresh_basis_` of tensors as users have them, k = 1."""
     with flattened(basis) as bases:
-        warm_basis(as_matrices(left), bases, contiguous_matrices(probe), taken.reshape(-1))
+        warm_basis(contiguous_matrices(left), bases, contiguous_matrices(probe), taken.reshape(-1))
 
 
 def warm_basis(left: Tensor, basis: Tensor, probe: Tensor, taken: Tensor) -> None:
     """k = 1: ``R <- X / |X| + 0.01 probe`` in place, where ``taken``; all (B, m, 1) and contiguous."""
     places = {"basis": floats(basis), "probe": floats(probe), "TABLE": False}
     places |= dict.fromkeys(("skipped", "missed"), taken)  # not read
-    _launch(Matrices.of(basis), left.contiguous(), taken.to(torch.int8), places)()
+    _launch(Matrices.of(basis), left, taken.to(torch.int8), places)()
 
 
 def warm_bases_launch(left: Tensor, bases: Matrices, taken: Tensor, tables: Sequence[Tensor]) -> Launch:
