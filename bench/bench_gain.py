@@ -3,7 +3,9 @@
 A unitary layer keeps the norm of its input, and ReLU takes away half of its square: a net of such layers
 hands its readout ever smaller numbers.  Here each activation is multiplied with the gain that makes up
 for that (`torch.nn.init.calculate_gain` has ReLU's), and what the readout sees with one factor
-more.  Beside them a plain net, from PyTorch's initial weights and from He's.  AdamW, ours of rank 4.
+more.  An input factor of 4 makes what the first activation sees about 1 (the root of the mean square),
+where GELU is not nearly linear.  Beside them a plain net, from PyTorch's initial weights and from He's.
+AdamW, ours of rank 4.
 """
 
 import math
@@ -38,6 +40,7 @@ class _Net:
         he: the plain layers start from He's weights, not from PyTorch's.
         gain: of every activation; None for 1.
         readout: the factor of what the last layer sees.
+        entry: the factor of the input.
     """
 
     name: str
@@ -45,6 +48,7 @@ class _Net:
     he: bool = False
     gain: bool = False
     readout: float = 1.0
+    entry: float = 1.0
 
 
 _NETS = (
@@ -52,6 +56,10 @@ _NETS = (
     _Net("plain, He", unitary=False, he=True),
     _Net("unitary", unitary=True),
     *(_Net(f"unitary, gain, {x:g}", unitary=True, gain=True, readout=x) for x in (1.0, 4.0, 16.0)),
+    *(
+        _Net(f"unitary, gain, 4 and {x:g}", unitary=True, gain=True, readout=x, entry=4.0)
+        for x in (4.0, 8.0)
+    ),
 )
 
 
@@ -69,7 +77,7 @@ class _Scaled(nn.Module):
 def _make(net: _Net, depth: int, activation: str) -> nn.Sequential:
     made, gain = _ACTIVATIONS[activation]
     layer: Callable[[int, int], nn.Module] = UnitaryLinear if net.unitary else nn.Linear
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [_Scaled(nn.Identity(), net.entry)]
     for i in range(depth):
         hidden = layer(64 if i == 0 else _WIDTH, _WIDTH)
         if net.he:
