@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from projunn_kernels import adjoint_product, product
+import projunn
+from projunn_kernels import adjoint_product, product, rank_update_
+from projunn_kernels.products import processor
 from tests.dense import precise, roundoff
 
 
@@ -37,3 +39,39 @@ def test_a_large_adjoint_product_on_several_cores(threads, rows):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(result.double(), w.double().mT @ x.double(), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(params=[False, True])
+def processors(request, monkeypatch):
+    """That of this machine may be fast at short products or not: both."""
+    monkeypatch.setattr(processor, "short_products_are_fast", lambda: request.param)
+
+
+@pytest.mark.parametrize("shape", [(160, 140), (3, 140, 160)])
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+def test_products_and_updates_of_all_processors(processors, shape, k):
+    w = torch.randn(shape)
+    x, y = torch.randn(*shape[:-1], k), torch.randn(*shape[:-2], shape[-1], k)
+    torch.testing.assert_close(product(w, y).double(), w.double() @ y.double(), atol=2e-4, rtol=0)
+    expected = w.double() + x.double() @ y.double().mT
+    rank_update_(w, x, y)
+    torch.testing.assert_close(w.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (160, 140), (3, 80, 80)])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_steps_of_all_processors(monkeypatch, shape, rank):
+    start = projunn.init.haar_(torch.empty(shape))
+    gradients = torch.randn(3, *shape)
+    ends = []
+    for fast in (False, True):
+        monkeypatch.setattr(processor, "short_products_are_fast", lambda fast=fast: fast)
+        weight = projunn.UnitaryParameter(start.clone())
+        optimizer = projunn.optim.SGD([weight], lr=1.0, unitary_lr=1e-2, rank=rank)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(ends[0], ends[1], atol=5e-6, rtol=0)
+    assert torch.as_tensor(projunn.unitarity_defect(ends[1])).max() < 1e-6
+    assert (ends[0] - start).abs().max() > 1e-3

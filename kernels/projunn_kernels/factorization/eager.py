@@ -9,7 +9,7 @@ from torch import Tensor
 from projunn_kernels import iterations
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
-from projunn_kernels.products.eager import adjoint_product, bank_product, product
+from projunn_kernels.products.eager import adjoint_product, product, product_by_rows
 
 _SMALLEST = 1e-150  # norms below are zero: their squares underflow in float64
 # Parts of QR's triangle that are rounding: below 16 eps of the largest in their columns, or below these.
@@ -33,7 +33,7 @@ def tangent_factors(
     if active is not None:
         weight = weight[active.clamp_min(0).long()]
     matrix = matrix.to(basis.dtype)
-    into, back = (product if weight.ndim == 2 else bank_product), adjoint_product
+    into, back = (product if weight.ndim == 2 else product_by_rows), adjoint_product
     if weight.shape[-2] > weight.shape[-1]:
         into, back = back, into
     if of_full_rank(weight, basis):

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Up to this size a real W is still cached, and one core is faster with the transposed product of two
-# columns; larger matrices and two cores are not (docs/measured.md).
+from projunn_kernels.products import processor
+
+# Up to this size a real W is still cached, and one core is faster with two columns as rows; larger
+# matrices and two cores are not (docs/measured.md).
 _CACHED = 1 << 20
+# Where MKL is fast at short products: up to four columns are faster as rows, and up to eight with a W of
+# at most so many numbers; a tiny W is not.
+_FAST, _FAST_CACHED, _CACHED_BEST, _TINY = 4, 8, 1 << 18, 1 << 14
 # Rows of at least so many numbers are summed in as many parts, one core each.
 _FEW, _PARTS = 1 << 18, 8
 # Up to this many columns a product of complex matrices in a bank is faster as a real one.
@@ -42,7 +47,7 @@ def _is_bank(weight: Tensor) -> bool:
     return weight.ndim > 2 and weight.is_complex() and contiguous and weight.device.type == "cpu"
 
 
-def _bank_product(weight: Tensor, factor: Tensor) -> Tensor:
+def _complex_bank_product(weight: Tensor, factor: Tensor) -> Tensor:
     """W X as one real product: a row of W, stored [re, im, re, im, ...], times two real columns.
 
         Re (W X)_j = W_stored [Re x, -Im x]        Im (W X)_j = W_stored [Im x, Re x]
@@ -67,15 +72,24 @@ def product(weight: Tensor, factor: Tensor) -> Tensor:
     if k == 1 and weight.ndim == 2:
         return torch.mv(weight, factor.squeeze(-1)).unsqueeze(-1)
     if _is_bank(weight) and 0 < k <= _REAL:
-        return _bank_product(weight, factor)
+        return _complex_bank_product(weight, factor)
+    if is_faster_by_rows(weight, k):
+        return product_by_rows(weight, factor)
     # a batch of matrix-vector products: BLAS wants two columns
     columns = pad(factor.mT, (0, 0, 0, 1)).mT if k == 1 else factor.mT.contiguous().mT
-    cached = k == 2 and weight.ndim == 2 and not weight.is_complex() and weight.numel() <= _CACHED
-    if cached and weight.device.type == "cpu" and torch.get_num_threads() == 1:
-        return (columns.mT @ weight.mT).mT
     return (weight @ columns)[..., :k]
 
 
-def bank_product(weight: Tensor, factor: Tensor) -> Tensor:
+def is_faster_by_rows(weight: Tensor, k: int) -> bool:
+    """Whether `product_by_rows` is the faster one for k columns on this processor."""
+    if not 0 < k <= _FAST_CACHED or weight.is_complex() or weight.device.type != "cpu":
+        return False
+    size = weight.numel()
+    if processor.short_products_are_fast():
+        return size > _TINY and (k <= _FAST or size <= _CACHED_BEST)
+    return k == 2 and weight.ndim == 2 and size <= _CACHED and torch.get_num_threads() == 1
+
+
+def product_by_rows(weight: Tensor, factor: Tensor) -> Tensor:
     """`product` as ``(X^T W^T)^T``: BLAS calls for a bank are the faster the fewer rows they have."""
     return (factor.mT.contiguous() @ weight.mT).mT

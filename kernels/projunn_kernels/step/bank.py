@@ -20,6 +20,7 @@ from projunn_kernels.backends import on_device
 from projunn_kernels.batches import EVERY, surely_all
 from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization.eager import regular_triangles
+from projunn_kernels.products.eager import is_faster_by_rows
 from projunn_kernels.retraction.rotations import named
 
 _LONG = 1e3  # entries of S below which E's rounding, in float64, is far below a float32 of W
@@ -56,13 +57,13 @@ def bank_step(
     k, (m, n) = basis.shape[-1], weight.shape[-2:]
     precise = torch.complex128 if weight.is_complex() else torch.float64
     y, triangle = _orthonormal(torch.bmm(basis.mH, direction).mH)
-    x = torch.bmm(direction, y)
+    x = _times(direction, y)
     warm, another = _orthonormal(x)
     simple = regular_triangles(torch.stack([triangle, another])).all(0)
     if not simple.any():
         return simple
     if m > n:
-        columns = torch.cat([x * -rate, torch.bmm(weight, y)], dim=-1)
+        columns = torch.cat([x * -rate, _times(weight, y)], dim=-1)
     else:
         columns = torch.cat([y, torch.bmm(x.mH, weight).mH * -rate], dim=-1)
     q, s = qr(columns.to(precise))
@@ -82,9 +83,15 @@ def bank_step(
     if m > n:
         weight.baddbmm_(rotated.mT, torch.bmm(q.mH, weight))
     else:
-        weight.baddbmm_(torch.bmm(weight, q), rotated.conj())
+        weight.baddbmm_(_times(weight, q), rotated.conj())
     torch.add(warm, probe, alpha=PROBE, out=basis)
     return mask
+
+
+def _times(matrices: Tensor, columns: Tensor) -> Tensor:
+    if is_faster_by_rows(matrices, columns.shape[-1]):
+        return torch.bmm(columns.mT, matrices.mT).mT
+    return torch.bmm(matrices, columns)
 
 
 def _orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch.linalg import vector_norm
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import EVERY, surely_all
 from projunn_kernels.constants import PROBE
+from projunn_kernels.products import processor
 from projunn_kernels.products.eager import adjoint_product
 from projunn_kernels.retraction.rotations import named, plane_rotation
 
@@ -73,8 +74,11 @@ def plane_step(
     coefficients = torch.tensor([*rotated, q[1]], dtype=torch.float64, device=weight.device)
     rows = (coefficients @ vectors).to(weight.dtype)
     other = _times(w, rows[2])
-    w.addcmul_(moved.unsqueeze(1), rows[0])
-    w.addcmul_(other.unsqueeze(1), rows[1])
+    if processor.short_products_are_fast():
+        w.addmm_(torch.stack([moved, other]).mT, rows[:2])
+    else:
+        w.addcmul_(moved.unsqueeze(1), rows[0])
+        w.addcmul_(other.unsqueeze(1), rows[1])
     torch.mul(probe, PROBE, out=basis).add_(z.unsqueeze(1), alpha=1 / sqrt(zz))
     return True
 
