@@ -16,9 +16,9 @@ from projunn_kernels.products import processor
 # Up to this size a real W is still cached, and one core is faster with two columns as rows; larger
 # matrices and two cores are not (docs/measured.md).
 _CACHED = 1 << 20
-# Where MKL is fast at short products: up to four columns are faster as rows, and up to eight with a W of
-# at most so many numbers; a tiny W is not.
-_FAST, _FAST_CACHED, _CACHED_BEST, _TINY = 4, 8, 1 << 18, 1 << 14
+# Where MKL is fast at short products: up to three columns are faster as rows, in float32 up to four, and
+# up to eight with a W of at most so many numbers; a tiny W is not.
+_FAST, _FAST_CACHED, _CACHED_BEST, _TINY = 3, 8, 1 << 18, 1 << 14
 # Rows of at least so many numbers are summed in as many parts, one core each.
 _FEW, _PARTS = 1 << 18, 8
 # Up to this many columns a product of complex matrices in a bank is faster as a real one.
@@ -86,7 +86,8 @@ def is_faster_by_rows(weight: Tensor, k: int) -> bool:
         return False
     size = weight.numel()
     if processor.short_products_are_fast():
-        return size > _TINY and (k <= _FAST or size <= _CACHED_BEST)
+        single = weight.dtype == torch.float32
+        return size > _TINY and (k <= _FAST + single or (single and size <= _CACHED_BEST))
     return k == 2 and weight.ndim == 2 and size <= _CACHED and torch.get_num_threads() == 1
 
 
