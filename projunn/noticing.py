@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,24 +67,15 @@ def paths_of(groups: list[dict[str, Any]]) -> dict[int, str]:
 
 
 def say(found: list[tuple[str, float]], event: str) -> None:
-    """Warns of weights off the manifold, by name and estimated defect; nothing if there are none.
-
-    Python shows a text that it has shown for a line only once.  Two weights may have one name and one
-    defect, so that no such record is kept here (``registry=None``): the filters of the user decide.
-    """
+    """Warns of weights off the manifold, by name and estimated defect; nothing if there are none."""
     if not found:
         return
-    named = ", ".join(f"{name} ({defect:.2g})" for name, defect in found[:4])
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    filename, line = caller()
-    warnings.warn_explicit(
+    named = first_few([f"{name} ({defect:.2g})" for name, defect in found])
+    warn(
         f"{event} these weights are not unitary (‖W^H W - I‖_F / sqrt(n), at most {TOLERANCE:g} wanted):"
-        f" {named}{more}. projunn.project_(module) replaces each by the nearest unitary matrix,"
+        f" {named}. projunn.project_(module) replaces each by the nearest unitary matrix,"
         " projunn.unconstrain(module) makes plain parameters of them",
         OffManifoldWarning,
-        filename,
-        line,
-        registry=None,
     )
 
 
@@ -92,18 +83,29 @@ def say_cut(names: list[str], event: str) -> None:
     """Warns of weights that were stepped and are cut through, so that no process can measure them."""
     if not names:
         return
-    filename, line = caller()
-    warnings.warn_explicit(
+    warn(
         f"{event} these weights cannot be measured and are taken not to be unitary any more, since each"
         f" process holds parts of their matrices: {', '.join(names)}. Wanted an optimizer of"
         " projunn.optim and weights that every process holds: projunn.distributed.replicate(model), and"
         " then fully_shard(model, ignored_params=set(projunn.unitary_parameters(model)));"
         " projunn.unconstrain(model) before it is sharded makes plain parameters of them",
         OffManifoldWarning,
-        filename,
-        line,
-        registry=None,
     )
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first four names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's call.
+
+    Python shows a text that it has shown for a line only once.  Two weights may have one name and one
+    defect, so that no such record is kept here (``registry=None``): the filters of the user decide.
+    """
+    filename, line = caller()
+    warnings.warn_explicit(text, category, filename, line, registry=None)
 
 
 def caller() -> tuple[str, int]:

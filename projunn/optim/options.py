@@ -1,6 +1,5 @@
 """The options of unitary parameters in a parameter group: their checks, and their learning rate."""
 
-import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from math import sqrt
@@ -14,7 +13,7 @@ from torch import Tensor
 from projunn.arguments import is_whole, one_of, positive
 from projunn.layout import as_matrices
 from projunn.lowrank import FACTORIZATIONS as OF_A_MATRIX
-from projunn.noticing import caller
+from projunn.noticing import warn
 from projunn.parameter import is_unitary
 from projunn_kernels import RETRACTIONS
 from projunn_kernels.private import is_fake
@@ -126,14 +125,9 @@ def warn_of_misspelt(group: dict[str, Any], defaults: dict[str, Any]) -> None:
     for name in group.keys() - defaults.keys() - _OTHERS:
         near = get_close_matches(str(name), defaults, 1, _NEAR)
         if near:
-            filename, line = caller()
-            warnings.warn_explicit(
+            warn(
                 f"params: a group has the key {name!r}, which is no option of this optimizer and has no"
-                f" effect; did you mean {near[0]!r}?",
-                UserWarning,
-                filename,
-                line,
-                registry=None,
+                f" effect; did you mean {near[0]!r}?"
             )
 
 

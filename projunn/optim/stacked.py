@@ -4,7 +4,6 @@
 tensordict an ``nn.Parameter``.  Nothing but their numbers tells these from others.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from projunn.layout import PLAIN, Layout, as_matrices
-from projunn.noticing import caller, off_manifold
+from projunn.noticing import first_few, off_manifold, warn
 from projunn.parameter import UnitaryParameter, declarations, mark
 from projunn_kernels import private
 
@@ -77,17 +76,11 @@ def _warn_of_plain(stacks: Sequence[Tensor], held: Sequence[_Held]) -> None:
             options = _options(_layout(same))[2:]
             found.append(f"{tuple(stack.shape)} those of {name}{options and f' ({options})'}")
     if found:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        filename, line = caller()
-        warnings.warn_explicit(
+        warn(
             "params: plain parameters hold stacks of unitary ones, and are stepped like any other:"
-            f" {', '.join(found[:4])}{more}; wanted projunn.constrain(module, names) for the module that"
+            f" {first_few(found)}; wanted projunn.constrain(module, names) for the module that"
             " holds them, or projunn.UnitaryParameter(tensor) in their place, with the"
-            " options in brackets",
-            UserWarning,
-            filename,
-            line,
-            registry=None,
+            " options in brackets"
         )
 
 
@@ -103,15 +96,10 @@ def _options(layout: Layout) -> str:
 
 
 def _warn(stack: Tensor, name: str, layout: Layout) -> None:
-    filename, line = caller()
-    warnings.warn_explicit(
+    warn(
         f"params: a plain tensor of shape {tuple(stack.shape)} holds unitary matrices, as {name} does,"
         " but is no parameter of a module, and is stepped like any other; wanted"
         f" projunn.UnitaryParameter(tensor{_options(layout)}), or, for what"
         " torch.func.stack_module_state has stacked, an optimizer that is made while the modules still"
-        " hold those weights",
-        UserWarning,
-        filename,
-        line,
-        registry=None,
+        " hold those weights"
     )

@@ -7,7 +7,6 @@ factors and means, where gradients are now dense             L R^H, and R_i C_j 
 another rank                                                 columns are cut off, or added
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.functional import pad
 
 from projunn.layout import as_matrices
 from projunn.manifold import UnitaryParameter, view_like
-from projunn.noticing import caller, paths_of
+from projunn.noticing import first_few, paths_of, warn
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import average_columns, truncated
 from projunn.optim.member import COUNTERS, counter
@@ -106,17 +105,11 @@ def warn_of_plain(groups: list[dict[str, Any]], state: Mapping[Tensor, Any]) -> 
     plain, paths = [p for p in every if not is_unitary(p)], paths_of(groups)
     if not plain:
         return
-    named = ", ".join(paths.get(id(p), f"one of shape {tuple(p.shape)}") for p in plain[:4])
-    more = f" and {len(plain) - 4} more" if len(plain) > 4 else ""
-    filename, line = caller()
-    warnings.warn_explicit(
+    named = first_few([paths.get(id(p), f"one of shape {tuple(p.shape)}") for p in plain])
+    warn(
         f"state_dict: these parameters were unitary when it was saved, and nothing keeps them so now:"
-        f" {named}{more}. Wanted projunn.constrain(model, ...) before the weights are loaded and the"
-        " optimizer is made, or a new optimizer if they are to be plain",
-        UserWarning,
-        filename,
-        line,
-        registry=None,
+        f" {named}. Wanted projunn.constrain(model, ...) before the weights are loaded and the"
+        " optimizer is made, or a new optimizer if they are to be plain"
     )
 
 
