@@ -362,9 +362,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` of this rule returned, or that of `torch.optim` or an older version.
 
-        Options that it lacks keep their values.  State of another rank, of dense gradients where those
-        are now sketched, or the other way round, is converted.  A warning names plain parameters with
-        state of unitary ones.
+        Options that it lacks keep their values.  State of another rank, or of another kind of gradients
+        (dense, sketched), is converted.  A warning names plain parameters with state of unitary ones.
 
         Raises:
             ValueError: state of matrices of another shape.
@@ -374,7 +373,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         for own, loaded in zip(filled, groups, strict=True):
             if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
                 own["default_angle"] = None
-        super().load_state_dict(state_dict := {**state_dict, "param_groups": filled})
+        state_dict = {**state_dict, "param_groups": filled}
+        super().load_state_dict(state_dict)
         warn_of_plain(self.param_groups, self.state)
         self._loaded = kinds_of_state(self.param_groups, self.state, groups)
         saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]

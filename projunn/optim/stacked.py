@@ -28,9 +28,9 @@ def mark_stacked(parameters: Sequence[Tensor]) -> None:
     """
     stacks = [p for p in parameters if type(p) is Tensor and p.ndim > 2 and p.numel()]
     plain = [p for p in parameters if type(p) is nn.Parameter and p.ndim > 2 and p.numel()]
-    held = [(found.module, name, p) for found in declarations() for name, _, p in found.held()]
-    if not held or not (stacks or plain):
+    if not (stacks or plain):
         return
+    held = [(found.module, name, p) for found in declarations() for name, _, p in found.held()]
     _warn_of_plain(plain, held)
     for stack in stacks:
         alike = [one for one in held if one[-1].shape == stack.shape[1:]]

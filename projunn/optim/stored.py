@@ -107,7 +107,7 @@ def warn_of_plain(groups: list[dict[str, Any]], state: Mapping[Tensor, Any]) -> 
         return
     named = first_few([paths.get(id(p), f"one of shape {tuple(p.shape)}") for p in plain])
     warn(
-        f"state_dict: these parameters were unitary when it was saved, and nothing keeps them so now:"
+        "state_dict: these parameters were unitary when it was saved, and nothing keeps them so now:"
         f" {named}. Wanted projunn.constrain(model, ...) before the weights are loaded and the"
         " optimizer is made, or a new optimizer if they are to be plain"
     )

@@ -3,8 +3,9 @@
 W is (*batch, m, n) and row-major; factors X have k << n columns.  On a CPU the orientation decides the
 speed.  BLAS streams a row-major W at full bandwidth for ``X^H W``, and for ``W X`` with a column-major
 X, and up to ten times more slowly for the other spellings of the same products.  One column of one
-matrix goes to the matrix-vector routine (docs/measured.md).  All other code leaves the choice to the
-two functions `adjoint_product` and `product`.
+matrix goes to the matrix-vector routine (docs/measured.md).  Other code leaves the choice to the two
+functions `adjoint_product` and `product`; where calls of PyTorch count (`projunn_kernels.step`), it asks
+`is_faster_by_rows` or knows which one is right.
 """
 
 import torch

@@ -89,6 +89,7 @@ def bank_step(
 
 
 def _times(matrices: Tensor, columns: Tensor) -> Tensor:
+    """Their product by one call of ``bmm``, which takes less time than ``@`` does."""
     if is_faster_by_rows(matrices, columns.shape[-1]):
         return torch.bmm(columns.mT, matrices.mT).mT
     return torch.bmm(matrices, columns)
