@@ -1,11 +1,12 @@
 """Soak: a million hostile steps of every rule and size, past 2^24 of them; the largest defects.
 
 A bank of 64 matrices n x n takes 15,625 steps, which are 10^6 steps of a matrix, for SGD with momentum,
-RMSprop and AdamW, n = 4, 16 and 64, float32 and complex64.  That is 81 times from one polish against
-drift to the next, all with the same bound.  The count of steps starts at 2^24 - 1000, where one in
-float32 would stop.  In every step each matrix gets a gradient of another kind: of norm 1 or n, of rank
-one, always the same one, the weight itself, tangent to the manifold, one entry, tiny, 1e19, zero, or not
-finite.  Defects ‖W^H W - I‖_F / sqrt(n) are looked at right before every polish.
+RMSprop and AdamW, n = 4, 16 and 64, float32 and complex64.  That is some 1,000 times from one polish
+against drift to the next (2,000 at n = 4), all with the same bound.  The count of steps starts at
+2^24 - 1000, where one in float32 would stop.  In every step each matrix gets a gradient of another
+kind: of norm 1 or n, of rank one, always the same one, the weight itself, tangent to the manifold, one
+entry, tiny, 1e19, zero, or not finite.  Defects ‖W^H W - I‖_F / sqrt(n) are looked at
+right before every polish.
 """
 
 import time
