@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     parser.add_argument("--steps", type=int, help="of the soak; default: 15,625, of 64 matrices")
     parser.add_argument("--sgdg", type=Path, help="a file with the published SGDG, for rotations")
-    parser.add_argument("--data", type=Path, help="a file of images, for certified")
+    parser.add_argument("--data", type=Path, help="a file of images, for certified and gain")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder that gets the rows")
     arguments = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for name in arguments.names or NAMES:
-        options = {"soak": "steps", "rotations": "sgdg", "certified": "data"}
+        options = {"soak": "steps", "rotations": "sgdg", "certified": "data", "gain": "data"}
         own = {options[name]: getattr(arguments, options[name])} if name in options else {}
         started = time.perf_counter()
         _benchmark(name).run(Results(arguments.results, quick=arguments.quick), arguments.quick, **own)

@@ -6,13 +6,17 @@ for that (`torch.nn.init.calculate_gain` has ReLU's), and what the readout sees 
 more.  An input factor of 4 makes what the first activation sees about 1 (the root of the mean square),
 where GELU is not nearly linear.  Beside them a plain net, from PyTorch's initial weights and from He's.
 AdamW, ours of rank 4.
+
+With ``--data``, a file of larger images: is the first layer, which has more inputs than outputs, better
+left plain?
 """
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 from bench.records import Results, Row, show
 from projunn.nn import MaxMin, UnitaryLinear
 from projunn.optim import AdamW
-from projunn.tasks.datasets import load_images
+from projunn.tasks.datasets import Labelled, load_images
 
 _WIDTH, _BATCH, _STEPS = 256, 64, 150
 _RATES = (1e-3, 3e-3)
@@ -41,6 +45,7 @@ class _Net:
         gain: of every activation; None for 1.
         readout: the factor of what the last layer sees.
         entry: the factor of the input.
+        first: whether the first layer is of our kind too, and has a gain.
     """
 
     name: str
@@ -49,6 +54,7 @@ class _Net:
     gain: bool = False
     readout: float = 1.0
     entry: float = 1.0
+    first: bool = True
 
 
 _NETS = (
@@ -60,6 +66,13 @@ _NETS = (
         _Net(f"unitary, gain, 4 and {x:g}", unitary=True, gain=True, readout=x, entry=4.0)
         for x in (4.0, 8.0)
     ),
+)
+
+_PIXELS = 3.0  # times MNIST's, of which the root of the mean square is 0.33
+_NETS_OF_FILES = (
+    _Net("plain, He", unitary=False, he=True),
+    _Net("unitary, all factors", unitary=True, gain=True, readout=4.0, entry=_PIXELS),
+    _Net("first plain, He", unitary=True, gain=True, readout=4.0, entry=_PIXELS, first=False),
 )
 
 
@@ -74,23 +87,26 @@ class _Scaled(nn.Module):
         return self.factor * self.activation(x)
 
 
-def _make(net: _Net, depth: int, activation: str) -> nn.Sequential:
+def _make(net: _Net, pixels: int, depth: int, activation: str) -> nn.Sequential:
     made, gain = _ACTIVATIONS[activation]
-    layer: Callable[[int, int], nn.Module] = UnitaryLinear if net.unitary else nn.Linear
     layers: list[nn.Module] = [_Scaled(nn.Identity(), net.entry)]
     for i in range(depth):
-        hidden = layer(64 if i == 0 else _WIDTH, _WIDTH)
-        if net.he:
+        unitary = net.unitary and (net.first or i > 0)
+        layer: Callable[[int, int], nn.Module] = UnitaryLinear if unitary else nn.Linear
+        hidden = layer(pixels if i == 0 else _WIDTH, _WIDTH)
+        if not unitary and (net.he or net.unitary):
             nn.init.kaiming_normal_(hidden.get_parameter("weight"), nonlinearity="relu")
-        layers += [hidden, _Scaled(made(), gain if net.gain else 1.0)]
+        layers += [hidden, _Scaled(made(), gain if net.gain and unitary else 1.0)]
     return nn.Sequential(*layers, _Scaled(nn.Identity(), net.readout), nn.Linear(_WIDTH, 10))
 
 
-def _train(net: _Net, depth: int, activation: str, rate: float, seed: int) -> tuple[float, float]:
+def _train(
+    net: _Net, data: tuple[Labelled, Labelled], depth: int, activation: str, rate: float, seed: int
+) -> tuple[float, float]:
     """Held-out loss and accuracy after the steps."""
-    (images, labels), (held_images, held_labels) = load_images("digits")
+    (images, labels), (held_images, held_labels) = data
     torch.manual_seed(seed)
-    model = _make(net, depth, activation)
+    model = _make(net, images[0].numel(), depth, activation)
     parameters = model.parameters()
     optimizer = (
         AdamW(parameters, lr=rate, rank=4) if net.unitary else torch.optim.AdamW(parameters, lr=rate)
@@ -107,27 +123,42 @@ def _train(net: _Net, depth: int, activation: str, rate: float, seed: int) -> tu
     return loss, (scores.argmax(1) == held_labels).float().mean().item()
 
 
-def run(results: Results, quick: bool = False) -> None:
+def run(results: Results, quick: bool = False, data: Path | None = None) -> None:
     """Three seeds of each net; in the short form one, of two layers with ReLU."""
-    depths, activations, seeds = (2, 6, 12), list(_ACTIVATIONS), range(3)
+    depths, activations, seeds = (2, 6, 12), tuple(_ACTIVATIONS), range(3)
     if quick:
         depths, activations, seeds = depths[:1], activations[:1], range(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    table, rows = [], []
     try:
-        for layers, activation, net in product(depths, activations, _NETS):
-            case: Row = {"layers": layers, "activation": activation, "net": net.name}
-            line = dict(case)
-            for rate in _RATES:
-                ends = [_train(net, layers, activation, rate, seed) for seed in seeds]
-                losses, right = zip(*ends, strict=True)
-                loss, least, most = statistics.mean(losses), min(losses), max(losses)
-                line[f"lr {rate:g}"] = f"{loss:.3f} ({least:.3f} to {most:.3f})"
-                spread = {"loss": loss, "least": least, "most": most}
-                rows.append(case | {"rate": rate} | spread | {"accuracy": statistics.mean(right)})
-            table.append(line)
+        if data is None:
+            cases = product(depths, activations, _NETS)
+            _measure(results, "digits", load_images("digits"), cases, seeds)
+        else:
+            cases = product(depths[:2], activations[:2], _NETS_OF_FILES)
+            _measure(results, data.stem, load_images("mnist", str(data)), cases, seeds)
     finally:
         torch.set_num_threads(threads)
-    show(f"{_STEPS} steps on the digits, held-out loss, seeds: {len(seeds)}", table)
+
+
+def _measure(
+    results: Results,
+    name: str,
+    data: tuple[Labelled, Labelled],
+    cases: Iterable[tuple[int, str, _Net]],
+    seeds: range,
+) -> None:
+    table, rows = [], []
+    for layers, activation, net in cases:
+        case: Row = {"data": name, "layers": layers, "activation": activation, "net": net.name}
+        line = dict(case)
+        for rate in _RATES:
+            ends = [_train(net, data, layers, activation, rate, seed) for seed in seeds]
+            losses, right = zip(*ends, strict=True)
+            loss, least, most = statistics.mean(losses), min(losses), max(losses)
+            line[f"lr {rate:g}"] = f"{loss:.3f} ({least:.3f} to {most:.3f})"
+            spread = {"loss": loss, "least": least, "most": most}
+            rows.append(case | {"rate": rate} | spread | {"accuracy": statistics.mean(right)})
+        table.append(line)
+    show(f"{_STEPS} steps on {name}, held-out loss, seeds: {len(seeds)}", table)
     results.append("gain", rows)

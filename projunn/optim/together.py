@@ -26,7 +26,7 @@ from projunn.optim.sharded import LocalState
 from projunn_kernels.backends import on_device
 from projunn_kernels.constants import MAX_PROGRAMS
 
-_LARGE = 128 * 128  # numbers of a parameter that is no longer copied into a bank
+_LARGE = 256 * 256  # numbers of a parameter that is no longer copied into a bank
 
 
 class Rule(Protocol):

@@ -10,7 +10,7 @@ import torch
 
 from projunn import UnitaryParameter, init, matrix_view, unitarity_defect
 from projunn.nn import UnitaryLinear
-from projunn.optim import SGD, AdamW, stopping
+from projunn.optim import SGD, AdamW, stopping, together
 from projunn.optim.member import Member
 
 STEPS = 300
@@ -89,20 +89,21 @@ def test_random_batches_never_meet_it(monkeypatch):
     assert torch.equal(layer.weight, twin.weight)
 
 
-@pytest.mark.parametrize(("copied", "looks"), [(1 << 22, 1), (4 * 132 * 132, 2), (1, 8)])
+@pytest.mark.parametrize(("copied", "looks"), [(1 << 22, 1), (4 * 24 * 24, 2), (1, 8)])
 def test_parameters_that_are_alike_are_looked_at_together(monkeypatch, copied, looks):
     """Of eight one has a gradient that is normal to the manifold."""
     monkeypatch.setattr(stopping, "_COPIED", copied)
+    monkeypatch.setattr(together, "_LARGE", 1)  # none is copied into a bank
     seen, look = [], stopping._are_normal
     monkeypatch.setattr(stopping, "_are_normal", lambda *given: seen.append(1) or look(*given))
     source = torch.Generator().manual_seed(0)
-    starts = [init.haar_(torch.empty(132, 132), source) for _ in range(8)]  # too large to be a bank
+    starts = [init.haar_(torch.empty(24, 24), source) for _ in range(8)]
     weights = [UnitaryParameter(start) for start in starts]
     optimizer = SGD(weights, lr=0.32, polish_every=0)
     for _ in range(64):
         for i, weight in enumerate(weights):
-            v = torch.randn(132, 1, generator=torch.Generator().manual_seed(i))
-            noise = torch.randn(132, 132, generator=source)
+            v = torch.randn(24, 1, generator=torch.Generator().manual_seed(i))
+            noise = torch.randn(24, 24, generator=source)
             weight.grad = -(starts[i] @ v) @ v.T if i == 5 else noise
         optimizer.step()
     assert [i for i in range(8) if "tangent_basis" in optimizer.state[weights[i]]] == [5]
