@@ -6,7 +6,14 @@ import torch
 import projunn
 from projunn import init, retract
 from projunn.optim import SGD, SGDG
-from projunn_kernels import factor, orthonormalize, rank_update_, retract_
+from projunn_kernels import (
+    factor,
+    orthonormalize,
+    rank_update_,
+    retract_,
+    retract_pulled_,
+    tangent_factors,
+)
 from projunn_kernels.configs.kernel import KERNELS
 from projunn_kernels.launching import Matrices, as_columns
 from projunn_kernels.products.launch import adjoint_partials
@@ -31,6 +38,8 @@ def draw(kernels, kind, m, n, k, batch=1):
         (44, 30, 10, "cayley"),
         (12, 14, 9, "cayley"),  # 2k > n: the basis is the identity
         (70, 70, 33, "exp"),
+        (66, 68, 65, "exp"),  # above 64 there are products by kernels, and PyTorch between them
+        (68, 66, 65, "polar"),
     ],
 )
 def test_equals_float64(kernels, kind, m, n, k, retraction):
@@ -42,6 +51,29 @@ def test_equals_float64(kernels, kind, m, n, k, retraction):
         taken = retract_(weight, left, right, retraction)
     assert taken.all()
     assert (precise(weight) - wanted).abs().max() < 3e-7
+    assert defect(weight) < 3e-7
+
+
+@KINDS
+@pytest.mark.parametrize(("m", "n"), [(68, 68), (67, 70), (70, 67)])
+def test_the_tangent_part_and_factors_of_any_rank(kernels, kind, m, n):
+    """Of rank 65: what multiplies W, and what is found of it and of a gradient."""
+    weight, *_ = draw(kernels, kind, m, n, 1, batch=2)
+    gradient = (torch.randn(2, m, n, dtype=kind) / m).to(kernels.device)
+    basis = torch.randn(2, m, 65, dtype=kind).to(kernels.device)
+    start = torch.randn(2, max(m, n), 65, dtype=kind).to(kernels.device)
+    wanted = precise(weight), *factor(precise(gradient), precise(basis))
+    exact = tangent_factors(precise(gradient), precise(weight), precise(start))
+    moved = retract_pulled_(wanted[0], exact.pulled, exact.right, exact.moved, "exp")
+    with kernels.backend():
+        left, right = factor(gradient, basis)
+        found = tangent_factors(gradient, weight, start)
+        taken = retract_pulled_(weight, *found, "exp")
+    assert taken.all()
+    assert moved.all()
+    close = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(precise(left @ right.mH), wanted[1] @ wanted[2].mH, **close)
+    torch.testing.assert_close(precise(weight), wanted[0], **close)
     assert defect(weight) < 3e-7
 
 
