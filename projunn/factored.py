@@ -18,8 +18,10 @@ class FactoredTensor(torch.Tensor):
     the gradient.  The sum with a dense tensor is dense.
 
     What only looks at entries (comparisons, powers, sums, means, extrema, ``isnan``, ``histc``,
-    ``numpy``) forms all of them for a moment, as ``to_dense`` does.  ``detach()`` and ``data`` share the
-    factors with the tensor that they came from, so that a change in place of one is a change of both.
+    ``numpy``) forms all of them for a moment, as ``to_dense`` does.  The results of ``view``,
+    ``reshape`` and ``flatten`` are copies that PyTorch lets nobody change in place.  ``detach()`` and
+    ``data`` share the factors with the tensor that they came from, so that a change in place of one is
+    a change of both.
 
     Args:
         left: L, real or complex.
@@ -109,6 +111,21 @@ class FactoredTensor(torch.Tensor):
         """Changes the factors, and with them the tensor, in place."""
         self._held[:] = left, right
         return self
+
+    def _read(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        """A method of the dense tensor.  Its result is a copy that cannot be changed in place."""
+        with torch.inference_mode():
+            read: Tensor = getattr(self.to_dense(), name)(*arguments, **options)
+        return read
+
+    def view(self, *arguments: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return self._read("view", arguments, options)
+
+    def reshape(self, *arguments: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return self._read("reshape", arguments, options)
+
+    def flatten(self, *arguments: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return self._read("flatten", arguments, options)
 
     def numpy(self, *, force: bool = False) -> Any:
         return self.to_dense().numpy(force=force)

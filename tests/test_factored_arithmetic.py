@@ -161,6 +161,10 @@ def test_what_monitoring_reads(kind):
     np.testing.assert_array_equal(np.asarray(a), dense.numpy())
     np.testing.assert_array_equal(a.detach().cpu().numpy(), dense.numpy())
     assert a.tolist() == dense.tolist()
+    for read in (lambda t: t.view(-1), lambda t: t.reshape(-1, 1), lambda t: t.flatten()):
+        torch.testing.assert_close(read(a), read(dense))
+        with pytest.raises(RuntimeError, match="make a clone"):  # the gradient would not change
+            read(a).zero_()
 
 
 def test_what_is_detached_of_a_gradient_is_still_that_gradient(kind):

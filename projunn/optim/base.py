@@ -37,13 +37,13 @@ from projunn.optim.options import (
     warn_of_misspelt,
     whole,
 )
-from projunn.optim.recognition import check_parameter, recognise_parameters
+from projunn.optim.recognition import check_parameter, recognise_again, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import local_member, local_part
 from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over, warn_of_plain
 from projunn.optim.together import Together
 from projunn.optim.whole import count_unitary, is_trained, watch_wholes
-from projunn.parameter import is_unitary, notice, recognise
+from projunn.parameter import is_unitary, notice
 from projunn.shards import is_sharded
 from projunn_kernels import orthonormalize, private, seeded_normal
 from projunn_kernels.precision import in_full_precision, without_autocast
@@ -140,15 +140,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             raise
         self._count_unitary()
 
-    def _count_unitary(self) -> None:
+    def _count_unitary(self) -> bool:
         """Count the unitary parameters, on whose number the default of their learning rate depends.
 
-        Those that are frozen or empty turn nothing, and do not count for that.
+        Those that are frozen or empty turn nothing, and do not count for that.  True if there are fewer.
         """
-        self._counts = count_unitary(self.param_groups)
+        before, self._counts = self._counts, count_unitary(self.param_groups)
+        if fewer := self._counts[0] < before[0]:
+            recognise_again(self.param_groups)
         for group in self.param_groups:
             if group["default_angle"] is not None:
                 group["default_angle"] = angle_of_each(self._counts[1] + self._elsewhere)
+        return fewer
 
     def count_elsewhere(self, count: int) -> None:
         """Says how many unitary parameters that are trained other processes of the job step."""
@@ -221,12 +224,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
-        if (count, trained) != self._counts:
-            fewer = count < self._counts[0]
-            self._count_unitary()
-            if fewer:  # a conversion of the module has changed their class
-                recognise()
-                return self._members()
+        if (count, trained) != self._counts and self._count_unitary():
+            return self._members()  # of which a conversion of the module may have changed the class
         self._seen = Seen.of(self, members, count)
         return members
 

@@ -1,12 +1,15 @@
 """Which of the parameters that an optimizer is given are unitary, and which of those it cannot step."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
+from projunn.noticing import first_few
 from projunn.optim.stacked import mark_stacked
-from projunn.parameter import declarations, name_of, recognise
+from projunn.parameter import declarations, is_unitary, name_of, recognise
 from projunn.shards import is_flattened, is_sharded, own_matrices
 from projunn_kernels import private
 
@@ -35,6 +38,47 @@ def recognise_parameters(parameters: Sequence[Tensor]) -> None:
                 " parameter any more (weight_norm, FSDP1 and others put parameters of their own in its"
                 " place); wanted it as it was, or projunn.unconstrain(module) if this is meant"
             )
+
+
+def recognise_again(groups: list[dict[str, Any]]) -> None:
+    """Marks the unitary parameters of groups that seem to hold fewer than they did.
+
+    DeepSpeed's ZeRO puts one vector of the numbers of all parameters into each group (stage 3 leaves the
+    parameters themselves empty), and mixed precision copies of another dtype.
+
+    Raises:
+        ValueError: the groups hold such tensors in the place of unitary parameters.
+    """
+    recognise()
+    given = [p for group in groups for p in group["params"]]
+    known, plain = set(map(id, given)), [p for p in given if not is_unitary(p)]
+    one_each = all(len(group["params"]) < 2 for group in groups)
+    vectors = one_each and {p.ndim for p in plain} == {1}
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    numbers = sum(p.numel() for p in plain) * (torch.distributed.get_world_size() if started else 1)
+    exchanged = {
+        f"{name} of {type(found.module).__name__}"
+        for found in declarations()
+        for name, _, p in found.held()
+        if p.requires_grad and id(p) not in known
+        if (vectors and (is_flattened(p) or 0 < p.numel() <= numbers))
+        or any(_is_copy(q, p) for q in plain)
+    }
+    if exchanged:
+        raise ValueError(
+            "params: the groups of an optimizer hold other tensors in the place of"
+            f" {first_few(sorted(exchanged))}, which no step would keep unitary (DeepSpeed's ZeRO puts"
+            " vectors there, mixed precision copies); wanted the parameters themselves (ZeRO at stage 0)"
+            " or, at stages 1 and 2, an optimizer of their own for"
+            " projunn.unitary_parameters(model), after projunn.distributed.replicate(model)"
+        )
+
+
+def _is_copy(tensor: Tensor, p: UnitaryParameter) -> bool:
+    """Whether a tensor holds the numbers of a parameter, in another precision."""
+    if tensor.shape != p.shape or tensor.dtype == p.dtype or private.is_fake(p):
+        return False
+    return torch.equal(tensor.detach().to(p), p.detach())
 
 
 def check_parameter(p: Tensor) -> None:

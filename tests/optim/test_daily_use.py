@@ -1,7 +1,9 @@
 """What training scripts do around an optimizer and its gradients."""
 
 import copy
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -237,3 +239,48 @@ def test_a_histogram_of_gradients_is_drawn_as_tensorboard_does():
     file.seek(0)
     gradient = torch.load(file, weights_only=True)["gradient"]
     torch.testing.assert_close(gradient.to_dense(), entries)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@SKETCHES
+def test_weights_and_state_are_freed_without_the_garbage_collector(rule, sketch_rank):
+    """Else searches for hyperparameters, which make many models, run out of memory on a GPU."""
+    layer = UnitaryLinear(6, 6, sketch_rank=None if rule == "Lion" else sketch_rank)
+    optimizer = getattr(optim, rule)(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(layer, torch.randn(3, 6)).backward()
+        optimizer.step()
+    held = [weakref.ref(layer.weight.untyped_storage())]
+    held += [weakref.ref(t) for state in optimizer.state.values() for t in state.values()]
+    gc.disable()
+    try:
+        del layer, optimizer
+        assert not [one for one in held if one() is not None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("other", ["vector", "emptied", "copy", "head"])
+def test_other_tensors_in_the_place_of_unitary_ones_are_refused(other):
+    """DeepSpeed's ZeRO puts vectors there (stage 3 empties the parameters), mixed precision copies."""
+    model = nn.Sequential(UnitaryLinear(6, 6, bias=False), nn.Linear(6, 2))
+    optimizer = optim.AdamW(model.parameters(), lr=0.1)
+    (group,), weight = optimizer.param_groups, model[0].weight
+    if other == "head":  # the weight is no longer trained, which is fine
+        group["params"] = list(model[1].parameters())
+    elif other == "copy":
+        model.bfloat16()
+        group["params"] = [p.detach().float().requires_grad_() for p in model.parameters()]
+    else:
+        vector = torch.cat([p.detach().flatten() for p in model.parameters()])
+        group["params"] = [vector.requires_grad_()]
+        if other == "emptied":
+            weight.data = torch.empty(0)
+    for p in group["params"]:
+        p.grad = torch.ones_like(p)
+    if other == "head":
+        optimizer.step()
+        return
+    with pytest.raises(ValueError, match="in the place of weight of UnitaryLinear"):
+        optimizer.step()

@@ -4,6 +4,7 @@ gradient -> direction (the rule's momentum, second moments), as torch.optim has 
          -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
 """
 
+import weakref
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -122,7 +123,7 @@ class DenseGradient:
 
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
-        self._rule = rule
+        self._rule = weakref.ref(rule)
         if self.active is None:
             direction = rule._direction(self, self.for_averages, self.state, self.group)
             direction = self.from_averages(direction)
@@ -198,7 +199,7 @@ class DenseGradient:
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
-            limit, grad = largest(self._rule, self.group, self.grad.dtype), self.grad
+            limit, grad = largest(self._rule(), self.group, self.grad.dtype), self.grad
             if self.group["averages"] == "tangent":  # of entries that are sums of n
                 limit /= grad.shape[-1] ** 0.5
             if not on_device(grad):  # faster, and no entry is larger than the 2-norm

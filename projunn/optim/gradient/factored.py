@@ -8,6 +8,7 @@
 Factors are pairs (L, R) with L (*batch, m, r) and R (*batch, n, r), for L R^H.
 """
 
+import weakref
 from functools import cached_property
 from typing import Any
 
@@ -115,7 +116,7 @@ class FactoredGradient:
 
     def follow(self, rule: Any) -> None:
         """Find the direction of a rule, whose averages move."""
-        self._rule = rule
+        self._rule = weakref.ref(rule)
         left, right = rule._factored_direction(self, self.group)
         rank = min(self.group["rank"], left.shape[-2], right.shape[-2])
         self.direction = self.gate(truncated(left, right, rank))
@@ -141,7 +142,7 @@ class FactoredGradient:
     def finite(self) -> Tensor:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
-            limit = largest(self._rule, self.group, self.factors[0].dtype)
+            limit = largest(self._rule(), self.group, self.factors[0].dtype)
             left, right = (torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True) for f in self.factors)
             self._finite = (left < limit) & (right < limit) & (left < limit / right)
         return self._finite
