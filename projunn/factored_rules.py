@@ -31,8 +31,9 @@ def carry_out(operator: Any, arguments: tuple[Any, ...], options: dict[str, Any]
 
 def _refusal(what: str) -> TypeError:
     return TypeError(
-        f"{what} a gradient in low-rank factors (projunn.FactoredTensor): call to_dense() on it first"
-        " (p.grad = p.grad.to_dense() is taken by the optimizer), or build the layer without sketch_rank"
+        f"{what} a gradient in low-rank factors (projunn.FactoredTensor), which optimizers of"
+        " projunn.optim step and others do not: call to_dense() on it first (p.grad ="
+        " p.grad.to_dense() is taken by the optimizer), or build the layer without sketch_rank"
     )
 
 

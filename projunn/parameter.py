@@ -166,7 +166,7 @@ class Declaration:
         self._module = weakref.ref(module)
         self.slots: dict[str, Slot] = {}
         self.path = ""  # of the module in the one whose ``load_state_dict`` is called, with a dot
-        _declarations.add(self)
+        _declarations[id(self)] = self
 
     @property
     def module(self) -> nn.Module | None:
@@ -180,13 +180,13 @@ class Declaration:
         self.slots, self.path = state["slots"], ""
         for slot in self.slots.values():
             slot.kept = False  # no optimizer knows the copy yet
-        _declarations.add(self)
+        _declarations[id(self)] = self
         _watch()
 
     def restore(self) -> None:
         """Marks what sits in the slots now."""
         module = self.module
-        for name, slot in self.slots.items():
+        for name, slot in self.slots.copy().items():
             parameter = None if module is None else module._parameters.get(name)
             if isinstance(parameter, nn.Parameter):
                 mark_as(parameter, slot)
@@ -194,7 +194,7 @@ class Declaration:
     def held(self) -> list[tuple[str, Slot, UnitaryParameter]]:
         """The slots that hold a unitary parameter, with their names."""
         module = self.module
-        every = () if module is None else self.slots.items()
+        every = () if module is None else self.slots.copy().items()
         pairs = ((name, slot, module._parameters.get(name)) for name, slot in every)  # type: ignore[union-attr]
         return [(name, slot, p) for name, slot, p in pairs if isinstance(p, UnitaryParameter)]
 
@@ -202,7 +202,7 @@ class Declaration:
 # How many plain parameters were made unitary: steps that were compiled before are to be traced anew.
 constrained = ["0"]
 _ATTRIBUTE, _STEPS = "_unitary_slots", "_steps_beside_unitary"
-_declarations: "weakref.WeakSet[Declaration]" = weakref.WeakSet()
+_declarations: "weakref.WeakValueDictionary[int, Declaration]" = weakref.WeakValueDictionary()
 _unclear: set[torch.Size] = set()  # of parameters whose shape alone does not tell their matrices
 
 
@@ -232,8 +232,8 @@ def forget(module: nn.Module) -> None:
 
 
 def declarations() -> list[Declaration]:
-    """Those of all modules that live."""
-    return list(_declarations)
+    """Those of all modules that live; a copy, because other threads may make modules."""
+    return [found for known in _declarations.valuerefs() if (found := known()) is not None]
 
 
 def recognise() -> None:

@@ -3,6 +3,8 @@
 import copy
 import gc
 import io
+import sys
+import threading
 import weakref
 
 import pytest
@@ -24,6 +26,7 @@ from projunn.nn import (
     UnitaryRNN,
     UnitaryRNNCell,
 )
+from projunn.parameter import declarations
 from tests.dense import defect
 
 RULES = ("SGD", "RMSprop", "AdamW", "Lion")
@@ -284,3 +287,24 @@ def test_other_tensors_in_the_place_of_unitary_ones_are_refused(other):
         return
     with pytest.raises(ValueError, match="in the place of weight of UnitaryLinear"):
         optimizer.step()
+
+
+def test_modules_are_made_in_other_threads_meanwhile():
+    """As optuna makes them with ``n_jobs``: each optimizer looks at the modules of all threads."""
+    held, done = [UnitaryLinear(1, 1) for _ in range(200)], threading.Event()
+    interval = sys.getswitchinterval()
+
+    def make():
+        while not done.is_set():
+            held[0] = UnitaryLinear(1, 1)
+
+    other = threading.Thread(target=make)
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        for _ in range(2000):
+            assert len(declarations()) >= 199
+    finally:
+        done.set()
+        other.join()
+        sys.setswitchinterval(interval)
