@@ -297,6 +297,7 @@ def _remember(p: UnitaryParameter) -> None:
     has_memory = type(p) is UnitaryParameter or is_sharded(p)
     if _layout(p) != PLAIN and has_memory and not private.is_fake(own_part(p)):
         remember(own_part(p), _layout(p))
+        _unclear.add(p.shape)
 
 
 def _layout(p: UnitaryParameter) -> Layout:
@@ -313,7 +314,7 @@ def layout_of(tensor: Tensor) -> Layout:
         recognise()
     if getattr(tensor, "blocks", None) is not None:  # `isinstance` is not always right in a trace
         known = cast(UnitaryParameter, tensor)
-        if _layout(known) == PLAIN and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and _layout(known) == PLAIN and known.shape in _unclear:
             recognise()  # one that was rebuilt by its class is marked by the module it is in
         return _layout(known)
     if torch.compiler.is_compiling():
@@ -351,11 +352,9 @@ def _registered(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
             " plain parameters in its place; wanted a plain parameter. Build the layer anew, and without"
             " weight_norm, or call projunn.unconstrain(module) first"
         )
-    if isinstance(parameter, UnitaryParameter):
-        plain = _layout(parameter) == PLAIN
-        if slot is None or not plain:
-            declare(module, name, parameter)
-            return
+    if isinstance(parameter, UnitaryParameter) and (slot is None or _layout(parameter) != PLAIN):
+        declare(module, name, parameter)
+        return
     if slot is not None:
         mark_as(parameter, slot)
 

@@ -42,7 +42,7 @@ from projunn.optim.seen import Seen
 from projunn.optim.sharded import local_member, local_part
 from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over, warn_of_plain
 from projunn.optim.together import Together
-from projunn.optim.whole import count_unitary, is_trained, watch_wholes
+from projunn.optim.whole import Counts, count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice
 from projunn.shards import is_sharded
 from projunn_kernels import orthonormalize, private, seeded_normal
@@ -56,11 +56,10 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     keeps_unitary: ClassVar[bool] = True
     takes_sketches: ClassVar[bool] = True  # whether its rule can do without the entries of a gradient
     normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
-    _counts: tuple[int, int] = (0, 0)  # unitary parameters at the last step, and those that are trained
+    _counts: Counts = Counts()  # of the last step
     _elsewhere: int = 0  # trained ones that other processes step: see `whole`
     _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
-    # Parameters, by index, whose averages were created in this step and hold nothing yet.
-    _fresh: tuple[int, ...] = ()
+    _fresh: tuple[int, ...] = ()  # parameters, by index, whose averages were created in this step
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
     _together: Together | None = None  # what is kept from step to step
     _seen: Seen | None = None  # the parameters of the last step
@@ -145,12 +144,13 @@ class UnitaryOptimizer(torch.optim.Optimizer):
 
         Those that are frozen or empty turn nothing, and do not count for that.  True if there are fewer.
         """
-        before, self._counts = self._counts, count_unitary(self.param_groups)
-        if fewer := self._counts[0] < before[0]:
-            recognise_again(self.param_groups)
+        counts = count_unitary(self.param_groups)
+        if fewer := counts.every < self._counts.every:
+            recognise_again(self.param_groups, self._counts.held)
+        self._counts = counts
         for group in self.param_groups:
             if group["default_angle"] is not None:
-                group["default_angle"] = angle_of_each(self._counts[1] + self._elsewhere)
+                group["default_angle"] = angle_of_each(counts.trained + self._elsewhere)
         return fewer
 
     def count_elsewhere(self, count: int) -> None:
@@ -224,7 +224,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     member = kept[index] = Member(index, p, grad, state, group)
                 member.grad = grad
                 members.append(member)
-        if (count, trained) != self._counts and self._count_unitary():
+        if (count, trained) != self._counts[:2] and self._count_unitary():
             return self._members()  # of which a conversion of the module may have changed the class
         self._seen = Seen.of(self, members, count)
         return members

@@ -40,8 +40,8 @@ def recognise_parameters(parameters: Sequence[Tensor]) -> None:
             )
 
 
-def recognise_again(groups: list[dict[str, Any]]) -> None:
-    """Marks the unitary parameters of groups that seem to hold fewer than they did.
+def recognise_again(groups: list[dict[str, Any]], held: Sequence[Tensor]) -> None:
+    """Marks the unitary parameters of groups that seem to hold fewer than those that they held.
 
     DeepSpeed's ZeRO puts one vector of the numbers of all parameters into each group (stage 3 leaves the
     parameters themselves empty), and mixed precision copies of another dtype.
@@ -51,23 +51,22 @@ def recognise_again(groups: list[dict[str, Any]]) -> None:
     """
     recognise()
     given = [p for group in groups for p in group["params"]]
-    known, plain = set(map(id, given)), [p for p in given if not is_unitary(p)]
+    now, plain = set(map(id, given)), [p for p in given if not is_unitary(p)]
     one_each = all(len(group["params"]) < 2 for group in groups)
     vectors = one_each and {p.ndim for p in plain} == {1}
     started = torch.distributed.is_available() and torch.distributed.is_initialized()
     numbers = sum(p.numel() for p in plain) * (torch.distributed.get_world_size() if started else 1)
-    exchanged = {
-        f"{name} of {type(found.module).__name__}"
-        for found in declarations()
-        for name, _, p in found.held()
-        if p.requires_grad and id(p) not in known
-        if (vectors and (is_flattened(p) or 0 < p.numel() <= numbers))
-        or any(_is_copy(q, p) for q in plain)
-    }
+    exchanged = [
+        p
+        for p in held
+        if is_unitary(p) and p.requires_grad and id(p) not in now
+        if (vectors and (is_flattened(p) or p.numel() <= numbers)) or any(_is_copy(q, p) for q in plain)
+    ]
     if exchanged:
+        named = first_few(list(map(name_of, exchanged)))
         raise ValueError(
             "params: the groups of an optimizer hold other tensors in the place of"
-            f" {first_few(sorted(exchanged))}, which no step would keep unitary (DeepSpeed's ZeRO puts"
+            f" {named}, which no step would keep unitary (DeepSpeed's ZeRO puts"
             " vectors there, mixed precision copies); wanted the parameters themselves (ZeRO at stage 0)"
             " or, at stages 1 and 2, an optimizer of their own for"
             " projunn.unitary_parameters(model), after projunn.distributed.replicate(model)"

@@ -6,7 +6,7 @@ each step.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,18 @@ def is_trained(parameter: Tensor) -> bool:
     return parameter.requires_grad and parameter.numel() > 0
 
 
-def count_unitary(groups: list[dict[str, Any]]) -> tuple[int, int]:
-    """The number of unitary parameters, and of those among them that are trained."""
+class Counts(NamedTuple):
+    """The number of unitary parameters, and of those among them that are trained; the parameters."""
+
+    every: int = 0
+    trained: int = 0
+    held: tuple[Tensor, ...] = ()  # a weak reference would keep PyTorch from swapping one
+
+
+def count_unitary(groups: list[dict[str, Any]]) -> Counts:
+    """Counts those of some parameter groups."""
     unitary = [p for group in groups for p in group["params"] if is_unitary(p)]
-    return len(unitary), sum(map(is_trained, unitary))
+    return Counts(len(unitary), sum(map(is_trained, unitary)), tuple(unitary))
 
 
 def watch_wholes() -> None:
@@ -44,8 +52,8 @@ def _before_step(optimizer: Any, *_: Any) -> None:
     within = private.optimizer_within(optimizer)
     if not getattr(within, "keeps_unitary", False):
         return
-    whole = count_unitary(optimizer.param_groups)[1]
-    within.count_elsewhere(whole - count_unitary(within.param_groups)[1])
+    whole = count_unitary(optimizer.param_groups).trained
+    within.count_elsewhere(whole - count_unitary(within.param_groups).trained)
     for group in optimizer.param_groups:
         if group.get("default_angle") is not None:
             group["default_angle"] = angle_of_each(whole)
