@@ -13,12 +13,13 @@ from bench.records import Results, Row, show
 from bench.timing import measure
 from projunn import unitarity_defect
 from projunn.nn import UnitaryLinear
+from projunn.noticing import TOLERANCE
 from projunn.optim import SGD
 from projunn.optim.drift import polish_period
-from projunn_kernels import polish_
+from projunn_kernels import polish_near_
 
 SIZE, STEPS, CHUNK = 64, 1_000_000, 100_000
-BOUND, SHARE = 1e-6, 0.05
+BOUND, SHARE = 1e-6, 0.02
 
 
 class Walk:
@@ -63,7 +64,7 @@ def cost(n: int, rounds: int) -> Row:
     periods = {"on": lambda: a_period(on), "off": lambda: a_period(off)}
     pairs = measure(periods, rounds, primed=False)
     weight = UnitaryLinear(n, n, bias=False).weight.detach()
-    single = measure({"step": off.step, "polish": lambda: polish_(weight)}, 10 * rounds)
+    single = measure({"step": off.step, "polish": lambda: polish_near_(weight, TOLERANCE)}, 10 * rounds)
     return {
         "n": n,
         "period": period,
