@@ -281,7 +281,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         if averages:
             held = made_for is not None and not averages.keys().isdisjoint(state)
             before = made_for[0] if made_for is not None and held else None
-            check_averages(p, view.shape, group["averages"], before)
+            check_averages(p, group["averages"], before)
         for name, squares in averages.items():
             if name in state:
                 continue

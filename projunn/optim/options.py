@@ -171,12 +171,11 @@ def check_options(group: dict[str, Any]) -> None:
         )
 
 
-def check_averages(p: Tensor, shape: Sequence[int], averages: str, before: str | None) -> None:
-    """Raises ValueError if a parameter cannot have these averages: only square matrices have a frame.
+def check_averages(p: Tensor, averages: str, before: str | None) -> None:
+    """Raises ValueError if a parameter has averages of the other kind.
 
     Args:
         p: the parameter.
-        shape: (.., m, n) of its matrices.
         averages: the option.
         before: what it was when the parameter's averages were made, if it has some.
     """
@@ -184,11 +183,6 @@ def check_averages(p: Tensor, shape: Sequence[int], averages: str, before: str |
         raise ValueError(
             f"averages: got {averages!r} for a parameter of shape {tuple(p.shape)}, which has averages"
             f" of the other kind; wanted {before!r}, or a new optimizer"
-        )
-    if averages == "tangent" and shape[-2] != shape[-1]:
-        raise ValueError(
-            f'averages: got "tangent" for a parameter of shape {tuple(p.shape)}, wanted "gradient":'
-            f" its matrices, {shape[-2]} x {shape[-1]}, are not square"
         )
 
 

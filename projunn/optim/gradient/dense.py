@@ -136,15 +136,29 @@ class DenseGradient:
 
     @property
     def for_averages(self) -> Tensor:
-        """What the averages of the rule are of: G, or its tangent part A = (W^H G - G^H W)/2."""
+        """What the averages of the rule are of: G, or its tangent part.
+
+        That of a square W in its own frame, A = (W^H G - G^H W)/2; of a rectangular one, which has no
+        frame, (G - W G^H W)/2, which would be W A.
+        """
         if self.group["averages"] == "gradient":
             return self.grad
-        pulled = self._weight().mH @ self.grad
-        return (pulled - pulled.mH) / 2
+        weight = self._weight()
+        if self._is_square:
+            pulled = weight.mH @ self.grad
+            return (pulled - pulled.mH) / 2
+        wide = weight.shape[-2] < weight.shape[-1]
+        mirrored = (weight @ self.grad.mH) @ weight if wide else weight @ (self.grad.mH @ weight)
+        return (self.grad - mirrored) / 2
 
     def from_averages(self, direction: Tensor) -> Tensor:
         """The direction D from that of the averages: itself, or W times it."""
-        return direction if self.group["averages"] == "gradient" else self._weight() @ direction
+        in_frame = self.group["averages"] == "tangent" and self._is_square
+        return self._weight() @ direction if in_frame else direction
+
+    @property
+    def _is_square(self) -> bool:
+        return self.grad.shape[-2] == self.grad.shape[-1]
 
     def _weight(self) -> Tensor:
         weight = self.view(self.stored_weight)
@@ -200,8 +214,8 @@ class DenseGradient:
         """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
         if self._finite is None:
             limit, grad = largest(self._rule(), self.group, self.grad.dtype), self.grad
-            if self.group["averages"] == "tangent":  # of entries that are sums of n
-                limit /= grad.shape[-1] ** 0.5
+            if self.group["averages"] == "tangent":  # of entries that are no larger than the 2-norm
+                limit /= (grad.shape[-2] * grad.shape[-1]) ** 0.5
             if not on_device(grad):  # faster, and no entry is larger than the 2-norm
                 self._finite = frobenius_norms(grad) < limit
             if self._finite is None or not surely_all(self._finite):
