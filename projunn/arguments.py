@@ -115,6 +115,16 @@ def is_symbolic(value: Any) -> bool:
     return fx is not None and isinstance(value, fx.Proxy)
 
 
+def own_memory(name: str, value: Tensor) -> Tensor:
+    """``value``, checked to be no expanded tensor, whose entries share memory."""
+    if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+        raise ValueError(
+            f"{name}: got an expanded tensor of shape {tuple(value.shape)}, several entries of which are"
+            " one number in memory; wanted a tensor of its own, such as its clone()"
+        )
+    return value
+
+
 def matrices(name: str, value: Any) -> Tensor:
     """``value``, checked to hold real or complex matrices (\\*batch, m, n)."""
     floating = tensor(name, value).is_floating_point() or value.is_complex()

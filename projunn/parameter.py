@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from projunn.arguments import tensor
 from projunn.factored import FactoredTensor
 from projunn.layout import PLAIN, Layout, forget_memory, remember, remembered
 from projunn.noticing import NO_PATHS, off_manifold, paths_of, say, say_cut
@@ -86,7 +87,7 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
         sketch: FactoredTensor | None = None,
     ) -> "UnitaryParameter":
         if pairs is None and blocks is None and singletons is None:
-            pairs, blocks, singletons = layout_of(data)
+            pairs, blocks, singletons = layout_of(tensor("data", data))
         plain = data.data if type(data) is cls else data  # nn.Parameter takes its own class only
         self = super().__new__(cls, plain, requires_grad)
         return mark(self, Layout(pairs or False, blocks or 1, singletons or 0), sketch)

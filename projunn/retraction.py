@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import projunn_kernels
-from projunn.arguments import one_of, tensor
+from projunn.arguments import one_of, own_memory, tensor
 from projunn.manifold import MATRIX_DTYPES, dtype_names, matrix_view
 from projunn_kernels import RETRACTIONS, constant
 
@@ -67,7 +67,7 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
     gradient, such as a `projunn.UnitaryParameter`; autograd does not record the step.
     """
     with torch.no_grad():
-        take_step_(matrix_view(tensor("weight", weight)), left, right, retraction)
+        take_step_(matrix_view(own_memory("weight", tensor("weight", weight))), left, right, retraction)
     return weight
 
 

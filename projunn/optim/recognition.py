@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from projunn.arguments import own_memory
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, dtype_names
 from projunn.noticing import first_few
 from projunn.optim.stacked import mark_stacked
@@ -85,6 +86,7 @@ def check_parameter(p: Tensor) -> None:
 
     Raises:
         TypeError: a dtype that is not one of `MATRIX_DTYPES`, or a sharded tensor.
+        ValueError: an expanded tensor.
     """
     if not isinstance(p, UnitaryParameter):
         return
@@ -93,6 +95,8 @@ def check_parameter(p: Tensor) -> None:
             f"params: a unitary parameter of shape {tuple(p.shape)} is {p.dtype}, wanted one of"
             f" {dtype_names()} (use autocast for layers in lower precision)"
         )
+    if p.layout == torch.strided and not is_sharded(p):
+        own_memory("params", p)
     if is_sharded(p) and p.sketch is not None:
         raise TypeError(
             f"params: {name_of(p)}, of shape {tuple(p.shape)}, is sharded and belongs to a layer with"

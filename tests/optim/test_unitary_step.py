@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import projunn
-from projunn import matrix_view, optim
+from projunn import UnitaryParameter, matrix_view, optim
 from projunn.nn import BlockUnitaryLinear, ModReLU, UnitaryLinear
 from projunn.optim.options import unitary_learning_rate
 from tests.dense import defect
@@ -354,6 +354,17 @@ def test_options_are_checked(rule, options, words):
 def test_half_precision_weights_are_refused(rule):
     with pytest.raises(TypeError, match=r"params: .* torch.bfloat16, wanted one of float32"):
         rule(UnitaryLinear(3, 3).bfloat16().parameters())
+
+
+def test_expanded_weights_are_refused():
+    """Their matrices are one in memory, which each would step: the result was not unitary."""
+    bank = UnitaryParameter(torch.eye(4).expand(3, 4, 4))
+    with pytest.raises(ValueError, match=r"params: got an expanded tensor of shape \(3, 4, 4\)"):
+        optim.SGD([bank], lr=1.0)
+    with pytest.raises(ValueError, match=r"weight: got an expanded tensor of shape \(3, 4, 4\)"):
+        projunn.retract_(bank, torch.randn(3, 4, 1), torch.randn(3, 4, 1))
+    with pytest.raises(TypeError, match=r"data: got .*, wanted a tensor"):
+        UnitaryParameter([[1.0, 0.0], [0.0, 1.0]])
 
 
 def test_a_refused_group_is_not_added():
