@@ -39,7 +39,9 @@ class SGD(UnitaryOptimizer):
         averages: what momentum and second moments average: ``"gradient"``, G as in `torch.optim`, or
             ``"tangent"``, the tangent part A = (W^H G - G^H W)/2 of G in the frame of a square W (the
             direction is then W times that of A), or (G - W G^H W)/2 of a rectangular one.  This takes
-            two products of the whole matrices.
+            two products of the whole matrices.  Where the gradient at the optimum is normal to the
+            manifold and not zero (eigenvectors, <C, W>, full batches), `RMSprop`, `AdamW` and `Lion` end
+            elsewhere without it.
         unitary_lr: learning rate of the unitary parameters; default lr / 32, as in the paper's
             experiments.  A scheduler that changes ``lr`` changes it in proportion.
         polish_every: steps of a matrix between two corrections of its rounding drift; 0 for none.  The
