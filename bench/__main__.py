@@ -26,6 +26,7 @@ NAMES = (
     "gain",
     "rotations",
     "certified",
+    "averages",
 )
 
 
