@@ -42,7 +42,7 @@ class _Net:
     Attributes:
         unitary: of our layers, or of `nn.Linear`.
         he: the plain layers start from He's weights, not from PyTorch's.
-        gain: of every activation; None for 1.
+        gain: whether each activation is multiplied with its gain.
         readout: the factor of what the last layer sees.
         entry: the factor of the input.
         first: whether the first layer is of our kind too, and has a gain.
