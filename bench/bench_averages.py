@@ -25,7 +25,7 @@ class _Problem:
     """A loss of some matrices, and its least value.
 
     Attributes:
-        shapes: of the matrices.
+        shapes, dtype: of the matrices.
         loss: of the matrices; the least value is minus one.
         rate: of SGD.
     """
@@ -90,8 +90,6 @@ def _gap(problem: _Problem, rule: str, averages: str, seed: int) -> float:
         UnitaryParameter(init.haar_(torch.empty(shape, dtype=problem.dtype))) for shape in problem.shapes
     ]
     options: dict[str, Any] = {"unitary_lr": problem.rate} if rule == "SGD" else {"averages": averages}
-    if rule == "AdamW":
-        options["weight_decay"] = 0.0
     optimizer = getattr(optim, rule)(weights, lr=_LR, rank=_RANK, **options)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):

@@ -72,7 +72,7 @@ _PIXELS = 3.0  # times MNIST's, of which the root of the mean square is 0.33
 _NETS_OF_FILES = (
     _Net("plain, He", unitary=False, he=True),
     _Net("unitary, all factors", unitary=True, gain=True, readout=4.0, entry=_PIXELS),
-    _Net("first plain, He", unitary=True, gain=True, readout=4.0, entry=_PIXELS, first=False),
+    _Net("first plain, He", unitary=True, he=True, gain=True, readout=4.0, entry=_PIXELS, first=False),
 )
 
 
@@ -94,7 +94,7 @@ def _make(net: _Net, pixels: int, depth: int, activation: str) -> nn.Sequential:
         unitary = net.unitary and (net.first or i > 0)
         layer: Callable[[int, int], nn.Module] = UnitaryLinear if unitary else nn.Linear
         hidden = layer(pixels if i == 0 else _WIDTH, _WIDTH)
-        if not unitary and (net.he or net.unitary):
+        if net.he and not unitary:
             nn.init.kaiming_normal_(hidden.get_parameter("weight"), nonlinearity="relu")
         layers += [hidden, _Scaled(made(), gain if net.gain and unitary else 1.0)]
     return nn.Sequential(*layers, _Scaled(nn.Identity(), net.readout), nn.Linear(_WIDTH, 10))
