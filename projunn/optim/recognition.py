@@ -54,14 +54,14 @@ def recognise_again(groups: list[dict[str, Any]], held: Sequence[Tensor]) -> Non
     given = [p for group in groups for p in group["params"]]
     now, plain = set(map(id, given)), [p for p in given if not is_unitary(p)]
     one_each = all(len(group["params"]) < 2 for group in groups)
-    vectors = one_each and {p.ndim for p in plain} == {1}
-    started = torch.distributed.is_available() and torch.distributed.is_initialized()
-    numbers = sum(p.numel() for p in plain) * (torch.distributed.get_world_size() if started else 1)
+    vectors = plain if one_each and {p.ndim for p in plain} == {1} else []
     exchanged = [
         p
         for p in held
         if is_unitary(p) and p.requires_grad and id(p) not in now
-        if (vectors and (is_flattened(p) or p.numel() <= numbers)) or any(_is_copy(q, p) for q in plain)
+        if (vectors and is_flattened(p))
+        or any(_holds_numbers(q, p) for q in vectors)
+        or any(_is_copy(q, p) for q in plain)
     ]
     if exchanged:
         named = first_few(list(map(name_of, exchanged)))
@@ -72,6 +72,20 @@ def recognise_again(groups: list[dict[str, Any]], held: Sequence[Tensor]) -> Non
             " or, at stages 1 and 2, an optimizer of their own for"
             " projunn.unitary_parameters(model), after projunn.distributed.replicate(model)"
         )
+
+
+def _holds_numbers(vector: Tensor, p: UnitaryParameter) -> bool:
+    """Whether a vector holds the numbers of a parameter; with several processes, whether it may."""
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if started else 1
+    if p.numel() > vector.numel() * processes or private.is_fake(p):
+        return False
+    if processes > 1:
+        return True
+    held, numbers = (
+        torch.view_as_real(t) if t.is_complex() else t for t in (vector.detach(), p.detach())
+    )
+    return bool(torch.isin(numbers.to(held), held).all())
 
 
 def _is_copy(tensor: Tensor, p: UnitaryParameter) -> bool:

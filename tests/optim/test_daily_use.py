@@ -265,7 +265,7 @@ def test_weights_and_state_are_freed_without_the_garbage_collector(rule, sketch_
         gc.enable()
 
 
-@pytest.mark.parametrize("other", ["vector", "emptied", "copy", "head"])
+@pytest.mark.parametrize("other", ["vector", "emptied", "copy", "head", "bias"])
 def test_other_tensors_in_the_place_of_unitary_ones_are_refused(other):
     """DeepSpeed's ZeRO puts vectors there (stage 3 empties the parameters), mixed precision copies."""
     model = nn.Sequential(UnitaryLinear(6, 6, bias=False), nn.Linear(6, 2))
@@ -273,6 +273,8 @@ def test_other_tensors_in_the_place_of_unitary_ones_are_refused(other):
     (group,), weight = optimizer.param_groups, model[0].weight
     if other == "head":  # the weight is no longer trained, which is fine
         group["params"] = list(model[1].parameters())
+    elif other == "bias":  # a vector too, and not a short one
+        group["params"] = [nn.Parameter(torch.rand(100))]
     elif other == "copy":
         model.bfloat16()
         group["params"] = [p.detach().float().requires_grad_() for p in model.parameters()]
@@ -283,7 +285,7 @@ def test_other_tensors_in_the_place_of_unitary_ones_are_refused(other):
             weight.data = torch.empty(0)
     for p in group["params"]:
         p.grad = torch.ones_like(p)
-    if other == "head":
+    if other in ("head", "bias"):
         optimizer.step()
         return
     with pytest.raises(ValueError, match="in the place of weight of UnitaryLinear"):
