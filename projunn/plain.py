@@ -12,6 +12,9 @@ from projunn.arguments import of_kind
 from projunn.manifold import unconstrain
 from projunn.nn import (
     BlockUnitaryLinear,
+    LocalUnitaryConv1d,
+    LocalUnitaryConv2d,
+    LocalUnitaryConv3d,
     OrthogonalFinetuning,
     UnitaryConv1d,
     UnitaryConv2d,
@@ -35,14 +38,16 @@ def to_plain(module: nn.Module) -> nn.Module:
         UnitaryLinear            nn.Linear                                            the same weight
         BlockUnitaryLinear       nn.Linear    W = B_f P ... B_2 P B_1, dense
         UnitaryConv, -Transpose  a circular padding and an nn.Conv, -Transpose        the filter, dense
+        LocalUnitaryConv         a padding and an nn.Conv                             the kernel
         UnitaryRNN, -Cell        nn.RNN, nn.RNNCell, for "tanh" and "relu", real      the same weights
         OrthogonalFinetuning     nn.Linear                                            W R^T, as by merge
 
     All other unitary parameters become plain ones, as by `projunn.unconstrain`.  Outputs agree to the
     rounding of the dtype, and shared parameters stay shared.  PyTorch's complex layers take complex
     input alone, where ours take reals too: give those as ``x.to(torch.complex64)``.  A convolution costs
-    as much as its filter is large, which the Fourier transform spared it.  Hooks of replaced layers do
-    not come along.
+    as much as its filter is large, which the Fourier transform spared it.  A local one with a stride
+    begins with ``nn.PixelUnshuffle``, which takes only images that the stride divides.  Hooks of
+    replaced layers do not come along.
 
     Args:
         module: the model, which is changed in place (pass ``copy.deepcopy(model)`` to keep it), or one
@@ -53,7 +58,8 @@ def to_plain(module: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a layer for which there is none: a recurrent one that is complex, or has ``modrelu``
-            or no nonlinearity, a local convolution, or a class of your own; nothing has changed then.
+            or no nonlinearity, a local convolution of sequences or volumes with a stride, or with
+            another one for each axis, or a class of your own; nothing has changed then.
         TypeError: ``module`` is no module.
     """
     of_kind("module", module, nn.Module, "a module")
@@ -68,6 +74,8 @@ def to_plain(module: nn.Module) -> nn.Module:
         if plain is None:
             recurrent = isinstance(layer, UnitaryRNN | UnitaryRNNCell)
             wanted = " wanted nonlinearity='tanh' or 'relu' and real numbers;" if recurrent else ""
+            if make is _local_convolution:
+                wanted = " wanted a stride of 1 or, for images, the same stride along both axes;"
             raise ValueError(
                 f"module: there is no plain layer for {name or 'module'!r}, {layer};{wanted}"
                 " projunn.unconstrain(module) makes plain parameters and keeps the layers"
@@ -133,6 +141,11 @@ def _convolution(layer: Any) -> nn.Module:
     return plain
 
 
+def _local_convolution(layer: Any) -> nn.Module | None:
+    strides = set(layer.stride)
+    return _convolution(layer) if strides == {1} or (layer.axes == 2 and len(strides) == 1) else None
+
+
 def _recurrent(layer: Any) -> nn.Module | None:
     if layer.is_complex or layer.nonlinearity not in ("tanh", "relu"):
         return None
@@ -178,6 +191,9 @@ def _kind(layer: Any) -> dict[str, Any]:
 _PLAIN: dict[type, Callable[[Any], nn.Module | None]] = {
     UnitaryLinear: _linear,
     BlockUnitaryLinear: _of_blocks,
+    LocalUnitaryConv1d: _local_convolution,
+    LocalUnitaryConv2d: _local_convolution,
+    LocalUnitaryConv3d: _local_convolution,
     OrthogonalFinetuning: OrthogonalFinetuning.merge,
     UnitaryConv1d: _convolution,
     UnitaryConv2d: _convolution,

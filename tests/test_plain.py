@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from projunn import constrain, to_plain, unitary_parameters
+from projunn import constrain, init, to_plain, unitary_parameters
 from projunn.nn import (
     BlockUnitaryLinear,
+    LocalUnitaryConv1d,
+    LocalUnitaryConv2d,
+    LocalUnitaryConv3d,
     MaxMin,
     OrthogonalFinetuning,
     UnitaryConv1d,
@@ -40,6 +43,15 @@ LAYERS = {
         (8, 3, 4),
         nn.Sequential,
     ),
+    "local": (lambda **o: LocalUnitaryConv2d(3, 4, (3, 2), **o), (3, 5, 4), nn.Sequential),
+    "local, stride": (lambda **o: LocalUnitaryConv2d(2, 9, 3, 2, **o), (2, 6, 8), nn.Sequential),
+    "local, zeros": (
+        lambda **o: LocalUnitaryConv2d(4, 3, (4, 1), 1, False, "zeros", **o),
+        (4, 5, 3),
+        nn.Sequential,
+    ),
+    "local, complex": (lambda **o: LocalUnitaryConv1d(3, 4, 4, **COMPLEX), (3, 6), nn.Sequential),
+    "local 3d": (lambda **o: LocalUnitaryConv3d(2, 4, (1, 3, 2), **o), (2, 2, 3, 4), nn.Sequential),
     "rnn": (lambda **o: UnitaryRNN(3, 6, 2, "tanh", bidirectional=True, **o), (4, 3), nn.RNN),
     "rnn, no bias": (lambda **o: UnitaryRNN(3, 6, 1, "relu", False, True, **o), (4, 3), nn.RNN),
     "fine-tuned": (lambda **o: OrthogonalFinetuning(nn.Linear(6, 5, **o), 3), (6,), nn.Linear),
@@ -65,6 +77,8 @@ def test_each_layer_has_a_plain_one_with_the_same_output(name):
     make, shape, kind = LAYERS[name]
     torch.manual_seed(0)
     layer = make(dtype=torch.float64)
+    if name.startswith("local"):
+        init.haar_(layer.directions)  # a new kernel has one tap only
     for p in layer.parameters():
         if p.ndim == 1:
             nn.init.normal_(p)
@@ -109,6 +123,8 @@ class Own(UnitaryLinear):
         lambda: UnitaryRNN(3, 4, nonlinearity="identity"),
         lambda: UnitaryRNNCell(3, 4, nonlinearity="tanh", dtype=torch.complex64),
         lambda: Own(3, 4),
+        lambda: LocalUnitaryConv1d(1, 4, 3, 2),
+        lambda: LocalUnitaryConv2d(1, 4, 3, (1, 2)),
     ],
 )
 def test_a_layer_without_a_plain_one_is_refused_by_name(make):
@@ -117,7 +133,7 @@ def test_a_layer_without_a_plain_one_is_refused_by_name(make):
     with pytest.raises(ValueError, match=r"module: there is no plain layer for '1'.*unconstrain"):
         to_plain(model)
     assert [type(m) for m in model] == [type(m) for m in before]
-    assert len(unitary_parameters(model)) == 2
+    assert len(unitary_parameters(model)) == len(unitary_parameters(before))
     with pytest.raises(TypeError, match="module"):
         to_plain(3)
 

@@ -117,6 +117,17 @@ def test_starts_with_one_tap():
     assert sizes.sum() == pytest.approx(4, abs=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "axes"), [(21, 1), (7, 2)])
+def test_a_new_layer_has_no_subnormal_numbers_and_all_derivatives(kernel, axes):
+    torch.manual_seed(0)
+    layer = KINDS[axes](8, 8, kernel)
+    taps = layer.kernel()
+    assert not ((taps != 0) & (taps.abs() < torch.finfo(taps.dtype).tiny)).any()
+    direction = torch.randn_like(taps)
+    (taps * direction).sum().backward()
+    assert layer.directions.grad.abs().amax((1, 2)).min() > 0.1
+
+
 def test_any_image_goes_through():
     layer = LocalUnitaryConv2d(2, 2, 3, bias=False)
     for size in ((3, 4), (8, 8), (2, 9)):

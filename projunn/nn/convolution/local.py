@@ -3,7 +3,7 @@
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from projunn.arguments import check_numbers, check_strided, flag, one_of, per_axis, positive
@@ -11,11 +11,13 @@ from projunn.init import haar_
 from projunn.manifold import matrix_view
 from projunn.nn.convolution.bank import Size
 from projunn.nn.convolution.cells import cells_to_channels, filled_up, wrapped_around
+from projunn.nn.convolution.plain import plain_local_convolution
 from projunn.nn.module import UnitaryModule
 from projunn_kernels.precision import exact_product
 
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 PADDINGS = ("circular", "zeros")
+_FEW = 6  # factors, whose rounding errors have products far from the smallest normal number
 
 
 class LocalUnitaryConvolution(UnitaryModule):
@@ -104,6 +106,22 @@ class LocalUnitaryConvolution(UnitaryModule):
         """
         return kernel_of(self._numbers(self.weight), self._numbers(self.directions), self.kernel_size)
 
+    def to_plain(self) -> nn.Sequential:
+        """Modules of ``torch.nn`` that compute the same, for programs that do not know this library.
+
+        A padding and an ``nn.Conv2d`` with this kernel, which is then not made anew at each call; with a
+        stride ``nn.PixelUnshuffle`` before them, which takes only images that the stride divides.
+
+        Raises:
+            ValueError: a stride of sequences or volumes, or one that differs from axis to axis.
+        """
+        return plain_local_convolution(
+            self.kernel(),
+            None if self.bias is None else self._numbers(self.bias),
+            stride=self.stride,
+            padding_mode=self.padding_mode,
+        ).train(self.training)
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         if prod(self.stride) != 1:
@@ -115,18 +133,30 @@ class LocalUnitaryConvolution(UnitaryModule):
 
 
 def kernel_of(weight: Tensor, directions: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
-    """The kernel of a mixing matrix and of the subspaces of all factors; see `LocalUnitaryConv2d`."""
-    taps = torch.eye(directions.shape[1], dtype=weight.dtype, device=weight.device)
-    for axis, factors in enumerate(directions.split([k - 1 for k in kernel_size])):
-        line = _line(factors)
-        taps = exact_product(taps.unsqueeze(axis), line.view(*(1,) * axis, *line.shape))
+    """The kernel of a mixing matrix and of the subspaces of all factors; see `LocalUnitaryConv2d`.
+
+    The mixing matrix comes first in the products, because its other side may be much smaller.
+    """
     tall = weight.shape[0] >= weight.shape[1]
-    taps = exact_product(taps, weight) if tall else exact_product(weight, taps)
+    several = len(directions)
+    lines = [_line(factors, several) for factors in directions.split([k - 1 for k in kernel_size])]
+    taps = weight
+    for axis, line in enumerate(reversed(lines) if tall else lines):
+        if tall:
+            taps = exact_product(line.view(-1, *(1,) * axis, *line.shape[1:]), taps.unsqueeze(0))
+        else:
+            taps = exact_product(taps.unsqueeze(axis), line.view(*(1,) * axis, *line.shape))
+        taps = _without_specks(taps, several)
     return taps.movedim((-2, -1), (0, 1))
 
 
-def _line(directions: Tensor) -> Tensor:
-    """The taps (k, w, w) of a product of k - 1 factors P + (I - P) z, P = V V^H, along one axis."""
+def _line(directions: Tensor, several: int) -> Tensor:
+    """The taps (k, w, w) of a product of k - 1 factors P + (I - P) z, P = V V^H, along one axis.
+
+    Args:
+        directions: the V, (k - 1, w, r).
+        several: the number of factors of the whole kernel.
+    """
     width = directions.shape[1]
     identity = torch.eye(width, dtype=directions.dtype, device=directions.device)
     taps = identity[None]
@@ -134,7 +164,22 @@ def _line(directions: Tensor) -> Tensor:
         kept = exact_product(exact_product(taps, v), v.mH)
         nothing = torch.zeros_like(taps[:1])
         taps = torch.cat([kept, nothing]) + torch.cat([nothing, taps - kept])
+        taps = _without_specks(taps, several)
     return taps
+
+
+def _without_specks(taps: Tensor, factors: int) -> Tensor:
+    """The taps, without entries below 1e-19 (1e-154 in float64), and with the derivatives of all.
+
+    A new layer has one tap, and in the place of each other one a product of as many rounding errors as
+    it is pixels away.  In a kernel of many factors these are subnormal numbers, with which a CPU takes
+    up to 70 times as long.
+    """
+    if factors <= _FEW or taps.is_cuda:
+        return taps
+    known = taps.detach()
+    smallest = torch.finfo(known.dtype).tiny ** 0.5
+    return taps - torch.where(known.abs() < smallest, known, torch.zeros_like(known))
 
 
 class LocalUnitaryConv1d(LocalUnitaryConvolution):
@@ -163,7 +208,8 @@ class LocalUnitaryConv2d(LocalUnitaryConvolution):
     `UnitaryConv2d` neither holds, but it has as many parameters as its image has pixels.
 
     The kernel is made anew at each forward, k - 1 products of matrices an axis, and goes through
-    ``torch.nn.functional.conv2d``: the layer takes the time of a plain convolution.
+    ``torch.nn.functional.conv2d``.  With many more pixels in a batch than channels the layer takes the
+    time of a plain convolution; `to_plain` makes the kernel once and for all.
 
     Args:
         in_channels: channels of the input.

@@ -70,5 +70,34 @@ def plain_convolution(
     return nn.Sequential(*modules, plain)
 
 
+@torch.no_grad()
+def plain_local_convolution(
+    kernel: Tensor, bias: Tensor | None, *, stride: Sizes, padding_mode: str
+) -> nn.Sequential:
+    """The modules of a convolution with a small kernel of cells of ``stride`` pixels.
+
+    Raises:
+        ValueError: ``torch.nn`` has no module that makes channels of such cells.
+    """
+    axes, taps = kernel.ndim - 2, tuple(kernel.shape[2:])
+    modules: list[nn.Module] = []
+    if set(stride) != {1}:
+        if axes != 2 or len(set(stride)) > 1:
+            raise ValueError(f"stride: got {stride}, wanted 1, or for images one for both axes")
+        modules.append(nn.PixelUnshuffle(stride[0]))
+    around = _last_axis_first([((k - 1) // 2, k // 2) for k in taps])
+    if any(around):
+        pad = _CIRCULAR[axes](around) if padding_mode == "circular" else _ZEROS[axes](around, 0.0)
+        modules.append(pad)
+    kind = {"device": kernel.device, "dtype": kernel.dtype}
+    plain = _CONVOLUTION[False][axes](
+        kernel.shape[1], kernel.shape[0], taps, bias=bias is not None, **kind
+    )
+    plain.weight.copy_(kernel)
+    if bias is not None:
+        plain.bias.copy_(bias)
+    return nn.Sequential(*modules, plain)
+
+
 def _last_axis_first(widths: list[tuple[int, int]]) -> Sizes:
     return tuple(w for pair in reversed(widths) for w in pair)
