@@ -27,7 +27,7 @@ from projunn.parameter import (
     recognise,
     unmark,
 )
-from projunn.selection import Place, names_of, places, select
+from projunn.selection import NORMS, Place, names_of, places, select
 from projunn.shards import is_sharded, own_matrices
 from projunn_kernels import private
 
@@ -102,8 +102,8 @@ def constrain(
         name: the name of a parameter, such as ``"weight"`` or ``"weight_hh_l0"``; the dotted name of one
             inside, ``"encoder.layers.0.linear1.weight"``; a pattern for several,
             ``"encoder.layers.*.linear?.weight"``, in which ``*`` stands for any characters, dots too; or
-            a list of these.  A pattern passes over vectors, such as biases.  Whatever else it fits must
-            be possible, or nothing is changed.
+            a list of these.  A pattern passes over vectors, such as biases, and over the weights of
+            norms.  Whatever else it fits must be possible, or nothing is changed.
         blocks: the number of matrices that are stacked along the rows.  By default one for each gate of
             an ``nn.LSTM``, ``LSTMCell`` (4), ``nn.GRU`` or ``GRUCell`` (3), one for each of query, key
             and value in the ``in_proj_weight`` of ``nn.MultiheadAttention`` (3), one for each group of a
@@ -112,8 +112,8 @@ def constrain(
 
     Raises:
         ValueError: there is no such parameter, it is not a matrix, belongs to a convolution whose filter
-            is larger than 1 x 1 (take those of `projunn.nn`) or to an embedding, ``blocks`` does not
-            divide its rows, or it has entries that are not finite.
+            is larger than 1 x 1 (take those of `projunn.nn`), to an embedding or to a norm, ``blocks``
+            does not divide its rows, or it has entries that are not finite.
         TypeError: its dtype is not one of the four, or it is of another class (sharded, quantised);
             ``module`` is no module, or ``name`` no string.
     """
@@ -151,6 +151,10 @@ def _possible_layout(module: nn.Module, place: Place, blocks: int | None) -> Lay
                 f"name: {name} is the table of an {type(inner).__name__}, whose rows are looked up one"
                 " by one; an orthogonal table would preserve no norm"
             )
+    if isinstance(owner, NORMS):
+        raise ValueError(
+            f"name: {name} of {type(owner).__name__} multiplies number by number, wanted a matrix"
+        )
     ones = 0
     if isinstance(owner, nn.modules.conv._ConvNd) and parameter is owner.weight:
         ones = len(owner.kernel_size)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # their weights scale number by number, and may have several axes
+
 
 class Place(NamedTuple):
     """A slot for a parameter: the module that has it, its name there, and its dotted name."""
@@ -51,13 +53,18 @@ def places(module: nn.Module, *, every_name: bool = False) -> list[Place]:
     ]
 
 
+def _may_be_matrix(place: Place) -> bool:
+    parameter = place.owner._parameters[place.name]
+    return parameter is not None and parameter.ndim > 1 and not isinstance(place.owner, NORMS)
+
+
 def select(module: nn.Module, names: list[str]) -> list[Place]:
     """The slots that names mean, each parameter once, in the order of ``module.named_parameters()``.
 
     A name is dotted, ``"encoder.layers.0.linear1.weight"``, or a pattern, ``"encoder.*.weight"``, whose
     characters ``*`` (any others, dots too), ``?`` and ``[..]`` mean what they mean in file names.  A
-    pattern passes over vectors and numbers, such as biases: only a matrix can be orthogonal.  Of a
-    shared parameter the slot is the first that a name means.
+    pattern passes over vectors and numbers, such as biases, and over the parameters of norms: only a
+    matrix can be orthogonal.  Of a shared parameter the slot is the first that a name means.
 
     Raises:
         ValueError: a name or a pattern that no parameter has.
@@ -66,8 +73,7 @@ def select(module: nn.Module, names: list[str]) -> list[Place]:
     for name in names:
         fitting = [p for p in every if p.full == name]
         if not fitting and is_pattern(name):
-            matrices = (p for p in every if p.owner._parameters[p.name].ndim > 1)  # type: ignore[union-attr]
-            fitting = [p for p in matrices if fnmatchcase(p.full, name)]
+            fitting = [p for p in every if _may_be_matrix(p) and fnmatchcase(p.full, name)]
         if not fitting:
             own = [p.full for p in every if p.owner is module or is_pattern(name) or "." in name]
             known = ", ".join(own[:8]) + ", .." * (len(own) > 8) or "none"

@@ -73,6 +73,14 @@ def test_what_a_name_cannot_mean_is_said_and_nothing_changes(name, error, words)
     assert all(torch.equal(before[n], value) for n, value in model.state_dict().items())
 
 
+def test_weights_of_norms_are_no_matrices_even_with_two_axes():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm([4, 4]), nn.RMSNorm([4, 4]))
+    constrain(model, "*")
+    assert unitary_names(model) == ["0.weight"]
+    with pytest.raises(ValueError, match=r"'1\.weight' of LayerNorm"):
+        constrain(model, "1.weight")
+
+
 def test_a_table_that_is_tied_to_another_layer_is_refused_there_too():
     model = transformer()
     model[2].weight = model[0].weight
