@@ -132,9 +132,9 @@ class FilterBank(UnitaryModule):
         Args:
             window: w, the taps to keep along each axis, or one integer for all: those that move a pixel
                 by -((w - 1) // 2) to w // 2, in steps of ``stride`` or ``dilation``.  Tap q of
-                ``spatial_filter()`` reads the pixel q steps ahead, so that there they lie at -(w //
-                2) to (w - 1) // 2, which is another window if w is even.  Transposed, it writes that
-                pixel, and they lie at -((w - 1) // 2) to w // 2 there.
+                ``spatial_filter()`` reads the pixel q steps ahead, so that there they lie at
+                -(w // 2) to (w - 1) // 2, which is another window if w is even.  Transposed, it writes
+                that pixel, and they lie at -((w - 1) // 2) to w // 2 there.
 
         Raises:
             ValueError: a window larger than the filter.

@@ -138,7 +138,7 @@ def kernel_of(weight: Tensor, directions: Tensor, kernel_size: tuple[int, ...]) 
     The mixing matrix comes first in the products, because its other side may be much smaller.
     """
     tall = weight.shape[0] >= weight.shape[1]
-    several = len(directions)
+    several = sum(kernel_size) - len(kernel_size)
     lines = [_line(factors, several) for factors in directions.split([k - 1 for k in kernel_size])]
     taps = weight
     for axis, line in enumerate(reversed(lines) if tall else lines):
