@@ -31,12 +31,21 @@ PLAIN = Layout()
 
 
 def as_matrices(tensor: Tensor, pairs: bool, blocks: int, singletons: int = 0) -> Tensor:
-    """The matrices (*batch, m, n) of a tensor in a layout; a view of it."""
+    """The matrices (*batch, m, n) of a tensor in a layout; a view of it.
+
+    Raises:
+        ValueError: ``blocks`` does not divide the rows, as where other rows were put into a slot.
+    """
     if pairs:
         tensor = torch.view_as_complex(tensor)
     for _ in range(singletons):
         tensor = tensor.squeeze(-1)
     if blocks > 1:
+        if tensor.ndim < 2 or tensor.shape[-2] % blocks:
+            raise ValueError(
+                f"blocks: got {blocks} for a tensor of shape {tuple(tensor.shape)}, wanted a divisor of"
+                " its rows; projunn.constrain(module, name, blocks=...) says of how many matrices it is"
+            )
         # "... (gate m) n -> ... gate m n"; not by `einops.rearrange`, which promises no view.
         tensor = tensor.unflatten(-2, (blocks, -1))
     return tensor

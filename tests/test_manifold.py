@@ -221,3 +221,12 @@ def test_products_find_the_nearest_matrix_as_an_svd_does(shape, dtype, monkeypat
             patch.delattr(torch.linalg, "svd")
             found = projunn.project_(near)
         torch.testing.assert_close(found, wanted, rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+def test_other_rows_in_the_place_of_blocks_are_refused_until_their_number_is_given():
+    layer = projunn.constrain(nn.Linear(3, 4), blocks=4)
+    layer.weight = nn.Parameter(torch.randn(6, 3))
+    with pytest.raises(ValueError, match=r"blocks: got 4 for a tensor of shape \(6, 3\).*constrain"):
+        projunn.project_(layer)
+    projunn.constrain(layer, blocks=6)
+    assert projunn.unitarity_defect(layer.weight).shape == (6,)

@@ -6,6 +6,7 @@ from torch import nn
 
 import projunn
 from projunn.nn import (
+    LocalUnitaryConv2d,
     UnitaryConv1d,
     UnitaryConv2d,
     UnitaryConv3d,
@@ -241,6 +242,9 @@ def test_there_is_no_padding_to_choose(padding):
     with pytest.raises(TypeError, match=r"padding: got .*, wanted None, the only choice"):
         UnitaryConv2d(2, 2, 4, padding=padding)
     assert UnitaryConv2d(2, 2, 4, padding=None).spatial_size == (4, 4)
+    for kind in (UnitaryConv2d, UnitaryConvTranspose2d, LocalUnitaryConv2d):
+        with pytest.raises(TypeError, match=r"bias: got .*, wanted True or False; a padding"):
+            kind(2, 2, 3, 1, padding)  # where nn.Conv2d has its padding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])

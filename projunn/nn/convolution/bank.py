@@ -5,12 +5,12 @@ business of `projunn.nn.convolution.layers`.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from projunn.arguments import per_axis, positive
+from projunn.arguments import flag, per_axis, positive
 from projunn.init import haar_
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.convolution.frequencies import energy_weights, full_response, resample, windowed
@@ -187,6 +187,17 @@ class FilterBank(UnitaryModule):
         if any(w > s for w, s in zip(taps, self.grid_size, strict=True)):
             raise ValueError(f"window: got {taps}, wanted at most the filter's {self.grid_size}")
         return taps
+
+
+def checked_bias(bias: Any) -> bool:
+    """``bias``, checked to be True or False: a number is a padding, which nn.Conv2d has in its place."""
+    if isinstance(bias, int | str | Sequence) and not isinstance(bias, bool):
+        raise TypeError(
+            f"bias: got {bias!r}, wanted True or False; a padding, as nn.Conv2d has here, cannot be"
+            " chosen: the output is as large as the input, divided by the stride, and borders are"
+            " circular (LocalUnitaryConv2d has padding_mode='zeros')"
+        )
+    return flag("bias", bias)
 
 
 def checked_groups(groups: int, in_channels: int, out_channels: int) -> int:

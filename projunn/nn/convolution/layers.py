@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from projunn.arguments import check_numbers, check_strided, flag, per_axis, positive
+from projunn.arguments import check_numbers, check_strided, per_axis, positive
 from projunn.manifold import matrix_view
-from projunn.nn.convolution.bank import HALVES, FilterBank, Size, checked_groups, single
+from projunn.nn.convolution.bank import HALVES, FilterBank, Size, checked_bias, checked_groups, single
 from projunn.nn.convolution.cells import (
     cells_to_channels,
     channels_to_cells,
@@ -73,7 +73,7 @@ class UnitaryConvolution(FilterBank):
         positions = prod(self.stride)
         rows, columns = (rows * positions, columns) if self.transposed else (rows, columns * positions)
         self._make(rows, columns, grid_size, device, sketch_rank)
-        self.bias = self._plain(out_channels, device=device) if flag("bias", bias) else None
+        self.bias = self._plain(out_channels, device=device) if checked_bias(bias) else None
         self.reset_parameters()
 
     def _check_dilation(self) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projunn.arguments import check_numbers, check_strided, flag, one_of, per_axis, positive
+from projunn.arguments import check_numbers, check_strided, one_of, per_axis, positive
 from projunn.init import haar_
 from projunn.manifold import matrix_view
-from projunn.nn.convolution.bank import Size
+from projunn.nn.convolution.bank import Size, checked_bias
 from projunn.nn.convolution.cells import cells_to_channels, filled_up, wrapped_around
 from projunn.nn.convolution.plain import plain_local_convolution
 from projunn.nn.module import UnitaryModule
@@ -48,7 +48,7 @@ class LocalUnitaryConvolution(UnitaryModule):
         width, factors = max(self.out_channels, columns), sum(k - 1 for k in self.kernel_size)
         self.weight = self._matrices(self.out_channels, columns, device=device)
         self.directions = self._matrices(factors, width, (width + 1) // 2, device=device)
-        self.bias = self._plain(self.out_channels, device=device) if flag("bias", bias) else None
+        self.bias = self._plain(self.out_channels, device=device) if checked_bias(bias) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
