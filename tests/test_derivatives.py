@@ -19,6 +19,7 @@ from projunn.nn import (
     UnitaryConv2d,
     UnitaryLinear,
     UnitaryRNN,
+    UnitaryRNNCell,
     select_blocks,
 )
 
@@ -48,6 +49,21 @@ def test_tangents_through_an_rnn_are_not_zero():
     assert expected.norm() > 1
     for found in tangents(lambda x: rnn(x)[0], x, direction):
         torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_zeros_have_second_derivatives_by_modrelu_of_complex_numbers():
+    """A state and an input of zeros are how a sequence begins; a penalty on gradients was NaN there."""
+    cell = UnitaryRNNCell(3, 4, dtype=torch.complex128)
+    nn.init.constant_(cell.modrelu_bias, 0.1)
+    x, h = torch.zeros(2, 3).double(), torch.zeros(2, 4, dtype=torch.complex128)
+    for given in (h, h + torch.eye(2, 4)):
+        given.requires_grad_()
+        loss = torch.view_as_real(cell(x, given)).square().sum()
+        (gradient,) = torch.autograd.grad(loss, given, create_graph=True)
+        wanted = (*cell.parameters(), given)
+        second = torch.autograd.grad(torch.view_as_real(gradient).square().sum(), wanted)
+        assert all(torch.isfinite(t).all() for t in second)
+        assert bool(second[-1].any()) == bool(given.any())
 
 
 def test_tangents_through_resnet9_are_not_zero():

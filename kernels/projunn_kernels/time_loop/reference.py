@@ -40,7 +40,12 @@ def apply_nonlinearity(z: Tensor, bias: Tensor | None, nonlinearity: str) -> Ten
     """
     if nonlinearity == "modrelu":
         assert bias is not None
-        return z.sgn() * (z.abs() + bias).relu()
+        if not z.is_complex():
+            return z.sgn() * (z.abs() + bias).relu()
+        some = z != 0  # zeros are kept out of abs, whose second derivative is NaN there
+        size = torch.where(some, z, 1.0).abs()
+        grown = (size + bias).relu() / size.clamp_min(torch.finfo(size.dtype).tiny)
+        return z * torch.where(some, grown, 0.0)
     if nonlinearity == "relu":
         return z.relu()
     if nonlinearity == "tanh":
