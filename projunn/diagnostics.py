@@ -11,8 +11,7 @@ from torch import Tensor
 
 from projunn import arguments
 from projunn.arguments import matrices, positive
-from projunn.layout import as_matrices
-from projunn.manifold import matrix_view
+from projunn.layout import as_matrices, single
 from projunn.parameter import layout_of
 from projunn.shards import is_sharded
 from projunn_kernels import constant
@@ -100,8 +99,7 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
 def _matrix(name: str, tensor: Tensor) -> Tensor:
     view = arguments.tensor(name, tensor)
     if is_sharded(tensor):
-        view = as_matrices(tensor.detach().full_tensor(), *layout_of(tensor))  # type: ignore[attr-defined]
+        view = as_matrices(single(tensor.detach().full_tensor()), *layout_of(tensor))  # type: ignore[attr-defined]
     else:
-        view = matrix_view(view)
-    matrix = matrices(name, constant(view, "this diagnostic"))
-    return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+        view = as_matrices(single(view), *layout_of(view))
+    return matrices(name, constant(view, "this diagnostic"))

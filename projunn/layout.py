@@ -11,7 +11,7 @@
 
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class Layout(NamedTuple):
 
 
 PLAIN = Layout()
+HALVES = (torch.float16, torch.bfloat16)
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
+
+
+def single(tensor: Maybe) -> Maybe:
+    """A tensor in half precision, which has no complex numbers, as float32; any other as it is."""
+    return tensor.float() if tensor is not None and tensor.dtype in HALVES else tensor
 
 
 def as_matrices(tensor: Tensor, pairs: bool, blocks: int, singletons: int = 0) -> Tensor:

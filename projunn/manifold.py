@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from projunn import arguments
 from projunn.arguments import of_kind, positive
-from projunn.layout import Layout, as_matrices, view_like
+from projunn.layout import Layout, as_matrices, single, view_like
 from projunn.parameter import (
     UnitaryParameter,
     constrained,
@@ -28,7 +28,7 @@ from projunn.parameter import (
     unmark,
 )
 from projunn.selection import NORMS, Place, names_of, places, select
-from projunn.shards import is_sharded, own_matrices
+from projunn.shards import is_sharded, own_matrices, own_part
 from projunn_kernels import private
 
 __all__ = [
@@ -254,15 +254,18 @@ def project_(target: Target) -> Target:
     for tensor in tensors:
         name, slot = known.get(id(tensor), (f"a tensor of shape {tuple(tensor.shape)}", None))
         whole = type(tensor) in (Tensor, nn.Parameter, UnitaryParameter)
-        matrices = matrix_view(tensor).detach() if whole else None
-        if is_sharded(tensor) and isinstance(tensor, UnitaryParameter):
-            matrices = own_matrices(tensor)
-        if matrices is None:
+        cut = is_sharded(tensor) and isinstance(tensor, UnitaryParameter)
+        if not whole and not (cut and own_matrices(tensor) is not None):
             raise TypeError(f"target: {name} is a {type(tensor).__name__}, wanted whole matrices")
-        views.append((arguments.matrices("target", matrices), slot))
+        part = own_part(tensor).detach()
+        precise = single(part)
+        matrices = as_matrices(precise, *layout_of(tensor))
+        views.append((part, precise, arguments.matrices("target", matrices), slot))
         _refuse_unsound("target", name, matrices)
-    for matrices, slot in views:
+    for part, precise, matrices, slot in views:
         matrices.copy_(nearest(matrices))
+        if precise is not part:
+            part.copy_(precise)
         if slot is not None:
             slot.said = False
     return target

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from projunn.layout import view_like
+from projunn.layout import single, view_like
 from projunn_kernels import private
 
 
@@ -39,10 +39,13 @@ def own_part(tensor: Any) -> Tensor:
 
 
 def own_matrices(p: Any) -> Tensor | None:
-    """The matrices (*batch, m, n) that this process holds; None if they are cut through."""
+    """The matrices (*batch, m, n) that this process holds; None if they are cut through.
+
+    They share the memory of ``p``, except that those in half precision are copies in float32.
+    """
     if is_flattened(p) or (is_sharded(p) and not has_whole_matrices(p)):
         return None
-    return view_like(p, own_part(p).detach())
+    return view_like(p, single(own_part(p).detach()))
 
 
 def flattened_into(parameters: Iterable[Tensor], declarations: Iterable[Any]) -> list[str]:

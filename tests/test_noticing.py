@@ -146,3 +146,17 @@ def test_an_average_that_evaluates_from_the_start_is_said_at_the_next_evaluation
     assert texts(average.eval) == []
     projunn.project_(average)
     assert texts(average.eval) == []
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_convolution_in_half_precision_is_measured_before_evaluation_and_projected(half):
+    """Half precision has no complex numbers to calculate with."""
+    layer = UnitaryConv2d(2, 4, 4).to(half)
+    with pytest.warns(OffManifoldWarning, match="Before evaluation"):
+        layer.eval()
+    layer.load_state_dict(stretched(layer))
+    assert all((projunn.unitarity_defect(p) > 1).all() for p in projunn.unitary_parameters(layer))
+    projunn.project_(layer)
+    for p in projunn.unitary_parameters(layer):
+        assert p.dtype == half
+        assert projunn.unitarity_defect(p).max() < 2 * torch.finfo(half).eps

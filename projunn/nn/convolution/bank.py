@@ -5,13 +5,14 @@ business of `projunn.nn.convolution.layers`.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from projunn.arguments import flag, per_axis, positive
 from projunn.init import haar_
+from projunn.layout import single
 from projunn.manifold import UnitaryParameter, matrix_view
 from projunn.nn.convolution.frequencies import energy_weights, full_response, resample, windowed
 from projunn.nn.module import UnitaryModule, start_sketch
@@ -19,13 +20,6 @@ from projunn_kernels import frequencies
 from projunn_kernels.precision import in_full_precision
 
 Size = int | Sequence[int]
-HALVES = (torch.float16, torch.bfloat16)
-Maybe = TypeVar("Maybe", Tensor, Tensor | None)
-
-
-def single(tensor: Maybe) -> Maybe:
-    """A tensor of half precision as float32; every other one, and None, as it is."""
-    return tensor.float() if tensor is not None and tensor.dtype in HALVES else tensor
 
 
 class FilterBank(UnitaryModule):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from projunn.arguments import check_numbers, check_strided, per_axis, positive
+from projunn.layout import HALVES, single
 from projunn.manifold import matrix_view
-from projunn.nn.convolution.bank import HALVES, FilterBank, Size, checked_bias, checked_groups, single
+from projunn.nn.convolution.bank import FilterBank, Size, checked_bias, checked_groups
 from projunn.nn.convolution.cells import (
     cells_to_channels,
     channels_to_cells,
