@@ -57,6 +57,7 @@ class OrthogonalFinetuning(UnitaryModule):
         if linear.in_features % size:
             raise ValueError(f"block_size: {size} does not divide in_features = {linear.in_features}")
         self.linear = linear.requires_grad_(False)
+        self.training = linear.training
         blocks = linear.in_features // size
         self.rotation = self._matrices(blocks, size, size, device=linear.weight.device)
         self.reset_parameters()
@@ -148,6 +149,8 @@ def finetune(model: nn.Module, pattern: str = "*", block_size: int = 32) -> nn.M
     found = [place for path, place in every.items() if fnmatch.fnmatchcase(path, pattern)]
     if not found:
         there = ", ".join(map(repr, [*every][:8])) or "none inside the model without rotations"
+        if type(model) is nn.Linear:
+            there = f"none inside an nn.Linear; wanted OrthogonalFinetuning(model, {block_size})"
         raise ValueError(f"pattern: {pattern!r} is the name of no nn.Linear; there are {there}")
     learned = {id(layer): layer.weight.requires_grad for _, _, layer in found}
     wrapped: dict[int, OrthogonalFinetuning] = {}

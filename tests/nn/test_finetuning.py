@@ -131,9 +131,11 @@ def test_what_was_constrained_below_its_rotations_is_so_when_they_are_merged(blo
     assert projunn.unitarity_defect(model[0].weight).max() < 1e-6
 
 
-def test_merged_layers_are_in_the_mode_of_their_model():
-    model = finetune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "0", 4).eval()
-    assert not any(layer.training for layer in merge(model).modules())
+def test_wrapped_and_merged_layers_are_in_the_mode_of_their_model():
+    model = finetune(nn.Sequential(nn.Linear(8, 8)).eval(), block_size=4)
+    assert not any(module.training for module in model.modules())
+    assert not merge(model)[0].training
+    assert merge(finetune(model.train(), block_size=4))[0].training
 
 
 def test_a_model_that_cannot_be_wrapped_is_left_as_it_was():
@@ -147,6 +149,8 @@ def test_a_model_that_cannot_be_wrapped_is_left_as_it_was():
     ):
         finetune(model, "head", 4)
     with pytest.raises(ValueError, match="there are none inside the model without"):
+        finetune(nn.Sequential(), "*", 4)
+    with pytest.raises(ValueError, match=r"wanted OrthogonalFinetuning\(model, 4\)"):
         finetune(nn.Linear(8, 8), "*", 4)
 
 
