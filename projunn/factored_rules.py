@@ -121,8 +121,9 @@ def _add_(a: Any, b: Any, alpha: Any = 1) -> Tensor:
         return a.add_(b.to_dense(), alpha=alpha)
     if not isinstance(b, FactoredTensor):
         raise TypeError(
-            "a dense gradient cannot be added in place to the factors of a sketched one: use the weight"
-            " outside its layer only in the same backward, or build the layer without sketch_rank"
+            "a dense tensor cannot be added in place to the factors of a sketched gradient: set"
+            " p.grad = p.grad.to_dense() before, use the weight outside its layer only in the same"
+            " backward, or build the layer without sketch_rank"
         )
     if not _alike(a, b):
         raise _refusal(f"a sum in place with factors of shape {tuple(b.shape)} is not known for")

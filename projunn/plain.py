@@ -72,7 +72,7 @@ def to_plain(module: nn.Module) -> nn.Module:
         make = _PLAIN.get(type(layer))
         plain = None if make is None else make(layer)
         if plain is None:
-            recurrent = isinstance(layer, UnitaryRNN | UnitaryRNNCell)
+            recurrent = make is _recurrent  # itself, and no class derived from it
             wanted = " wanted nonlinearity='tanh' or 'relu' and real numbers;" if recurrent else ""
             if make is _local_convolution:
                 wanted = " wanted a stride of 1 or, for images, the same stride along both axes;"

@@ -138,6 +138,11 @@ def test_a_layer_without_a_plain_one_is_refused_by_name(make):
         to_plain(3)
 
 
+def test_a_recurrent_class_of_your_own_is_not_told_to_be_real():
+    with pytest.raises(ValueError, match=r"bias=True\); projunn\.unconstrain"):
+        to_plain(type("OwnRNN", (UnitaryRNN,), {})(3, 4, nonlinearity="tanh"))
+
+
 def test_shared_weights_stay_shared():
     options = {"nonlinearity": "tanh"}
     linear = nn.ModuleList([UnitaryLinear(4, 4), UnitaryLinear(4, 4), constrain(nn.Linear(4, 4))])
