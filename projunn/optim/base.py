@@ -274,7 +274,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         wanted = (*averages, group["averages"], group["rank"], group["factorization"])
         if member.complete == (*wanted, len(state)):
             return
-        plain = take_over(p, state, averages)
+        plain = take_over(p, state, averages, group["maximize"] and p not in self._loaded)
         member.start_counting(on_device)
         view = view_like(p, p.detach())
         made_for = plain or member.made_for or self._loaded.get(p)
@@ -386,7 +386,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     if isinstance(given.get(name), Tensor):
                         self.state[p][name].copy_(given[name])
                 part, state = local_part(p, self.state[p]) if is_sharded(p) else (p, self.state[p])
-                fit_state(part, state, self._averages(group))
+                fit_state(part, state, self._averages(group), group["maximize"])
 
     def skipped_steps(self) -> int:
         """The number of steps of single matrices that were not taken so far.

@@ -26,19 +26,26 @@ from projunn_kernels import adjoint_product, orthonormalize, seeded_normal
 
 
 @torch.no_grad()
-def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool]) -> None:
+def fit_state(
+    p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool], maximize: bool = False
+) -> None:
     """Make loaded state that of ``p``, in place.
 
     Args:
         p: the parameter, whose ``sketch`` says whether gradients are in factors, and at which rank.
         state: its state.
         averages: the rule's averages, and whether one is of squares.
+        maximize: that of its group, with which `torch.optim` averages the negative gradient.
 
     Raises:
         ValueError: state of another shape.
     """
     for name in [name for name, value in state.items() if value is None]:
         del state[name]  # torch.optim.SGD's buffer, without momentum
+    of_torch = state.keys().isdisjoint(("missed", "probe"))
+    for name in (name for name, squares in averages.items() if maximize and of_torch and not squares):
+        if name in state:
+            state[name] = -state[name]  # not in place: the optimizer that was saved may hold it too
     if "step" in state and not isinstance(state["step"], Tensor):
         state["step"] = counter("cpu").add_(int(state["step"]))
     if "missed" in state:
@@ -61,7 +68,7 @@ def fit_state(p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bo
 
 
 def take_over(
-    p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool]
+    p: UnitaryParameter, state: dict[str, Any], averages: dict[str, bool], maximize: bool
 ) -> tuple[str, str] | None:
     """Make state that the plain rule kept, before `projunn.constrain`, that of ``p``, in place.
 
@@ -70,7 +77,7 @@ def take_over(
     """
     if not state or "missed" in state:
         return None
-    fit_state(p, state, averages)
+    fit_state(p, state, averages, maximize)
     if "step" in state:
         state["step"] = state["step"].to(COUNTERS["step"])
     return "gradient", ""

@@ -156,6 +156,26 @@ def test_a_checkpoint_of_torch_optim_loads_and_trains_on(rule, kind, momentum):
     assert optimizer.skipped_steps() == 0
 
 
+@pytest.mark.parametrize("sketch_rank", [None, 2])
+def test_averages_of_torch_optim_that_maximizes_keep_their_direction(rule, sketch_rank):
+    """It averages the negative gradient: to maximise f is to minimise -f."""
+    gradients, ends = torch.randn(4, 6, 6), []
+    for sign in (1, -1):
+        torch.manual_seed(0)
+        options = {"lr": 0.01, "maximize": sign < 0, **RULES[rule]}
+        theirs = nn.Parameter(torch.eye(6))
+        first = getattr(torch.optim, rule)([theirs], **options)
+        for theirs.grad in sign * gradients[:3]:
+            first.step()
+        layer = UnitaryLinear(6, 6, bias=False, sketch_rank=sketch_rank)
+        second = getattr(optim, rule)(layer.parameters(), **options)
+        second.load_state_dict(first.state_dict())
+        layer.weight.grad = sign * gradients[3]
+        second.step()
+        ends.append(layer.weight.detach())
+    torch.testing.assert_close(ends[0], ends[1])
+
+
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_momentum_that_is_turned_on_after_loading(momentum):
     """torch.optim.SGD saves None for a buffer that it does not have."""
