@@ -8,13 +8,14 @@ FUZZ_ARGS ?=
 MICRO_ARGS ?=
 BENCH_ARGS ?=
 AOT_ARGS ?=
+PTX_ARGS ?= --every 4
 # Without an NVIDIA GPU the CPU build of torch is enough, and gigabytes smaller.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OLDEST := .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup train test fuzz test-oldest lint bench bench-long aot gpu package docs clean
+.PHONY: help setup train test fuzz test-oldest lint bench bench-long aot ptx gpu package docs clean
 help:
 	@echo "make train   train a unitary RNN on a long-memory task, an LSTM beside it (3 minutes)"
 	@echo "make test    the tests          make lint    ruff and mypy"
@@ -25,6 +26,7 @@ help:
 	@echo "make clean   remove what was made"
 	@echo "make test-oldest  the oldest Triton supported: the kernels' tests, and every variant compiled"
 	@echo "make aot     compiles the kernels for seven GPU architectures, without a GPU; fails on a spill"
+	@echo "make ptx     executes compiled kernels on the processor: a quarter of their checks (12 minutes; PTX_ARGS='--op basis')"
 	@echo "make package sdist and wheel in dist/, the wheel installed and tried in an environment of its own"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make gpu     on a GPU, in place, 5 minutes: tests, checks, tuning, timings, one page of summary"
@@ -85,6 +87,10 @@ test-oldest:
 # AOT_ARGS=--full compiles every candidate; AOT_ARGS="--out FILE" goes on where FILE ends.
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m projunn_kernels.tuning.aot $(AOT_ARGS)
+
+# PTX_ARGS="--arch sm_80 --order descending" chooses the GPU, and the order in which warps run.
+ptx: setup
+	env -u TRITON_INTERPRET PYTHONPATH=.:kernels $(BIN)/python -m tests.ptx $(PTX_ARGS)
 
 # No setup: torch, triton and einops of the machine are used as they are.  QUICK=1: two minutes in place of
 # five; OUT: folder of results; PEERS: folder of wheels (POGO, geoopt, geotorch); PUBLISHED: folder of the published

@@ -19,11 +19,15 @@ PROBE = tl.constexpr(_PROBE)
 
 @triton.jit
 def dot(ar, ai, br, bi, PAIRS: tl.constexpr):
-    """``a^H b`` of two float64 columns."""
+    """``a^H b`` of two float64 columns.
+
+    Where a thread has one product, a compiler may fuse it with the first addition across threads.  Each
+    then has a sum of its own, and which of them is kept is left to chance.  Zero is added to prevent it.
+    """
     if PAIRS:
         re, im = tl.sum(ar * br + ai * bi), tl.sum(ar * bi - ai * br)
     else:
-        re = tl.sum(ar * br)
+        re = tl.sum(tl.fma(ar, br, tl.zeros_like(ar)))
         im = 0.0 * re
     return re, im
 

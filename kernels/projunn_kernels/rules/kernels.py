@@ -9,6 +9,7 @@ The first pass of `projunn_kernels.single_pass` moves the averages by `follow_ti
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.counters import count_missed
 from projunn_kernels.language.tiles import load_tile, matrix_place, pointer, store_tile
 
 PARTS = tl.constexpr(1024)  # of the gradient of a matrix, at most
@@ -77,13 +78,6 @@ def are_finite(finite, slot, parts):
     at = tl.arange(0, PARTS)
     found = tl.load(finite + slot * parts + at, mask=at < parts, other=1)
     return tl.min(found.to(tl.int32), axis=0) != 0
-
-
-@triton.jit
-def count_missed(missed, slot, matrices):
-    """One more step that a matrix has not taken."""
-    count = pointer(missed, slot // matrices, tl.int64) + slot % matrices
-    tl.store(count, tl.load(count) + 1)
 
 
 @triton.jit
@@ -222,7 +216,7 @@ def rule_kernel(
         nothing = tl.full((1, B), float("nan"), tl.float32)
         store_tile(d, row, first, 1, size, nothing, nothing, B, PAIRS)
         if tl.program_id(0) == 0:
-            count_missed(missed, slot, matrices)
+            count_missed(missed, slot // matrices, slot % matrices)
         return
     g, _ = matrix_place(gradients, gradients, matrices, size * WIDTH, 1, "table", tl.float32)
     m, v, o = places_of_averages(means, squares, others, matrices, size, 1, RULE, PAIRS)

@@ -6,6 +6,7 @@ R and V lie behind each other, (m + n) numbers for each matrix, as ``bases``.
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.plane import PROBE
 from projunn_kernels.language.tiles import (
     add_outer,
@@ -14,7 +15,6 @@ from projunn_kernels.language.tiles import (
     load_range,
     load_tile,
     matrix_place,
-    pointer,
     store_column,
     store_range,
     store_tile,
@@ -23,7 +23,6 @@ from projunn_kernels.language.tiles import (
 from projunn_kernels.rules.kernels import (
     are_finite,
     constants_of,
-    count_missed,
     follow_tile,
     places_of_averages,
 )
@@ -111,7 +110,7 @@ def both_products_kernel(
             if not follows:
                 sr += float("nan")
                 if (tile == 0) & (split == 0):
-                    count_missed(missed, slot, matrices)
+                    count_missed(missed, slot // matrices, slot % matrices)
             height = tl.where(follows, m, 0)
             mean, square, other = places_of_averages(
                 means, squares, others, matrices, m * n, 2, RULE, PAIRS
@@ -242,9 +241,8 @@ def rotate_ahead_kernel(
         if group == 0:
             tl.store(mask + slot, taken.to(tl.int8))
             if not taken:
-                tl.atomic_add(pointer(skipped, slot // matrices, tl.float32), 1.0)
-                here = pointer(missed, slot // matrices, tl.int64) + slot % matrices
-                tl.store(here, tl.load(here) + 1)
+                count_skipped(skipped, slot // matrices)
+                count_missed(missed, slot // matrices, slot % matrices)
     if not works:
         return
     w, _ = matrix_place(weights, weights, matrices, m * n * WIDTH, 1, "table", tl.float32)

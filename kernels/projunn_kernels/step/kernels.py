@@ -12,6 +12,7 @@ direction is zero touches its basis only.  `projunn_kernels.step.eager` has the 
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
 from projunn_kernels.language.tiles import (
@@ -68,10 +69,9 @@ def _places(
 @triton.jit
 def _count(skipped, missed, entry, matrix, ACTIVE: tl.constexpr):
     """Count a step that is not taken.  With an active list the caller counts what was missed."""
-    tl.atomic_add(pointer(skipped, entry, tl.float32), 1.0)
+    count_skipped(skipped, entry)
     if not ACTIVE:
-        here = pointer(missed, entry, tl.int64) + matrix
-        tl.store(here, tl.load(here) + 1)
+        count_missed(missed, entry, matrix)
 
 
 @triton.jit

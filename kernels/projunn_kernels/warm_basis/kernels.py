@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.factors import load_columns, store_columns
 from projunn_kernels.language.float64 import reciprocal, square_root
 from projunn_kernels.language.plane import PROBE, TINY, dot
 from projunn_kernels.language.tiles import (
     load_rows_as_columns,
     matrix_place,
-    pointer,
     store_columns_as_rows,
 )
 
@@ -43,9 +43,8 @@ def warm_basis_kernel(
         r, _ = matrix_place(basis, basis, matrices, m * k * WIDTH, 0, "table", tl.float32)
         g, _ = matrix_place(probe, probe, matrices, m * k * WIDTH, 0, "table", tl.float32)
         if not taken:
-            tl.atomic_add(pointer(skipped, slot // matrices, tl.float32), 1.0)
-            here = pointer(missed, slot // matrices, tl.int64) + slot % matrices
-            tl.store(here, tl.load(here) + 1)
+            count_skipped(skipped, slot // matrices)
+            count_missed(missed, slot // matrices, slot % matrices)
     else:
         r, g = basis + at, probe + at
     kept = tl.where(taken, m, 0)
