@@ -6,30 +6,40 @@ import os
 import pkgutil
 import sys
 import time
+from itertools import product
 
 import torch
 
 import projunn_kernels
 from projunn_kernels import launching, selfcheck
-from projunn_kernels.configs.closed_form import closed_form
+from projunn_kernels.configs.closed_form import candidates, closed_form
 from projunn_kernels.configs.kernel import KERNELS
 from projunn_kernels.tuning.binaries import ARCHITECTURES
 from tests.ptx.machine import Machine, Schedule
 
 SCHEDULES = {"together": Schedule(), "warps": Schedule(32), "descending": Schedule(32, descending=True)}
 
+EXECUTED = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"]  # the products of sm_100 are others (tcgen05)
 
-def checks(architecture: str, names: list[str] | None = None) -> list[tuple]:
-    """Every check of the kernels, as the arguments of `projunn_kernels.selfcheck._check`."""
+
+def checks(architecture: str, names: list[str] | None = None, every_tile: bool = False) -> list[tuple]:
+    """Every check of the kernels, as the arguments of `projunn_kernels.selfcheck._check`.
+
+    Args:
+        architecture: for which they are compiled.
+        names: those of the operations; all by default.
+        every_tile: with each configuration that is tried by tuning, not only the default.
+    """
     for module in pkgutil.walk_packages(projunn_kernels.__path__, "projunn_kernels."):
         if ".tuning" not in module.name:
             importlib.import_module(module.name)
     found: dict[str, tuple] = {}
     for name, kernel in sorted(KERNELS.items()):
         for problem in kernel.compiled if not names or name in names else ():
-            config = closed_form(problem, ARCHITECTURES[architecture])
-            small = selfcheck.smaller(kernel, problem, config)
-            for variant in kernel.variants_of(problem):
+            device = ARCHITECTURES[architecture]
+            configs = candidates(problem, device) if every_tile else [closed_form(problem, device)]
+            for config, variant in product(configs, kernel.variants_of(problem)):
+                small = selfcheck.smaller(kernel, problem, config)
                 found.setdefault(f"{small} {config} {variant}", (kernel, small, config, variant))
     return list(found.values())
 
@@ -45,10 +55,9 @@ def check(check: tuple, architecture: str, order: Schedule) -> tuple[str, dict[s
 def main() -> int:
     """1 if a check failed or found a race."""
     parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__)
-    parser.add_argument(
-        "--arch", default="sm_90", choices=[a for a in ARCHITECTURES if a.startswith("sm_")]
-    )
+    parser.add_argument("--arch", default="sm_90", choices=EXECUTED)
     parser.add_argument("--op", nargs="*", help="the operations whose kernels are checked (all)")
+    parser.add_argument("--tiles", action="store_true", help="all that tuning tries, not the default")
     parser.add_argument("--every", type=int, default=1, help="of all variants, every so many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument(
@@ -57,7 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    chosen = checks(args.arch, args.op)[args.first :: args.every]
+    chosen = checks(args.arch, args.op, args.tiles)[args.first :: args.every]
     started, failed = time.perf_counter(), 0
     for place, one in enumerate(chosen):
         for order in args.order:

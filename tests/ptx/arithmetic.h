@@ -47,6 +47,19 @@ static uint32_t to_tf32(uint32_t a) {
     return (a & 0x7F800000u) == 0x7F800000u ? a : (a + 0x1000u) & 0xFFFFE000u;
 }
 
+static float part(uint64_t pair, int high) {
+    uint32_t bits = high ? pair >> 32 : pair;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static uint64_t pair(float low, float high) {
+    uint32_t bits[2];
+    memcpy(bits, &low, 4), memcpy(bits + 1, &high, 4);
+    return (uint64_t)bits[1] << 32 | bits[0];
+}
+
 static float from_bf16(uint16_t a) {
     uint32_t bits = (uint32_t)a << 16;
     float f;

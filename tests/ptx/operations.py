@@ -140,6 +140,15 @@ def floats() -> dict[str, Operation]:
             found[f"rsqrt.{how}{ftz}.{t}"] = (t, (t,), f"1 / sqrt{f}(a)")
         for name, function in functions.items():
             found[f"{name}.approx{ftz}.{t}"] = (t, (t,), f"{function}{f}(a)")
+    for name, count, each in (
+        ("add", 2, "{a} + {b}"),
+        ("sub", 2, "{a} - {b}"),
+        ("mul", 2, "{a} * {b}"),
+        ("fma", 3, "fmaf({a}, {b}, {c})"),
+    ):
+        low, high = (each.format(**{x: f"part({x}, {i})" for x in "abc"}) for i in (0, 1))
+        for dots, ftz in product(("", ".rn"), ("", ".ftz")):
+            found[f"{name}{dots}{ftz}.f32x2"] = ("b64", ("b64",) * count, f"pair({low}, {high})")
     return found
 
 

@@ -165,3 +165,18 @@ def test_compiled_kernels_are_right(architecture, first):
     found = subprocess.run(command, env=clean, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert ", 0 failed" in found.stdout
+
+
+@pytest.mark.requires("triton")
+def test_training_by_compiled_kernels_is_that_by_pytorch():
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ptx.training", "sm_90", "linear", "recurrent"]
+    found = subprocess.run(command, env=clean, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    rows = [line.split() for line in found.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["linear", "recurrent"]
+    for _, moved, off, launches, races in rows:
+        assert float(moved) > 1e-3
+        assert float(off) < 1e-5
+        assert int(launches) > 0
+        assert int(races) == 0
