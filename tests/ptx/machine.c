@@ -155,7 +155,7 @@ static int run_program(Machine *m, Thread *threads, uint8_t *active, uint8_t *ch
     int32_t x = run->grid[0], y = run->grid[1], warps = run->threads;
     memset(m->shared, 0xFF, run->shared_bytes), memset(m->local, 0xFF, (size_t)run->local_bytes * warps);
     memset(threads, 0, sizeof(Thread) * run->threads), memset(m->group, 0, 4 * run->threads);
-    for (int i = 0; i <= run->shared_bytes / 4; i++) m->words[i] = (Word){-1, -1, -1, -1};
+    for (int i = 0; i < run->shared_bytes; i++) m->bytes[i] = (Byte){-1, -1, -1, -1};
     m->copies_made = m->phase = 0;
     for (int t = 0; t < run->threads; t++) {
         int32_t values[10] = {t, m->program % x, m->program / x % y, m->program / x / y, x, y,
@@ -183,7 +183,7 @@ int execute(Run *run) {
         for (size_t t = 0; t < threads; t++) memcpy(m->rows[place] + t * wide, &run->constants[i], wide);
     }
     m->shared = malloc(run->shared_bytes + 1), m->local = malloc(run->local_bytes * threads + 1);
-    m->words = malloc(sizeof(Word) * (run->shared_bytes / 4 + 1));
+    m->bytes = malloc(sizeof(Byte) * (run->shared_bytes + 1));
     m->cells = calloc(CELLS, sizeof(Cell));
     m->group = malloc(4 * threads), m->carry = calloc(threads, 1);
     Thread *each = malloc(sizeof(Thread) * threads);
@@ -193,7 +193,7 @@ int execute(Run *run) {
         run->program = m->program = run->descending ? programs - 1 - i : i;
         run_program(m, each, active, chosen);
     }
-    void *made[] = {registers, m->rows, m->shared, m->local, m->words, m->cells, m->group, m->carry,
+    void *made[] = {registers, m->rows, m->shared, m->local, m->bytes, m->cells, m->group, m->carry,
                     m->copies, each, active, chosen};
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) free(made[i]);
     return run->error;

@@ -26,9 +26,9 @@ typedef struct {
     char what[120], race[120];
 } Run;
 
-typedef struct { // who has touched a word of shared memory since the last barrier
+typedef struct { // who has touched a byte of shared memory, and after which barrier
     int32_t writer, reader, written, read;
-} Word;
+} Byte;
 
 typedef struct { // who has touched four bytes, or one, of global memory
     uint64_t key;
@@ -45,7 +45,7 @@ typedef struct {
     Run *run;
     char **rows;                  // of each register, the values of all threads
     char *shared, *local;
-    Word *words;
+    Byte *bytes;
     Cell *cells;
     int64_t cells_used;
     Copy *copies;
@@ -102,22 +102,21 @@ static void race(Machine *m, const char *what, uint64_t address) {
 
 enum { READ, WRITE, REWRITE }; // the last: of what is there already
 
-// Two warps of a program may not touch a word between two barriers, if one writes something new.
+// Two warps of a program may not touch a byte between two barriers, if one writes something new.
 static void touch_shared(Machine *m, uint32_t at, int bytes, int warp, int how) {
-    for (uint32_t w = at / 4; w <= (at + bytes - 1) / 4; w++) {
-        Word *word = &m->words[w];
-        int read = word->read == m->phase, written = word->written == m->phase;
+    for (Byte *one = m->bytes + at; one < m->bytes + at + bytes; one++) {
+        int read = one->read == m->phase, written = one->written == m->phase;
         if (how == READ) {
-            if (written && word->writer != warp) race(m, "shared memory: read after write", 4 * w);
-            word->reader = read && word->reader != warp ? -1 : warp;
-            word->read = m->phase;
+            if (written && one->writer != warp) race(m, "shared memory: read after write", at);
+            one->reader = read && one->reader != warp ? -1 : warp;
+            one->read = m->phase;
             continue;
         }
-        if (how == WRITE && read && word->reader != warp)
-            race(m, "shared memory: write after read", 4 * w);
-        if (how == WRITE && written && word->writer != warp && bytes >= 4)
-            race(m, "shared memory: write after write", 4 * w);
-        word->writer = warp, word->written = m->phase;
+        if (how == WRITE && read && one->reader != warp)
+            race(m, "shared memory: write after read", at);
+        if (how == WRITE && written && one->writer != warp)
+            race(m, "shared memory: write after write", at);
+        one->writer = warp, one->written = m->phase;
     }
 }
 

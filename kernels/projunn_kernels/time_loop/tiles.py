@@ -101,9 +101,15 @@ def _tile(n: int) -> int:
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    """The three forms with other numbers of warps and rows, panels of other shapes."""
+    """The three forms with other numbers of warps and rows, panels of other shapes.
+
+    In the row form a thread has two numbers of W at least: of one the compiler would fuse the product
+    with the first addition across threads, and leave the last bit of the sum to chance.
+    """
     row, block = _row(problem, device), _block(problem, device)
-    tried = [] if row is None else [replace(row, warps=warps) for warps in (4, 8, 16)]
+    tried = (
+        [] if row is None else [replace(row, warps=w) for w in (4, 8, 16) if 64 * w <= row.columns**2]
+    )
     if block is not None:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
     if problem.n > 64 or block is None:
