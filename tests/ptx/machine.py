@@ -62,8 +62,10 @@ def _library() -> Any:
     digest = hashlib.sha256("".join([operations, *_FLAGS, *(f.read_text() for f in sources)]).encode())
     folder = Path(tempfile.gettempdir()) / f"projunn-ptx-{os.getuid()}-{digest.hexdigest()[:16]}"
     library = folder / "machine.so"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to someone else")
     if not library.exists():
-        folder.mkdir(exist_ok=True)
         (folder / "operations.inc").write_text(operations)
         made = folder / f"{os.getpid()}.so"
         command = [os.environ.get("CC", "gcc"), *_FLAGS, "-w", "-shared", "-fPIC", f"-I{folder}"]
