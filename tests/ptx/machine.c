@@ -152,8 +152,9 @@ static int advance(Machine *m, Thread *threads, const uint8_t *active, uint8_t *
 
 static int run_program(Machine *m, Thread *threads, uint8_t *active, uint8_t *chosen) {
     Run *run = m->run;
-    int32_t x = run->grid[0], y = run->grid[1], warps = run->threads;
-    memset(m->shared, 0xFF, run->shared_bytes), memset(m->local, 0xFF, (size_t)run->local_bytes * warps);
+    int32_t x = run->grid[0], y = run->grid[1];
+    memset(m->shared, 0xFF, run->shared_bytes);
+    memset(m->local, 0xFF, (size_t)run->local_bytes * run->threads);
     memset(threads, 0, sizeof(Thread) * run->threads), memset(m->group, 0, 4 * run->threads);
     for (int i = 0; i < run->shared_bytes; i++) m->bytes[i] = (Byte){-1, -1, -1, -1};
     m->copies_made = m->phase = 0;
@@ -184,7 +185,7 @@ int execute(Run *run) {
     }
     m->shared = malloc(run->shared_bytes + 1), m->local = malloc(run->local_bytes * threads + 1);
     m->bytes = malloc(sizeof(Byte) * (run->shared_bytes + 1));
-    m->cells = calloc(CELLS, sizeof(Cell));
+    m->cells_room = 16, m->cells = calloc(m->cells_room, sizeof(Cell));
     m->group = malloc(4 * threads), m->carry = calloc(threads, 1);
     Thread *each = malloc(sizeof(Thread) * threads);
     uint8_t *active = malloc(threads), *chosen = malloc(threads);

@@ -47,7 +47,7 @@ typedef struct {
     char *shared, *local;
     Byte *bytes;
     Cell *cells;
-    int64_t cells_used;
+    uint64_t cells_used, cells_room;
     Copy *copies;
     int32_t copies_made, copies_room;
     int32_t *group;               // of copies, by thread
@@ -75,22 +75,22 @@ typedef struct {
                 if (mask[t]) body                                                                     \
     } while (0)
 
-// Numbers with NaN in them differ in its bits alone: whoever writes last, it is NaN.
-static int alike(const char *a, const char *b, int bytes) {
-    if (!memcmp(a, b, bytes)) return 1;
-    for (int i = 0; i + 4 <= bytes; i += 4) {
+// Whether two places hold the same numbers of `wide` bytes, or both none.
+static int alike_as(const char *a, const char *b, int bytes, int wide) {
+    for (int i = 0; i + wide <= bytes; i += wide) {
         float x, y;
-        memcpy(&x, a + i, 4), memcpy(&y, b + i, 4);
-        if (memcmp(&x, &y, 4) && !(x != x && y != y)) goto doubles;
+        double u, v;
+        if (!memcmp(a + i, b + i, wide)) continue;
+        if (wide == 4) memcpy(&x, a + i, 4), memcpy(&y, b + i, 4), u = x, v = y;
+        else memcpy(&u, a + i, 8), memcpy(&v, b + i, 8);
+        if (u == u || v == v) return 0;
     }
-    return bytes >= 4;
-doubles:
-    for (int i = 0; i + 8 <= bytes; i += 8) {
-        double x, y;
-        memcpy(&x, a + i, 8), memcpy(&y, b + i, 8);
-        if (memcmp(&x, &y, 8) && !(x != x && y != y)) return 0;
-    }
-    return bytes >= 8;
+    return bytes >= wide;
+}
+
+// NaN has many forms: whoever writes last, it is NaN.
+static int alike(const char *a, const char *b, int bytes) {
+    return !memcmp(a, b, bytes) || alike_as(a, b, bytes, 4) || alike_as(a, b, bytes, 8);
 }
 
 static void race(Machine *m, const char *what, uint64_t address) {
@@ -120,20 +120,31 @@ static void touch_shared(Machine *m, uint32_t at, int bytes, int warp, int how) 
     }
 }
 
-enum { CELLS = 1 << 20 };
+// The cell of a key, or the free one in which it belongs.
+static Cell *cell_of(Cell *cells, uint64_t room, uint64_t key) {
+    uint64_t at = (key * 0x9E3779B97F4A7C15ull) >> 24;
+    while (cells[at % room].key && cells[at % room].key != key) at++;
+    return &cells[at % room];
+}
+
+static void make_room(Machine *m) {
+    uint64_t room = 2 * m->cells_room;
+    Cell *cells = calloc(room, sizeof(Cell));
+    for (uint64_t i = 0; i < m->cells_room; i++)
+        if (m->cells[i].key) *cell_of(cells, room, m->cells[i].key) = m->cells[i];
+    free(m->cells);
+    m->cells = cells, m->cells_room = room;
+}
 
 // Two programs of a launch may not touch a place, if one writes something new; nor two warps of a
 // program between two barriers, if the first writes it.  (The order of warps tells of other cases.)
 static void touch_global(Machine *m, uint64_t at, int bytes, int warp, int how) {
     int unit = bytes < 4 ? 1 : 4;
     for (uint64_t w = at / unit; w <= (at + bytes - 1) / unit; w++) {
-        uint64_t key = (w << 1 | (unit == 1)) + 1, hash = (key * 0x9E3779B97F4A7C15ull) >> 40;
-        Cell *cell = &m->cells[hash % CELLS];
-        while (cell->key && cell->key != key) cell = &m->cells[++hash % CELLS];
-        if (!cell->key) {
-            if (++m->cells_used > CELLS * 3 / 4) { m->cells_used = CELLS * 3 / 4; return; }
-            *cell = (Cell){key, -1, -1, -1, -1};
-        }
+        uint64_t key = (w << 1 | (unit == 1)) + 1;
+        if (2 * m->cells_used >= m->cells_room) make_room(m);
+        Cell *cell = cell_of(m->cells, m->cells_room, key);
+        if (!cell->key) m->cells_used++, *cell = (Cell){key, -1, -1, -1, -1};
         int other = cell->writer != -1 && cell->writer != m->program;
         int now = cell->writer == m->program && cell->phase == m->phase && cell->warp != warp;
         if (how == READ) {

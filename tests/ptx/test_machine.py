@@ -51,13 +51,13 @@ EXCHANGE = """
 """
 
 
-def run(body, given=None, order=ORDERS[0], shared=256):
+def run(body, given=None, order=ORDERS[0], programs=1):
     """What 64 threads store, each a word; and the run."""
     given = np.arange(64, dtype=np.uint32) if given is None else np.asarray(given, np.uint32)
     made = np.zeros(64, np.uint32)
     memory = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in (given, made)]
-    loaded = Loaded(Program(MODULE.format(body=body), shared))
-    told = loaded.run((1,), [given.ctypes.data, made.ctypes.data], memory, order)
+    loaded = Loaded(Program(MODULE.format(body=body), 256))
+    told = loaded.run((programs,), [given.ctypes.data, made.ctypes.data], memory, order)
     return made, told
 
 
@@ -99,6 +99,11 @@ def test_a_missing_barrier_is_a_race_and_the_order_shows_it():
     assert run(EXCHANGE.format(barrier=""))[1].races
     made, _ = run(EXCHANGE.format(barrier=""), order=ORDERS[1])
     assert made[0] == 0xFFFFFFFF  # the first warp reads what the second has not written yet
+
+
+def test_programs_that_write_different_numbers_to_a_place_race():
+    assert "another program wrote it" in run("mov.u32 %r2, %ctaid.x;", programs=2)[1].race.decode()
+    assert run("mov.u32 %r2, %r1;", programs=2)[1].races == 0
 
 
 @pytest.mark.parametrize("order", ORDERS)
