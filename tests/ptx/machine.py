@@ -19,6 +19,7 @@ from torch import Tensor
 from projunn_kernels.tuning import binaries
 from tests.ptx.operations import cases
 from tests.ptx.program import NUMBERS, SPECIAL, Program
+from tests.ptx.reading import read
 
 FOLDER = Path(__file__).parent
 _FLAGS = ["-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"]
@@ -191,7 +192,7 @@ def _compiled(what: binaries.Binary) -> Loaded:
 
     source, target = binaries.source_and_target(what)
     code = triton.compile(source, target=target, options=dict(what.options))
-    return Loaded(Program(code.asm["ptx"], code.metadata.shared))
+    return Loaded(read(code.asm["ptx"], code.metadata.shared))
 
 
 def _bits(value: Any) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.ptx.machine import Loaded, Schedule, Wrong
-from tests.ptx.program import Program, Unknown
+from tests.ptx.program import Unknown
+from tests.ptx.reading import read
 
 COMPILER = shutil.which(os.environ.get("CC", "gcc"))
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
@@ -56,7 +57,7 @@ def run(body, given=None, order=ORDERS[0], programs=1):
     given = np.arange(64, dtype=np.uint32) if given is None else np.asarray(given, np.uint32)
     made = np.zeros(64, np.uint32)
     memory = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in (given, made)]
-    loaded = Loaded(Program(MODULE.format(body=body), 256))
+    loaded = Loaded(read(MODULE.format(body=body), 256))
     told = loaded.run((programs,), [given.ctypes.data, made.ctypes.data], memory, order)
     return made, told
 
@@ -157,7 +158,7 @@ def test_what_a_gpu_would_not_do_is_told(body, said):
 
 def test_an_unknown_instruction_is_told():
     with pytest.raises(Unknown, match=r"tcgen05\.alloc"):
-        Program(MODULE.format(body="tcgen05.alloc [%r8], 32;"), 0)
+        read(MODULE.format(body="tcgen05.alloc [%r8], 32;"), 0)
 
 
 @pytest.mark.requires("triton")

@@ -17,7 +17,7 @@ from tests.ptx.__main__ import SCHEDULES, checks
 from tests.ptx.machine import Machine
 
 STEPS = 3
-# By name: a layer and the shape of its input, which is also that of its output but for the last axis.
+# By name: a layer and the shape of its input.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: projunn.nn.UnitaryLinear(24, 24), (40, 24)),
     "wide": (lambda: projunn.nn.UnitaryLinear(160, 160, dtype=torch.complex64), (40, 160)),
