@@ -109,6 +109,12 @@ def below_autograd() -> AbstractContextManager[None]:
     return guard
 
 
+def as_plain_tensors() -> AbstractContextManager[None]:
+    """Reads attributes of subclasses of Tensor without asking for ``__torch_function__``: in a third."""
+    guard: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
+    return guard
+
+
 def is_below_autograd() -> bool:
     """True inside of `below_autograd`, and of what a registered operator runs."""
     key = torch._C.DispatchKey.AutogradFunctionality

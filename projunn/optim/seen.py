@@ -8,6 +8,7 @@ import torch
 
 from projunn.optim.member import Member
 from projunn.parameter import UnitaryParameter, is_unitary
+from projunn_kernels import private
 
 
 class Seen:
@@ -53,9 +54,10 @@ class Seen:
                 return None
         if len(state) != len(self._states) or not all(map(is_, state.values(), self._states)):
             return None
-        for member, parameter, dtype, blocks in self._each:
-            grad = parameter.grad
-            if grad is None or parameter.dtype is not dtype or parameter.blocks != blocks:
-                return None
-            member.grad = grad
+        with private.as_plain_tensors():
+            for member, parameter, dtype, blocks in self._each:
+                grad = parameter.grad
+                if grad is None or parameter.dtype is not dtype or parameter.blocks != blocks:
+                    return None
+                member.grad = grad
         return self.members

@@ -5,8 +5,8 @@ import torch
 
 import projunn
 from projunn import factorize, init, retract
-from projunn_kernels import FusedStep, fused_step_
-from projunn_kernels.step import bank, plane
+from projunn_kernels import FusedStep, arrays, fused_step_
+from projunn_kernels.step import bank, few, plane
 from tests.dense import RETRACTIONS, defect, precise
 
 RATE = 0.05
@@ -46,16 +46,36 @@ def recorded(monkeypatch, module):
     return masks
 
 
-@pytest.fixture
-def taken(monkeypatch):
-    """The masks of `plane.bank_step`, of real steps of rank one."""
+def without_numpy(monkeypatch):
+    monkeypatch.setattr(arrays, "are_fast", lambda: False)
+
+
+@pytest.fixture(params=["NumPy", "PyTorch"])
+def taken(request, monkeypatch):
+    """The masks of `plane.bank_step`, of real steps of rank one, by either library."""
+    if request.param == "PyTorch":
+        without_numpy(monkeypatch)
     return recorded(monkeypatch, plane)
 
 
 @pytest.fixture
 def by_bank(monkeypatch):
     """The masks of `bank.bank_step`, of all others."""
+    without_numpy(monkeypatch)
     return recorded(monkeypatch, bank)
+
+
+@pytest.fixture
+def by_few(monkeypatch):
+    """What `few.take` returns, which has small ones of them by NumPy."""
+    answers, usual = [], few.take
+
+    def take(*arguments):
+        answers.append(usual(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(few, "take", take)
+    return answers
 
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
@@ -97,13 +117,17 @@ OTHERS = [
 @pytest.mark.parametrize("rate", [1e-4, RATE, 1.0])
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(("shape", "k", "dtype"), OTHERS, ids=str)
-def test_a_step_of_any_rank_equals_float64(by_bank, shape, k, dtype, retraction, rate):
+@pytest.mark.parametrize("way", ["by_bank", "by_few"])
+def test_a_step_of_any_rank_equals_float64(request, way, shape, k, dtype, retraction, rate):
+    if way == "by_few" and k > 1 and torch.Size(shape[:-2]).numel() > 4:
+        pytest.skip("decompositions of many matrices are PyTorch's")
+    seen = request.getfixturevalue(way)
     tensors = draw(*shape, k=k, dtype=dtype)
     weight, direction, basis, probe, skipped, missed = tensors
     left, right = factorize(precise(direction), k, "subspace", basis=precise(basis))
     wanted = retract(precise(weight), -rate * left, right, retraction)
     mask = take(tensors, retraction=retraction, rate=rate)
-    assert [bool(one.all()) for one in by_bank] == [True]
+    assert [bool(torch.as_tensor(one).all()) for one in seen] == [True]
     assert mask.shape == shape[:-2]
     assert mask.all()
     assert (precise(weight) - wanted).abs().max() < 4e-6
@@ -145,6 +169,41 @@ def test_steps_of_any_rank_that_want_more_care_are_as_alone(by_bank, retraction,
         assert torch.equal(basis[i], before[2][i])
 
 
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX], ids=str)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_few_that_want_more_care_are_left_to_the_others(by_few, retraction, dtype):
+    usual = draw(3, 6, 6, k=2, dtype=dtype)
+    for change in (
+        lambda direction, basis: direction[0].zero_(),
+        lambda direction, basis: direction[0].fill_(torch.nan),
+        lambda direction, basis: direction[0].copy_(direction[0].real.new_ones(6, 6)),  # of rank one
+        lambda direction, basis: direction[0].mul_(1e9),
+        lambda direction, basis: direction[0].mul_(1e-33),
+        lambda direction, basis: basis[0, :, 1].copy_(basis[0, :, 0]),
+    ):
+        tensors = clones(usual)
+        tensors[1][0] = torch.randn(6, 6, dtype=dtype)
+        change(*tensors[1:3])
+        twins = clones(tensors)
+        masks = take(tensors, retraction=retraction)
+        with pytest.MonkeyPatch.context() as patch:
+            without_numpy(patch)
+            assert torch.equal(take(twins, retraction=retraction), masks)
+        for mine, theirs in zip(tensors, twins, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=0, rtol=0, equal_nan=True)
+    assert by_few == [False] * 6
+
+
+def test_a_step_by_numpy_is_noticed_by_autograd(taken):
+    weight, *others = draw(8, 8)
+    weight.requires_grad_()
+    loss = (weight * weight).sum()
+    with torch.no_grad():
+        take([weight, *others])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_rate_in_a_tensor_is_that_in_a_number(taken):
     tensors = draw(5, 8, 8)
     twins = clones(tensors)
@@ -175,7 +234,7 @@ def test_matrices_that_want_more_care_step_as_they_do_alone(taken, retraction):
     masks = [bool(take(one, retraction=retraction)) for one in alone]
     assert take(tensors, retraction=retraction).tolist() == masks
     assert masks == [True, False, True, True, False, True, True, True]
-    assert taken[0].tolist() == [False, False, False, True, False, True, True, True]
+    assert taken[-1].tolist() == [False, False, False, True, False, True, True, True]
     assert skipped.item() == 2
     assert missed.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
     for i, one in enumerate(alone):
@@ -196,6 +255,7 @@ def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retra
     defects = []
     for by_parts in (False, True):
         if by_parts:
+            monkeypatch.setattr(few, "applies", lambda *_: False)
             for module in (plane, bank):
                 monkeypatch.setattr(module, "applies_to_bank", lambda *_: False)
         torch.manual_seed(0)
@@ -210,7 +270,7 @@ def test_many_full_size_steps_drift_as_little_as_by_the_parts(monkeypatch, retra
 
 def test_what_it_does_not_take_goes_its_usual_way(taken):
     for tensors in (
-        draw(6, 6),
+        draw(100, 100),
         draw(3, 8, 5),
         draw(2, 1, 1),
         draw(0, 4, 4),

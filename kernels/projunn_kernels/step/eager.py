@@ -13,7 +13,7 @@ from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization import factor, orthonormalize, tangent_factors
 from projunn_kernels.products.eager import adjoint_product, product
 from projunn_kernels.retraction import retract_, retract_pulled_
-from projunn_kernels.step import bank, plane
+from projunn_kernels.step import bank, few, plane
 from projunn_kernels.step.arguments import FactoredStep, FusedStep
 from projunn_kernels.warm_basis import refresh_basis_
 
@@ -66,9 +66,15 @@ def as_numbers(step: _Step) -> _Step:
 def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
     """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
     if step.factorization == "subspace":
-        for way in (plane, bank):
-            if way.applies_to_bank(weight, direction, basis, step.retraction):
-                return _take_bank(way.bank_step, step, weight, direction, basis, probe)
+        kind = weight, direction, basis, step.retraction
+        if plane.applies_to_bank(*kind):
+            return _take_bank(plane.bank_step, step, weight, direction, basis, probe)
+        if few.applies(*kind):
+            rate = step.rate if step.scale is None else step.rate * step.scale.item()
+            if few.take(weight, direction, basis, probe, rate, step.retraction):
+                return EVERY
+        if bank.applies_to_bank(*kind):
+            return _take_bank(bank.bank_step, step, weight, direction, basis, probe)
     return _take_with_care(step, weight, direction, basis, probe)
 
 

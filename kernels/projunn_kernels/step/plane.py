@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from projunn_kernels import arrays
+from projunn_kernels.arrays import Array
 from projunn_kernels.backends import on_device
-from projunn_kernels.batches import EVERY, surely_all
+from projunn_kernels.batches import EVERY
 from projunn_kernels.constants import PROBE
 from projunn_kernels.products import processor
 from projunn_kernels.products.eager import adjoint_product
@@ -27,6 +29,7 @@ from projunn_kernels.retraction.rotations import named, plane_rotation
 _SMALLEST = 1e-70  # of |z|^2: the inverse of its root is a float32
 # Numbers of a bank whose steps take less time so than from their parts (docs/measured.md).
 _LARGE = 1 << 19
+_FEW = 1 << 13  # numbers up to which NumPy adds a product in less time than PyTorch
 _PARALLEL = 1e-12  # sine of the angle between y and z below which rounding may be what is left of it
 
 
@@ -93,7 +96,9 @@ def _times(matrix: Tensor, x: Tensor) -> Tensor:
 def applies_to_bank(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
     """Whether `bank_step` can take the steps of these matrices, (*batch, m, n)."""
     m, n = weight.shape[-2:]
-    if weight.ndim == 2 or not (basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
+    if not (basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
+        return False
+    if weight.ndim == 2 and not (weight.numel() <= arrays.SMALL and arrays.are_fast()):
         return False
     if not weight.dtype == direction.dtype == torch.float32 or on_device(weight):
         return False
@@ -106,36 +111,65 @@ def bank_step(
 ) -> Tensor:
     """Take the steps of matrices (B, m, n) in place, but of those that want more care.
 
-    q1 = y and q2 are made in float64 by Gram-Schmidt, done twice, so that with b = q1^T z, c = q2^T z
-
-        E = -rate [[b, 0], [c, 0]]        |x| = |z| = sqrt(b^2 + c^2)
-
     Returns:
         The mask of the steps taken, (B,).  Nothing of the other matrices has changed.
     """
-    pulled = torch.bmm(basis.mT, direction)  # all vectors are rows: BLAS is the faster for banks
-    q1 = pulled / vector_norm(pulled, dim=-1, keepdim=True, dtype=torch.float64)
-    column = q1.mT
-    x = torch.bmm(q1.to(weight.dtype), direction.mT)
-    z = torch.bmm(x, weight).double()
-    b = torch.bmm(z, column)
-    rest = torch.addcmul(z, b, q1, value=-1)
-    rest = torch.addcmul(rest, torch.bmm(rest, column), q1, value=-1)
-    c = vector_norm(rest, dim=-1, keepdim=True)
-    size = torch.hypot(b, c)
-    angle = named(retraction).angle
-    assert angle is not None
-    less, sine, taken = angle(b * -rate, c * -rate, torch.finfo(weight.dtype).eps)
-    q2, warm = rest / c, x.mT / size
-    first = torch.addcmul(q1 * less, q2, sine, value=-1)
-    second = torch.addcmul(q2 * less, q1, sine)
-    simple = (c > _PARALLEL * size) & taken  # False for NaN
-    rows = torch.cat([q1, q2, first, second], dim=1)  # of Q and of F Q^T
-    mask = EVERY
-    if not surely_all(simple):
-        mask, rows = simple.view(-1), torch.where(simple, rows, 0.0)
-        warm, probe = torch.where(simple, warm, basis), torch.where(simple, probe, 0.0)
-    q, rotated = rows.to(weight.dtype).split(2, dim=1)
-    weight.baddbmm_(torch.bmm(q, weight.mT).mT, rotated)
-    torch.add(warm, probe, alpha=PROBE, out=basis)
+    rate = rate.item() if isinstance(rate, Tensor) else rate
+    if weight.shape[-1] * weight.shape[-2] > arrays.SMALL or not arrays.are_fast():
+        rows, mask = _follow_planes(weight, direction, basis, probe, rate, retraction)
+    else:
+        w, d, r, p = arrays.shared(weight, direction.resolve_neg(), basis, probe)
+        with arrays.silently():
+            rows, mask = _follow_planes(w, d, r, p, rate, retraction)
+            if weight.numel() <= _FEW:
+                w += (rows[:, :2] @ w.mT).mT @ rows[:, 2:]
+                arrays.changed(weight, basis)
+                return mask
+        arrays.changed(basis)
+        rows = arrays.tensor(rows)
+    weight.baddbmm_(torch.bmm(rows[:, :2], weight.mT).mT, rows[:, 2:])
     return mask
+
+
+def _follow_planes(
+    weight: Array, direction: Array, basis: Array, probe: Array, rate: float, retraction: str
+) -> tuple[Array, Tensor]:
+    """Q^T above F Q^T, (B, 4, n), zero where the step wants more care, and where not; renews R."""
+    rows, warm, simple = _turned_planes(weight, direction, basis, rate, retraction)
+    warm = warm + PROBE * probe
+    mask = EVERY
+    if not simple.all():
+        where = arrays.namespace(weight).where
+        mask = arrays.tensor(simple).view(-1)
+        rows, warm = where(simple, rows, 0.0), where(simple, warm, basis)
+    basis[...] = warm
+    return rows, mask
+
+
+def _turned_planes(
+    weight: Array, direction: Array, basis: Array, rate: float, retraction: str
+) -> tuple[Array, Array, Array]:
+    """Q^T above F Q^T, (B, 4, n), x / |x|, and which of the matrices (B, m, n) want no more care.
+
+    q1 = y and q2 are made in float64 by Gram-Schmidt, done twice, so that with b = q1^T z, c = q2^T z
+
+        E = -rate [[b, 0], [c, 0]]        |x| = |z| = sqrt(b^2 + c^2)
+    """
+    xp = arrays.namespace(weight)
+    pulled = xp.asarray(basis.mT @ direction, dtype=xp.float64)  # vectors are rows: BLAS is the faster
+    q1 = pulled / xp.sqrt(pulled @ pulled.mT)
+    x = xp.asarray(q1, dtype=weight.dtype) @ direction.mT
+    z = xp.asarray(x @ weight, dtype=xp.float64)
+    b = z @ q1.mT
+    rest = z - b * q1
+    rest -= (rest @ q1.mT) * q1
+    c = xp.sqrt(rest @ rest.mT)
+    size = xp.hypot(b, c)
+    angle_of = named(retraction).angle
+    assert angle_of is not None
+    angle, usable = angle_of(b * -rate, c * -rate, torch.finfo(torch.float32).eps)
+    less, sine = xp.cos(angle) - 1, xp.sin(angle)
+    q2 = rest / c
+    rows = xp.concat([q1, q2, q1 * less - q2 * sine, q2 * less + q1 * sine], axis=1)
+    simple = (c > _PARALLEL * size) & usable  # False for NaN
+    return xp.asarray(rows, dtype=weight.dtype), (x / size).mT, simple

@@ -16,10 +16,9 @@ from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
 from projunn.optim.member import COUNTERS, Member, capturing
 from projunn.optim.options import CAN_STOP, WARM, unitary_learning_rate
-from projunn_kernels import retract_
+from projunn_kernels import private, retract_
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import as_matrices, flattened, surely_all
-from projunn_kernels.private import is_fake
 
 _NOT_OF_THE_RULE = (*COUNTERS, "skipped", *(name for names in WARM.values() for name in names))
 
@@ -327,12 +326,13 @@ class PlainGradients:
     def of(cls, gradients: Sequence[Any]) -> "PlainGradients | None":
         """Those of a step; None if not all of them are such."""
         dense = all(isinstance(g, DenseGradient) and g.active is None for g in gradients)
-        plain = dense and all(g.is_plain and not is_fake(g.parameter) for g in gradients)
+        plain = dense and all(g.is_plain and not private.is_fake(g.parameter) for g in gradients)
         return cls(gradients) if plain else None
 
     def _places(self) -> tuple[list[Any], ...]:
         own = self._parameters
-        return [*map(Tensor.data_ptr, own)], [*map(_LAYOUT, own)], [*map(Tensor.stride, own)]
+        with private.as_plain_tensors():
+            return [*map(Tensor.data_ptr, own)], [*map(_LAYOUT, own)], [*map(Tensor.stride, own)]
 
     def renew(self, grads: list[Tensor]) -> bool:
         """Take up the gradients of the next step; False if one of them is not as it must be."""

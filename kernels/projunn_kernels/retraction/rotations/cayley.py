@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.arrays import Array, namespace
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
     entries,
+    function_of_angles,
     identity_like,
     matrix,
     skew,
@@ -44,12 +46,20 @@ def _defect(f: Tensor) -> Tensor:
 def _of_eigenvalues(a: Tensor) -> Tensor:
     """F of a decomposition: an eigenvalue i t of A becomes i t / (1 - i t/2)."""
     angles, vectors = torch.linalg.eigh(-1j * a)
-    f = (vectors * (1j * angles / (1 - 0.5j * angles)).unsqueeze(-2)) @ vectors.mH
+    f = (vectors * _turned_by(angles).unsqueeze(-2)) @ vectors.mH
     f = f if a.is_complex() else f.real
     for _ in range(4):  # Newton-Schulz steps of I + F, which may be off by 1e-3
         error = f + f.mH + f.mH @ f
         f = f - (error + f @ error) / 2
     return f
+
+
+def _turned_by(angles: Array) -> Array:
+    return 1j * angles / (1 - 0.5j * angles)
+
+
+def _few(e: Array, precision: float) -> Array | None:
+    return function_of_angles(e, _turned_by, inf)
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -86,9 +96,8 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return turned_by(cos(angle), sin(angle))
 
 
-def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
-    angle = 2 * (e21 / 4).atan()
-    return angle.cos() - 1, angle.sin(), e21.abs() < torch.inf
+def _angle(e11: Array, e21: Array, precision: float) -> tuple[Array, Array]:
+    return 2 * namespace(e21).arctan(e21 / 4), abs(e21) < torch.inf
 
 
 CAYLEY = Retraction(
@@ -96,6 +105,7 @@ CAYLEY = Retraction(
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    few=_few,
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.cayley",

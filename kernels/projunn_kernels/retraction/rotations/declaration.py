@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from projunn_kernels.arrays import Array, adjoint, namespace
+
 # F, and where it is determined: (*batch, 2k, 2k) and (*batch), of E (*batch, 2k, 2k) and a precision.
 Rotation = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 # The same of one real 2 x 2 matrix, row by row, and a precision; None where F is not determined.
 PlaneRotation = Callable[[float, float, float, float, float], list[list[float]] | None]
-# cos - 1 and sin of the angle by which a real step of rank one turns, and where they are determined, all
-# (*batch), of E = [[e11, 0], [e21, 0]], both (*batch), and a precision.
-Angle = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+# F of few matrices E (*batch, 2k, 2k) and a precision; None where one of them is not determined.
+FewRotations = Callable[[Array, float], Array | None]
+# The angle by which a real step of rank one turns, and where it is determined, both (*batch), of
+# E = [[e11, 0], [e21, 0]], both (*batch), and a precision.
+Angle = Callable[[Array, Array, float], tuple[Array, Array]]
 # Changes W (*batch, m, n) along X (*batch, m, k) and Y (*batch, n, k); the mask of the steps taken.
 WholeStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,7 +34,9 @@ class Retraction:
         dense: F by a decomposition, on a CPU; for any size of E, finite.
         two_by_two: F in closed form, for rank 1.
         plane: the same of one real 2 x 2 matrix in Python's floats, at a fifth of the tensors' time.
-        angle: the same of many real matrices, as an angle: F = [[cos - 1, -sin], [sin, cos - 1]].
+        few: the same of few matrices, as NumPy's arrays; None where one of them is not determined.
+        angle: the same of many real matrices, as an angle: F = [[cos - 1, -sin], [sin, cos - 1]], of
+            NumPy's arrays as well.
         iterated: F without what waits for a GPU or loops over matrices there: see
             `projunn_kernels.iterations`.
         kernels: the module of Triton functions ``plane``, ``small`` and ``many`` that compute F, and of
@@ -45,6 +51,7 @@ class Retraction:
     dense: Rotation | None = None
     two_by_two: Rotation | None = None
     plane: PlaneRotation | None = None
+    few: FewRotations | None = None
     angle: Angle | None = None
     iterated: Rotation | None = None
     kernels: str | None = None
@@ -57,6 +64,19 @@ class Retraction:
 def skew(e: Tensor) -> Tensor:
     """A = (E - E^H) / 2."""
     return (e - e.mH) / 2
+
+
+def function_of_angles(e: Array, function: Callable[[Array], Array], limit: float) -> Array | None:
+    """V f(t) V^H of A = V (i t) V^H, with A the skew-Hermitian part of NumPy's matrices E.
+
+    None if an angle t is not below ``limit``.
+    """
+    xp = namespace(e)
+    angles, vectors = xp.linalg.eigh(-0.5j * (e - adjoint(e)))
+    if not abs(angles).max() < limit:
+        return None
+    found = (vectors * function(angles)[..., None, :]) @ adjoint(vectors)
+    return found if xp.iscomplexobj(e) else found.real
 
 
 def largest(sizes: Tensor) -> float:

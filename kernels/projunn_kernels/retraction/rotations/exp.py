@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.arrays import Array, namespace
 from projunn_kernels.batches import every
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
     entries,
+    function_of_angles,
     largest,
     matrix,
     skew,
@@ -36,9 +38,18 @@ def _dense(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
         angles, vectors = torch.linalg.eigh(-1j * a)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of entries near the largest float
         return _iterated(e, precision)
-    phases = torch.complex(-2 * (angles / 2).sin().square(), angles.sin())  # e^(i angle) - 1
-    f = (vectors * phases.unsqueeze(-2)) @ vectors.mH
+    f = (vectors * _turned_by(angles).unsqueeze(-2)) @ vectors.mH
     return f if e.is_complex() else f.real, angles.abs().amax(-1) < precision**-0.5
+
+
+def _turned_by(angles: Array) -> Array:
+    """e^(i angle) - 1."""
+    xp = namespace(angles)
+    return -2 * xp.sin(angles / 2) ** 2 + 1j * xp.sin(angles)
+
+
+def _few(e: Array, precision: float) -> Array | None:
+    return function_of_angles(e, _turned_by, precision**-0.5)
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -78,9 +89,9 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return turned_by(cos(twice / 2), sin(twice / 2))
 
 
-def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+def _angle(e11: Array, e21: Array, precision: float) -> tuple[Array, Array]:
     half = e21 / 2
-    return half.cos() - 1, half.sin(), half.abs() < precision**-0.5
+    return half, abs(half) < precision**-0.5
 
 
 EXP = Retraction(
@@ -88,6 +99,7 @@ EXP = Retraction(
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    few=_few,
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.exp",

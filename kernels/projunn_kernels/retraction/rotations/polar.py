@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.arrays import Array, namespace
 from projunn_kernels.batches import every
 from projunn_kernels.retraction.rotations.declaration import (
     Retraction,
@@ -49,6 +50,15 @@ def _of_small(e: Tensor) -> Tensor | None:
         f = f - (error + f @ error) / 2
         if size < _NEARLY:
             return f
+
+
+def _few(e: Array, precision: float) -> Array | None:
+    xp = namespace(e)
+    identity = xp.eye(e.shape[-1], dtype=e.dtype)
+    u, s, vh = xp.linalg.svd(identity + e)
+    if not (s[..., -1] > 4 * precision * s[..., 0].clip(1)).all():
+        return None
+    return u @ vh - identity
 
 
 def _iterated(e: Tensor, precision: float) -> tuple[Tensor, Tensor]:
@@ -89,13 +99,12 @@ def _plane(e11: float, e12: float, e21: float, e22: float, precision: float) -> 
     return [[c - 1, -sign * s], [s, sign * c - 1]]
 
 
-def _angle(e11: Tensor, e21: Tensor, precision: float) -> tuple[Tensor, Tensor, Tensor]:
+def _angle(e11: Array, e21: Array, precision: float) -> tuple[Array, Array]:
     """Not where it is a reflection."""
     det = 1 + e11
-    squares = det.square() + e21.square() + 1
-    angle = torch.atan2(e21, 1 + det)
+    squares = det * det + e21 * e21 + 1
     usable = det > 4 * precision * squares  # which is at least 1
-    return angle.cos() - 1, angle.sin(), usable
+    return namespace(e21).arctan2(e21, 1 + det), usable
 
 
 POLAR = Retraction(
@@ -103,6 +112,7 @@ POLAR = Retraction(
     dense=_dense,
     two_by_two=_two_by_two,
     plane=_plane,
+    few=_few,
     angle=_angle,
     iterated=_iterated,
     kernels="projunn_kernels.retraction.rotations.kernels.polar",

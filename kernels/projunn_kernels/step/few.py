@@ -1,0 +1,101 @@
+"""Steps of few small matrices on a CPU by NumPy, whose calls take a third of the time of PyTorch's.
+
+The formulas are those of `projunn_kernels.step.bank`, which takes the steps that want more care.
+"""
+
+import torch
+from torch import Tensor
+
+from projunn_kernels import arrays
+from projunn_kernels.arrays import Array, adjoint
+from projunn_kernels.backends import on_device
+from projunn_kernels.constants import PROBE
+from projunn_kernels.retraction.rotations import named
+
+_FEW = 4  # matrices up to which NumPy's decompositions take less time, if they have several columns
+_LONG = 1e3  # as in `projunn_kernels.step.bank`
+_DEPENDENT, _NOTHING = 16, 1e-30  # parts of a column that are rounding, as in `regular_triangles`
+
+
+def applies(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
+    """Whether `take` can take the steps of these matrices, (*batch, m, n)."""
+    k, (m, n), count = basis.shape[-1], weight.shape[-2:], weight.shape[:-2].numel()
+    if not (0 < k <= min(m, n) and count > 0) or on_device(weight) or not arrays.are_fast():
+        return False
+    if weight.dtype not in (torch.float32, torch.complex64) or direction.dtype != weight.dtype:
+        return False
+    if m * n * weight.element_size() > 4 * arrays.SMALL or (k > 1 and count > _FEW):
+        return False
+    return weight.is_contiguous() and basis.is_contiguous() and named(retraction).few is not None
+
+
+def take(
+    weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor, rate: float, retraction: str
+) -> bool:
+    """Take the steps of all matrices (*batch, m, n) in place.
+
+    Args:
+        weight, direction: W and D, (*batch, m, n), float32 or complex64.
+        basis, probe: R, which is renewed, and its probe, (*batch, m, k).
+        rate: the learning rate.
+        retraction: the name of one that is a rotation of the step's span.
+
+    Returns:
+        False, and nothing is changed, if one of them wants more care.
+    """
+    direction = direction.resolve_conj().resolve_neg()
+    w, d, r, p = arrays.shared(weight, direction, basis, probe)
+    with arrays.silently():
+        found = _rotation(w, d, r, rate, retraction)
+        if found is None:
+            return False
+        rotated, q, warm = found
+        if w.shape[-2] > w.shape[-1]:
+            w += rotated @ (adjoint(q) @ w)
+        else:
+            w += (w @ q) @ adjoint(rotated)
+        r[...] = warm + PROBE * p
+    arrays.changed(weight, basis)
+    return True
+
+
+def _rotation(
+    w: Array, d: Array, r: Array, rate: float, retraction: str
+) -> tuple[Array, Array, Array] | None:
+    """Q F^H, or of matrices with more rows than columns Q F, then Q, and orth(X); None: more care."""
+    xp, k = arrays.namespace(w), r.shape[-1]
+    y, first = _orthonormal(adjoint(adjoint(r) @ d))
+    x = d @ y
+    warm, second = _orthonormal(x)
+    if not (_are_independent(first) and _are_independent(second)):
+        return None
+    pair = [x * -rate, w @ y] if w.shape[-2] > w.shape[-1] else [y, adjoint(adjoint(x) @ w) * -rate]
+    precise = xp.complex128 if xp.iscomplexobj(w) else xp.float64
+    q, s = xp.linalg.qr(xp.concat(pair, axis=-1, dtype=precise))
+    rotation_of = named(retraction).few
+    if rotation_of is None or not abs(s).max() < _LONG:
+        return None
+    f = rotation_of(s[..., k:] @ adjoint(s[..., :k]), torch.finfo(torch.float32).eps)
+    if f is None:
+        return None
+    return (q @ adjoint(f)).astype(w.dtype), q.astype(w.dtype), warm
+
+
+def _orthonormal(columns: Array) -> tuple[Array, Array]:
+    """An orthonormal basis and the triangle that has the columns in it; of one column, its direction."""
+    xp = arrays.namespace(columns)
+    if columns.shape[-1] > 1:
+        found: tuple[Array, Array] = xp.linalg.qr(columns)
+        return found
+    whole = columns.astype(xp.complex128 if xp.iscomplexobj(columns) else xp.float64)
+    norm = xp.sqrt((adjoint(whole) @ whole).real)
+    return (columns / norm).astype(columns.dtype), norm
+
+
+def _are_independent(triangles: Array) -> bool:
+    """Whether triangles are those of independent columns; False for NaN and infinite ones."""
+    xp, k = arrays.namespace(triangles), triangles.shape[-1]
+    parts = abs(triangles[..., :k, :])
+    sizes = xp.diagonal(parts, axis1=-2, axis2=-1)
+    least = _DEPENDENT * torch.finfo(torch.float32).eps * parts.max(axis=-2)
+    return bool(((sizes > least) & (sizes > _NOTHING)).all())
