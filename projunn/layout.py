@@ -42,8 +42,14 @@ def as_matrices(tensor: Tensor, pairs: bool, blocks: int, singletons: int = 0) -
 
     Raises:
         ValueError: ``blocks`` does not divide the rows, as where other rows were put into a slot.
+        TypeError: pairs of bfloat16 numbers, which no complex dtype of PyTorch is made of.
     """
     if pairs:
+        if tensor.dtype == torch.bfloat16:
+            raise TypeError(
+                f"tensor: got complex matrices as pairs of {tensor.dtype}, of which PyTorch has no"
+                " complex numbers; wanted them in float32 (module.float(), module.bfloat16() afterwards)"
+            )
         tensor = torch.view_as_complex(tensor)
     for _ in range(singletons):
         tensor = tensor.squeeze(-1)

@@ -68,6 +68,7 @@ def matrix_view(tensor: Tensor, *, pairs: bool | None = None, blocks: int | None
     Raises:
         ValueError: the tensor shares memory with a parameter that is stored as pairs or blocks, in an
             order of axes that does not tell which they are.
+        TypeError: complex matrices of a parameter that was converted to bfloat16.
     """
     singletons = 0
     if pairs is None and blocks is None:

@@ -5,9 +5,9 @@ from math import pi
 import pytest
 import torch
 
-from projunn import init
+from projunn import init, matrix_view
 from projunn.diagnostics import eigenphases
-from projunn.nn import UnitaryLinear
+from projunn.nn import UnitaryConv2d, UnitaryLinear
 from tests.dense import defect, roundoff
 
 RANDOM = ("haar", "henaff", "cayley")
@@ -79,3 +79,15 @@ def test_parameter_stored_as_pairs():
 def test_errors(tensor):
     with pytest.raises(ValueError, match="tensor: got shape"):
         init.haar_(tensor)
+
+
+@pytest.mark.parametrize("use", ["reset_parameters", "haar_", "matrix_view"])
+def test_complex_matrices_in_bfloat16_are_refused_in_words(use):
+    layer = UnitaryConv2d(2, 2, (4, 4)).bfloat16()
+    calls = {
+        "reset_parameters": layer.reset_parameters,
+        "haar_": lambda: init.haar_(layer.weight),
+        "matrix_view": lambda: matrix_view(layer.weight),
+    }
+    with pytest.raises(TypeError, match=r"pairs of torch\.bfloat16.*wanted them in float32"):
+        calls[use]()

@@ -260,7 +260,7 @@ class UnitaryConvolution(FilterBank):
             )
         layer = self._like(self.other, self.output_size, bias=False)
         with torch.no_grad():
-            matrix_view(layer.weight).copy_(torch.view_as_complex(self.weight).mH)
+            matrix_view(layer.weight).copy_(matrix_view(self.weight).mH)
             if layer.own_weight is not None and self.own_weight is not None:
                 layer.own_weight.copy_(self.own_weight.mT)
         return layer
