@@ -141,8 +141,7 @@ def _part(
 ) -> Sketched | Bank | Alike:
     if isinstance(gradients[0], FactoredGradient):
         return Sketched(alike, gradients)
-    rank = alike[0].group["rank"]
-    bank = likeness[-1] is not None and len(alike) >= (3 if rank == 1 else 2)
+    bank = likeness[-1] is not None and len(alike) > 1
     return Bank(alike, gradients, keep) if bank else Alike(alike, gradients)
 
 
