@@ -14,7 +14,7 @@ from projunn import autotuning, interruption
 from projunn.exit_status import INTERRUPTED
 from projunn.reproduce import command as reproduction
 from projunn.training import command
-from projunn_kernels import selfcheck
+from projunn_kernels import arrays, selfcheck
 from projunn_kernels.backends import chosen_backend
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 def _info(arguments: argparse.Namespace) -> int:
     backend, chosen_by = chosen_backend()
     rows = [("python", platform.python_version())]
-    rows += [(name, _version(name)) for name in ("projunn", "torch", "triton")]
+    rows += [(name, _version(name)) for name in ("projunn", "torch", "triton", "numpy")]
     rows.append(("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) or "none"))
@@ -77,6 +77,8 @@ def _info(arguments: argparse.Namespace) -> int:
         rows += [("table", found.described(device)) for found in tuning.found_tables(device)]
         reasons = tuning.in_force(device).items()
         rows += [(operation, f"{device.name}: {reason}") for operation, reason in reasons]
+    steps = "NumPy" if arrays.are_fast() else "PyTorch, in 1.3 to 2 times the time that NumPy 2 takes"
+    rows.append(("steps", f"on a CPU, of matrices of up to {arrays.SMALL:,} numbers by {steps}"))
     rows += [("convolution", way) for way in ways()]
     rows.append(("self-check", _said_of_verdicts()))
     rows += [("distrusted", one.said) for one in selfcheck.verdicts() if one.problem]

@@ -147,8 +147,9 @@ def test_unknown_options_and_help():
 def test_info_tells_versions_and_backend(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    for word in ("projunn", "torch", "triton", "python", "backend", "gpu"):
+    for word in ("projunn", "torch", "triton", "numpy", "python", "backend", "gpu"):
         assert word in printed
+    assert "matrices of up to 8,192 numbers by NumPy" in printed
     said = [line for line in printed.splitlines() if line.startswith("convolution")]
     assert len(said) == 3
     assert "up to 28 x 28 or 40 points as matrix products" in said[0]

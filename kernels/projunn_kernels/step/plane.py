@@ -1,7 +1,7 @@
 """Real steps of rank one on a CPU, where calls of PyTorch cost what passes over small matrices do.
 
-    of one matrix, along the tangent part        y = A r / |A r|        z = 2 A y
-    of a bank, along the direction               y = D^T r / |D^T r|    x = D y    z = W^T x
+    of one matrix, along the tangent part            y = A r / |A r|        z = 2 A y
+    of a bank or a small one, along the direction    y = D^T r / |D^T r|    x = D y    z = W^T x
 
     Q E Q^T = -rate z y^T    W += (W Q) (Q F^T)^T    r <- z / |z| + 0.01 probe, or x / |x| + 0.01 probe
 
