@@ -268,6 +268,7 @@ def test_a_strided_bank_of_two_batch_axes_steps_as_a_contiguous_one(
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_a_traced_step_counts_as_the_eager_one(name):
     """With steps of one matrix that are skipped, and a polish after each."""
+    torch._dynamo.reset()  # other tests of this process may have used up its recompilations
     eager = bank(3)
     traced = twin(eager)
     options = {"lr": 0.3, **RULES[name], "polish_every": 1}
