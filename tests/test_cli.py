@@ -153,4 +153,4 @@ def test_info_tells_versions_and_backend(capsys):
     said = [line for line in printed.splitlines() if line.startswith("convolution")]
     assert len(said) == 3
     assert "up to 28 x 28 or 40 points as matrix products" in said[0]
-    assert "up to 32 x 64 or 64 points by Triton kernels" in said[1]
+    assert "up to 64 x 64 or 64 points by Triton kernels" in said[1]

@@ -8,7 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import projunn
 from projunn_kernels import fourier_convolution, fourier_inverse, fourier_transform, frequencies
-from projunn_kernels.configs.problem import Config, Problem, power_of_two
+from projunn_kernels.configs import choice
+from projunn_kernels.configs.closed_form import candidates, closed_form
+from projunn_kernels.configs.problem import Config, Device, Problem, device_of, power_of_two
 from projunn_kernels.convolution import eager, fourier_convolution_backward, plain, products, reference
 from projunn_kernels.convolution.tables import points_and_pairs
 from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
@@ -185,11 +187,36 @@ def transformed(x, bias, size):
 
 @pytest.mark.parametrize(("size", "batch", "channels"), SHAPES)
 def test_kernels_against_float64(kernels, launches, size, batch, channels):
+    problem = Problem("fourier_transform", False, 1, *(1, *size)[-2:], batch * channels)
+    whole = closed_form(problem, device_of(kernels.device)).columns == 1
+    compare_with_float64(kernels, size, batch, channels)
+    of_planes = "plane" if whole else "sliced"
+    kind = "points" if math.prod(map(power_of_two, size)) <= 64 else of_planes
+    assert [name for name, _ in launches] == [f"{kind}_transform", f"{kind}_inverse"]
+
+
+# Even and odd sides, without inner bins, several programs, and sides that no slice is needed for.
+@pytest.mark.parametrize(
+    ("size", "batch", "channels", "config"),
+    [
+        ((64, 64), 1, 5, Config(2, 16, 8)),
+        ((48, 40), 1, 3, Config(2, 8, 4)),
+        ((33, 17), 2, 5, Config(4, 16, 8)),
+        ((64, 3), 3, 3, Config(8, 8, 8)),
+        ((49, 2), 1, 3, Config(8, 16, 8)),
+        ((15, 9), 2, 3, Config(4, 16, 8)),
+    ],
+)
+def test_slices_of_planes_against_float64(kernels, launches, size, batch, channels, config):
+    with choice.using({"fourier_transform": config, "fourier_inverse": config}):
+        compare_with_float64(kernels, size, batch, channels)
+    assert [name for name, _ in launches] == ["sliced_transform", "sliced_inverse"]
+
+
+def compare_with_float64(kernels, size, batch, channels):
     x = signal(size, True, batch, channels, torch.float32)
     bias = torch.randn(channels)
     ours = transformed(*on(kernels, x, bias), size)
-    kind = "points" if math.prod(map(power_of_two, size)) <= 64 else "plane"
-    assert [name for name, _ in launches] == [f"{kind}_transform", f"{kind}_inverse"]
     with projunn.backend("torch"):
         usual = transformed(x, bias, size)
         exact = transformed(x.double(), bias.double(), size)
@@ -200,6 +227,19 @@ def test_kernels_against_float64(kernels, launches, size, batch, channels):
         if c.numel():
             error, theirs = ((t.cpu() - c).norm() / c.norm() for t in (a, b))
             assert error <= 4 * theirs + 3e-7
+
+
+def test_tall_planes_are_sliced_where_products_read_registers():
+    """On an A100, say; a Hopper reads them from memory.  Slices fit every GPU's shared memory."""
+    for capability in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "gfx942"):
+        device = Device("a GPU", capability, 100, 101_376)
+        for height, width in ((33, 64), (64, 16), (48, 3), (32, 64)):
+            problem = Problem("fourier_inverse", False, 1, height, width, 4096)
+            sliced = height > 32 and capability not in ("9.0", "10.0")
+            first, *others = candidates(problem, device)
+            assert first == closed_form(problem, device)
+            assert others
+            assert all((config.columns > 1) == sliced for config in (first, *others))
 
 
 def test_kernels_read_any_strides(kernels, launches):
@@ -238,10 +278,6 @@ def test_sizes_of_a_bucket_have_launches_of_one_kind():
 
 @pytest.mark.parametrize("size", [(6, 30), (9, 5), (40,)])
 def test_every_tile_gives_the_same(kernels, size):
-    from projunn_kernels.configs import choice as tuning
-    from projunn_kernels.configs.closed_form import candidates
-    from projunn_kernels.configs.problem import Device
-
     x, bias = on(kernels, signal(size, True, 3, 7, torch.float32), torch.randn(7))
     problem = Problem("fourier_transform", False, 1, *(1, *size)[-2:], 21)
     tried = candidates(problem, Device())
@@ -249,7 +285,7 @@ def test_every_tile_gives_the_same(kernels, size):
     with kernels.backend():
         usual = transformed(x, bias, size)
         for config in tried:
-            with tuning.using({"fourier_transform": config, "fourier_inverse": config}):
+            with choice.using({"fourier_transform": config, "fourier_inverse": config}):
                 for ours, theirs in zip(transformed(x, bias, size), usual, strict=True):
                     torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=0)
 

@@ -292,6 +292,16 @@ def test_a_transform_moves_every_number_once(passes, launches):
     assert passes(paired) == (pytest.approx(1 + twice), 1)
 
 
+@pytest.mark.interpreter_only
+def test_a_transform_in_slices_moves_every_number_once(passes, launches):
+    x = torch.randn(2, 4, 33, 16)
+    with tuning.using(dict.fromkeys(("fourier_transform", "fourier_inverse"), Config(4, 16, 8))):
+        paired, own = fourier_transform(x, [33, 16], True)
+        y = fourier_inverse(paired, own, torch.randn(4), [33, 16], True)
+    assert launches == [("sliced_transform", 2), ("sliced_inverse", 2)]
+    assert [passes(t) for t in (x, paired, own, y)] == [(1, 0), (1, 1), (1, 1), (0, 1)]
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_layer_is_four_transforms_and_plain_products(kernels, launches, keep):
     """Forward: there and back.  Backward: the same, and x once more if its spectrum was not kept."""

@@ -18,9 +18,11 @@ from projunn_kernels.convolution.kernels import (
     plane_transform_kernel,
     points_inverse_kernel,
     points_transform_kernel,
+    sliced_inverse_kernel,
+    sliced_transform_kernel,
 )
 from projunn_kernels.convolution.tables import LEAST, padded, points_and_pairs
-from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
+from projunn_kernels.convolution.tiles import FOURIER_INVERSE, FOURIER_TRANSFORM, few_points
 from projunn_kernels.keeping import IDLE, Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
 
@@ -66,27 +68,31 @@ def _kept_launch(
     return _kept.made(key, lambda: make(signal, size, bias is not None))
 
 
+# The kernels for few points, for whole planes and for planes in slices.
+_KERNELS = {
+    "fourier_transform": (points_transform_kernel, plane_transform_kernel, sliced_transform_kernel),
+    "fourier_inverse": (points_inverse_kernel, plane_inverse_kernel, sliced_inverse_kernel),
+}
+
+
 def _transform_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    kernel = points_transform_kernel if few_points(size) else plane_transform_kernel
-    grid, arguments = _arguments("fourier_transform", signal, size)
-    return Launch(kernel, grid, **arguments, **_sizes(signal.device, size, back=False))
+    return _launch(FOURIER_TRANSFORM.name, signal, size)
 
 
 def _inverse_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    kernel = points_inverse_kernel if few_points(size) else plane_inverse_kernel
-    grid, arguments = _arguments("fourier_inverse", signal, size)
-    return Launch(kernel, grid, BIAS=has_bias, **arguments, **_sizes(signal.device, size, back=True))
+    return _launch(FOURIER_INVERSE.name, signal, size, BIAS=has_bias)
 
 
-def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid, and the arguments that all kernels have: how the signal lies, tiles and precision."""
+def _launch(operation: str, signal: Tensor, size: list[int], **more: Any) -> Launch:
+    """With the grid, how the signal lies, tiles and precision, constant matrices."""
     height, width = (1, *size)[-2:]
     channels = signal.shape[1]
     planes = signal.shape[0] * channels
     by_image, by_channel, *by_axis = signal.stride()
     by_row, by_point = (width * by_axis[-1], *by_axis)[-2:]
     apart = by_point != 1 or by_row != width
-    variant = {"apart": apart} if operation == FOURIER_TRANSFORM.name else {}
+    back = operation == FOURIER_INVERSE.name
+    variant = {} if back else {"apart": apart}
     problem = Problem(operation, False, 1, height, width, planes)
     config = choose(problem, signal.device, precision=product_setting(torch.float32), **variant)
     arguments = {
@@ -100,30 +106,30 @@ def _arguments(operation: str, signal: Tensor, size: list[int]) -> tuple[tuple[i
         "PRECISION": dot_precision(torch.float32),
         "BP": config.rows,
         **options(config.warps, config.stages),
+        **more,
     }
+    of_points, of_planes, in_slices = _KERNELS[operation]
+    grid = (-(-planes // config.rows),)
     if few_points(size):
-        arguments["LINE"] = not apart
-    return (-(-planes // config.rows),), arguments
+        return Launch(of_points, grid, LINE=not apart, **arguments, **_points(signal.device, size, back))
+    sizes = {"height": height, "HEIGHT": padded(height), "WIDTH": padded(width)}
+    sizes["along_rows"] = tables.along_rows(width, signal.device, back)
+    if config.columns == 1:
+        along = tables.along_columns(height, signal.device)
+        return Launch(of_planes, grid, along_columns=along, **arguments, **sizes)
+    along = tables.along_real_columns(height, signal.device, back)
+    return Launch(in_slices, grid, along_columns=along, SLICE=config.columns, **arguments, **sizes)
 
 
-def _sizes(device: torch.device, size: list[int], back: bool) -> dict[str, Any]:
-    """The arguments that only the size makes, and the constant matrices."""
-    if few_points(size):
-        grid, (points, pairs) = frequencies(tuple(size), True), points_and_pairs(size)
-        return {
-            "points": grid.points,
-            "pairs": grid.paired,
-            "owns": len(grid.own),
-            "POINTS": points,
-            "PAIRS": pairs,
-            "OWNS": LEAST,
-            "table": tables.of_all_points(tuple(size), device, back),
-        }
-    height, width = size
+def _points(device: torch.device, size: list[int], back: bool) -> dict[str, Any]:
+    """The arguments that only a size of few points makes, and the constant matrix."""
+    grid, (points, pairs) = frequencies(tuple(size), True), points_and_pairs(size)
     return {
-        "height": height,
-        "HEIGHT": padded(height),
-        "WIDTH": padded(width),
-        "along_rows": tables.along_rows(width, device, back),
-        "along_columns": tables.along_columns(height, device),
+        "points": grid.points,
+        "pairs": grid.paired,
+        "owns": len(grid.own),
+        "POINTS": points,
+        "PAIRS": pairs,
+        "OWNS": LEAST,
+        "table": tables.of_all_points(tuple(size), device, back),
     }

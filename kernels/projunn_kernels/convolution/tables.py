@@ -31,14 +31,17 @@ def along_rows(width: int, device: torch.device, back: bool) -> Tensor:
 
     Slot 0 has two cosines, of the frequencies 0 and width / 2.  ``back`` transposes it, for the inverse.
     """
-    wave = torch.zeros(padded(width), 2, padded(width) // 2, dtype=torch.float64, device="cpu")
-    points = torch.arange(width, dtype=torch.float64, device="cpu")
-    for k in range((width + 1) // 2):
-        angle = 2 * pi * k / width * points
-        wave[:width, 0, k], wave[:width, 1, k] = angle.cos(), angle.sin()
-    if width % 2 == 0:
-        wave[:width, 1, 0] = (pi * points).cos()
-    wave = sqrt(2 / width) * wave.flatten(1)
+    wave = _real_waves(width)
+    return _halves(wave.mT if back else wave, device)
+
+
+@constant
+def along_real_columns(height: int, device: torch.device, back: bool) -> Tensor:
+    """(points, cosines and then sines of the frequencies up to height / 2), over the root of the height.
+
+    Slot 0 is that of `along_rows`.  ``back`` transposes it, for the inverse.
+    """
+    wave = sqrt(0.5) * _real_waves(height)
     return _halves(wave.mT if back else wave, device)
 
 
@@ -66,6 +69,17 @@ def of_all_points(size: tuple[int, ...], device: torch.device, back: bool) -> Te
     for first, part in ((0, cosines), (pairs, sines), (2 * pairs, own)):
         matrix[:points, first : first + part.shape[1]] = part
     return _halves(matrix.mT if back else matrix, device)
+
+
+def _real_waves(count: int) -> Tensor:
+    wave = torch.zeros(padded(count), 2, padded(count) // 2, dtype=torch.float64, device="cpu")
+    points = torch.arange(count, dtype=torch.float64, device="cpu")
+    for k in range((count + 1) // 2):
+        angle = 2 * pi * k / count * points
+        wave[:count, 0, k], wave[:count, 1, k] = angle.cos(), angle.sin()
+    if count % 2 == 0:
+        wave[:count, 1, 0] = (pi * points).cos()
+    return sqrt(2 / count) * wave.flatten(1)
 
 
 def _halves(matrix: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,6 @@
 """How the transforms are tiled, and what they are tuned and checked on."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,22 +13,19 @@ from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tables import padded, points_and_pairs
 from projunn_kernels.precision import matmul_precision
 
-# Points in all, or of both sides, that kernels transform; and of a height, where operands of products
-# need registers.
-FEW_POINTS, LONGEST_SIDE, LONGEST_HEIGHT = 64, 64, 32
+# Points up to which one product is made, and of a side, that kernels transform.
+FEW_POINTS, LONGEST_SIDE = 64, 64
+# Points of a height up to which a program has whole planes where operands of products need registers,
+# and of a slice of those that are taller.
+_LONGEST_HEIGHT, _SLICE = 32, 16
 # Compute capabilities with `wgmma` or `tcgen05`, whose operands are in memory, and the interpreter.
 _WITHOUT_REGISTERS = ("9.0", "10.0", "10.3", "0.0")
 _IMAGES = 256  # that transforms are tuned for
 
 
-@lru_cache(maxsize=1024)
-def has_kernels(size: tuple[int, ...], device: Device) -> bool:
-    """True if kernels transform real signals of this size on a device."""
-    if few_points(size):
-        return len(size) <= 2
-    if len(size) != 2 or max(size) > LONGEST_SIDE:
-        return False
-    return size[0] <= LONGEST_HEIGHT or device.capability in _WITHOUT_REGISTERS
+def has_kernels(size: Sequence[int]) -> bool:
+    """True if kernels transform real signals of this size."""
+    return len(size) <= 2 and max(size) <= LONGEST_SIDE
 
 
 def few_points(size: Sequence[int]) -> bool:
@@ -38,21 +34,28 @@ def few_points(size: Sequence[int]) -> bool:
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
-    """Planes a program, and programs a multiprocessor (``stages``).
+    """Planes a program (``rows``), and programs a multiprocessor (``stages``).
+
+    ``columns`` are the points of a slice, or 1 if planes are whole.
 
     Of many points they are 8192 with what pads them, but of 64 x 64.  Planes lie side by side in the
     spectrum: 8 of them are 64 bytes.  Where constants stay in shared memory as the products read them,
-    and sides are short, 128 registers a thread are enough.
+    and sides are short, 128 registers a thread are enough.  In slices 8192 points take at most 176
+    registers a thread and 90 KB of shared memory.
     """
     if few_points((problem.m, problem.n)):
         return Config(64 if device.capability in _WITHOUT_REGISTERS else 32, 1, 4)
     height, width = padded(problem.m), padded(problem.n)
+    if problem.m > _LONGEST_HEIGHT and device.capability not in _WITHOUT_REGISTERS:
+        return Config(8192 // (height * width), _SLICE, 8)
     two = device.capability == "9.0" and max(height, width) <= 32
     return Config(max(4, 8192 // (height * width)), 1, 8, stages=2 if two else 1)
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
     usual = _tiles(problem, device)
+    if usual.columns > 1:
+        return [Config(usual.rows, points, warps) for points in (_SLICE, 8) for warps in (8, 4)]
     few = few_points((problem.m, problem.n))
     tried = [
         Config(planes, 1, warps, stages=usual.stages)
@@ -85,7 +88,7 @@ def _planes(name: str, sizes: tuple[tuple[int, int, int], ...]) -> list[Problem]
 
 # ResNet9 on 256 images of 32 x 32: height, width, planes.
 _NETWORK = ((32, 32, 64 * _IMAGES), (16, 16, 128 * _IMAGES), (8, 8, 256 * _IMAGES))
-_OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6), (64, 64), (64, 16), (32, 64))
+_OTHERS = ((28, 28), (7, 14), (16, 32), (32, 3), (1, 64), (5, 6), (64, 64), (64, 16), (32, 64), (33, 20))
 _COMPILED = (*_NETWORK, *((*size, 4096) for size in _OTHERS))
 
 
@@ -157,16 +160,18 @@ def _declared(
         standard=_planes(name, _NETWORK),
         compiled=_planes(name, _COMPILED),
         numbers=lambda problem: 2 * problem.m * problem.n * problem.matrices,
-        exists=lambda problem, device: has_kernels(tuple(_size(problem)), device),
+        exists=lambda problem, device: has_kernels(_size(problem)),
     )
 
 
 FOURIER_TRANSFORM = _declared(
     "fourier_transform",
-    ("plane_transform_kernel", "points_transform_kernel"),
+    ("plane_transform_kernel", "points_transform_kernel", "sliced_transform_kernel"),
     _transform_case,
     apart=(False, True),  # whether the points of a plane do not lie side by side
 )
 FOURIER_INVERSE = _declared(
-    "fourier_inverse", ("plane_inverse_kernel", "points_inverse_kernel"), _inverse_case
+    "fourier_inverse",
+    ("plane_inverse_kernel", "points_inverse_kernel", "sliced_inverse_kernel"),
+    _inverse_case,
 )

@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.problem import device_of
 from projunn_kernels.convolution import eager, plain
 from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.convolution.tiles import (
-    FEW_POINTS,
     FOURIER_INVERSE,
     FOURIER_TRANSFORM,
-    LONGEST_HEIGHT,
     LONGEST_SIDE,
     has_kernels,
 )
@@ -59,8 +56,7 @@ def fourier_inverse(
 def ways() -> list[str]:
     """Which path `auto` takes for which convolution, in words."""
     side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
-    tall = f"{LONGEST_SIDE} x {LONGEST_SIDE} on a Hopper or Blackwell of a data center"
-    kernel = f"{LONGEST_HEIGHT} x {LONGEST_SIDE} or {FEW_POINTS} points by Triton kernels ({tall})"
+    kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_SIDE} points by Triton kernels"
     return [
         f"on a CPU, transforms of up to {side} x {side} or {line} points as matrix products, else FFT",
         f"on a GPU, transforms of up to {kernel}; larger, three-dimensional and complex ones by cuFFT",
@@ -71,7 +67,7 @@ def ways() -> list[str]:
 def _fits(tensor: Tensor, size: list[int], real: bool) -> bool:
     if not real or tensor.dtype != torch.float32 or tensor.numel() == 0:
         return False
-    return has_kernels(tuple(size), device_of(tensor.device))
+    return has_kernels(size)
 
 
 def _transform_fits(signal: Tensor, size: list[int], real: bool) -> bool:

@@ -37,7 +37,7 @@ def _edge_bins(f, height, width):
 
 
 @triton.jit
-def _within(row, point, by_row, by_point):
+def within(row, point, by_row, by_point):
     """Where the points of a plane lie within it, which may be more than 2^31 numbers away."""
     return row.to(tl.int64)[:, None] * by_row + point.to(tl.int64)[None, :] * by_point
 
@@ -72,7 +72,7 @@ def plane_transform_kernel(
     f = tl.arange(0, HEIGHT)
     w = tl.arange(0, WIDTH)
     slot = tl.arange(0, SLOTS)
-    at = start[:, None, None] + _within(f, w, by_row, by_point)[None, :, :]
+    at = start[:, None, None] + within(f, w, by_row, by_point)[None, :, :]
     mask = there[:, None, None] & (f < height)[None, :, None] & (w < width)[None, None, :]
     x = tl.reshape(tl.load(signal + at, mask=mask, other=0.0), (BP * HEIGHT, WIDTH))
     x, rest = halves(x, PRECISION)
@@ -168,7 +168,7 @@ def plane_inverse_kernel(
     x = tl.reshape(x, (HEIGHT, BP, WIDTH))
     if BIAS:
         x += tl.load(bias + channel, mask=there, other=0.0)[None, :, None]
-    at = start[None, :, None] + _within(f, w, by_row, by_point)[:, None, :]
+    at = start[None, :, None] + within(f, w, by_row, by_point)[:, None, :]
     mask = there[None, :, None] & (f < height)[:, None, None] & (w < width)[None, None, :]
     tl.store(signal + at, x, mask=mask)
 
