@@ -230,16 +230,15 @@ def compare_with_float64(kernels, size, batch, channels):
 
 
 def test_tall_planes_are_sliced_where_products_read_registers():
-    """On an A100, say; a Hopper reads them from memory.  Slices fit every GPU's shared memory."""
+    """On an A100, say, where tuning tries it for others too; a Hopper reads them from memory."""
     for capability in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "gfx942"):
-        device = Device("a GPU", capability, 100, 101_376)
-        for height, width in ((33, 64), (64, 16), (48, 3), (32, 64)):
+        registers = capability not in ("9.0", "10.0")
+        for height, width in ((33, 64), (64, 16), (48, 3), (32, 64), (8, 8)):
             problem = Problem("fourier_inverse", False, 1, height, width, 4096)
-            sliced = height > 32 and capability not in ("9.0", "10.0")
-            first, *others = candidates(problem, device)
-            assert first == closed_form(problem, device)
-            assert others
-            assert all((config.columns > 1) == sliced for config in (first, *others))
+            first, *others = candidates(problem, Device("a GPU", capability))
+            assert (first.columns > 1) == (registers and height > 32)
+            assert any(config.columns > 1 for config in others) == (registers and height > 8)
+            assert all(config.columns > 1 for config in others if first.columns > 1)
 
 
 def test_kernels_read_any_strides(kernels, launches):

@@ -47,9 +47,13 @@ def _tiles(problem: Problem, device: Device) -> Config:
         return Config(64 if device.capability in _WITHOUT_REGISTERS else 32, 1, 4)
     height, width = padded(problem.m), padded(problem.n)
     if problem.m > _LONGEST_HEIGHT and device.capability not in _WITHOUT_REGISTERS:
-        return Config(8192 // (height * width), _SLICE, 8)
+        return _in_slices(problem)
     two = device.capability == "9.0" and max(height, width) <= 32
     return Config(max(4, 8192 // (height * width)), 1, 8, stages=2 if two else 1)
+
+
+def _in_slices(problem: Problem) -> Config:
+    return Config(8192 // (padded(problem.m) * padded(problem.n)), _SLICE, 8)
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
@@ -64,6 +68,8 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
         for warps in (4, 8, 16)
         if usual.warps * planes <= 2 * warps * usual.rows
     ]
+    if not few and device.capability not in _WITHOUT_REGISTERS:
+        tried.append(_in_slices(problem))
     return [usual, *(config for config in tried if config != usual)]
 
 
