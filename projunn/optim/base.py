@@ -274,7 +274,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         wanted = (*averages, group["averages"], group["rank"], group["factorization"])
         if member.complete == (*wanted, len(state)):
             return
-        plain = take_over(p, state, averages, group["maximize"] and p not in self._loaded)
+        plain = take_over(p, state, averages, group["maximize"])
         member.start_counting(on_device)
         view = view_like(p, p.detach())
         made_for = plain or member.made_for or self._loaded.get(p)

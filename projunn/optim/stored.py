@@ -31,6 +31,8 @@ def fit_state(
 ) -> None:
     """Make loaded state that of ``p``, in place.
 
+    From then on it has an entry ``missed``, which tells it from state of `torch.optim`.
+
     Args:
         p: the parameter, whose ``sketch`` says whether gradients are in factors, and at which rank.
         state: its state.
@@ -48,8 +50,10 @@ def fit_state(
             state[name] = -state[name]  # not in place: the optimizer that was saved may hold it too
     if "step" in state and not isinstance(state["step"], Tensor):
         state["step"] = counter("cpu").add_(int(state["step"]))
-    if "missed" in state:
-        _check(p, "missed", state["missed"], view_like(p, p.detach()).shape[:-2])
+    batch = view_like(p, p.detach()).shape[:-2]
+    if "missed" not in state:
+        state["missed"] = torch.zeros(batch, dtype=COUNTERS["missed"], device=p.device)
+    _check(p, "missed", state["missed"], batch)
     for name, squares in averages.items():
         if name in state:
             state[name] = _in_our_layout(p, name, state[name], squares)

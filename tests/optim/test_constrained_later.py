@@ -1,6 +1,7 @@
 """`projunn.constrain` in the course of a training: the optimizer goes on with what it has kept."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -67,6 +68,17 @@ def test_the_steps_are_those_of_a_new_optimizer_that_loads_the_state(name, optim
         assert own.state[p]["step"].dtype == torch.int64
     own.load_state_dict(own.state_dict())
     step(module, own, 5)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_an_optimizer_that_maximizes_goes_on_alike(again):
+    """The plain rule averages the negative gradient, which is turned at the first step of either."""
+    module, optimizer = trained("real", SGD, {"momentum": 0.9, "maximize": True})
+    projunn.constrain(module)
+    copied = again((module, optimizer))
+    step(module, optimizer, 2)
+    step(*copied, 2)
+    assert torch.equal(module.weight, copied[0].weight)
 
 
 def test_the_averages_of_gates_are_split():
