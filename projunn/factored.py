@@ -133,6 +133,15 @@ class FactoredTensor(torch.Tensor):
     def tolist(self) -> Any:
         return self.to_dense().tolist()
 
+    def share_memory_(self) -> Self:  # type: ignore[override]
+        """Moves the factors to shared memory: the tensor itself has no memory that PyTorch could move."""
+        for factor in self._held:
+            factor.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        return all(factor.is_shared() for factor in self._held)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.rank}, dtype={self.dtype})"
 

@@ -89,6 +89,17 @@ def test_copies(pair):
     assert b.norm() > 0
 
 
+def test_its_factors_move_to_shared_memory(pair):
+    """PyTorch would read memory that the tensor itself does not have, and crash."""
+    a, _ = pair
+    before = a.to_dense()
+    assert not a.is_shared()
+    assert a.share_memory_() is a
+    assert a.is_shared()
+    assert a.stored_left.is_shared()
+    assert torch.equal(a.to_dense(), before)
+
+
 def test_stack(pair):
     a, b = pair
     both = torch.stack([a, b])
