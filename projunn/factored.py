@@ -134,7 +134,7 @@ class FactoredTensor(torch.Tensor):
         return self.to_dense().tolist()
 
     def share_memory_(self) -> Self:  # type: ignore[override]
-        """Moves the factors to shared memory: the tensor itself has no memory that PyTorch could move."""
+        """Moves the factors to shared memory; the tensor has no memory of its own to move."""
         for factor in self._held:
             factor.share_memory_()
         return self

@@ -96,9 +96,8 @@ class UnitaryParameter(nn.Parameter, metaclass=_Marked):
         if id(self) not in memo:
             data = self.data.clone(memory_format=torch.preserve_format)
             sketch = copy.deepcopy(self.sketch, memo)
-            result = rebuild(data, self.requires_grad, *_layout(self)[:2], sketch, self.singletons)
-            result.grad = copy.deepcopy(self.grad, memo)
-            memo[id(self)] = result
+            kind = *_layout(self)[:2], sketch, self.singletons
+            memo[id(self)] = rebuild(data, self.requires_grad, *kind)  # without gradient, as PyTorch's
         return cast(UnitaryParameter, memo[id(self)])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

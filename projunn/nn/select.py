@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from projunn.arguments import of_kind, tensor
 from projunn.manifold import UnitaryParameter, view_like
+from projunn.parameter import recognise
 from projunn_kernels import private
 
 
@@ -46,6 +47,8 @@ def select_blocks(bank: UnitaryParameter, indices: Tensor) -> Tensor:
             CPU, has an entry that is out of range.
         TypeError: ``bank`` is no `projunn.UnitaryParameter`, or ``indices`` no tensor.
     """
+    if type(bank) is nn.Parameter and not torch.compiler.is_compiling():
+        recognise()  # a conversion may have put it in the place of a unitary one
     of_kind("bank", bank, UnitaryParameter, "a projunn.UnitaryParameter")
     if bank.ndim != (4 if bank.pairs else 3) or bank.blocks > 1 or bank.singletons:
         raise ValueError(f"bank: got shape {tuple(bank.shape)}, wanted (B, m, n), or with real pairs")

@@ -157,6 +157,6 @@ def conversion_by_swapping(layer):
 def conversion_by_overwriting(layer):
     with _future("overwrite_module_params_on_conversion"):
         module = layer.make()
-        other = copy.deepcopy(module).double()
+        other = copy.deepcopy(module).to("cpu").double()
         same(layer, other, module)
         trains(layer, other)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import projunn
 from projunn import optim
@@ -58,6 +59,15 @@ def test_repeated_indices_add_up():
     dense = weight.grad.to_dense()
     torch.testing.assert_close(dense[2], torch.full((5, 5), 2.0))
     optim.SGD([weight], lr=0.1).step()
+
+
+def test_a_bank_that_a_conversion_put_into_the_slot_is_known():
+    with torch.device("meta"):
+        module = nn.Module()
+        module.bank = projunn.UnitaryParameter(torch.empty(6, 5, 5))
+    module.to_empty(device="cpu")
+    projunn.init.identity_(module.bank.data)
+    assert select_blocks(module.bank, torch.tensor([4, 1])).shape == (2, 5, 5)
 
 
 def test_what_cannot_be_selected():
