@@ -21,6 +21,7 @@ from projunn.noticing import first_few, paths_of, warn
 from projunn.optim.gradient.dense import stored_like
 from projunn.optim.gradient.factored import average_columns, truncated
 from projunn.optim.member import COUNTERS, counter
+from projunn.optim.options import CAN_STOP, WARM
 from projunn.parameter import is_unitary, recognise
 from projunn_kernels import adjoint_product, orthonormalize, seeded_normal
 
@@ -97,11 +98,20 @@ def kinds_of_state(
         given: the groups as they were saved: of `torch.optim` and older versions without ``averages``.
     """
     return {
-        p: (saved.get("averages", "gradient"), group["factorization"])
+        p: (saved.get("averages", "gradient"), _made_by(state[p], group["factorization"]))
         for group, saved in zip(groups, given, strict=True)
         for p in group["params"]
         if isinstance(p, UnitaryParameter) and state.get(p)
     }
+
+
+def _made_by(state: Mapping[str, Any], factorization: str) -> str:
+    """The factorization of the steps that made a state: a user may have set another one since.
+
+    Steps that go on as with "tangent" where they have stopped have the basis of their own beside.
+    """
+    own = factorization in CAN_STOP and WARM[factorization][0] in state
+    return "tangent" if WARM["tangent"][0] in state and not own else factorization
 
 
 def warn_of_plain(groups: list[dict[str, Any]], state: Mapping[Tensor, Any]) -> None:

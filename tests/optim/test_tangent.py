@@ -197,17 +197,19 @@ def test_kernels_equal_pytorch(kernels, k, size, kind):
     torch.testing.assert_close(found[0][1], found[1][1], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("loaded", ["never", "before", "after"])
 def test_a_group_that_was_tangent_can_be_set_to_subspace(loaded):
+    """Also where the state is loaded before, or after, the option is set."""
     parameter = UnitaryParameter(init.haar_(torch.empty(6, 6)))
     optimizer = SGD([parameter], lr=0.1, factorization="tangent")
     parameter.grad = torch.randn(6, 6)
     optimizer.step()
-    if loaded:
+    if loaded == "after":
+        optimizer.param_groups[0]["factorization"] = "subspace"
+    if loaded != "never":
         saved = copy.deepcopy(optimizer.state_dict())
         optimizer = SGD([parameter], lr=0.1)
         optimizer.load_state_dict(saved)
-        assert optimizer.param_groups[0]["factorization"] == "tangent"
     optimizer.param_groups[0]["factorization"] = "subspace"
     twin = UnitaryParameter(parameter.detach().clone())
     fresh = SGD([twin], lr=0.1)
