@@ -264,6 +264,7 @@ def notice(
     *,
     kept: bool = False,
     moved: bool = False,
+    mended: bool = False,
 ) -> None:
     """Warns of those parameters that are off the manifold, once each until they are back.
 
@@ -271,8 +272,8 @@ def notice(
         event: what has just happened to them, the start of a sentence: "After load_state_dict".
         paths: their dotted names, where these are known, by ``id``.
         kept: whether an optimizer of ours steps them from now on.
-        moved: whether another one has just stepped them: then those that are cut through, so that no
-            process can measure them, are named too.
+        moved: whether another one has just stepped them: those that are cut through are named too.
+        mended: whether they are brought back at once.
     """
     known, found, cut = known_parameters(paths) if parameters else {}, [], []
     for parameter in parameters:
@@ -288,7 +289,7 @@ def notice(
         defect = off_manifold(matrices)
         if defect is not None and not slot.said:
             found.append((name, defect))
-        slot.said, slot.kept = defect is not None, slot.kept or kept
+        slot.said, slot.kept = defect is not None and not mended, slot.kept or kept
     say(found, event)
     say_cut(cut, event)
 

@@ -151,7 +151,7 @@ def _polish(member: Member, matrices: Tensor, count: Tensor) -> None:
     """Polish matrices of a parameter, and pull those back that are far away."""
     if matrices.device.type == "cpu":
         shown = list(member.shown) or [member.parameter]
-        pull_back(matrices, lambda: notice(shown, f"After {int(count.item())} steps"))
+        pull_back(matrices, lambda: notice(shown, f"After {int(count.item())} steps", mended=True))
     else:
         polish_(matrices)
 

@@ -57,8 +57,9 @@ class Together:
     def __init__(self, rule: Rule, members: list[Member], keep: bool) -> None:
         self.members, self._keep = members, keep
         self._gradients: list[Gradient] = []
-        for member in members:
+        for member in members:  # before anything is changed
             member.check_state()
+        for member in members:
             gradient = gradient_of(member)
             if isinstance(gradient, DenseGradient):
                 rule._complete_state(member)

@@ -260,18 +260,21 @@ def test_everything_that_torch_save_writes_is_read_without_running_code(rule, sk
 @pytest.mark.parametrize("sketch_rank", [None, 2], ids=["dense", "sketched"])
 def test_a_module_converted_between_steps_takes_its_state_along(rule, sketch_rank):
     """PyTorch converts the parameters alone; its own rules raise as their kernels happen to."""
-    layer = UnitaryLinear(6, 5, sketch_rank=sketch_rank)
-    optimizer = getattr(optim, rule)(layer.parameters(), lr=0.1, **RULES[rule])
+    layer, late = UnitaryLinear(6, 5, sketch_rank=sketch_rank), UnitaryLinear(3, 3, bias=False)
+    both = [*late.parameters(), *layer.parameters()]
+    optimizer = getattr(optim, rule)(both, lr=0.1, **RULES[rule])
 
-    def step():
+    def step(late_gradient=None):
         optimizer.zero_grad()
+        late.weight.grad = late_gradient
         layer(torch.randn(4, 6, dtype=layer.weight.dtype)).square().sum().backward()
         optimizer.step()
 
     step()
     layer.double()
     with pytest.raises(TypeError, match=r"params: .*float64.*float32.*load_state_dict"):
-        step()
+        step(torch.ones(3, 3))
+    assert not optimizer.state[late.weight]  # nor does a refused step make state of others
     optimizer.load_state_dict(optimizer.state_dict())
     step()
     assert defect(layer.weight) < 1e-6
