@@ -90,9 +90,10 @@ class Isospectral(PlainSGD):
         for side, step in steps.items():
             scaled = Skew((step.pulled * -group["lr"]).to(precise.dtype), step.right.to(precise.dtype))
             taken = taken & turn_(seen[side][2], scaled, "exp")
-        kept = torch.where(taken, precise, weight.to(precise.dtype) + state["rounding"])
-        weight.copy_(kept)
-        state["rounding"].copy_(kept - weight)
+        turned = torch.where(taken, precise, weight)
+        lost = torch.where(taken, turned - turned.to(weight.dtype), state["rounding"])
+        weight.copy_(turned)
+        state["rounding"].copy_(lost)
         for side, step in steps.items():
             refresh_basis_(step.pulled, state[f"{side}_basis"], state[f"{side}_probe"], taken)
             if group["momentum"]:

@@ -102,14 +102,19 @@ def test_other_parameters_take_torchs_step():
         assert torch.equal(one, other)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing(converted):
+    """Nor where float64 has room for what rounding to float32 has taken from the weight."""
     parameter = nn.Parameter(torch.randn(8, 6))
     optimizer = Isospectral([parameter], lr=0.1, momentum=0.9)
     for _ in range(2):
         parameter.grad = torch.randn(8, 6)
         optimizer.step()
+    if converted:
+        parameter.grad, parameter.data = None, parameter.data.double()
+        optimizer.load_state_dict(optimizer.state_dict())
     before = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"][0])
-    parameter.grad = torch.full((8, 6), torch.inf)
+    parameter.grad = torch.full_like(parameter, torch.inf)
     optimizer.step()
     assert torch.equal(parameter, before[0])
     after = optimizer.state_dict()["state"][0]
