@@ -161,11 +161,14 @@ def other_steps(draw, training, facts):
 
 
 def tie(draw, training, facts):
-    """Two layers share a weight."""
+    """Two layers share a weight, which share none with others."""
+    taken = {path for pair in training.ties for path in pair}
     every = [
         (path, module)
         for path, module in training.model.named_modules()
-        if type(module) in (nn.Linear, projunn.nn.UnitaryLinear) and "linear" not in path
+        if type(module) in (nn.Linear, projunn.nn.UnitaryLinear)
+        and path not in taken
+        and "linear" not in path
     ]
     pairs = [
         (one, other)
