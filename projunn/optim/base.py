@@ -19,6 +19,7 @@ from torch import Tensor
 
 from projunn.manifold import MATRIX_DTYPES, UnitaryParameter, view_like
 from projunn.noticing import paths_of
+from projunn.optim import stored
 from projunn.optim.by_kernels import KernelRule
 from projunn.optim.compiled import fill_plain, fill_unitary, traced_step
 from projunn.optim.gradient import DenseGradient, FactoredGradient
@@ -40,7 +41,6 @@ from projunn.optim.options import (
 from projunn.optim.recognition import check_parameter, recognise_again, recognise_parameters
 from projunn.optim.seen import Seen
 from projunn.optim.sharded import local_member, local_part
-from projunn.optim.stored import explained, fit_state, kinds_of_state, take_over, warn_of_plain
 from projunn.optim.together import Together
 from projunn.optim.whole import Counts, count_unitary, is_trained, watch_wholes
 from projunn.parameter import is_unitary, notice
@@ -264,7 +264,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         self._plain.param_groups, self._plain.state = groups, self.state
         # Below its decorators: hooks on the steps of all optimizers run for this optimizer's own.
         differentiable = self.defaults.get("differentiable", False)
-        with torch.set_grad_enabled(differentiable), explained(groups, self.state):
+        with torch.set_grad_enabled(differentiable), stored.explained(groups, self.state):
             inspect.unwrap(self.plain_rule.step)(self._plain)
 
     def _complete_state(self, member: Member, on_device: bool = False) -> None:
@@ -274,7 +274,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         wanted = (*averages, group["averages"], group["rank"], group["factorization"])
         if member.complete == (*wanted, len(state)):
             return
-        plain = take_over(p, state, averages, group["maximize"])
+        plain = stored.take_over(p, state, averages, group["maximize"])
         member.start_counting(on_device)
         view = view_like(p, p.detach())
         made_for = plain or member.made_for or self._loaded.get(p)
@@ -335,7 +335,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", group.get("initial_lr", group["lr"]))
-        self._loaded = kinds_of_state(self.param_groups, self.state, self.param_groups)
+        self._loaded = stored.kinds_of_state(self.param_groups, self.state, self.param_groups)
         self._count_unitary()
         # Older versions left bases as QR returns them, column by column, and counted in float32, to
         # which PyTorch converts counters that it loads.
@@ -365,18 +365,18 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         (dense, sketched), is converted.  A warning names plain parameters with state of unitary ones.
 
         Raises:
-            ValueError: state of matrices of another shape.
+            ValueError: state of matrices of another shape, or of another rule.
         """
         groups = state_dict["param_groups"]
+        stored.check_rule(type(self), state_dict["state"])
         filled = filled_up(groups, self.param_groups)
         for own, loaded in zip(filled, groups, strict=True):
             if "unitary_lr" in loaded and "default_angle" not in loaded:  # of an older version
                 own["default_angle"] = None
-        state_dict = {**state_dict, "param_groups": filled}
-        super().load_state_dict(state_dict)
-        warn_of_plain(self.param_groups, self.state)
-        self._loaded = kinds_of_state(self.param_groups, self.state, groups)
-        saved = [state_dict["state"].get(i, {}) for g in state_dict["param_groups"] for i in g["params"]]
+        super().load_state_dict({**state_dict, "param_groups": filled})
+        stored.warn_of_plain(self.param_groups, self.state)
+        self._loaded = stored.kinds_of_state(self.param_groups, self.state, groups)
+        saved = [state_dict["state"].get(i, {}) for g in groups for i in g["params"]]
         for group in self.param_groups:
             for p in group["params"]:
                 given = saved.pop(0)
@@ -386,7 +386,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
                     if isinstance(given.get(name), Tensor):
                         self.state[p][name].copy_(given[name])
                 part, state = local_part(p, self.state[p]) if is_sharded(p) else (p, self.state[p])
-                fit_state(part, state, self._averages(group), group["maximize"])
+                stored.fit_state(part, state, self._averages(group), group["maximize"])
 
     def skipped_steps(self) -> int:
         """The number of steps of single matrices that were not taken so far.

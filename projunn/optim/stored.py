@@ -9,6 +9,7 @@ another rank                                                 columns are cut off
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ from projunn.optim.member import COUNTERS, counter
 from projunn.optim.options import CAN_STOP, WARM
 from projunn.parameter import is_unitary, recognise
 from projunn_kernels import adjoint_product, orthonormalize, seeded_normal
+
+# The averages of the rules, and whether a rule has one under all of its options.
+_AVERAGES = {
+    "SGD": {"momentum_buffer": False},
+    "RMSprop": {"square_avg": True, "grad_avg": False, "momentum_buffer": False},
+    "AdamW": {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": False},
+    "Lion": {"exp_avg": True},
+}
 
 
 @torch.no_grad()
@@ -70,6 +79,30 @@ def fit_state(
     if "basis" in state and "probe" in state:
         _resize_bases(p, state)
         p.sketch.stored_left.copy_(state["basis"])
+
+
+def check_rule(rule: type, saved: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Checks that no saved state of a parameter has the averages of another rule.
+
+    Raises:
+        ValueError: one has averages that the rule does not know, or lacks one that it always has.
+    """
+    own = next((_AVERAGES[kind.__name__] for kind in rule.__mro__ if kind.__name__ in _AVERAGES), {})
+    always = {name for name, is_always in own.items() if is_always}
+    for state in saved.values() if own else ():
+        found = {_average_of(name) for name, value in state.items() if value is not None} - {""}
+        if found and not always <= found <= own.keys():
+            raise ValueError(
+                f"state_dict: got the averages {', '.join(sorted(found))}, which are not those of"
+                f" {rule.__name__} ({', '.join(own)}); wanted state of the same rule, or a new optimizer"
+                " without load_state_dict"
+            )
+
+
+def _average_of(name: str) -> str:
+    """The average that an entry of a state is, or a factor of; "" if it is none."""
+    alike = [one for one in chain(*_AVERAGES.values()) if name == one or name.startswith(f"{one}_")]
+    return max(alike, key=len, default="")
 
 
 def take_over(

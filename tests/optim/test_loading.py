@@ -295,3 +295,18 @@ def test_state_of_a_unitary_parameter_for_one_that_is_plain_now(rule):
         again.load_state_dict(optimizer.state_dict())
     with pytest.warns(UserWarning, match=r"nothing keeps them so now: weight\. .*projunn\.constrain"):
         made(False)[1].load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("sketch_rank", [None, 2])
+@pytest.mark.parametrize("saved", RULES)
+def test_state_of_another_rule_is_refused(rule, saved, sketch_rank):
+    _, optimizer = trained(saved, sketch_rank)
+    _, other = trained(rule, sketch_rank)
+    before = other.state_dict()["state"]
+    if saved == rule:
+        other.load_state_dict(optimizer.state_dict())
+        return
+    with pytest.raises(ValueError, match=f"state_dict: got the averages .*not those of {rule} "):
+        other.load_state_dict(optimizer.state_dict())
+    for index, own in other.state_dict()["state"].items():
+        assert all(value is before[index][name] for name, value in own.items())
