@@ -12,7 +12,10 @@ from projunn_kernels.backends import on_device
 from projunn_kernels.constants import PROBE
 from projunn_kernels.retraction.rotations import named
 
-_FEW = 4  # matrices up to which NumPy's decompositions take less time, if they have several columns
+# Matrices up to which NumPy's decompositions take less time, by whether they have one column or more,
+# and numbers in all (docs/measured.md).
+_FEW = {True: 128, False: 4}
+_LARGE = 1 << 17
 _LONG = 1e3  # as in `projunn_kernels.step.bank`
 _DEPENDENT, _NOTHING = 16, 1e-30  # parts of a column that are rounding, as in `regular_triangles`
 
@@ -24,7 +27,9 @@ def applies(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -
         return False
     if weight.dtype not in (torch.float32, torch.complex64) or direction.dtype != weight.dtype:
         return False
-    if m * n * weight.element_size() > 4 * arrays.SMALL or (k > 1 and count > _FEW):
+    if m * n * weight.element_size() > 4 * arrays.SMALL:
+        return False
+    if count > _FEW[k == 1] or weight.numel() > _LARGE:
         return False
     return weight.is_contiguous() and basis.is_contiguous() and named(retraction).few is not None
 
