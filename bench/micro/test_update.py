@@ -4,6 +4,7 @@ One large weight is bound by memory and by its products, many small ones by what
 both sizes are here.
 """
 
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from projunn import init, retract_
 from projunn_kernels import FusedStep, fused_step_
 
 N, LR = 1024, 1e-3
-SHAPES = {f"1 x {N}": (1, N), "20 x 64": (20, 64)}  # how many weights, and rows and columns of each
+# How many weights, and rows and columns of each.
+SHAPES = {f"1 x {N}": (1, N), "1 x 64": (1, 64), "20 x 9": (20, 9), "20 x 64": (20, 64)}
 BANK = (544, 64, 64)
-RULES = ("SGD", "AdamW")
+RULES = {"SGD": {}, "SGD with momentum": {"momentum": 0.9}, "RMSprop": {}, "AdamW": {}}
 RETRACTIONS = ("exp", "polar", "cayley")
 
 
@@ -39,8 +41,15 @@ def test_optimizer_step(benchmark: Any, rule: str, package: str, shape: str) -> 
     benchmark.group = f"{rule}.step of {shape}"
     count, n = SHAPES[shape]
     optim = torch.optim if package == "torch" else projunn.optim
-    optimizer = getattr(optim, rule)(_weights(count, n, package == "projunn"), lr=LR)
-    benchmark(optimizer.step)
+    weights = _weights(count, n, package == "projunn")
+    optimizer = getattr(optim, rule.split()[0])(weights, lr=LR, **RULES[rule])
+    gradients = cycle([[torch.randn(n, n) / n for _ in weights] for _ in range(7)])
+
+    def another() -> None:  # of constant ones a step would find the factors exactly, and stop
+        for weight, gradient in zip(weights, next(gradients), strict=True):
+            weight.grad = gradient
+
+    benchmark.pedantic(optimizer.step, setup=another, rounds=1000, warmup_rounds=20)
 
 
 @pytest.mark.benchmark(group=f"step of a bank {BANK}, rank 1")
