@@ -128,7 +128,12 @@ class Operation:
     def __call__(self, bundle: Any = None, /, **arguments: Any) -> Any:
         values = arguments if bundle is None else vars(bundle)
         tensor = self._tensor(values)
-        if torch.compiler.is_compiling() or private.is_fake(tensor) or private.in_transform():
+        if (
+            torch.compiler.is_compiling()
+            or private.is_fake(tensor)
+            or private.in_transform()
+            or (private.active_modes() and private.traced_by_make_fx())
+        ):
             if private.in_transform() and _is_autocast_on(tensor):
                 return self._in_float32(tensor.device.type, values)
             self._tell_flop_counters()

@@ -1,6 +1,7 @@
 """Every call into PyTorch that its documentation does not promise, with the version it was read in.
 
 ``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
+``as_plain_tensors``  torch 2.11 to 2.13: a guard that skips ``__torch_function__`` of subclasses.
 ``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
 ``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
 ``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
@@ -17,6 +18,8 @@
 ``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
 ``is_watched``, ``traced_by_jit``  torch 2.11 to 2.13: how many modes are active, and whether
                  ``torch.jit`` traces.
+``active_modes``, ``traced_by_make_fx``  torch 2.11 to 2.13: how many modes are active, and whether
+                 one traces.
 ``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
 ``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
 ``may_count_flops``, ``tell_flop_counters``  torch 2.11 to 2.13: how many modes are active and which,
@@ -150,6 +153,15 @@ def is_batched(tensor: Tensor | None) -> bool:
 def traced_by_jit() -> bool:
     """True while ``torch.jit`` traces a program."""
     return torch._C._get_tracing_state() is not None
+
+
+# How many modes are to see the operators that are called.
+active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+
+def traced_by_make_fx() -> bool:
+    """True while ``make_fx`` traces a program, also with tensors that hold numbers: a mode does it."""
+    return torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None
 
 
 def is_watched() -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import projunn
 from projunn import factorize, init, retract
@@ -192,6 +193,19 @@ def test_few_that_want_more_care_are_left_to_the_others(by_few, retraction, dtyp
         for mine, theirs in zip(tensors, twins, strict=True):
             torch.testing.assert_close(mine, theirs, atol=0, rtol=0, equal_nan=True)
     assert by_few == [False] * 6
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((6, 6), REAL), ((3, 6, 6), COMPLEX)], ids=str)
+def test_make_fx_traces_the_operator(shape, dtype):
+    """Also with tensors that hold numbers; NumPy's changes of those would be lost in the graph."""
+
+    def moved(weight, direction, *others):
+        tensors = [weight.clone(), direction, *(t.clone() for t in others)]
+        take(tensors)
+        return tensors[0]
+
+    graph, other = make_fx(moved)(*draw(*shape, dtype=dtype)), draw(*shape, dtype=dtype)
+    assert torch.equal(graph(*other), moved(*other))
 
 
 def test_a_step_by_numpy_is_noticed_by_autograd(taken):
