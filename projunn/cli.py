@@ -77,7 +77,7 @@ def _info(arguments: argparse.Namespace) -> int:
         rows += [("table", found.described(device)) for found in tuning.found_tables(device)]
         reasons = tuning.in_force(device).items()
         rows += [(operation, f"{device.name}: {reason}") for operation, reason in reasons]
-    steps = "NumPy" if arrays.are_fast() else "PyTorch, in 1.3 to 2 times the time that NumPy 2 takes"
+    steps = "NumPy" if arrays.available() else "PyTorch, in 1.3 to 2 times the time that NumPy 2 takes"
     rows.append(("steps", f"on a CPU, of matrices of up to {arrays.SMALL:,} numbers by {steps}"))
     rows += [("convolution", way) for way in ways()]
     rows.append(("self-check", _said_of_verdicts()))

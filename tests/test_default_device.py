@@ -23,6 +23,7 @@ LAYERS = {
     "sketched": (lambda: UnitaryLinear(N, N, sketch_rank=3), (5, N)),
     "blocks": (lambda: BlockUnitaryLinear(3, 4), (5, N)),
     "bank": (lambda: nn.Sequential(*(UnitaryLinear(N, N) for _ in range(3))), (5, N)),
+    "large bank": (lambda: BlockUnitaryLinear(2, 100), (5, 200)),
     "recurrent": (lambda: UnitaryRNN(3, N), (6, 5, 3)),
     "convolution": (lambda: UnitaryConv2d(2, 3, (7, 6)), (5, 2, 7, 6)),
     "large": (lambda: UnitaryLinear(200, 200), (5, 200)),

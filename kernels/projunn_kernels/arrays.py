@@ -31,13 +31,13 @@ def _numpy() -> Any:
     return numpy if hasattr(numpy, "matrix_transpose") else None
 
 
-def are_fast() -> bool:
-    """Whether NumPy is there."""
-    return _numpy() is not None
+def available(*tensors: Tensor) -> bool:
+    """Whether NumPy is installed, and reads the numbers of these tensors as they lie in memory."""
+    return _numpy() is not None and not any(t.is_conj() or t.is_neg() for t in tensors)
 
 
 def shared(*tensors: Tensor) -> list[Array]:
-    """NumPy's arrays in the memory of tensors; who writes to them has to call `changed`."""
+    """NumPy's arrays in the memory of `available` tensors; who writes to them has to call `changed`."""
     return [tensor.detach().numpy() for tensor in tensors]
 
 
@@ -55,6 +55,11 @@ def silently() -> AbstractContextManager[Any]:
 def adjoint(array: Array) -> Array:
     """The conjugate transpose of NumPy's matrices."""
     return array.mT.conj() if array.dtype.kind == "c" else array.mT
+
+
+def cast(array: Array, dtype: Any) -> Array:
+    """The numbers of an array in a dtype; on its device, where PyTorch's ``asarray`` has the default."""
+    return array.to(dtype) if isinstance(array, Tensor) else array.astype(dtype, copy=False)
 
 
 def tensor(array: Array) -> Tensor:

@@ -48,7 +48,7 @@ def recorded(monkeypatch, module):
 
 
 def without_numpy(monkeypatch):
-    monkeypatch.setattr(arrays, "are_fast", lambda: False)
+    monkeypatch.setattr(arrays, "available", lambda *_: False)
 
 
 @pytest.fixture(params=["NumPy", "PyTorch"])
@@ -193,6 +193,22 @@ def test_few_that_want_more_care_are_left_to_the_others(by_few, retraction, dtyp
         for mine, theirs in zip(tensors, twins, strict=True):
             torch.testing.assert_close(mine, theirs, atol=0, rtol=0, equal_nan=True)
     assert by_few == [False] * 6
+
+
+def test_what_takes_longer_by_numpy_goes_its_usual_way(by_few):
+    for tensors in (draw(64, 64, k=32), draw(4, 64, 64, k=8)):
+        take(tensors)
+        assert tensors[0].isfinite().all()
+    assert not by_few
+
+
+def test_a_lazily_conjugated_weight_steps_as_its_copy_does():
+    tensors = draw(6, 6, dtype=COMPLEX)
+    memory, twins = tensors[0].conj().resolve_conj(), clones(tensors)
+    twins[0] = memory.conj()
+    take(tensors)
+    take(twins)
+    torch.testing.assert_close(memory, tensors[0].conj(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((6, 6), REAL), ((3, 6, 6), COMPLEX)], ids=str)

@@ -13,9 +13,9 @@ from projunn_kernels.constants import PROBE
 from projunn_kernels.retraction.rotations import named
 
 # Matrices up to which NumPy's decompositions take less time, by whether they have one column or more,
-# and numbers in all (docs/measured.md).
+# numbers in all, and numbers of several columns, whose QR is in float64 (docs/measured.md).
 _FEW = {True: 128, False: 4}
-_LARGE = 1 << 17
+_LARGE, _LARGE_COLUMNS = 1 << 17, 1440
 _LONG = 1e3  # as in `projunn_kernels.step.bank`
 _DEPENDENT, _NOTHING = 16, 1e-30  # parts of a column that are rounding, as in `regular_triangles`
 
@@ -23,7 +23,7 @@ _DEPENDENT, _NOTHING = 16, 1e-30  # parts of a column that are rounding, as in `
 def applies(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
     """Whether `take` can take the steps of these matrices, (*batch, m, n)."""
     k, (m, n), count = basis.shape[-1], weight.shape[-2:], weight.shape[:-2].numel()
-    if not (0 < k <= min(m, n) and count > 0) or on_device(weight) or not arrays.are_fast():
+    if not (0 < k <= min(m, n) and count > 0) or on_device(weight):
         return False
     if weight.dtype not in (torch.float32, torch.complex64) or direction.dtype != weight.dtype:
         return False
@@ -31,7 +31,11 @@ def applies(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -
         return False
     if count > _FEW[k == 1] or weight.numel() > _LARGE:
         return False
-    return weight.is_contiguous() and basis.is_contiguous() and named(retraction).few is not None
+    if k > 1 and count * max(m, n) * k > _LARGE_COLUMNS:
+        return False
+    if not (weight.is_contiguous() and basis.is_contiguous() and arrays.available(weight, direction)):
+        return False
+    return named(retraction).few is not None
 
 
 def take(
@@ -48,7 +52,6 @@ def take(
     Returns:
         False, and nothing is changed, if one of them wants more care.
     """
-    direction = direction.resolve_conj().resolve_neg()
     w, d, r, p = arrays.shared(weight, direction, basis, probe)
     with arrays.silently():
         found = _rotation(w, d, r, rate, retraction)

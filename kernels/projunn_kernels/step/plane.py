@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from projunn_kernels import arrays
-from projunn_kernels.arrays import Array
+from projunn_kernels.arrays import Array, cast
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import EVERY
 from projunn_kernels.constants import PROBE
@@ -98,7 +98,7 @@ def applies_to_bank(weight: Tensor, direction: Tensor, basis: Tensor, retraction
     m, n = weight.shape[-2:]
     if not (basis.shape[-1] == 1 and m <= n > 1 and 0 < weight.numel() <= _LARGE):
         return False
-    if weight.ndim == 2 and not (weight.numel() <= arrays.SMALL and arrays.are_fast()):
+    if weight.ndim == 2 and not (weight.numel() <= arrays.SMALL and arrays.available(weight, direction)):
         return False
     if not weight.dtype == direction.dtype == torch.float32 or on_device(weight):
         return False
@@ -115,10 +115,9 @@ def bank_step(
         The mask of the steps taken, (B,).  Nothing of the other matrices has changed.
     """
     rate = rate.item() if isinstance(rate, Tensor) else rate
-    if weight.shape[-1] * weight.shape[-2] > arrays.SMALL or not arrays.are_fast():
-        rows, mask = _follow_planes(weight, direction, basis, probe, rate, retraction)
-    else:
-        w, d, r, p = arrays.shared(weight, direction.resolve_neg(), basis, probe)
+    small = weight.shape[-1] * weight.shape[-2] <= arrays.SMALL
+    if small and arrays.available(weight, direction):
+        w, d, r, p = arrays.shared(weight, direction, basis, probe)
         with arrays.silently():
             rows, mask = _follow_planes(w, d, r, p, rate, retraction)
             if weight.numel() <= _FEW:
@@ -127,6 +126,8 @@ def bank_step(
                 return mask
         arrays.changed(basis)
         rows = arrays.tensor(rows)
+    else:
+        rows, mask = _follow_planes(weight, direction, basis, probe, rate, retraction)
     weight.baddbmm_(torch.bmm(rows[:, :2], weight.mT).mT, rows[:, 2:])
     return mask
 
@@ -156,10 +157,10 @@ def _turned_planes(
         E = -rate [[b, 0], [c, 0]]        |x| = |z| = sqrt(b^2 + c^2)
     """
     xp = arrays.namespace(weight)
-    pulled = xp.asarray(basis.mT @ direction, dtype=xp.float64)  # vectors are rows: BLAS is the faster
+    pulled = cast(basis.mT @ direction, xp.float64)  # vectors are rows: BLAS is the faster
     q1 = pulled / xp.sqrt(pulled @ pulled.mT)
-    x = xp.asarray(q1, dtype=weight.dtype) @ direction.mT
-    z = xp.asarray(x @ weight, dtype=xp.float64)
+    x = cast(q1, weight.dtype) @ direction.mT
+    z = cast(x @ weight, xp.float64)
     b = z @ q1.mT
     rest = z - b * q1
     rest -= (rest @ q1.mT) * q1
@@ -172,4 +173,4 @@ def _turned_planes(
     q2 = rest / c
     rows = xp.concat([q1, q2, q1 * less - q2 * sine, q2 * less + q1 * sine], axis=1)
     simple = (c > _PARALLEL * size) & usable  # False for NaN
-    return xp.asarray(rows, dtype=weight.dtype), (x / size).mT, simple
+    return cast(rows, weight.dtype), (x / size).mT, simple
