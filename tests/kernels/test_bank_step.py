@@ -1,5 +1,6 @@
 """Steps of small matrices on a CPU, against float64 and against the operations they are made of."""
 
+import numpy
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -222,6 +223,19 @@ def test_make_fx_traces_the_operator(shape, dtype):
 
     graph, other = make_fx(moved)(*draw(*shape, dtype=dtype)), draw(*shape, dtype=dtype)
     assert torch.equal(graph(*other), moved(*other))
+
+
+def test_few_whose_decomposition_fails_are_left_to_the_others(by_few, monkeypatch):
+    tensors = draw(3, 6, 6, k=2)
+    before = tensors[0].clone()
+
+    def fails(*_):
+        raise numpy.linalg.LinAlgError
+
+    monkeypatch.setattr(few, "_rotation", fails)
+    assert take(tensors).all()
+    assert by_few == [False]
+    assert (tensors[0] - before).abs().max() > 1e-3
 
 
 def test_a_step_by_numpy_is_noticed_by_autograd(taken):

@@ -54,7 +54,10 @@ def take(
     """
     w, d, r, p = arrays.shared(weight, direction, basis, probe)
     with arrays.silently():
-        found = _rotation(w, d, r, rate, retraction)
+        try:
+            found = _rotation(w, d, r, rate, retraction)
+        except arrays.namespace(w).linalg.LinAlgError:  # LAPACK did not converge
+            return False
         if found is None:
             return False
         rotated, q, warm = found
