@@ -73,7 +73,7 @@ def take(
 def _rotation(
     w: Array, d: Array, r: Array, rate: float, retraction: str
 ) -> tuple[Array, Array, Array] | None:
-    """Q F^H, or of matrices with more rows than columns Q F, then Q, and orth(X); None: more care."""
+    """Q F^H, Q and orth(X); None if a matrix wants more care."""
     xp, k = arrays.namespace(w), r.shape[-1]
     y, first = _orthonormal(adjoint(adjoint(r) @ d))
     x = d @ y

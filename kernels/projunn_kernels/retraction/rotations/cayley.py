@@ -55,6 +55,7 @@ def _of_eigenvalues(a: Tensor) -> Tensor:
 
 
 def _turned_by(angles: Array) -> Array:
+    """What becomes of the eigenvalues i angle of A in F."""
     return 1j * angles / (1 - 0.5j * angles)
 
 
