@@ -166,7 +166,7 @@ def traced_by_make_fx() -> bool:
 
 def is_watched() -> bool:
     """True if a mode is to see the operators that are called, or ``torch.jit`` traces them."""
-    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    modes = active_modes() or torch._C._len_torch_function_stack()
     return bool(modes) or traced_by_jit()
 
 
@@ -208,7 +208,7 @@ def in_transform_or_export() -> bool:
 
 def may_count_flops() -> bool:
     """True if a mode is active that may be a counter of flops."""
-    return "torch.utils.flop_counter" in sys.modules and torch._C._len_torch_dispatch_stack() > 0
+    return "torch.utils.flop_counter" in sys.modules and active_modes() > 0
 
 
 def tell_flop_counters(operator: Any, count: Callable[..., int]) -> None:
@@ -257,7 +257,7 @@ def watch(
     that others pay for three questions, and those of others also where gradients are enabled.
     """
     kernel = make_autograd_impl(operator._opoverload, operator)
-    transforms, modes = torch._C._are_functorch_transforms_active, torch._C._len_torch_dispatch_stack
+    transforms, modes = torch._C._are_functorch_transforms_active, active_modes
 
     def watching(keyset: Any, *arguments: Any) -> Any:
         if (

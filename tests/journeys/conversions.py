@@ -129,7 +129,7 @@ def rebuilt_by_its_class(layer):
 
 
 @contextlib.contextmanager
-def _future(name):
+def future(name):
     setter = getattr(torch.__future__, f"set_{name}")
     setter(True)
     try:
@@ -139,7 +139,7 @@ def _future(name):
 
 
 def conversion_by_swapping(layer):
-    with _future("swap_module_params_on_conversion"):
+    with future("swap_module_params_on_conversion"):
         module = layer.make()
         other = copy.deepcopy(module)
         held = projunn.optim.SGD(other.parameters(), lr=1.0)  # holds them while they are swapped
@@ -155,7 +155,7 @@ def conversion_by_swapping(layer):
 
 
 def conversion_by_overwriting(layer):
-    with _future("overwrite_module_params_on_conversion"):
+    with future("overwrite_module_params_on_conversion"):
         module = layer.make()
         other = copy.deepcopy(module).to("cpu").double()
         same(layer, other, module)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import iterations
+from projunn_kernels.arrays import Array, namespace
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
 from projunn_kernels.products.eager import adjoint_product, product, product_by_rows
@@ -105,12 +106,12 @@ def _regular(r: Tensor) -> Tensor | None:
     return None if bool(regular.all()) else regular
 
 
-def regular_triangles(r: Tensor) -> Tensor:
+def regular_triangles(r: Array) -> Array:
     """Which R (*batch, k, n) of QR decompositions are of independent columns; False for NaN."""
-    parts = r[..., : r.shape[-2]].abs()
-    sizes, columns = parts.diagonal(dim1=-2, dim2=-1), parts.amax(-2)
-    nothing = _NOTHING[r.element_size() // (1 + r.is_complex())]
-    least = (_DEPENDENT * torch.finfo(r.dtype).eps * columns).clamp_min(nothing)
+    xp = namespace(r)
+    parts, precision = abs(r[..., : r.shape[-2]]), xp.finfo(r.dtype)
+    sizes, columns = xp.linalg.diagonal(parts), xp.amax(parts, -2)
+    least = xp.clip(_DEPENDENT * precision.eps * columns, _NOTHING[precision.bits // 8], None)
     return (sizes > least).all(-1)
 
 

@@ -23,7 +23,7 @@ from projunn_kernels.factorization.eager import regular_triangles
 from projunn_kernels.products.eager import is_faster_by_rows
 from projunn_kernels.retraction.rotations import named
 
-_LONG = 1e3  # entries of S below which E's rounding, in float64, is far below a float32 of W
+LONG = 1e3  # entries of S below which E's rounding, in float64, is far below a float32 of W
 _LARGE = 1 << 19  # numbers of one matrix, whose passes over memory are all that matters
 
 
@@ -67,7 +67,7 @@ def bank_step(
     else:
         columns = torch.cat([y, torch.bmm(x.mH, weight).mH * -rate], dim=-1)
     q, s = qr(columns.to(precise))
-    if not s.abs().amax().item() < _LONG:
+    if not s.abs().amax().item() < LONG:
         return torch.zeros_like(simple)
     how, e = named(retraction), s[..., k:] @ s[..., :k].mH
     rotate = how.two_by_two if how.two_by_two is not None and e.shape[-1] == 2 else how.dense

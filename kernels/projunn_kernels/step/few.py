@@ -10,14 +10,14 @@ from projunn_kernels import arrays
 from projunn_kernels.arrays import Array, adjoint
 from projunn_kernels.backends import on_device
 from projunn_kernels.constants import PROBE
+from projunn_kernels.factorization.eager import regular_triangles
 from projunn_kernels.retraction.rotations import named
+from projunn_kernels.step.bank import LONG
 
 # Matrices up to which NumPy's decompositions take less time, by whether they have one column or more,
 # numbers in all, and numbers of several columns, whose QR is in float64 (docs/measured.md).
 _FEW = {True: 128, False: 4}
 _LARGE, _LARGE_COLUMNS = 1 << 17, 1440
-_LONG = 1e3  # as in `projunn_kernels.step.bank`
-_DEPENDENT, _NOTHING = 16, 1e-30  # parts of a column that are rounding, as in `regular_triangles`
 
 
 def applies(weight: Tensor, direction: Tensor, basis: Tensor, retraction: str) -> bool:
@@ -78,13 +78,13 @@ def _rotation(
     y, first = _orthonormal(adjoint(adjoint(r) @ d))
     x = d @ y
     warm, second = _orthonormal(x)
-    if not (_are_independent(first) and _are_independent(second)):
+    if not regular_triangles(xp.stack([first, second])).all():
         return None
     pair = [x * -rate, w @ y] if w.shape[-2] > w.shape[-1] else [y, adjoint(adjoint(x) @ w) * -rate]
     precise = xp.complex128 if xp.iscomplexobj(w) else xp.float64
     q, s = xp.linalg.qr(xp.concat(pair, axis=-1, dtype=precise))
     rotation_of = named(retraction).few
-    if rotation_of is None or not abs(s).max() < _LONG:
+    if rotation_of is None or not abs(s).max() < LONG:
         return None
     f = rotation_of(s[..., k:] @ adjoint(s[..., :k]), torch.finfo(torch.float32).eps)
     if f is None:
@@ -100,13 +100,4 @@ def _orthonormal(columns: Array) -> tuple[Array, Array]:
         return found
     whole = columns.astype(xp.complex128 if xp.iscomplexobj(columns) else xp.float64)
     norm = xp.sqrt((adjoint(whole) @ whole).real)
-    return (columns / norm).astype(columns.dtype), norm
-
-
-def _are_independent(triangles: Array) -> bool:
-    """Whether triangles are those of independent columns; False for NaN and infinite ones."""
-    xp, k = arrays.namespace(triangles), triangles.shape[-1]
-    parts = abs(triangles[..., :k, :])
-    sizes = xp.diagonal(parts, axis1=-2, axis2=-1)
-    least = _DEPENDENT * torch.finfo(torch.float32).eps * parts.max(axis=-2)
-    return bool(((sizes > least) & (sizes > _NOTHING)).all())
+    return (columns / norm).astype(columns.dtype), norm.astype(columns.real.dtype)

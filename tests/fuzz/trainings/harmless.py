@@ -17,7 +17,7 @@ import projunn
 from projunn import optim
 from tests.fuzz.checks import check
 from tests.fuzz.trainings.nets import Chosen
-from tests.fuzz.trainings.training import swapping
+from tests.journeys.conversions import future
 
 
 def deepcopied(training, draw):
@@ -125,7 +125,7 @@ def converted_to_and_fro(training, draw):
 def swapped(training, draw):
     if training.dtype.is_complex:  # `converted` returns complex parameters as they are
         return
-    with swapping("swap"):
+    with future("swap_module_params_on_conversion"):
         converted_to_and_fro(training, draw)
 
 
@@ -133,7 +133,7 @@ def overwritten(training, draw):
     """The same, where PyTorch makes new parameters of it."""
     if training.dtype.is_complex:  # of which PyTorch makes none where there is nothing to convert
         return
-    with swapping("overwrite"):
+    with future("overwrite_module_params_on_conversion"):
         converted_to_and_fro(training, draw)
     training.tie(training.model)
     training.optimizer = resumed(training, training.model)

@@ -1,6 +1,5 @@
 """A model with its optimizer, and how both are built anew."""
 
-import contextlib
 import copy
 
 import torch
@@ -152,14 +151,3 @@ def weaken(gradient, entry):
         gradient._values().view(-1)[0] = entry
     else:
         gradient.view(-1)[0] = entry
-
-
-@contextlib.contextmanager
-def swapping(which):
-    """Conversions of modules that swap tensors, or put new parameters in the place of old ones."""
-    switch = getattr(torch.__future__, f"set_{which}_module_params_on_conversion")
-    switch(True)
-    try:
-        yield
-    finally:
-        switch(False)
