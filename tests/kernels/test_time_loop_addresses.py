@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 from projunn_kernels import launching, private, selfcheck
-from projunn_kernels.time_loop import launch
+from projunn_kernels.precision import matmul_precision
+from projunn_kernels.time_loop import launch, stepping
 
 STEPS, BATCH, UNITS = 4, 64, 600  # W of 600 units does not fit a multiprocessor
 
@@ -42,9 +43,9 @@ def noted(monkeypatch):
     monkeypatch.setattr(launching, "_binaries", {})
     monkeypatch.setattr(private, "current_raw_stream", lambda *_: 0)
     kernels = {}
-    for name in ("recurrence_kernel", "recurrence_backward_kernel"):
-        kernels[name] = Noted(getattr(launch, name))
-        monkeypatch.setattr(launch, name, kernels[name])
+    for name in vars(stepping).keys() & launching.kernels().keys():
+        kernels[name] = Noted(getattr(stepping, name))
+        monkeypatch.setattr(stepping, name, kernels[name])
     with selfcheck.suspended():
         yield kernels
 
@@ -62,9 +63,10 @@ def drawn():
     return torch.randn(STEPS, BATCH, UNITS), torch.randn(STEPS, BATCH, UNITS), torch.eye(UNITS)
 
 
-def test_forward(noted, resets):
+def test_forward_on_tensor_cores(noted, resets):
     inputs, (initial, *_), weight = drawn()
-    states = launch.forward(inputs, initial, weight, None, "relu", resets)
+    with matmul_precision("high"):
+        states = launch.forward(inputs, initial, weight, None, "relu", resets)
     made = noted["recurrence_kernel"].launches
     assert places(one["inputs"] for one in made) == places(inputs)
     assert places(one["states"] for one in made) == places(states)
@@ -72,12 +74,41 @@ def test_forward(noted, resets):
     assert places(one["resets"] for one in made) == places([None] * STEPS if resets is None else resets)
 
 
-def test_backward(noted, resets):
+def test_backward_on_tensor_cores(noted, resets):
     grad, states, weight = drawn()
-    by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
+    with matmul_precision("high"):
+        by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
     made = noted["recurrence_backward_kernel"].launches
     for name, tensor in {"grad": grad, "states": states, "grad_inputs": by_inputs}.items():
         assert places(one[name] for one in made) == places([*tensor][::-1])
     assert places(one["grad_initial"] for one in made[1:]) == places([*by_inputs][:0:-1])
     cuts = [None] * STEPS if resets is None else [resets[-1], *[*resets][:0:-1]]
     assert places(one["resets"] for one in made) == places(cuts)
+
+
+def assert_alternates(made):
+    """What a step writes is what the next one reads, and two places are enough."""
+    before, after = ([*places(one[name] for one in made)] for name in ("before", "after"))
+    assert before[1:] == after[:-1]
+    assert len({*before, *after}) == 2
+
+
+def test_forward_in_float32(noted, resets):
+    inputs, (initial, *_), weight = drawn()
+    states = launch.forward(inputs, initial, weight, None, "relu", resets)
+    made = noted["recurrence_step_kernel"].launches
+    assert places(one["inputs"] for one in made) == places(inputs)
+    assert places(one["states"] for one in made) == places(states)
+    assert places(one["resets"] for one in made) == places([None] * STEPS if resets is None else resets)
+    assert_alternates(made)
+
+
+def test_backward_in_float32(noted, resets):
+    grad, states, weight = drawn()
+    by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
+    made = noted["recurrence_step_backward_kernel"].launches
+    for name, tensor in {"grad": grad, "states": states, "grad_inputs": by_inputs}.items():
+        assert places(one[name] for one in made) == places([*tensor][::-1])
+    cuts = [None] * STEPS if resets is None else [resets[-1], *[*resets][:0:-1]]
+    assert places(one["resets"] for one in made) == places(cuts)
+    assert_alternates(made)

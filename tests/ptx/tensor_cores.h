@@ -1,6 +1,12 @@
 // Products of tensor cores: each thread has some numbers of A, B and the sum, as PTX's figures say.
 enum { TF32, BF16, F16, F64 };
 
+// A sum as tensor cores leave it: cut off after float32's 24 bits, not rounded.
+static float cut(double sum) {
+    float f = (float)sum;
+    return fabs((double)f) > fabs(sum) && isfinite(f) ? nextafterf(f, 0.0f) : f;
+}
+
 static float number(uint32_t bits, int kind) {
     if (kind == BF16) return from_bf16((uint16_t)bits);
     if (kind == F16) return from_f16((uint16_t)bits);
@@ -57,7 +63,7 @@ static void product_of_floats(Machine *m, const int32_t *operands, int w, int de
             int r = i / 4 + 8 * (x >> 1), c = 2 * (i % 4) + (x & 1);
             double s = 0;
             for (int k = 0; k < depth; k++) s += (double)a[r][k] * b[k][c];
-            ROW(float, x)[w + i] = (float)(sum[r][c] + s);
+            ROW(float, x)[w + i] = cut(sum[r][c] + s);
         }
 }
 
@@ -130,7 +136,7 @@ static int product_of_group(Machine *m, const Instruction *in, const int32_t *op
                 int r = i / 32 * 16 + i % 32 / 4 + 8 * (x >> 1 & 1), c = x / 4 * 8 + 2 * (i % 4) + (x & 1);
                 double s = add ? ROW(float, x)[first + i] : 0.0;
                 for (int k = 0; k < depth; k++) s += (double)a[r][k] * b[c][k];
-                ROW(float, x)[first + i] = (float)s;
+                ROW(float, x)[first + i] = cut(s);
             }
     }
     return 0;

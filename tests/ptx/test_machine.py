@@ -89,6 +89,17 @@ def test_an_instruction(instruction, given, wanted):
     assert set(made.tolist()) == {wanted}
 
 
+def test_a_sum_of_tensor_cores_is_cut_off():
+    """1 + 1.875 ulp is 1 + 1 ulp there."""
+    body = """
+    mov.b32 %r3, 0x32F00000;
+    mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32
+        { %r2, %r4, %r5, %r6 }, { %r1, %r1, %r1, %r1 }, { %r3, %r3 }, { %r1, %r1, %r1, %r1 };
+    """
+    made, _ = run(body, np.full(64, 0x3F800000, np.uint32))
+    assert set(made.tolist()) == {0x3F800001}
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_warps_exchange_through_shared_memory(order):
     made, told = run(EXCHANGE.format(barrier="bar.sync 0;"), order=order)
@@ -186,3 +197,15 @@ def test_training_by_compiled_kernels_is_that_by_pytorch():
         assert float(off) < 1e-5
         assert int(launches) > 0
         assert int(races) == 0
+
+
+@pytest.mark.requires("triton")
+def test_states_keep_their_norm_in_compiled_kernels():
+    """To less than a tenth of a float32's rounding a step, without a bias to smaller ones."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ptx.norms", "sm_90", "200"]
+    found = subprocess.run(command, env=clean, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    rows = [line.split() for line in found.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["200", "real"], ["200", "complex"]]
+    assert all(abs(float(row[2])) < 5e-9 for row in rows)

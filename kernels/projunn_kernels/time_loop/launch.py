@@ -1,8 +1,5 @@
 """Launches of the time loop, with its kernel variant, its tiles and the precision of its products."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 import triton.language as tl
 from einops import rearrange
@@ -13,9 +10,7 @@ from projunn_kernels.backends import interpreting
 from projunn_kernels.configs.problem import Config, Problem, power_of_two
 from projunn_kernels.launching import (
     TRITON_DTYPES,
-    Launch,
     choose,
-    dot_precision,
     launch,
     options,
     product_setting,
@@ -24,6 +19,13 @@ from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
 from projunn_kernels.time_loop.kernels import recurrence_backward_kernel, recurrence_kernel
 from projunn_kernels.time_loop.kernels.activation import IDENTITY, MODRELU, RELU, TANH
+from projunn_kernels.time_loop.stepping import (
+    backward_in_float32,
+    backward_on_tensor_cores,
+    forward_in_float32,
+    forward_on_tensor_cores,
+    terms_of_a_warp,
+)
 from projunn_kernels.time_loop.sums import TimeSums
 
 CODES = {
@@ -114,14 +116,18 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
     return TRITON_DTYPES[dtype]
 
 
+def _in_float32(weight: Tensor) -> bool:
+    """Whether products are to be those of float32."""
+    return weight.dtype == torch.float32 and product_setting(weight.dtype) == "highest"
+
+
 def _config(
     operation: str, states: Tensor, weight: Tensor, nonlinearity: str, resets: Tensor | None
 ) -> Config:
     """The configuration in force for a loop; see `Problem` for its k."""
     batch, n = states.shape[1:3]
     precision = product_setting(weight.dtype)
-    exact = weight.dtype == torch.float32 and precision == "highest"
-    problem = Problem(operation, weight.ndim == 3, 1 if exact else 2, batch, n, 1)
+    problem = Problem(operation, weight.ndim == 3, 1 if _in_float32(weight) else 2, batch, n, 1)
     return choose(
         problem,
         states.device,
@@ -135,18 +141,27 @@ def _config(
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
     rest, least = weight.shape[0] - config.columns, 32 if config.rows == 1 else 16
     overlap = config.overlap and not interpreting()
-    return {
+    shared = {
         "F": CODES[nonlinearity],
         "PAIRS": weight.ndim == 3,
         "BB": config.rows,
         "BN": config.columns,
-        "BK": (max(least, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
-        "HOLD": config.hold,
-        "OPERAND": _operand(weight.dtype),
-        "PRECISION": dot_precision(weight.dtype),
         "STAGES": config.stages,
         "OVERLAP": overlap,
     } | options(config.warps, overlap=overlap)
+    if _by_steps(config) and _in_float32(weight):
+        return shared | {"BK": terms_of_a_warp(config), "SPLITS": config.warps}
+    return shared | {
+        "BK": (max(least, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
+        "HOLD": config.hold,
+        "OPERAND": _operand(weight.dtype),
+        "PRECISION": "ieee" if product_setting(weight.dtype) == "highest" else "tf32",
+    }
+
+
+def _by_steps(config: Config) -> bool:
+    """Whether each time step is a launch."""
+    return config.rows > 1 and not config.hold
 
 
 def _transposed(weight: Tensor) -> Tensor:
@@ -175,13 +190,9 @@ def forward(
     constants = _constants(config, weight, nonlinearity)
     shared = {"bias": weight if bias is None else bias, "batch": batch, "n": n} | constants
     resets = _of_all_programs(resets, config.rows)
-    if config.rows > 1 and not config.hold:
-        run = _every_step(recurrence_kernel, config, states[0], w=weight, **shared)
-        reset = None if resets is None else resets[0]
-        run(inputs=inputs[0], initial=initial, states=states[0], resets=reset)
-        x, h, r = (_by_step(tensor, steps, run) for tensor in (inputs, states, resets))
-        for t in range(1, steps):
-            run(inputs=x[t], initial=h[t - 1], states=h[t], resets=r[t])
+    if _by_steps(config):
+        write = forward_in_float32 if _in_float32(weight) else forward_on_tensor_cores
+        write(config, shared, inputs, initial, weight, resets, states)
         return states
     launch(
         recurrence_kernel,
@@ -217,17 +228,10 @@ def backward(
     shared = {"bias": weight if bias is None else bias, "batch": batch, "n": n} | constants
     sums = torch.zeros(programs if bias is not None else 1, n, dtype=torch.float32, device=grad.device)
     shared |= {"partial": sums}
-    if config.rows > 1 and not config.hold:
-        run = _every_step(recurrence_backward_kernel, config, states[0], w=_transposed(weight), **shared)
-        following, padded = torch.zeros_like(states[0]), _of_all_programs(resets, config.rows)
-        cut = None if padded is None else padded[-1]
-        run(
-            grad=grad[-1], states=states[-1], grad_inputs=grad_inputs[-1], grad_initial=following,
-            resets=cut,
-        )  # fmt: skip
-        g, h, d, r = (_by_step(tensor, steps, run) for tensor in (grad, states, grad_inputs, padded))
-        for t in reversed(range(steps - 1)):
-            run(grad=g[t], states=h[t], grad_inputs=d[t], grad_initial=d[t + 1], resets=r[t + 1])
+    padded = _of_all_programs(resets, config.rows)
+    if _by_steps(config):
+        write = backward_in_float32 if _in_float32(weight) else backward_on_tensor_cores
+        write(config, shared, grad, states, weight, padded, grad_inputs)
         following = grad_inputs[0]
         single = weight if weight.dtype == torch.float32 else weight.float()
         rows, w = numbers(single, following.to(single.dtype), single)
@@ -244,36 +248,10 @@ def backward(
             grad=grad,
             states=states,
             w=weight if config.rows == 1 else _transposed(weight),
-            resets=_of_all_programs(resets, config.rows),
+            resets=padded,
             grad_inputs=grad_inputs,
             grad_initial=grad_initial,
             steps=steps,
             **shared,
         )
     return grad_inputs, grad_initial, None if bias is None else sums.sum(0).to(bias.dtype)
-
-
-def _every_step(
-    kernel: Any, config: Config, state: Tensor, /, batch: int, n: int, **shared: Any
-) -> Callable[..., None]:
-    """The launch of a time step, which is given the tensors of the step.
-
-    Its binary is looked up once where the ``state`` of every step is aligned as that of the first.
-    """
-    grid = -(-batch // config.rows), -(-n // config.columns)
-    arguments = {"steps": 1, "batch": batch, "n": n} | shared
-    if state.numel() * state.element_size() % 16 == 0:
-        return Launch(kernel, grid, **arguments)
-    return lambda **tensors: launch(kernel, grid, **arguments, **tensors)
-
-
-def _by_step(
-    tensor: Tensor | None, steps: int, run: Callable[..., None]
-) -> Sequence[Tensor | int | None]:
-    """The part of each time step, as a launch takes it: its address, once the binary is known."""
-    if tensor is None:
-        return [None] * steps
-    if not isinstance(run, Launch) or not run.takes_addresses:
-        return tensor.unbind()
-    begin, each = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
-    return range(begin, begin + steps * each, each) if each else [begin] * steps

@@ -20,15 +20,25 @@ _PRECISIONS = ("highest", "high")
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
-    """One row a program while that takes few waves of programs, else blocks, else panels.
+    """One row a program while that takes few waves of programs, else blocks, else a launch a step.
 
-    The number of waves is from the steps' predicted microseconds (docs/kernels.md).
+    The number of waves is from the steps' predicted microseconds (docs/kernels.md).  Blocks have
+    products of TF32 or less.
     """
-    waves = 4 if problem.k == 1 else 2
     row, block = _row(problem, device), _block(problem, device)
-    if row is not None and (problem.m <= waves * device.processors or block is None):
+    if problem.k == 1:
+        if row is not None and problem.m <= _waves(problem) * device.processors:
+            return row
+        return _float32(problem, device)
+    if row is not None and (problem.m <= 2 * device.processors or block is None):
         return row
     return block or _panels(problem, device)
+
+
+def _waves(problem: Problem) -> int:
+    """Of programs of one row, before a launch a step is faster: more where a GPU has several at once."""
+    numbers = problem.n**2 * problem.width**2
+    return 24 if numbers <= 64**2 else 10 if numbers <= 128**2 else 3 if numbers <= 192**2 else 1
 
 
 def _row(problem: Problem, device: Device) -> Config | None:
@@ -43,19 +53,13 @@ def _row(problem: Problem, device: Device) -> Config | None:
 
 
 def _block(problem: Problem, device: Device) -> Config | None:
-    """W in the shared memory of a program of 8 or 16 rows, if there is enough.
-
-    Two terms of a product of float32's accuracy, each of the size of W, are held, or one.
-    """
+    """W in the shared memory of a program of 8 or 16 rows, if there is enough."""
     n = min(128, _tile(problem.n))
-    if problem.n > MAX_HELD or (problem.n > n and problem.pairs):
+    if problem.k == 1 or problem.n > MAX_HELD or (problem.n > n and problem.pairs):
         return None
     rest = MAX_HELD - n if problem.n > n else 0  # for all sizes of a bucket
-    if device.capability.startswith("10.") and problem.k == 1 and n > 64:
-        return None  # there the compiler keeps the two terms in registers, which spill
     rows = 8 if rest or problem.pairs else 16
-    floats = (n + rest) * problem.width * ((n + rest) * (2 if problem.k == 1 else 1) + 2 * rows)
-    if 4 * floats > device.shared_memory:
+    if 4 * (n + rest) * problem.width * (n + rest + 2 * rows) > device.shared_memory:
         return None
     return Config(rows, n, 8 if n * problem.width > 64 else 4, hold=True)
 
@@ -74,11 +78,28 @@ def _panels(problem: Problem, device: Device) -> Config:
 
 def _panel(problem: Problem, device: Device, rows: int, columns: int) -> Config:
     """As deep as registers allow, and as many in flight as shared memory does."""
-    exact = problem.k == 1  # whose operands take twice the registers
-    small = problem.pairs or (exact and (rows > 16 or device.capability in ("10.0", "12.0")))
-    depth = 16 if problem.pairs and exact else 32 if small else 64
     stages = 4 if device.shared_memory >= 160 << 10 else 2
-    return Config(rows, columns, 4, depth=depth, stages=stages)
+    return Config(rows, columns, 4, depth=32 if problem.pairs else 64, stages=stages)
+
+
+def _float32(problem: Problem, device: Device) -> Config:
+    """A launch a step in float32: programs as those of panels.
+
+    Twice the warps share long sums, but where large tiles would spill, or smaller ones on sm_120.
+    """
+    panels = _panels(problem, device)
+    rows = 8 if problem.m <= 8 else panels.rows
+    long = problem.n * problem.width >= 512 and rows <= 16 and device.capability != "12.0"
+    return _float32_tiles(problem, device, rows, panels.columns, 8 if long else 4)
+
+
+def _float32_tiles(
+    problem: Problem, device: Device, rows: int, columns: int, warps: int, terms: int = 16
+) -> Config:
+    """As many panels in flight as three quarters of the shared memory hold."""
+    panel = 4 * terms * warps * problem.width * (rows + columns)
+    stages = min(4, max(2, 1 + device.shared_memory * 3 // 4 // panel))
+    return Config(rows, columns, warps, depth=terms * warps, stages=stages)
 
 
 def _most_rows(problem: Problem) -> int:
@@ -101,15 +122,32 @@ def _tile(n: int) -> int:
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    """The three forms with other numbers of warps and rows, panels of other shapes.
+    """The forms with other numbers of warps and rows, panels of other shapes.
 
     In the row form a thread has two numbers of W at least: of one the compiler would fuse the product
     with the first addition across threads, and leave the last bit of the sum to chance.
     """
-    row, block = _row(problem, device), _block(problem, device)
+    row = _row(problem, device)
     tried = (
         [] if row is None else [replace(row, warps=w) for w in (4, 8, 16) if 64 * w <= row.columns**2]
     )
+    tried += _in_float32(problem, device) if problem.k == 1 else _on_tensor_cores(problem, device)
+    return list(dict.fromkeys([_tiles(problem, device), *tried]))
+
+
+def _in_float32(problem: Problem, device: Device) -> list[Config]:
+    tried = [
+        _float32_tiles(problem, device, r, c, w, t)
+        for r in (8, 16, 32)
+        for c in (16, 32, 64)
+        for w, t in ((4, 16), (4, 32), (8, 16))
+        if r <= _most_rows(problem) and c <= min(_most_columns(problem), _tile(problem.n))
+    ]
+    return tried + _overlapped(tried, device)
+
+
+def _on_tensor_cores(problem: Problem, device: Device) -> list[Config]:
+    tried, block = [], _block(problem, device)
     if block is not None:
         tried += [replace(block, rows=r, warps=w) for r in (8, 16, 32) for w in (4, 8)]
     if problem.n > 64 or block is None:
@@ -127,9 +165,15 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
             if c <= _tile(problem.n)
             and (c + r) * d * problem.width * 4 * s <= device.shared_memory * 3 // 4
         ]
-        if device.capability in ("9.0", "10.0", "12.0"):
-            tried += [replace(panel, overlap=True) for panel in panels]
-    return list(dict.fromkeys([_tiles(problem, device), *tried]))
+        tried += _overlapped(panels, device)
+    return tried
+
+
+def _overlapped(configs: list[Config], device: Device) -> list[Config]:
+    """The same, with launches that begin before those of the step before end, where a GPU can."""
+    if device.capability not in ("9.0", "10.0", "12.0"):
+        return []
+    return [replace(config, overlap=True) for config in configs]
 
 
 def _small(problem: Problem, config: Config) -> Problem:
@@ -304,7 +348,7 @@ _SHARED: dict[str, Any] = {
 }
 RECURRENCE = Kernel(
     name="recurrence",
-    functions=("recurrence_kernel",),
+    functions=("recurrence_kernel", "recurrence_step_kernel"),
     case=_forward_case,
     problem=_problem("recurrence"),
     standard=_standard("recurrence"),
@@ -314,7 +358,7 @@ RECURRENCE = Kernel(
 )
 RECURRENCE_BACKWARD = Kernel(
     name="recurrence_backward",
-    functions=("recurrence_backward_kernel",),
+    functions=("recurrence_backward_kernel", "recurrence_step_backward_kernel"),
     case=_backward_case,
     problem=_problem("recurrence_backward"),
     standard=_standard("recurrence_backward"),

@@ -13,12 +13,13 @@ forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are 
 Where W is held, the resets of a step are loaded while the product of the step before is made.  Then what
 goes on to the next step is zero, and what is stored stays.
 
-No program waits for another.  There are three forms.  In the first two a launch is the whole loop,
+No program waits for another.  There are four forms.  In the first two a launch is the whole loop,
 because the rows of a batch have nothing to do with each other: a program takes BB of them through all
 of time, and holds W.  A program of one row (BB = 1) has it in registers and multiplies matrix by vector
 in float32 (`rows`); one of 8 or 16 rows has it as the first operand of products on tensor cores (HOLD,
 `blocks`).  What global memory sees is x and h alone.  Where W does not fit a multiprocessor, a launch is
-one step, whose programs share rows and units, and W passes in panels from L2 (`panels`).
+one step, whose programs share rows and units, and W passes in panels from L2: to tensor cores
+(`panels`) or, if products are to be float32's, to multiply-adds (`float32`, kernels of their own).
 
 The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
 is the same in every run: partial sums (programs, n), added up elsewhere.
@@ -28,8 +29,19 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.time_loop.kernels.blocks import backward_block, forward_block
+from projunn_kernels.time_loop.kernels.float32 import (
+    recurrence_step_backward_kernel,
+    recurrence_step_kernel,
+)
 from projunn_kernels.time_loop.kernels.panels import backward_panels, forward_panels
 from projunn_kernels.time_loop.kernels.rows import backward_row, forward_row
+
+__all__ = (
+    "recurrence_backward_kernel",
+    "recurrence_kernel",
+    "recurrence_step_backward_kernel",
+    "recurrence_step_kernel",
+)
 
 
 @triton.jit

@@ -50,7 +50,7 @@ def add_panels(
 
 
 @triton.jit
-def _after_the_step_before(OVERLAP: tl.constexpr):
+def after_the_step_before(OVERLAP: tl.constexpr):
     """Wait for the launch before this one, and let the next one be set up."""
     if OVERLAP:
         gdc_wait()
@@ -78,7 +78,7 @@ def forward_panels(
     OVERLAP: tl.constexpr,
 ):
     """``h_t = f(x_t + M h_{t-1})`` of one step, with ``previous`` h_{t-1} and the resets of t."""
-    _after_the_step_before(OVERLAP)
+    after_the_step_before(OVERLAP)
     first = tl.program_id(1) * N
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * (2 if PAIRS else 1)
@@ -117,7 +117,7 @@ def backward_panels(
     OVERLAP: tl.constexpr,
 ):
     """d_t of one step, with ``following`` d_{t+1} and the resets of t + 1; its share of ``partial``."""
-    _after_the_step_before(OVERLAP)
+    after_the_step_before(OVERLAP)
     first = tl.program_id(1) * N
     rows = batch - tl.program_id(0) * BB
     start = tl.program_id(0).to(tl.int64) * BB * n * (2 if PAIRS else 1)
