@@ -142,12 +142,18 @@ def recurrence_step_backward_kernel(
     for the bias of modReLU are added to ``partial`` (tall / BB, n).
     """
     after_the_step_before(OVERLAP)
+    EARLY: tl.constexpr = BB * BN < 2048  # larger tiles would not leave registers for the product
     row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
     rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
-    gr, gi = load_columns(grad + start, first, rows, n, BB, BN, PAIRS)
-    hr, hi = load_columns(states + start, first, rows, n, BB, BN, PAIRS)
-    offset = load_bias(bias, first, n, F, BN)[:, None]
+    if EARLY:
+        gr, gi = load_columns(grad + start, first, rows, n, BB, BN, PAIRS)
+        hr, hi = load_columns(states + start, first, rows, n, BB, BN, PAIRS)
     zr, zi = _product(m, before, first, row, n, padded, tall, PAIRS, BB, BN, BK, SPLITS, STAGES)
+    if not EARLY:
+        tl.debug_barrier()  # or the compiler would load before the product
+        gr, gi = load_columns(grad + start, first, rows, n, BB, BN, PAIRS)
+        hr, hi = load_columns(states + start, first, rows, n, BB, BN, PAIRS)
+    offset = load_bias(bias, first, n, F, BN)[:, None]
     if resets is not None:
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     zr, zi, along = activation_gradient(gr + zr, gi + zi, hr, hi, offset, F, PAIRS)
