@@ -1,5 +1,7 @@
 """Resets in the middle of a sequence, in every form of the time loop's kernels."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ FORMS = [
     Config(8, 16, 4, depth=16),
     Config(16, 64, 4, depth=32, stages=3),
 ]
+PASSING = Config(1, 16, 4)
 
 
 def compare(kernels, config, complex_, nonlinearity, resets, n=37):
@@ -40,13 +43,18 @@ def test_every_tiling_cuts_states_and_gradients(kernels, complex_, config):
         compare(kernels, config, complex_, "modrelu", torch.rand(steps, batch) < 0.4)
 
 
+@pytest.mark.parametrize("nonlinearity", [f for f, complex_ in CASES if not complex_])
+def test_every_nonlinearity_where_a_part_of_the_weight_passes(kernels, nonlinearity):
+    compare(kernels, PASSING, False, nonlinearity, torch.rand(4, 9) < 0.4, n=23)
+
+
 @pytest.mark.parametrize(("nonlinearity", "complex_"), CASES)
 @pytest.mark.parametrize("config", [FORMS[1], FORMS[3], FORMS[5]], ids=str)
 def test_every_nonlinearity_in_every_form(kernels, nonlinearity, complex_, config):
     compare(kernels, config, complex_, nonlinearity, torch.rand(4, 9) < 0.4, n=23)
 
 
-@pytest.mark.parametrize("config", [FORMS[0], FORMS[3], FORMS[5]], ids=str)
+@pytest.mark.parametrize("config", [FORMS[0], FORMS[3], FORMS[5], PASSING], ids=str)
 @pytest.mark.parametrize("where", ["first", "last", "all", "none", "one row"])
 def test_at_the_ends_of_time(kernels, config, where):
     resets = torch.full((4, 9), where == "all")
@@ -59,8 +67,9 @@ def test_at_the_ends_of_time(kernels, config, where):
     compare(kernels, config, False, "tanh", resets, n=20)
 
 
-@pytest.mark.parametrize("complex_", [False, True])
-@pytest.mark.parametrize("config", FORMS, ids=str)
+@pytest.mark.parametrize(
+    ("config", "complex_"), [*product(FORMS, (False, True)), (PASSING, False)], ids=str
+)
 def test_nothing_that_is_not_finite_crosses_a_reset(kernels, complex_, config):
     x, h, w, b = moved(draw(complex_, "modrelu", 5, 4, 20, torch.float32), kernels.device)
     resets = torch.zeros(5, 4, dtype=torch.bool, device=kernels.device)
@@ -82,7 +91,7 @@ def test_nothing_that_is_not_finite_crosses_a_reset(kernels, complex_, config):
     assert torch.count_nonzero(by_h[3]) == 0
 
 
-@pytest.mark.parametrize("config", [FORMS[0], FORMS[3], FORMS[5]], ids=str)
+@pytest.mark.parametrize("config", [FORMS[0], FORMS[3], FORMS[5], PASSING], ids=str)
 def test_half_precision(kernels, config):
     resets = torch.rand(3, 9) < 0.4
     tensors = small_weight(draw(False, "tanh", 3, 9, 30, torch.bfloat16))
@@ -92,7 +101,7 @@ def test_half_precision(kernels, config):
 
 
 def test_no_resets_are_bit_for_bit_what_false_resets_are(kernels):
-    for config in FORMS:
+    for config in (*FORMS, PASSING):
         tensors = moved(draw(False, "modrelu", 4, 9, 20, torch.float32), kernels.device)
         none = torch.zeros(4, 9, dtype=torch.bool, device=kernels.device)
         found = []

@@ -139,7 +139,6 @@ def _config(
 
 
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
-    rest, least = weight.shape[0] - config.columns, 32 if config.rows == 1 else 16
     overlap = config.overlap and not interpreting()
     shared = {
         "F": CODES[nonlinearity],
@@ -152,16 +151,33 @@ def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, o
     if _by_steps(config) and _in_float32(weight):
         return shared | {"BK": terms_of_a_warp(config), "SPLITS": config.warps}
     return shared | {
-        "BK": (max(least, power_of_two(rest)) if rest > 0 else 0) if config.hold else config.depth,
+        "BK": config.depth if _by_steps(config) else _rest(config, len(weight)),
         "HOLD": config.hold,
         "OPERAND": _operand(weight.dtype),
         "PRECISION": "ieee" if product_setting(weight.dtype) == "highest" else "tf32",
     }
 
 
+def _rest(config: Config, n: int) -> int:
+    """The units beside those of the first tile, as a tile of their own."""
+    more = n - config.columns
+    return max(32 if config.rows == 1 else 16, power_of_two(more)) if more > 0 else 0
+
+
 def _by_steps(config: Config) -> bool:
     """Whether each time step is a launch."""
     return config.rows > 1 and not config.hold
+
+
+def _of_a_row(config: Config, matrix: Tensor) -> Tensor:
+    """M as a program of one row reads it: whole tiles, if a part of it passes by."""
+    if config.hold:
+        return matrix.contiguous()
+    n = len(matrix)
+    side = config.columns + _rest(config, n)
+    padded = matrix.new_zeros(side, side, dtype=torch.float32)
+    padded[:n, :n] = matrix
+    return padded
 
 
 def _transposed(weight: Tensor) -> Tensor:
@@ -199,7 +215,7 @@ def forward(
         (-(-batch // config.rows),),
         inputs=inputs,
         initial=initial,
-        w=_transposed(weight) if config.rows == 1 else weight,
+        w=_of_a_row(config, weight.transpose(0, 1)) if config.rows == 1 else weight,
         resets=resets,
         states=states,
         steps=steps,
@@ -247,7 +263,7 @@ def backward(
             (programs,),
             grad=grad,
             states=states,
-            w=weight if config.rows == 1 else _transposed(weight),
+            w=_of_a_row(config, weight) if config.rows == 1 else _transposed(weight),
             resets=padded,
             grad_inputs=grad_inputs,
             grad_initial=grad_initial,

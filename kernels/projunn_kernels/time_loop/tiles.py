@@ -26,30 +26,39 @@ def _tiles(problem: Problem, device: Device) -> Config:
     products of TF32 or less.
     """
     row, block = _row(problem, device), _block(problem, device)
-    if problem.k == 1:
-        if row is not None and problem.m <= _waves(problem) * device.processors:
-            return row
-        return _float32(problem, device)
-    if row is not None and (problem.m <= 2 * device.processors or block is None):
+    if row is not None and problem.m <= _waves(problem) * device.processors:
         return row
-    return block or _panels(problem, device)
+    if problem.k == 1:
+        return _float32(problem, device)
+    return block or (row if row and row.hold else _panels(problem, device))
 
 
 def _waves(problem: Problem) -> int:
-    """Of programs of one row, before a launch a step is faster: more where a GPU has several at once."""
+    """Of programs of one row, before another form is faster: more where a GPU has several at once."""
     numbers = problem.n**2 * problem.width**2
-    return 24 if numbers <= 64**2 else 10 if numbers <= 128**2 else 3 if numbers <= 192**2 else 1
+    if problem.k == 2:
+        return 2
+    return 24 if numbers <= 64**2 else 10 if numbers <= 128**2 else 1 if problem.pairs else 3
 
 
 def _row(problem: Problem, device: Device) -> Config | None:
-    """W in the registers of a program of one row, if there are enough."""
+    """W in the registers of a program of one row, if there are enough, or in part in its cache."""
     if problem.n > (128 if problem.pairs else MAX_HELD):
-        return None
+        return _passing(problem, device)
     spills = device.capability in ("10.0", "12.0") and problem.operation.endswith("backward")
     if problem.n > 128 and spills:  # 8 and 48 bytes
-        return None
+        return _passing(problem, device)
     n = min(128, _tile(problem.n))
     return Config(1, n, 4 if n * problem.width <= 64 else 8, hold=True)
+
+
+def _passing(problem: Problem, device: Device) -> Config | None:
+    """A program of one row with a part of a real W in its cache, which is as large as shared memory."""
+    if problem.pairs or not 128 < problem.n <= 256:
+        return None
+    rest = 64 if problem.n <= MAX_HELD else 128
+    passing = rest * (128 // 2 + 128 + rest)
+    return Config(1, 128, 8) if 4 * passing <= device.shared_memory else None
 
 
 def _block(problem: Problem, device: Device) -> Config | None:
@@ -88,9 +97,11 @@ def _float32(problem: Problem, device: Device) -> Config:
     Twice the warps share long sums, but where large tiles would spill, or smaller ones on sm_120.
     """
     panels = _panels(problem, device)
+    short = device.capability == "12.0"
     rows = 8 if problem.m <= 8 else panels.rows
-    long = problem.n * problem.width >= 512 and rows <= 16 and device.capability != "12.0"
-    return _float32_tiles(problem, device, rows, panels.columns, 8 if long else 4)
+    columns = 16 if short and problem.pairs else panels.columns
+    long = problem.n * problem.width >= 512 and rows <= 16 and not short
+    return _float32_tiles(problem, device, rows, columns, 8 if long else 4)
 
 
 def _float32_tiles(
@@ -127,10 +138,10 @@ def _candidates(problem: Problem, device: Device) -> list[Config]:
     In the row form a thread has two numbers of W at least: of one the compiler would fuse the product
     with the first addition across threads, and leave the last bit of the sum to chance.
     """
-    row = _row(problem, device)
-    tried = (
-        [] if row is None else [replace(row, warps=w) for w in (4, 8, 16) if 64 * w <= row.columns**2]
-    )
+    row, passing = _row(problem, device), _passing(problem, device)
+    tried = [] if passing is None else [passing]
+    if row is not None and row.hold:
+        tried += [replace(row, warps=w) for w in (4, 8, 16) if 64 * w <= row.columns**2]
     tried += _in_float32(problem, device) if problem.k == 1 else _on_tensor_cores(problem, device)
     return list(dict.fromkeys([_tiles(problem, device), *tried]))
 

@@ -13,11 +13,12 @@ forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are 
 Where W is held, the resets of a step are loaded while the product of the step before is made.  Then what
 goes on to the next step is zero, and what is stored stays.
 
-No program waits for another.  There are four forms.  In the first two a launch is the whole loop,
+No program waits for another.  There are five forms.  In the first three a launch is the whole loop,
 because the rows of a batch have nothing to do with each other: a program takes BB of them through all
-of time, and holds W.  A program of one row (BB = 1) has it in registers and multiplies matrix by vector
-in float32 (`rows`); one of 8 or 16 rows has it as the first operand of products on tensor cores (HOLD,
-`blocks`).  What global memory sees is x and h alone.  Where W does not fit a multiprocessor, a launch is
+of time, and holds W (HOLD).  A program of one row (BB = 1) has it in registers and multiplies matrix by
+vector in float32 (`rows`); it may have a part of W in its multiprocessor's cache (`passing`, not HOLD).
+A program of 8 or 16 rows has it as the first operand of products on tensor cores (`blocks`).  What
+global memory sees is x and h alone.  Where W does not fit a multiprocessor, a launch is
 one step, whose programs share rows and units, and W passes in panels from L2: to tensor cores
 (`panels`) or, if products are to be float32's, to multiply-adds (`float32`, kernels of their own).
 
@@ -34,6 +35,7 @@ from projunn_kernels.time_loop.kernels.float32 import (
     recurrence_step_kernel,
 )
 from projunn_kernels.time_loop.kernels.panels import backward_panels, forward_panels
+from projunn_kernels.time_loop.kernels.passing import backward_passing, forward_passing
 from projunn_kernels.time_loop.kernels.rows import backward_row, forward_row
 
 __all__ = (
@@ -66,13 +68,15 @@ def recurrence_kernel(
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1.
+    """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1, padded if it is not held.
 
-    Where W is held, BN units have a tile and the BK that follow, if any, have another.  Where it is
-    not, the grid is (batch / BB, n / BN), a launch is one step, from the states ``initial``, and W comes
+    If BB = 1 or W is held, BN units have a tile and the BK that follow, if any, have another.  Else
+    the grid is (batch / BB, n / BN), a launch is one step, from the states ``initial``, and W comes
     in panels (BN, BK).  OVERLAP concerns these launches only.
     """
-    if BB == 1:
+    if BB == 1 and not HOLD:
+        forward_passing(inputs, initial, w, bias, resets, states, steps, batch, n, F, BN, BK)
+    elif BB == 1:
         forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
     elif HOLD:
         forward_block(
@@ -110,13 +114,17 @@ def recurrence_backward_kernel(
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1.
+    """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1, padded if it is not held.
 
-    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.  Where W is not held, the grid is
-    (batch / BB, n / BN), a launch is one step t, ``grad_initial`` is what it reads, d_{t+1}, ``resets``
-    are those of t + 1, and what ``partial`` has is added to.
+    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.  If BB > 1 and W is not held, the
+    grid is (batch / BB, n / BN), a launch is one step t, ``grad_initial`` is what it reads, d_{t+1},
+    ``resets`` are those of t + 1, and what ``partial`` has is added to.
     """
-    if BB == 1:
+    if BB == 1 and not HOLD:
+        backward_passing(
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, BN, BK
+        )
+    elif BB == 1:
         backward_row(
             grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
             BN, BK,

@@ -74,7 +74,7 @@ def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _in_eighths(terms):
+def in_eighths(terms):
     """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
     return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
 
@@ -84,8 +84,8 @@ def _add_both(zr, zi, hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
     """``z + h M + g L``, with one exchange among threads for the two products."""
     re, im = _terms(hr, hi, mr, mi, PAIRS)
     more, more_im = _terms(gr, gi, lr, li, PAIRS)
-    zr += tl.sum(_in_eighths(re) + _in_eighths(more), axis=0)
-    zi = zi + tl.sum(_in_eighths(im) + _in_eighths(more_im), axis=0) if PAIRS else zr
+    zr += tl.sum(in_eighths(re) + in_eighths(more), axis=0)
+    zi = zi + tl.sum(in_eighths(im) + in_eighths(more_im), axis=0) if PAIRS else zr
     return zr, zi
 
 

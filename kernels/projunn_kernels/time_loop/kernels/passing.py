@@ -1,0 +1,167 @@
+"""The time loop of one row of the batch, for a real W of which a multiprocessor holds a part.
+
+As `rows`, with M in four blocks
+
+    A B     N rows
+    C D     REST rows
+
+A and the even rows of B are in registers for all of time.  The rest is loaded again in each time step.
+It is small enough to stay in the cache of the multiprocessor, and its loads do not wait for the state.
+Every other row of a block is loaded and multiplied before the others: with all of them there were not
+enough registers.
+
+M is padded by zeros to (N + REST, N + REST), so that the addresses of a thread's numbers differ by
+constants, which takes no registers, and no load has a mask.
+"""
+
+import triton
+import triton.language as tl
+
+from projunn_kernels.language.tiles import load_range, store_range
+from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
+from projunn_kernels.time_loop.kernels.rows import in_eighths, load_bias, load_resets, reset_to_zero
+
+
+@triton.jit
+def _rows(m, k, u, EVERY: tl.constexpr, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """Rows k, k + EVERY.., K of them, and columns u.. of M."""
+    rows, columns = k + EVERY * tl.arange(0, K), u + tl.arange(0, U)
+    return tl.load(m + rows[:, None] * SIDE + columns[None, :], eviction_policy="evict_last")
+
+
+@triton.jit
+def _even_and_odd(h):
+    return tl.split(tl.reshape(h, (h.shape[0] // 2, 2)))
+
+
+@triton.jit
+def _passing(even, odd, m, k, u, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """Sums of every eighth term of ``h M``, of K rows k.. and columns u.. of M."""
+    sums = in_eighths(even[:, None] * _rows(m, k, u, 2, SIDE, K // 2, U))
+    return sums + in_eighths(odd[:, None] * _rows(m, k + 1, u, 2, SIDE, K // 2, U))
+
+
+@triton.jit
+def _product(h, g, m, a, b, N: tl.constexpr, REST: tl.constexpr):
+    """``(h, g) M`` of columns 0 to N - 1, as sums of every eighth term, and of the other columns."""
+    SIDE: tl.constexpr = N + REST
+    even, odd = _even_and_odd(h)
+    even_g, odd_g = _even_and_odd(g)
+    y = in_eighths(even[:, None] * b)
+    y += in_eighths(odd[:, None] * _rows(m, 1, N, 2, SIDE, N // 2, REST))
+    y = tl.sum(y + _passing(even_g, odd_g, m, N, N, SIDE, REST, REST), axis=0)
+    z = in_eighths(h[:, None] * a)
+    z = tl.sum(z + _passing(even_g, odd_g, m, N, 0, SIDE, REST, N), axis=0)
+    return z, y
+
+
+@triton.jit
+def forward_passing(
+    inputs,
+    initial,
+    m,
+    bias,
+    resets,
+    states,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    N: tl.constexpr,
+    REST: tl.constexpr,
+):
+    """``h_t = f(x_t + h_{t-1} M)`` with M = W^T; h_{t-1} is zero in it at a reset."""
+    start = tl.program_id(0).to(tl.int64) * n
+    stride = tl.cast(batch, tl.int64) * n
+    inputs += start
+    states += start
+    known = n
+    if resets is not None:  # those of the next step are loaded a step ahead
+        resets += tl.program_id(0)
+        known = tl.where(load_resets(resets, True), 0, n)
+    a, b = _rows(m, 0, 0, 1, N + REST, N, N), _rows(m, 0, N, 2, N + REST, N // 2, REST)
+    offset, more_offset = load_bias(bias, 0, n, F, N), load_bias(bias, N, n, F, REST)
+    h, _ = load_range(initial + start, 0, known, N, False)
+    g, _ = load_range(initial + start, N, known, REST, False)
+    for t in range(steps):
+        x, _ = load_range(inputs, 0, n, N, False)
+        more_x, _ = load_range(inputs, N, n, REST, False)
+        if resets is not None:
+            resets += batch
+            reset = load_resets(resets, t + 1 < steps)
+        z, y = _product(h, g, m, a, b, N, REST)
+        h, _ = activate(x + z, z, offset, F, False)
+        g, _ = activate(more_x + y, y, more_offset, F, False)
+        store_range(states, 0, n, h, h, N, False)
+        store_range(states, N, n, g, g, REST, False)
+        if resets is not None:
+            h, _ = reset_to_zero(h, h, reset, False)
+            g, _ = reset_to_zero(g, g, reset, False)
+        inputs += stride
+        states += stride
+
+
+@triton.jit
+def backward_passing(
+    grad,
+    states,
+    m,
+    bias,
+    resets,
+    grad_inputs,
+    grad_initial,
+    partial,
+    steps,
+    batch,
+    n,
+    F: tl.constexpr,
+    N: tl.constexpr,
+    REST: tl.constexpr,
+):
+    """``d_t = f'(h_t) (g_t + d_{t+1} M)`` with M = W, and ``d_1 M``.
+
+    At a reset before step t + 1 there is zero in the place of d_{t+1} M.
+    """
+    start = tl.program_id(0).to(tl.int64) * n
+    stride = tl.cast(batch, tl.int64) * n
+    last = start + (steps - 1) * stride
+    grad += last
+    states += last
+    grad_inputs += last
+    grad_initial += start
+    partial += start
+    if resets is not None:
+        resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0)
+    a, b = _rows(m, 0, 0, 1, N + REST, N, N), _rows(m, 0, N, 2, N + REST, N // 2, REST)
+    offset, more_offset = load_bias(bias, 0, n, F, N), load_bias(bias, N, n, F, REST)
+    d, e = tl.zeros((N,), tl.float32), tl.zeros((REST,), tl.float32)
+    total, more_total = tl.zeros((N,), tl.float32), tl.zeros((REST,), tl.float32)
+    # The last turn, with g = 0, has the gradient of h_0.
+    for t in range(steps + 1):
+        there = tl.where(t < steps, n, 0)
+        target = tl.where(t < steps, grad_inputs, grad_initial)
+        g, _ = load_range(grad, 0, there, N, False)
+        more_g, _ = load_range(grad, N, there, REST, False)
+        h, _ = load_range(states, 0, there, N, False)
+        more_h, _ = load_range(states, N, there, REST, False)
+        if resets is not None:
+            reset = load_resets(resets, t < steps)
+            resets -= batch
+        z, y = _product(d, e, m, a, b, N, REST)
+        z, y = g + z, more_g + y
+        d, _, along = activation_gradient(z, z, h, h, offset, F, False)
+        e, _, more_along = activation_gradient(y, y, more_h, more_h, more_offset, F, False)
+        d, e = tl.where(t < steps, d, z), tl.where(t < steps, e, y)
+        total += along
+        more_total += more_along
+        store_range(target, 0, n, d, d, N, False)
+        store_range(target, N, n, e, e, REST, False)
+        if resets is not None:
+            d, _ = reset_to_zero(d, d, reset, False)
+            e, _ = reset_to_zero(e, e, reset, False)
+        grad -= stride
+        states -= stride
+        grad_inputs -= stride
+    if F == MODRELU:
+        store_range(partial, 0, n, total, total, N, False)
+        store_range(partial, N, n, more_total, more_total, REST, False)
