@@ -188,13 +188,14 @@ def _overlapped(configs: list[Config], device: Device) -> list[Config]:
 
 
 def _small(problem: Problem, config: Config) -> Problem:
-    """A tile of rows and a tail; W as it is where it is held.
+    """A tile of rows and a tail; W as it is where a program has all of it.
 
     Else it has two tiles of units and a tail, and more panels than are in flight at once: what a loop
     does between its first and its last turns is then compared too.
     """
     panels = (config.stages + 1) * config.depth
-    n = problem.n if config.hold else max(2 * config.columns, panels) + 7
+    whole = config.hold or config.rows == 1
+    n = problem.n if whole else max(2 * config.columns, panels) + 7
     return Problem(problem.operation, problem.pairs, problem.k, config.rows + 3, n, 1)
 
 
