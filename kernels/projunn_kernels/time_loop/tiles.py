@@ -219,16 +219,16 @@ def _standard(name: str) -> list[Problem]:
         Problem(name, pairs, k, 128, n, 1)
         for k in (1, 2)
         for pairs in (False, True)
-        for n in (64, 128, 190, 512, 1024)
+        for n in (64, 128, 190, 256, 512, 1024)
     ]
 
 
 def _compiled(name: str) -> list[Problem]:
-    """A batch of 128 is for the rows, one of 4096 for the blocks; 512 units are for the panels.
+    """A batch of 128 is for the rows, one of 4096 for the blocks; 512 units are for a launch a step.
 
     A batch of one is a constant for Triton.
     """
-    rows = [(1, 128, n) for n in (190, 5, 33, 64, 128, 192, 512)]
+    rows = [(1, 128, n) for n in (190, 5, 33, 64, 128, 192, 250, 256, 512)]
     blocks = [(1, 4096, n) for n in (5, 33, 64, 128, 190, 512)]
     return sizes(name, [*rows, *blocks, (1, 1, 64)], (1, 2))
 
