@@ -142,7 +142,7 @@ def recurrence_step_backward_kernel(
     for the bias of modReLU are added to ``partial`` (tall / BB, n).
     """
     after_the_step_before(OVERLAP)
-    EARLY: tl.constexpr = BB * BN < 2048  # larger tiles would not leave registers for the product
+    EARLY: tl.constexpr = BB * BN < 1024  # larger tiles would not leave registers for the product
     row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
     rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
     if EARLY:
