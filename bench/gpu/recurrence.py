@@ -26,7 +26,7 @@ STEPS, BATCH, INPUTS = 1000, 128, 10
 # The first two stand for the rest where the run is cut.
 UNITS = (190, 512, 64, 128, 256, 1024)
 OURS, CUDNN, PUBLISHED = "UnitaryRNN", "cuDNN nn.RNN", "published loop"
-LONG = (33, 64, 190, 512)  # units whose gradients are checked over T = 50 too
+LONG = (33, 64, 190, 256, 512)  # units whose gradients are checked over T = 50 too
 ROWS = 18  # of the batch in checks: kernels of one row a program where W fits
 MANY_ROWS = 700  # more than such kernels take on most GPUs
 ENDLESS = 10_000  # time steps of the check of norms
@@ -34,7 +34,7 @@ ENDLESS = 10_000  # time steps of the check of norms
 
 def checks(on: Machine, small: bool) -> list[Case]:
     """All states and gradients, by the error of float32 PyTorch."""
-    sizes = (5, 33) if small or on.dry else (5, 33, 64, 190, 512)
+    sizes = (5, 33) if small or on.dry else (5, 33, 64, 190, 256, 512)
     found = []
     for n in sizes:
         for pairs in (False, True):
@@ -48,7 +48,7 @@ def checks(on: Machine, small: bool) -> list[Case]:
     for n in (33,) if small or on.dry else (33, 128, 190):
         found += [_case(on, n, pairs, "modrelu", 6, MANY_ROWS) for pairs in (False, True)]
     if not small:
-        found += [_norms_case(on, n, pairs) for n in (64, 190, 512) for pairs in (False, True)]
+        found += [_norms_case(on, n, pairs) for n in (64, 190, 256, 512) for pairs in (False, True)]
     return found
 
 
