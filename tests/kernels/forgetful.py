@@ -6,8 +6,8 @@ Run as a program, without Triton's interpreter, it prints what `projunn_kernels.
 import triton
 import triton.language as tl
 
-from projunn_kernels.time_loop.kernels.blocks import load_columns, store_columns
-from projunn_kernels.time_loop.kernels.panels import add_panels
+from projunn_kernels.language.tiles import load_tile
+from projunn_kernels.time_loop.kernels.blocks import add_product, load_columns, store_columns
 from projunn_kernels.tuning.carried import forgotten_of
 
 
@@ -101,10 +101,10 @@ def is_the_old_backward_time_loop(source, target, n):
     for _t in range(n):  # forgets following
         for first in range(0, n, 16):
             gr, gi = load_columns(source, first, batch, n, 16, 16, False)
-            gr, gi = add_panels(
-                gr, gi, w, following, first, batch, n, depth, True, False, 16, 16, 16, tl.float32,
-                "ieee", 1,
-            )  # fmt: skip
+            for k in range(0, depth, 16):
+                mr, mi = load_tile(w, first + tl.arange(0, 16), k, n, n, 16, False)
+                hr, hi = load_columns(following, k, batch, n, 16, 16, False)
+                gr, gi = add_product(gr, gi, mr, mi, hr, hi, False, "ieee")
             store_columns(target, first, batch, n, gr, gi, 16, 16, False)
         tl.debug_barrier()
         following = target
@@ -113,9 +113,10 @@ def is_the_old_backward_time_loop(source, target, n):
         target -= plane
     for first in range(0, n, 16):
         gr, gi = tl.zeros((16, 16), tl.float32), tl.zeros((16, 16), tl.float32)
-        gr, gi = add_panels(
-            gr, gi, w, following, first, batch, n, n, True, False, 16, 16, 16, tl.float32, "ieee", 1
-        )
+        for k in range(0, n, 16):
+            mr, mi = load_tile(w, first + tl.arange(0, 16), k, n, n, 16, False)
+            hr, hi = load_columns(following, k, batch, n, 16, 16, False)
+            gr, gi = add_product(gr, gi, mr, mi, hr, hi, False, "ieee")
         store_columns(grad_initial, first, batch, n, gr, gi, 16, 16, False)
 
 

@@ -63,29 +63,6 @@ def drawn():
     return torch.randn(STEPS, BATCH, UNITS), torch.randn(STEPS, BATCH, UNITS), torch.eye(UNITS)
 
 
-def test_forward_on_tensor_cores(noted, resets):
-    inputs, (initial, *_), weight = drawn()
-    with matmul_precision("high"):
-        states = launch.forward(inputs, initial, weight, None, "relu", resets)
-    made = noted["recurrence_kernel"].launches
-    assert places(one["inputs"] for one in made) == places(inputs)
-    assert places(one["states"] for one in made) == places(states)
-    assert places(one["initial"] for one in made) == places([initial, *states[:-1]])
-    assert places(one["resets"] for one in made) == places([None] * STEPS if resets is None else resets)
-
-
-def test_backward_on_tensor_cores(noted, resets):
-    grad, states, weight = drawn()
-    with matmul_precision("high"):
-        by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
-    made = noted["recurrence_backward_kernel"].launches
-    for name, tensor in {"grad": grad, "states": states, "grad_inputs": by_inputs}.items():
-        assert places(one[name] for one in made) == places([*tensor][::-1])
-    assert places(one["grad_initial"] for one in made[1:]) == places([*by_inputs][:0:-1])
-    cuts = [None] * STEPS if resets is None else [resets[-1], *[*resets][:0:-1]]
-    assert places(one["resets"] for one in made) == places(cuts)
-
-
 def assert_alternates(made):
     """What a step writes is what the next one reads, and two places are enough."""
     before, after = ([*places(one[name] for one in made)] for name in ("before", "after"))
@@ -93,9 +70,11 @@ def assert_alternates(made):
     assert len({*before, *after}) == 2
 
 
-def test_forward_in_float32(noted, resets):
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_forward(noted, resets, precision):
     inputs, (initial, *_), weight = drawn()
-    states = launch.forward(inputs, initial, weight, None, "relu", resets)
+    with matmul_precision(precision):
+        states = launch.forward(inputs, initial, weight, None, "relu", resets)
     made = noted["recurrence_step_kernel"].launches
     assert places(one["inputs"] for one in made) == places(inputs)
     assert places(one["states"] for one in made) == places(states)
@@ -103,9 +82,11 @@ def test_forward_in_float32(noted, resets):
     assert_alternates(made)
 
 
-def test_backward_in_float32(noted, resets):
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_backward(noted, resets, precision):
     grad, states, weight = drawn()
-    by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
+    with matmul_precision(precision):
+        by_inputs, *_ = launch.backward(grad, states, weight, None, "relu", resets)
     made = noted["recurrence_step_backward_kernel"].launches
     for name, tensor in {"grad": grad, "states": states, "grad_inputs": by_inputs}.items():
         assert places(one[name] for one in made) == places([*tensor][::-1])

@@ -19,13 +19,7 @@ from projunn_kernels.sketching import sketch
 from projunn_kernels.time_loop.arguments import RecurrenceBackward, numbers
 from projunn_kernels.time_loop.kernels import recurrence_backward_kernel, recurrence_kernel
 from projunn_kernels.time_loop.kernels.activation import IDENTITY, MODRELU, RELU, TANH
-from projunn_kernels.time_loop.stepping import (
-    backward_in_float32,
-    backward_on_tensor_cores,
-    forward_in_float32,
-    forward_on_tensor_cores,
-    terms_of_a_warp,
-)
+from projunn_kernels.time_loop.stepping import backward_by_steps, forward_by_steps, terms_of_a_warp
 from projunn_kernels.time_loop.sums import TimeSums
 
 CODES = {
@@ -139,22 +133,23 @@ def _config(
 
 
 def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, object]:
-    overlap = config.overlap and not interpreting()
+    overlap = _by_steps(config) and config.overlap and not interpreting()
     shared = {
         "F": CODES[nonlinearity],
         "PAIRS": weight.ndim == 3,
         "BB": config.rows,
         "BN": config.columns,
+        "PRECISION": "ieee" if product_setting(weight.dtype) == "highest" else "tf32",
+    } | options(config.warps, overlap=overlap)
+    if not _by_steps(config):
+        rest = _rest(config, len(weight))
+        return shared | {"BK": rest, "HOLD": config.hold, "OPERAND": _operand(weight.dtype)}
+    in_float32 = _in_float32(weight)
+    return shared | {
+        "BK": terms_of_a_warp(config) if in_float32 else config.depth,
+        "SPLITS": config.warps if in_float32 else 0,
         "STAGES": config.stages,
         "OVERLAP": overlap,
-    } | options(config.warps, overlap=overlap)
-    if _by_steps(config) and _in_float32(weight):
-        return shared | {"BK": terms_of_a_warp(config), "SPLITS": config.warps}
-    return shared | {
-        "BK": config.depth if _by_steps(config) else _rest(config, len(weight)),
-        "HOLD": config.hold,
-        "OPERAND": _operand(weight.dtype),
-        "PRECISION": "ieee" if product_setting(weight.dtype) == "highest" else "tf32",
     }
 
 
@@ -207,8 +202,7 @@ def forward(
     shared = {"bias": weight if bias is None else bias, "batch": batch, "n": n} | constants
     resets = _of_all_programs(resets, config.rows)
     if _by_steps(config):
-        write = forward_in_float32 if _in_float32(weight) else forward_on_tensor_cores
-        write(config, shared, inputs, initial, weight, resets, states)
+        forward_by_steps(config, shared, inputs, initial, weight, resets, states)
         return states
     launch(
         recurrence_kernel,
@@ -246,8 +240,7 @@ def backward(
     shared |= {"partial": sums}
     padded = _of_all_programs(resets, config.rows)
     if _by_steps(config):
-        write = backward_in_float32 if _in_float32(weight) else backward_on_tensor_cores
-        write(config, shared, grad, states, weight, padded, grad_inputs)
+        backward_by_steps(config, shared, grad, states, weight, padded, grad_inputs)
         following = grad_inputs[0]
         single = weight if weight.dtype == torch.float32 else weight.float()
         rows, w = numbers(single, following.to(single.dtype), single)

@@ -13,14 +13,14 @@ forward step t, and d_t conj(W) in the backward step t - 1; for t = 1 these are 
 Where W is held, the resets of a step are loaded while the product of the step before is made.  Then what
 goes on to the next step is zero, and what is stored stays.
 
-No program waits for another.  There are five forms.  In the first three a launch is the whole loop,
+No program waits for another.  There are four forms.  In the first three a launch is the whole loop,
 because the rows of a batch have nothing to do with each other: a program takes BB of them through all
 of time, and holds W (HOLD).  A program of one row (BB = 1) has it in registers and multiplies matrix by
 vector in float32 (`rows`); it may have a part of W in its multiprocessor's cache (`passing`, not HOLD).
 A program of 8 or 16 rows has it as the first operand of products on tensor cores (`blocks`).  What
-global memory sees is x and h alone.  Where W does not fit a multiprocessor, a launch is
-one step, whose programs share rows and units, and W passes in panels from L2: to tensor cores
-(`panels`) or, if products are to be float32's, to multiply-adds (`float32`, kernels of their own).
+global memory sees is x and h alone.  Where W does not fit a multiprocessor, or where many rows are to be
+multiplied in float32, a launch is one step, whose programs share rows and units (`every_step`, kernels of
+their own).
 
 The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
 is the same in every run: partial sums (programs, n), added up elsewhere.
@@ -30,11 +30,10 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.time_loop.kernels.blocks import backward_block, forward_block
-from projunn_kernels.time_loop.kernels.float32 import (
+from projunn_kernels.time_loop.kernels.every_step import (
     recurrence_step_backward_kernel,
     recurrence_step_kernel,
 )
-from projunn_kernels.time_loop.kernels.panels import backward_panels, forward_panels
 from projunn_kernels.time_loop.kernels.passing import backward_passing, forward_passing
 from projunn_kernels.time_loop.kernels.rows import backward_row, forward_row
 
@@ -65,28 +64,19 @@ def recurrence_kernel(
     HOLD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1, padded if it is not held.
 
-    If BB = 1 or W is held, BN units have a tile and the BK that follow, if any, have another.  Else
-    the grid is (batch / BB, n / BN), a launch is one step, from the states ``initial``, and W comes
-    in panels (BN, BK).  OVERLAP concerns these launches only.
+    BN units have a tile and the BK that follow, if any, have another.
     """
     if BB == 1 and not HOLD:
         forward_passing(inputs, initial, w, bias, resets, states, steps, batch, n, F, BN, BK)
     elif BB == 1:
         forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
-    elif HOLD:
+    else:
         forward_block(
             inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BB, BN, BK, OPERAND,
             PRECISION,
-        )  # fmt: skip
-    else:
-        forward_panels(
-            inputs, initial, w, bias, resets, states, batch, n, F, PAIRS, BB, BN, BK, OPERAND, PRECISION,
-            STAGES, OVERLAP,
         )  # fmt: skip
 
 
@@ -111,14 +101,10 @@ def recurrence_backward_kernel(
     HOLD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """Grid (batch / BB,).  ``w`` is W^T, but W if BB = 1, padded if it is not held.
 
-    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.  If BB > 1 and W is not held, the
-    grid is (batch / BB, n / BN), a launch is one step t, ``grad_initial`` is what it reads, d_{t+1},
-    ``resets`` are those of t + 1, and what ``partial`` has is added to.
+    ``partial`` (batch / BB, n) gets the sums for the bias of modReLU.
     """
     if BB == 1 and not HOLD:
         backward_passing(
@@ -129,13 +115,8 @@ def recurrence_backward_kernel(
             grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
             BN, BK,
         )  # fmt: skip
-    elif HOLD:
+    else:
         backward_block(
             grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
             BB, BN, BK, OPERAND, PRECISION,
-        )  # fmt: skip
-    else:
-        backward_panels(
-            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, batch, n, F, PAIRS, BB,
-            BN, BK, OPERAND, PRECISION, STAGES, OVERLAP,
         )  # fmt: skip
