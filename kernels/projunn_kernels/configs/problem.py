@@ -20,9 +20,9 @@ class Config:
     """A launch: tiles of rows x columns numbers, warps a program.
 
     ``hold``: (rotate_rows) whole rows stay in registers; (recurrence) W stays on the multiprocessor.
-    ``depth``, ``stages``: (recurrence) columns of a panel of W, and one more than are in flight; (Fourier
-    transforms) ``stages`` programs share a multiprocessor, and ``columns`` are the points of a slice, or
-    1 if planes are whole.
+    ``depth``, ``stages``: (recurrence) columns of a panel of W, and one more than are in flight;
+    (Fourier transforms) ``stages`` programs share a multiprocessor, and ``columns`` are the points of a
+    slice, or 1 if planes are whole.
     ``overlap``: (recurrence) the launch of a time step begins before that of the step before it ends.
     """
 

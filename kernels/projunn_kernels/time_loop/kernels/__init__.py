@@ -18,9 +18,9 @@ because the rows of a batch have nothing to do with each other: a program takes 
 of time, and holds W (HOLD).  A program of one row (BB = 1) has it in registers and multiplies matrix by
 vector in float32 (`rows`); it may have a part of W in its multiprocessor's cache (`passing`, not HOLD).
 A program of 8 or 16 rows has it as the first operand of products on tensor cores (`blocks`).  What
-global memory sees is x and h alone.  Where W does not fit a multiprocessor, or where many rows are to be
-multiplied in float32, a launch is one step, whose programs share rows and units (`every_step`, kernels of
-their own).
+global memory sees is x and h alone.  Where W does not fit a multiprocessor, or where many rows are to
+be multiplied in float32, a launch is one step, whose programs share rows and units (`every_step`,
+kernels of their own).
 
 The gradient of the modReLU bias is summed over time and rows by the program that has them, so that it
 is the same in every run: partial sums (programs, n), added up elsewhere.

@@ -5,8 +5,8 @@ W and the states of before come from L2 in panels of K terms of the sums, some o
 that both are stored once more, the states by the step before: complex numbers as a plane of real parts
 and one of imaginary parts, padded by zeros, so that no load has a mask.
 
-**On tensor cores** (SPLITS = 0) M is stored as it is and the states as rows, so that neighbours in memory
-are terms of one sum.
+**On tensor cores** (SPLITS = 0) M is stored as it is and the states as rows, so that neighbours in
+memory are terms of one sum.
 
 **In float32** the products are multiply-adds, each of them rounded: tensor cores cut off what does not
 fit their sums, which makes a state smaller in each of thousands of steps.  They take no more
