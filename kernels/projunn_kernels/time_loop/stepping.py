@@ -18,42 +18,50 @@ def terms_of_a_warp(config: Config) -> int:
 
 
 class Panels:
-    """What steps read in panels (`kernels.every_step`): M, and h_{t-1} and h_t by turns.
+    """What steps read in panels (`kernels.every_step`): M, h_0, and h_{t-1} and h_t by turns.
 
     All is padded by zeros to whole tiles.  Complex numbers have a plane for real parts and another for
     imaginary parts.
 
     Args:
-        matrix: M (n, n), in pairs (n, n, 2) if complex.
-        batch: how many rows h has.
+        matrix: M, as planes (., n, n).
+        first: h_0, as planes (., batch, n).
         transposed: whether M^T and columns h are stored.
     """
 
-    def __init__(self, config: Config, matrix: Tensor, batch: int, transposed: bool) -> None:
-        planes = _planes(matrix, transposed)
+    def __init__(self, config: Config, matrix: Tensor, first: Tensor, transposed: bool) -> None:
         panel = terms_of_a_warp(config) * config.warps if transposed else config.depth
-        tile, least = max(config.columns, panel), max(16, config.rows)
-        padded, tall = -(-len(matrix) // tile) * tile, -(-batch // least) * least
-        # the interpreter cannot multiply bfloat16
-        rounded = matrix.dtype == torch.bfloat16 and interpreting()
-        empty = matrix.new_zeros((), dtype=torch.float32 if rounded else matrix.dtype)
-        self.transposed = transposed
-        self.matrix = empty.new_zeros(len(planes), padded, padded)
-        self.matrix[:, : len(matrix), : len(matrix)] = planes
-        shape = (padded, tall) if transposed else (tall, padded)
-        self.states = empty.new_zeros(2, len(planes), *shape)
-        self.arguments = {"m": self.matrix, "padded": padded, "tall": tall}
-
-    def start(self, state: Tensor) -> None:
-        """Let h_0 be ``state`` (batch, n)."""
-        planes = _planes(state, self.transposed)
-        self.states[0, :, : planes.shape[1], : planes.shape[2]] = planes
+        padded = _round_up(matrix.shape[1], max(config.columns, panel))
+        tall = _round_up(first.shape[1], max(16, config.rows))
+        shape = (tall, padded)
+        if transposed:
+            matrix, first, shape = matrix.mT, first.mT, shape[::-1]
+        self.first = _padded(first, *shape)
+        is_whole = first.shape[1:] == shape
+        make = self.first.new_empty if is_whole else self.first.new_zeros
+        self.states = make(2, len(first), *shape)
+        self.arguments = {"m": _padded(matrix, padded, padded), "padded": padded, "tall": tall}
 
 
-def _planes(numbers: Tensor, transposed: bool) -> Tensor:
-    """Numbers (., .), or pairs (., ., 2), as one or two planes, each transposed or not."""
-    planes = numbers.movedim(-1, 0) if numbers.ndim == 3 else numbers[None]
-    return planes.mT if transposed else planes
+def _round_up(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
+
+
+def _planes(numbers: Tensor) -> Tensor:
+    """Numbers (., .), or pairs (., ., 2), as one or two planes."""
+    return numbers.movedim(-1, 0) if numbers.ndim == 3 else numbers[None]
+
+
+def _padded(planes: Tensor, rows: int, columns: int) -> Tensor:
+    """Planes padded by zeros, contiguous and aligned; themselves, if they are that."""
+    if planes.dtype == torch.bfloat16 and interpreting():
+        planes = planes.float()  # which is all that the interpreter can multiply
+    if planes.shape[1:] == (rows, columns):
+        planes = planes.contiguous()
+        return planes if planes.data_ptr() % 16 == 0 else planes.clone()
+    padded = planes.new_zeros(len(planes), rows, columns)
+    padded[:, : planes.shape[1], : planes.shape[2]] = planes
+    return padded
 
 
 def forward_by_steps(
@@ -66,15 +74,14 @@ def forward_by_steps(
     states: Tensor,
 ) -> None:
     """Write all states; ``shared`` are the arguments of every launch that are known."""
-    panels = Panels(config, weight, len(initial), shared["SPLITS"] > 0)
-    panels.start(initial)
+    panels = Panels(config, _planes(weight), _planes(initial), shared["SPLITS"] > 0)
     run = _every_step(recurrence_step_kernel, config, states[0], shared | panels.arguments)
     tensors = inputs, states, panels.states, resets
     x, h, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
-    for t in range(len(states)):
+    run(inputs=x[0], states=h[0], before=panels.first, after=both[1], resets=cuts[0])
+    x, h, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
+    for t in range(1, len(states)):
         run(inputs=x[t], states=h[t], before=both[t % 2], after=both[1 - t % 2], resets=cuts[t])
-        if t == 0:
-            x, h, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
 
 
 def backward_by_steps(
@@ -87,21 +94,25 @@ def backward_by_steps(
     grad_inputs: Tensor,
 ) -> None:
     """Write the gradients of all inputs."""
-    panels = Panels(config, weight.transpose(0, 1), states.shape[1], shared["SPLITS"] > 0)
+    adjoint = _planes(weight.transpose(0, 1))
     if weight.ndim == 3:
-        panels.matrix[1].neg_()
+        adjoint = torch.stack((adjoint[0], -adjoint[1]))
+    none = torch.zeros_like(_planes(states[0]))
+    panels = Panels(config, adjoint, none, shared["SPLITS"] > 0)
     run = _every_step(recurrence_step_backward_kernel, config, states[0], shared | panels.arguments)
     tensors = grad, states, grad_inputs, panels.states, resets
     g, h, d, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
     last = len(states) - 1
-    for t in range(last, -1, -1):
-        cut = cuts[min(t + 1, last)]  # that of the first launch cuts a gradient that is zero
+    run(
+        grad=g[last], states=h[last], grad_inputs=d[last], before=panels.first,
+        after=both[1 - last % 2], resets=cuts[last],
+    )  # fmt: skip
+    g, h, d, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
+    for t in range(last - 1, -1, -1):
         run(
             grad=g[t], states=h[t], grad_inputs=d[t], before=both[t % 2], after=both[1 - t % 2],
-            resets=cut,
+            resets=cuts[t + 1],
         )  # fmt: skip
-        if t == last:
-            g, h, d, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
 
 
 def _every_step(
