@@ -78,7 +78,7 @@ def _block(problem: Problem, device: Device) -> Config | None:
 def _panels(problem: Problem, device: Device) -> Config:
     """A launch a step: programs for all multiprocessors; if there are more, larger ones."""
     rows, columns = 16, 16
-    while columns < _most_columns(problem) and (
+    while columns < min(_most_columns(problem), _tile(problem.n)) and (
         _programs(problem, rows, 2 * columns) >= device.processors * 3 // 4
     ):
         columns *= 2

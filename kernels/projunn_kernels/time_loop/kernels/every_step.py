@@ -14,6 +14,8 @@ instructions than three TF32 products of halves of numbers do.  Each of SPLITS w
 panel and all of the tile, so that a thread multiplies 4 x 4 numbers with two loads from shared memory.
 M is stored as M^T and the states as columns, so that the numbers of such a load are neighbours.
 
+What is added to the product is loaded EARLY, before it, where it leaves enough registers.
+
 With OVERLAP the programs of a step are set up while those of the step before still run, and wait for
 all of them to end before they read or write anything (programmatic dependent launch, from sm_90 on).
 """
@@ -128,11 +130,16 @@ def recurrence_step_kernel(
     _after_the_step_before(OVERLAP)
     row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
     rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
-    xr, xi = load_columns(inputs + start, first, rows, n, BB, BN, PAIRS)
-    offset = load_bias(bias, first, n, F, BN)[:, None]
+    EARLY: tl.constexpr = BB * BN * (2 if PAIRS else 1) < 1024
+    if EARLY:
+        xr, xi = load_columns(inputs + start, first, rows, n, BB, BN, PAIRS)
     zr, zi = _product(
         m, before, first, row, n, padded, tall, PAIRS, BB, BN, BK, SPLITS, PRECISION, STAGES
     )
+    if not EARLY:
+        tl.debug_barrier()  # or the compiler would load before the product
+        xr, xi = load_columns(inputs + start, first, rows, n, BB, BN, PAIRS)
+    offset = load_bias(bias, first, n, F, BN)[:, None]
     if resets is not None:
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     hr, hi = activate(xr + zr, xi + zi, offset, F, PAIRS)
@@ -171,7 +178,7 @@ def recurrence_step_backward_kernel(
     for the bias of modReLU are added to ``partial`` (batch / BB, n).
     """
     _after_the_step_before(OVERLAP)
-    EARLY: tl.constexpr = BB * BN < 1024  # larger tiles would not leave registers for the product
+    EARLY: tl.constexpr = BB * BN * (2 if PAIRS else 1) < 1024
     row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
     rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
     if EARLY:
