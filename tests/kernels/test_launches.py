@@ -268,7 +268,8 @@ def test_all_of_time_is_one_launch_each_way(kernels, launches):
 
 def test_a_step_is_a_launch_where_no_program_holds_w(kernels, launches):
     loop(kernels, 70, Config(16, 32, 4, depth=32))
-    assert launches == [("recurrence", 9)] * 7 + [("recurrence_backward", 9)] * 7  # 3 of rows, of units
+    names = "recurrence_step", "recurrence_step_backward"
+    assert launches == [(name, 9) for name in names for _ in range(7)]  # 3 of rows, of units
 
 
 def loop(kernels, n, config):

@@ -32,7 +32,7 @@ def form(config):
 
 
 def compare(kernels, configs, complex_, nonlinearity, steps, batch, n, k=1):
-    """With k = 2 products of steps are made on tensor cores, which a GPU rounds to TF32; else in float32.
+    """With k = 2 products of steps are made on tensor cores, which rounds them to TF32 on a GPU.
 
     Where they are rounded nothing jumps: it would be chance on which side a number is.
     """
