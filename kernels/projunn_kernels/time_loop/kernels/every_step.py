@@ -56,6 +56,7 @@ def _product(
 ):
     """Units first.. and rows row.. of ``M H``."""
     units, rows = first + tl.arange(0, N), row + tl.arange(0, BB)
+    tall = tl.cast(tall, tl.int64)  # a state may have more than 2**31 numbers
     if SPLITS:
         k = tl.arange(0, SPLITS)[:, None] * K + tl.arange(0, K)[None, :]
         m += k[:, None, :] * padded + units[None, :, None]
@@ -93,6 +94,7 @@ def _store_again(
 ):  # fmt: skip
     """Units first.. and rows row.. of H."""
     units, rows = first + tl.arange(0, N), row + tl.arange(0, BB)
+    tall = tl.cast(tall, tl.int64)  # a state may have more than 2**31 numbers
     h += units[:, None] * tall + rows[None, :] if SPLITS else units[:, None] + rows[None, :] * padded
     tl.store(h, re)
     if PAIRS:
@@ -128,8 +130,8 @@ def recurrence_step_kernel(
     h_{t-1} and h_t, (tall, padded), in float32 (padded, tall); ``states`` (batch, n) is h_t.
     """
     _after_the_step_before(OVERLAP)
-    row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
-    rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
+    row, first = tl.program_id(0).to(tl.int64) * BB, tl.program_id(1) * BN
+    rows, start = batch - row, row * n * (2 if PAIRS else 1)
     EARLY: tl.constexpr = BB * BN * (2 if PAIRS else 1) < 1024
     if EARLY:
         xr, xi = load_columns(inputs + start, first, rows, n, BB, BN, PAIRS)
@@ -179,8 +181,8 @@ def recurrence_step_backward_kernel(
     """
     _after_the_step_before(OVERLAP)
     EARLY: tl.constexpr = BB * BN * (2 if PAIRS else 1) < 1024
-    row, first = tl.program_id(0) * BB, tl.program_id(1) * BN
-    rows, start = batch - row, row.to(tl.int64) * n * (2 if PAIRS else 1)
+    row, first = tl.program_id(0).to(tl.int64) * BB, tl.program_id(1) * BN
+    rows, start = batch - row, row * n * (2 if PAIRS else 1)
     if EARLY:
         gr, gi = load_columns(grad + start, first, rows, n, BB, BN, PAIRS)
         hr, hi = load_columns(states + start, first, rows, n, BB, BN, PAIRS)
