@@ -51,15 +51,24 @@ def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.const
 
 
 @triton.jit
-def _terms(hr, hi, mr, mi, PAIRS: tl.constexpr):
-    """The terms ``h_k M_ku`` of ``h M`` for a row h."""
+def in_eighths(terms):
+    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
+    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
+
+
+@triton.jit
+def _sums(hr, hi, mr, mi, PAIRS: tl.constexpr):
+    """``h M`` for a row h, as sums of every eighth term.
+
+    Every product of real numbers has a sum of its own, so that an instruction multiplies and adds.
+    """
     hr = hr[:, None]
+    re = in_eighths(mr * hr)
     if PAIRS:
         hi = hi[:, None]
-        re = mr * hr - mi * hi
-        im = mr * hi + mi * hr
+        re -= in_eighths(mi * hi)
+        im = in_eighths(mr * hi) + in_eighths(mi * hr)
     else:
-        re = mr * hr
         im = re
     return re, im
 
@@ -67,25 +76,23 @@ def _terms(hr, hi, mr, mi, PAIRS: tl.constexpr):
 @triton.jit
 def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
     """``z + h M`` for rows z and h."""
-    re, im = _terms(hr, hi, mr, mi, PAIRS)
-    zr += tl.sum(re, axis=0)
-    zi = zi + tl.sum(im, axis=0) if PAIRS else zr
+    if PAIRS:
+        re, im = _sums(hr, hi, mr, mi, PAIRS)
+        zr += tl.sum(re, axis=0)
+        zi += tl.sum(im, axis=0)
+    else:
+        zr += tl.sum(mr * hr[:, None], axis=0)
+        zi = zr
     return zr, zi
-
-
-@triton.jit
-def in_eighths(terms):
-    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
-    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
 
 
 @triton.jit
 def _add_both(zr, zi, hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
     """``z + h M + g L``, with one exchange among threads for the two products."""
-    re, im = _terms(hr, hi, mr, mi, PAIRS)
-    more, more_im = _terms(gr, gi, lr, li, PAIRS)
-    zr += tl.sum(in_eighths(re) + in_eighths(more), axis=0)
-    zi = zi + tl.sum(in_eighths(im) + in_eighths(more_im), axis=0) if PAIRS else zr
+    re, im = _sums(hr, hi, mr, mi, PAIRS)
+    more, more_im = _sums(gr, gi, lr, li, PAIRS)
+    zr += tl.sum(re + more, axis=0)
+    zi = zi + tl.sum(im + more_im, axis=0) if PAIRS else zr
     return zr, zi
 
 
