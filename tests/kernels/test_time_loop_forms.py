@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import projunn
 from projunn_kernels import recurrence
+from projunn_kernels.backends import TooManyPrograms
 from projunn_kernels.configs import choice
 from projunn_kernels.configs.closed_form import candidates, closed_form
 from projunn_kernels.configs.problem import Config, Device, Problem
@@ -207,6 +208,16 @@ def drift(backend, device, complex_, steps, n):
         states = recurrence(*(t.float().to(device) for t in arguments), None, "identity")[0]
     states = states.cpu().double().reshape(steps, 2, -1)
     return ((states.norm(dim=-1) - exact) / exact).abs().max().item()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_beyond_the_addresses_of_a_step_is_left_to_pytorch(kernels, transposed):
+    """Kernels have its places in 32 bits: they read outside of memory from 46,341 units on."""
+    from projunn_kernels.time_loop.stepping import Panels
+
+    whole, one = torch.zeros(1, 1, 1).expand(1, 46_341, 46_341), torch.zeros(1, 1, 46_341)
+    with pytest.raises(TooManyPrograms):
+        Panels(Config(16, 32, 4, depth=64), whole, one, transposed)
 
 
 @pytest.mark.interpreter_only

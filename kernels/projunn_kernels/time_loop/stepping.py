@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn_kernels.backends import interpreting
+from projunn_kernels.backends import TooManyPrograms, interpreting
 from projunn_kernels.configs.problem import Config
 from projunn_kernels.launching import Launch, launch
 from projunn_kernels.time_loop.kernels import recurrence_step_backward_kernel, recurrence_step_kernel
@@ -27,11 +27,16 @@ class Panels:
         matrix: M, as planes (., n, n).
         first: h_0, as planes (., batch, n).
         transposed: whether M^T and columns h are stored.
+
+    Raises:
+        TooManyPrograms: M has 2^31 numbers or more, whose places a kernel has in 32 bits.
     """
 
     def __init__(self, config: Config, matrix: Tensor, first: Tensor, transposed: bool) -> None:
         panel = terms_of_a_warp(config) * config.warps if transposed else config.depth
         padded = _round_up(matrix.shape[1], max(config.columns, panel))
+        if padded**2 >> 31:
+            raise TooManyPrograms(f"a W of {padded} x {padded}, whose places a kernel has in 32 bits")
         tall = _round_up(first.shape[1], max(16, config.rows))
         shape = (tall, padded)
         if transposed:
