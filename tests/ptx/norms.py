@@ -1,6 +1,7 @@
 """How a state's norm changes in a time step without nonlinearity, by compiled kernels.
 
-An isometry keeps it; tensor cores, which cut sums off, do not: ``python -m tests.ptx.norms sm_90 512``.
+An isometry keeps it; tensor cores, which cut numbers and sums off, do not:
+``python -m tests.ptx.norms sm_90 512``.
 """
 
 import os
@@ -10,13 +11,14 @@ import torch
 
 import projunn
 from projunn_kernels import launching, recurrence
+from projunn_kernels.precision import matmul_precision
 from tests.ptx.__main__ import SCHEDULES, checks
 from tests.ptx.machine import Machine
 
 STEPS, ROWS = 10, 18
 
 
-def change(architecture: str, n: int, complex_: bool) -> float:
+def change(architecture: str, n: int, complex_: bool, precision: str) -> float:
     """The mean relative change in a step, of rows of the batch."""
     torch.manual_seed(0)
     dtype = torch.complex128 if complex_ else torch.float64
@@ -25,7 +27,8 @@ def change(architecture: str, n: int, complex_: bool) -> float:
     given = [torch.view_as_real(t) if complex_ else t for t in (initial, weight)]
     h, w = (t.float() for t in given)
     machine = Machine(architecture, SCHEDULES["descending"])
-    with projunn.backend("interpret"), launching.intercepted(machine):
+    executing = launching.intercepted(machine)
+    with projunn.backend("interpret"), executing, matmul_precision(precision):
         states, _ = recurrence(h.new_zeros(STEPS, *h.shape), h, w, None, "identity")
     exact = initial.flatten(1).norm(dim=-1)
     norms = states[-1].double().flatten(1).norm(dim=-1)
@@ -33,13 +36,14 @@ def change(architecture: str, n: int, complex_: bool) -> float:
 
 
 def main(architecture: str, sizes: list[str]) -> None:
-    """Print the change for real and complex states of some sizes."""
+    """Print the change for real and complex states of some sizes, in float32 and in TF32."""
     checks(architecture, ["polish"])  # imports the kernels, as what compiles them
     os.environ |= {"TRITON_INTERPRET": "1", "PROJUNN_SELFCHECK": "off"}
     for n in map(int, sizes or ["200"]):
         for complex_ in (False, True):
             kind = "complex" if complex_ else "real"
-            print(n, kind, f"{change(architecture, n, complex_):.1e}", flush=True)
+            found = [change(architecture, n, complex_, precision) for precision in ("highest", "high")]
+            print(n, kind, *(f"{one:.1e}" for one in found), flush=True)
 
 
 if __name__ == "__main__":

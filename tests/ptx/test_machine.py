@@ -201,11 +201,12 @@ def test_training_by_compiled_kernels_is_that_by_pytorch():
 
 @pytest.mark.requires("triton")
 def test_states_keep_their_norm_in_compiled_kernels():
-    """To less than a tenth of a float32's rounding a step, without a bias to smaller ones."""
+    """To a tenth of a float32's rounding a step; in TF32 as its rounding does, not 7e-4 smaller."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.ptx.norms", "sm_90", "200"]
+    command = [sys.executable, "-m", "tests.ptx.norms", "sm_90", "260"]
     found = subprocess.run(command, env=clean, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     rows = [line.split() for line in found.stdout.splitlines()]
-    assert [row[:2] for row in rows] == [["200", "real"], ["200", "complex"]]
+    assert [row[:2] for row in rows] == [["260", "real"], ["260", "complex"]]
     assert all(abs(float(row[2])) < 5e-9 for row in rows)
+    assert all(abs(float(row[3])) < 2e-5 for row in rows)

@@ -26,13 +26,14 @@ class Panels:
     Args:
         matrix: M, as planes (., n, n).
         first: h_0, as planes (., batch, n).
-        transposed: whether M^T and columns h are stored.
+        shared: the constants of the kernel: in float32 M^T and columns h are stored.
 
     Raises:
         TooManyPrograms: M has 2^31 numbers or more, whose places a kernel has in 32 bits.
     """
 
-    def __init__(self, config: Config, matrix: Tensor, first: Tensor, transposed: bool) -> None:
+    def __init__(self, config: Config, matrix: Tensor, first: Tensor, shared: dict[str, Any]) -> None:
+        transposed, precision = shared["SPLITS"] > 0, shared["PRECISION"]
         panel = terms_of_a_warp(config) * config.warps if transposed else config.depth
         padded = _round_up(matrix.shape[1], max(config.columns, panel))
         if padded**2 >> 31:
@@ -41,11 +42,12 @@ class Panels:
         shape = (tall, padded)
         if transposed:
             matrix, first, shape = matrix.mT, first.mT, shape[::-1]
-        self.first = _padded(first, *shape)
+        self.first = _for_tensor_cores(_padded(first, *shape), precision)
         is_whole = first.shape[1:] == shape
         make = self.first.new_empty if is_whole else self.first.new_zeros
         self.states = make(2, len(first), *shape)
-        self.arguments = {"m": _padded(matrix, padded, padded), "padded": padded, "tall": tall}
+        matrix = _for_tensor_cores(_padded(matrix, padded, padded), precision)
+        self.arguments = {"m": matrix, "padded": padded, "tall": tall}
 
 
 def _round_up(size: int, tile: int) -> int:
@@ -69,6 +71,14 @@ def _padded(planes: Tensor, rows: int, columns: int) -> Tensor:
     return padded
 
 
+def _for_tensor_cores(numbers: Tensor, precision: str) -> Tensor:
+    """As `kernels.blocks.for_tensor_cores` does it."""
+    if precision != "tf32":
+        return numbers
+    rounded = (numbers.view(torch.int32) + 0x1000).bitwise_and_(-0x2000).view(torch.float32)
+    return torch.where(numbers.isnan(), numbers, rounded)
+
+
 def forward_by_steps(
     config: Config,
     shared: dict[str, Any],
@@ -79,7 +89,7 @@ def forward_by_steps(
     states: Tensor,
 ) -> None:
     """Write all states; ``shared`` are the arguments of every launch that are known."""
-    panels = Panels(config, _planes(weight), _planes(initial), shared["SPLITS"] > 0)
+    panels = Panels(config, _planes(weight), _planes(initial), shared)
     run = _every_step(recurrence_step_kernel, config, states[0], shared | panels.arguments)
     tensors = inputs, states, panels.states, resets
     x, h, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)
@@ -103,7 +113,7 @@ def backward_by_steps(
     if weight.ndim == 3:
         adjoint = torch.stack((adjoint[0], -adjoint[1]))
     none = torch.zeros_like(_planes(states[0]))
-    panels = Panels(config, adjoint, none, shared["SPLITS"] > 0)
+    panels = Panels(config, adjoint, none, shared)
     run = _every_step(recurrence_step_backward_kernel, config, states[0], shared | panels.arguments)
     tensors = grad, states, grad_inputs, panels.states, resets
     g, h, d, both, cuts = (_by_step(tensor, run, len(states)) for tensor in tensors)

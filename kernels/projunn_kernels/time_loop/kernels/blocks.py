@@ -62,6 +62,18 @@ def known_rows(resets, rows, BB: tl.constexpr):
 
 
 @triton.jit
+def for_tensor_cores(x, PRECISION: tl.constexpr):
+    """x in TF32, if a product is, with ties away from zero; NaN stays NaN.
+
+    Tensor cores cut off what TF32 does not have.  That would make a state smaller in each step.
+    """
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True) + 0x1000
+        x = tl.where(x == x, (bits & -0x2000).to(tl.float32, bitcast=True), x)
+    return x
+
+
+@triton.jit
 def load_operand(
     m,
     first,
@@ -72,21 +84,23 @@ def load_operand(
     N: tl.constexpr,
     K: tl.constexpr,
     OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Rows first.. and columns k.. of M (n, n), conjugated if ``CONJUGATE``: (N, K)."""
     re, im = load_tile(m, first + tl.arange(0, N), k, n, n, K, PAIRS)
     if CONJUGATE:
         im = -im
+    re, im = for_tensor_cores(re, PRECISION), for_tensor_cores(im, PRECISION)
     return re.to(OPERAND), im.to(OPERAND)
 
 
 @triton.jit
 def add_product(re, im, mr, mi, hr, hi, PAIRS: tl.constexpr, PRECISION: tl.constexpr):
     """``Z + M H``, accumulated in float32."""
-    hr = hr.to(mr.dtype)
+    hr = for_tensor_cores(hr, PRECISION).to(mr.dtype)
     re = tl.dot(mr, hr, re, input_precision=PRECISION)
     if PAIRS:
-        hi = hi.to(mr.dtype)
+        hi = for_tensor_cores(hi, PRECISION).to(mr.dtype)
         im = tl.dot(mr, hi, im, input_precision=PRECISION)
         re = tl.dot(mi, -hi, re, input_precision=PRECISION)
         im = tl.dot(mi, hr, im, input_precision=PRECISION)
@@ -121,7 +135,7 @@ def forward_block(
     stride = tl.cast(batch, tl.int64) * n * WIDTH
     inputs += start
     states += start
-    ar, ai = load_operand(m, 0, 0, n, False, PAIRS, N, N, OPERAND)
+    ar, ai = load_operand(m, 0, 0, n, False, PAIRS, N, N, OPERAND, PRECISION)
     offset = load_bias(bias, 0, n, F, N)[:, None]
     known = rows
     if resets is not None:
@@ -131,9 +145,9 @@ def forward_block(
     hr, hi = load_columns(initial + start, 0, known, n, BB, N, PAIRS)
     zr, zi = load_columns(inputs, 0, rows, n, BB, N, PAIRS)
     if REST:
-        br, bi = load_operand(m, 0, N, n, False, PAIRS, N, REST, OPERAND)
-        cr, ci = load_operand(m, N, 0, n, False, PAIRS, REST, N, OPERAND)
-        dr, di = load_operand(m, N, N, n, False, PAIRS, REST, REST, OPERAND)
+        br, bi = load_operand(m, 0, N, n, False, PAIRS, N, REST, OPERAND, PRECISION)
+        cr, ci = load_operand(m, N, 0, n, False, PAIRS, REST, N, OPERAND, PRECISION)
+        dr, di = load_operand(m, N, N, n, False, PAIRS, REST, REST, OPERAND, PRECISION)
         more_offset = load_bias(bias, N, n, F, REST)[:, None]
         gr, gi = load_columns(initial + start, N, known, n, BB, REST, PAIRS)
         yr, yi = load_columns(inputs, N, rows, n, BB, REST, PAIRS)
@@ -199,7 +213,7 @@ def backward_block(
     grad_inputs += last
     grad_initial += start
     partial += tl.program_id(0).to(tl.int64) * n
-    ar, ai = load_operand(m, 0, 0, n, True, PAIRS, N, N, OPERAND)
+    ar, ai = load_operand(m, 0, 0, n, True, PAIRS, N, N, OPERAND, PRECISION)
     offset = load_bias(bias, 0, n, F, N)[:, None]
     dr = tl.zeros((N, BB), tl.float32)
     di = tl.zeros((N, BB), tl.float32)
@@ -207,9 +221,9 @@ def backward_block(
     zr, zi = load_columns(grad, 0, rows, n, BB, N, PAIRS)
     hr, hi = load_columns(states, 0, rows, n, BB, N, PAIRS)
     if REST:
-        br, bi = load_operand(m, 0, N, n, True, PAIRS, N, REST, OPERAND)
-        cr, ci = load_operand(m, N, 0, n, True, PAIRS, REST, N, OPERAND)
-        er, ei = load_operand(m, N, N, n, True, PAIRS, REST, REST, OPERAND)
+        br, bi = load_operand(m, 0, N, n, True, PAIRS, N, REST, OPERAND, PRECISION)
+        cr, ci = load_operand(m, N, 0, n, True, PAIRS, REST, N, OPERAND, PRECISION)
+        er, ei = load_operand(m, N, N, n, True, PAIRS, REST, REST, OPERAND, PRECISION)
         more_offset = load_bias(bias, N, n, F, REST)[:, None]
         fr = tl.zeros((REST, BB), tl.float32)
         fi = tl.zeros((REST, BB), tl.float32)

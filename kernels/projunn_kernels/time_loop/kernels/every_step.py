@@ -25,7 +25,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.blocks import load_columns, load_resets, store_columns
+from projunn_kernels.time_loop.kernels.blocks import (
+    for_tensor_cores,
+    load_columns,
+    load_resets,
+    store_columns,
+)
 from projunn_kernels.time_loop.kernels.rows import load_bias, reset_to_zero
 
 
@@ -90,15 +95,15 @@ def _product(
 @triton.jit
 def _store_again(
     h, first, row, padded, tall, re, im, PAIRS: tl.constexpr, BB: tl.constexpr, N: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Units first.. and rows row.. of H."""
     units, rows = first + tl.arange(0, N), row + tl.arange(0, BB)
     tall = tl.cast(tall, tl.int64)  # a state may have more than 2**31 numbers
     h += units[:, None] * tall + rows[None, :] if SPLITS else units[:, None] + rows[None, :] * padded
-    tl.store(h, re)
+    tl.store(h, for_tensor_cores(re, PRECISION))
     if PAIRS:
-        tl.store(h + padded * tall, im)
+        tl.store(h + padded * tall, for_tensor_cores(im, PRECISION))
 
 
 @triton.jit
@@ -146,7 +151,7 @@ def recurrence_step_kernel(
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     hr, hi = activate(xr + zr, xi + zi, offset, F, PAIRS)
     store_columns(states + start, first, rows, n, hr, hi, BB, BN, PAIRS)
-    _store_again(after, first, row, padded, tall, hr, hi, PAIRS, BB, BN, SPLITS)
+    _store_again(after, first, row, padded, tall, hr, hi, PAIRS, BB, BN, SPLITS, PRECISION)
 
 
 @triton.jit
@@ -198,7 +203,7 @@ def recurrence_step_backward_kernel(
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     zr, zi, along = activation_gradient(gr + zr, gi + zi, hr, hi, offset, F, PAIRS)
     store_columns(grad_inputs + start, first, rows, n, zr, zi, BB, BN, PAIRS)
-    _store_again(after, first, row, padded, tall, zr, zi, PAIRS, BB, BN, SPLITS)
+    _store_again(after, first, row, padded, tall, zr, zi, PAIRS, BB, BN, SPLITS, PRECISION)
     if F == MODRELU:
         units = first + tl.arange(0, BN)
         at = partial + tl.program_id(0).to(tl.int64) * n + units
