@@ -1,4 +1,4 @@
-"""Convolutions: transforms and products against float64; layers and ResNet9 against cuDNN.
+"""Convolutions: transforms, products and norms of layers; layers and ResNet9 against cuDNN.
 
 layers      forward and backward of ResNet9's layers on 256 images of CIFAR10's size, as a CUDA graph
             with nothing in cache: ours as users get it and on PyTorch's operations, in float32 and in
@@ -9,6 +9,7 @@ ResNet9     forward and backward, eager and compiled, with unitary and with plai
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ SHAPES = (
     ((32, 32), True, 64, 64, 64),
     ((8, 8), True, 64, 256, 256),
 )
+ALLOWED = {"highest": 2e-6, "high": 5e-4}  # of a norm, by a layer
 OURS, ON_TORCH = "UnitaryConv2d", "UnitaryConv2d on PyTorch"
 CUDNN, PUBLISHED = "nn.Conv2d 3x3", "published layer"
 PARTS = ("transform", "inverse", "spectral product", "spectral gradient")
@@ -53,7 +55,22 @@ def checks(on: Machine, small: bool) -> list[Case]:
     """Transforms, products, adjoints and gradients, by the error of float32 PyTorch."""
     shapes = SHAPES[:2] if small or on.dry else SHAPES
     kinds = {True: "spectral real", False: "spectral complex"}
-    return [Case(f"spectral {shape}", kinds[shape[1]], _check(on, *shape)) for shape in shapes]
+    found = [Case(f"spectral {shape}", kinds[shape[1]], _check(on, *shape)) for shape in shapes]
+    for side, precision in itertools.product((32,) if small else (8, 32, 64), ALLOWED):
+        call = functools.partial(_norms, on, side, precision)
+        found.append(Case(f"convolution norms at {side}, {precision}", "convolution norms", call))
+    return found
+
+
+def _norms(on: Machine, side: int, precision: str) -> float:
+    """The mean change of an image's norm by a layer, of the change that is allowed."""
+    channels, side = on.size(64, 4), on.size(side, 4)
+    layer = UnitaryConv2d(channels, channels, side, bias=False, device=on.device)
+    images = torch.randn(on.size(64, 2), channels, side, side, device=on.device)
+    with matmul_precision(precision), torch.no_grad():
+        outputs = layer(images)
+    before, after = (t.double().flatten(1).norm(dim=1) for t in (images, outputs))
+    return (after / before - 1).mean().abs().item() / ALLOWED[precision]
 
 
 def _check(

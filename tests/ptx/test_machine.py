@@ -202,11 +202,27 @@ def test_training_by_compiled_kernels_is_that_by_pytorch():
 @pytest.mark.requires("triton")
 def test_states_keep_their_norm_in_compiled_kernels():
     """To a tenth of a float32's rounding a step; in TF32 as its rounding does, not 7e-4 smaller."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.ptx.norms", "sm_90", "260"]
-    found = subprocess.run(command, env=clean, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    rows = [line.split() for line in found.stdout.splitlines()]
+    rows = norms("260")
     assert [row[:2] for row in rows] == [["260", "real"], ["260", "complex"]]
     assert all(abs(float(row[2])) < 5e-9 for row in rows)
     assert all(abs(float(row[3])) < 2e-5 for row in rows)
+
+
+@pytest.mark.requires("triton")
+def test_transforms_keep_norms_in_compiled_kernels():
+    """As sums in float32 do; in TF32 as the rounded constants do, not 4e-4 smaller by each product."""
+    rows = norms("8x8", "16x16")
+    assert [" ".join(row[:2]) for row in rows] == [
+        f"{size} {what}" for size in ("8x8", "16x16") for what in ("transform", "both")
+    ]
+    assert all(abs(float(row[2])) < 4e-7 for row in rows)
+    assert all(abs(float(row[3])) < 2e-4 for row in rows)
+
+
+def norms(*sizes):
+    """What ``python -m tests.ptx.norms`` prints, in words."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ptx.norms", "sm_90", *sizes]
+    found = subprocess.run(command, env=clean, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return [line.split() for line in found.stdout.splitlines()]

@@ -72,7 +72,7 @@ def _padded(planes: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _for_tensor_cores(numbers: Tensor, precision: str) -> Tensor:
-    """As `kernels.blocks.for_tensor_cores` does it."""
+    """As `language.tensor_cores.for_tensor_cores` does it."""
     if precision != "tf32":
         return numbers
     rounded = (numbers.view(torch.int32) + 0x1000).bitwise_and_(-0x2000).view(torch.float32)

@@ -75,8 +75,8 @@ def plane_transform_kernel(
     at = start[:, None, None] + within(f, w, by_row, by_point)[None, :, :]
     mask = there[:, None, None] & (f < height)[None, :, None] & (w < width)[None, None, :]
     x = tl.reshape(tl.load(signal + at, mask=mask, other=0.0), (BP * HEIGHT, WIDTH))
-    x, rest = halves(x, PRECISION)
     wave, wave_rest = constants(along_rows, w, w, WIDTH, WIDTH, PRECISION)
+    x, rest = halves(x, PRECISION)
     re, im = both_products(x, rest, wave, wave_rest, PRECISION)
     # Slots next to each other: what is written to shared memory then goes to different banks.
     re = tl.permute(tl.reshape(re, (BP, HEIGHT, SLOTS)), (0, 2, 1))

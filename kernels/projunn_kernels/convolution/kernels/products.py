@@ -1,23 +1,26 @@
 """Products with constant matrices on tensor cores, as exact as PRECISION asks for.
 
-``tf32`` multiplies numbers of 11 bits.  ``tf32x3`` multiplies both halves of a number, its leading 11
-bits and the rest, and leaves out the product of the two rests: an error like float32's.  ``ieee`` is
-a product in float32.  All add in float32.
+``tf32`` multiplies numbers rounded to 11 bits.  ``tf32x3`` multiplies both halves of a number, what it
+is rounded to and the rest, and leaves out the product of the two rests: an error like float32's.
+``ieee`` is a product in float32.  All add in float32.
 
-``tl.dot`` knows these three by itself, but halves its operands for every product and every program:
-here a number is halved once, and constants are halved in memory.
+``tl.dot`` knows these three by itself, but it cuts numbers off (`language.tensor_cores`), and halves
+its operands for every product and every program: here a number is halved once, and constants are
+halved in memory.
 """
 
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.tensor_cores import for_tensor_cores, nearest_tf32
+
 
 @triton.jit
 def halves(x, PRECISION: tl.constexpr):
-    """x as two numbers whose sum it is, the first with TF32's 11 bits; x twice, where one is enough."""
-    leading = x
+    """x as two numbers whose sum it is, the first of TF32; with ``ieee`` that is x."""
+    leading = for_tensor_cores(x, PRECISION)
     if PRECISION == "tf32x3":
-        leading = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        leading = nearest_tf32(x)
     return leading, x - leading
 
 

@@ -9,6 +9,7 @@ if ``REST``, the REST that follow, because a tile's sides are powers of two.
 import triton
 import triton.language as tl
 
+from projunn_kernels.language.tensor_cores import for_tensor_cores
 from projunn_kernels.language.tiles import load_tile, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
 from projunn_kernels.time_loop.kernels.rows import load_bias, reset_to_zero
@@ -59,18 +60,6 @@ def load_resets(resets, BB: tl.constexpr):
 def known_rows(resets, rows, BB: tl.constexpr):
     """For each of BB rows, ``rows``, or 0 if its state is reset, so that nothing of it is loaded."""
     return tl.where(load_resets(resets, BB), 0, rows)
-
-
-@triton.jit
-def for_tensor_cores(x, PRECISION: tl.constexpr):
-    """x in TF32, if a product is, with ties away from zero; NaN stays NaN.
-
-    Tensor cores cut off what TF32 does not have.  That would make a state smaller in each step.
-    """
-    if PRECISION == "tf32":
-        bits = x.to(tl.int32, bitcast=True) + 0x1000
-        x = tl.where(x == x, (bits & -0x2000).to(tl.float32, bitcast=True), x)
-    return x
 
 
 @triton.jit

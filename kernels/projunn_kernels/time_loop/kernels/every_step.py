@@ -24,13 +24,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from projunn_kernels.language.tensor_cores import for_tensor_cores
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.blocks import (
-    for_tensor_cores,
-    load_columns,
-    load_resets,
-    store_columns,
-)
+from projunn_kernels.time_loop.kernels.blocks import load_columns, load_resets, store_columns
 from projunn_kernels.time_loop.kernels.rows import load_bias, reset_to_zero
 
 
