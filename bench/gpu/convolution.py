@@ -58,7 +58,7 @@ def checks(on: Machine, small: bool) -> list[Case]:
     found = [Case(f"spectral {shape}", kinds[shape[1]], _check(on, *shape)) for shape in shapes]
     for side, precision in itertools.product((32,) if small else (8, 32, 64), ALLOWED):
         call = functools.partial(_norms, on, side, precision)
-        found.append(Case(f"convolution norms at {side}, {precision}", "convolution norms", call))
+        found.append(Case(f"spectral norms at {side}, {precision}", "spectral norms", call))
     return found
 
 
