@@ -3,7 +3,9 @@
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from projunn import init
 from projunn.nn import UnitaryRNN, UnitaryRNNCell
@@ -30,6 +32,54 @@ def test_equals_a_loop_of_its_cell(dtype, nonlinearity):
     last.abs().square().sum().backward()
     for name, parameter in cell.named_parameters():
         torch.testing.assert_close(parameter.grad, getattr(rnn, f"{name}_l0").grad)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_sequence_of_one_time_step_is_the_formula(kind, bidirectional):
+    """In PyTorch's operations, whose numbers and gradients are those of the time loop's operator."""
+    rnn = UnitaryRNN(3, 4, 2, nonlinearity="tanh", dtype=kind, bidirectional=bidirectional)
+    x, h = (
+        0.1 * torch.randn(1, 2, 3, dtype=kind),
+        0.1 * torch.randn(2 + 2 * bidirectional, 2, 4, dtype=kind),
+    )
+    resets = torch.tensor([[True, False]])
+    h.requires_grad_()
+    found = []
+    for operator in (False, True):
+        with watched_operators() as names:
+            given = nn.utils.rnn.pack_sequence(list(x.unbind(1))) if operator else x
+            cuts = nn.utils.rnn.pack_sequence(list(resets.unbind(1))) if operator else resets
+            output, last = rnn(given, h, resets=cuts)
+        assert ("projunn.recurrence.default" in names) == operator
+        output = output.data.unsqueeze(0) if operator else output
+        by = torch.autograd.grad(output.abs().sum() + last.abs().sum(), [h, *rnn.parameters()])
+        found.append([output, last, *by])
+    torch.testing.assert_close(*found)
+    output, last = rnn(x, h)
+    kept = last.clone()
+    with torch.no_grad():
+        output.zero_()
+    assert last.equal(kept)
+
+
+class watched_operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.names = set()
+        return self.names
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(str(function))
+        return function(*arguments, **(options or {}))
+
+
+def test_a_traced_time_step_takes_more_of_them():
+    rnn = UnitaryRNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(torch.jit.trace(rnn, (x[:1],))(x), rnn(x))
 
 
 @pytest.mark.parametrize("kind", COMPLEX)

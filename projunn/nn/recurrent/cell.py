@@ -2,14 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from projunn.arguments import check_numbers
-from projunn.nn.module import sketch_of
-from projunn.nn.recurrent.layer import Layer, RecurrentModule, check_tensors
+from projunn.nn.recurrent.layer import RecurrentModule, check_tensors, is_best_left_to_pytorch
 from projunn.nn.recurrent.sequences import Sequences
-from projunn_kernels import apply_nonlinearity, private
-from projunn_kernels.backends import uses_triton
 
 
 class UnitaryRNNCell(RecurrentModule):
@@ -57,27 +52,6 @@ class UnitaryRNNCell(RecurrentModule):
         x = input if input.ndim == 2 else input.unsqueeze(0)
         h = hx if hx is None or hx.ndim == 2 else hx.unsqueeze(0)
         layer = self._layer("")
-        if _is_best_left_to_pytorch(layer.weight_hh):
+        if is_best_left_to_pytorch(layer.weight_hh):
             return self._step(x, h, layer).reshape(wanted)
         return self._run(x.unsqueeze(0), h, layer, Sequences(1))[1].reshape(wanted)
-
-    def _step(self, x: Tensor, h: Tensor | None, layer: Layer) -> Tensor:
-        stored, is_complex = layer.weight_hh, self.is_complex
-        check_numbers("input", x, stored, is_complex, "reals" if is_complex else "nothing")
-        weight, inner = self._numbers(layer.weight_ih), self._numbers(stored)
-        bias = None if layer.bias_ih is None else self._numbers(layer.bias_ih)
-        z = functional.linear(x.to(weight.dtype) if is_complex else x, weight, bias)
-        if h is not None:
-            check_numbers("hx", h, stored, is_complex, "all numbers")
-            z = torch.addmm(z, h.to(inner.dtype), inner.mT)
-        return apply_nonlinearity(z, layer.modrelu_bias, self.nonlinearity)
-
-
-def _is_best_left_to_pytorch(weight: Tensor) -> bool:
-    """True where the formula in PyTorch's operations is faster than the operator of the time loop."""
-    return not (
-        torch.compiler.is_compiling()
-        or uses_triton(weight)
-        or private.is_autocast_on()
-        or (torch.is_grad_enabled() and sketch_of(weight) is not None)
-    )

@@ -13,7 +13,7 @@ from projunn.manifold import UnitaryParameter
 from projunn.nn.module import UnitaryModule, sketch_of, start_sketch
 from projunn.nn.recurrent.sequences import Sequences
 from projunn.nn.sketched import sketched_recurrence
-from projunn_kernels import NONLINEARITIES, recurrence
+from projunn_kernels import NONLINEARITIES, apply_nonlinearity, private, recurrence
 
 
 class Layer(NamedTuple):
@@ -102,6 +102,13 @@ class RecurrentModule(UnitaryModule):
     ) -> tuple[Tensor, Tensor]:
         """All states and the last of each sequence, from the input of one layer."""
         weight, is_complex = layer.weight_hh, self.is_complex
+        is_packed = sequences.batch_sizes is not None
+        if not is_packed and is_best_left_to_pytorch(weight) and sequences.steps == 1:
+            h = initial
+            if h is not None and sequences.resets is not None:
+                h = h.masked_fill(sequences.resets[0].unsqueeze(1), 0)
+            h = self._step(input[0], h, layer)
+            return h.unsqueeze(0), h.clone()
         check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
         u, input_weight, input_bias = self._entry(input, layer)
         if initial is None:
@@ -125,6 +132,18 @@ class RecurrentModule(UnitaryModule):
         run = recurrence if sketch_of(weight) is None else sketched_recurrence
         states, last = run(*arguments, batch_sizes=sequences.batch_sizes, resets=sequences.resets)
         return self._numbers(states), self._numbers(last)
+
+    def _step(self, x: Tensor, h: Tensor | None, layer: Layer) -> Tensor:
+        """The state after one time step, by the formula in PyTorch's operations."""
+        stored, is_complex = layer.weight_hh, self.is_complex
+        check_numbers("input", x, stored, is_complex, "reals" if is_complex else "nothing")
+        weight, inner = self._numbers(layer.weight_ih), self._numbers(stored)
+        bias = None if layer.bias_ih is None else self._numbers(layer.bias_ih)
+        z = functional.linear(x.to(weight.dtype) if is_complex else x, weight, bias)
+        if h is not None:
+            check_numbers("hx", h, stored, is_complex, "all numbers")
+            z = torch.addmm(z, h.to(inner.dtype), inner.mT)
+        return apply_nonlinearity(z, layer.modrelu_bias, self.nonlinearity)
 
     def _entry(self, input: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns (input, weight, bias) if the time loop is to project the input.
@@ -167,6 +186,19 @@ class RecurrentModule(UnitaryModule):
             f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r},"
             f" bias={self.bias}{kind}{sketch}"
         )
+
+
+def is_best_left_to_pytorch(weight: Tensor) -> bool:
+    """True where one time step by the formula is faster than by the operator of the time loop.
+
+    A traced step has to be the operator: its graph may be called with more of them.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or private.is_autocast_on()
+        or (torch.is_grad_enabled() and sketch_of(weight) is not None)
+    )
 
 
 def check_tensors(input: Tensor, hx: Tensor | None) -> None:
