@@ -54,6 +54,37 @@ for operation in ("recurrence", "recurrence_backward"):
 """
 
 
+# Prints, for both directions of the time loop of a row, complex and real, how many numbers a time step
+# loads, and how many of them it hands on to other threads, for which it would wait until they are there.
+WAITING = """
+import re, torch, triton
+from projunn_kernels.configs.closed_form import closed_form
+from projunn_kernels.configs.problem import Problem
+from projunn_kernels.tuning.aot_problems import launches_of
+from projunn_kernels.tuning.binaries import ARCHITECTURES, binary, source_and_target
+
+for operation in ("recurrence", "recurrence_backward"):
+    for n, pairs in ((128, True), (64, True), (190, False)):
+        problem = Problem(operation, pairs, 1, 128, n, 1)
+        config = closed_form(problem, ARCHITECTURES["sm_90"])
+        variant = {"nonlinearity": "tanh", "dtype": torch.float32, "precision": "highest"}
+        launched = launches_of(problem, config, **variant, resets=False)[0]
+        what = binary(*launched, "sm_90", "")
+        source, target = source_and_target(what)
+        ptx = triton.compile(source, target=target, options=dict(what.options)).asm["ptx"]
+        lines = ptx.splitlines()
+        places = {line.split(":")[0]: i for i, line in enumerate(lines) if line.startswith("$L")}
+        jumps = [(re.search(r"bra.*?([$]L\\w+)", l), i) for i, l in enumerate(lines)]
+        loops = [(places[to[1]], i) for to, i in jumps if to]
+        begin, end = max(loops, key=lambda loop: loop[1] - loop[0])
+        loop = lines[begin:end]
+        loads = [re.findall(r"%r\\d+", l.split("[")[0]) for l in loop if "ld.global" in l]
+        loaded = {register for registers in loads for register in registers}
+        handed = [l for l in loop if "st.shared" in l and loaded & set(re.findall(r"%r\\d+", l))]
+        print("found", len(loads), len(handed))
+"""
+
+
 def python(*arguments):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, *arguments]
@@ -127,3 +158,13 @@ def test_the_interpreter_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aot", "--tiny"])
     assert aot.main() == 2
     assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_a_time_step_does_not_wait_for_what_the_next_one_reads():
+    result = python("-c", WAITING)
+    assert result.returncode == 0, result.stderr
+    found = [line.split() for line in result.stdout.splitlines() if line.startswith("found")]
+    assert len(found) == 6
+    for _, loaded, handed in found:
+        assert int(loaded) > 0
+        assert int(handed) == 0

@@ -105,17 +105,27 @@ def store_columns_as_rows(base, rows, columns, m, k, re, im, PAIRS: tl.constexpr
 
 
 @triton.jit
-def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
-    """Numbers [first, first + BN) of a column of n that lie side by side, in float32; zero beyond n."""
+def load_stored(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Numbers [first, first + BN) of a column of n, side by side as in memory; zero beyond n."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    at = WIDTH * first + tl.arange(0, WIDTH * BN)
+    return tl.load(base + at, mask=at < WIDTH * n, other=0.0)
+
+
+@triton.jit
+def parts(stored, PAIRS: tl.constexpr):
+    """Real and imaginary parts of numbers as they are stored, in float32."""
+    re = stored.to(tl.float32)
+    im = re
     if PAIRS:
-        at = 2 * first + tl.arange(0, 2 * BN)
-        both = tl.load(base + at, mask=at < 2 * n, other=0.0).to(tl.float32)
-        re, im = tl.split(tl.reshape(both, (BN, 2)))
-    else:
-        at = first + tl.arange(0, BN)
-        re = tl.load(base + at, mask=at < n, other=0.0).to(tl.float32)
-        im = re
+        re, im = tl.split(tl.reshape(re, (re.shape[0] // 2, 2)))
     return re, im
+
+
+@triton.jit
+def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """`load_stored` and its `parts`: threads exchange these, and so they wait for the load."""
+    return parts(load_stored(base, first, n, BN, PAIRS), PAIRS)
 
 
 @triton.jit

@@ -38,7 +38,7 @@ def _waves(problem: Problem) -> int:
     numbers = problem.n**2 * problem.width**2
     if problem.k == 2:
         return 2
-    return 24 if numbers <= 64**2 else 10 if numbers <= 128**2 else 1 if problem.pairs else 3
+    return 24 if numbers <= 64**2 else 10 if numbers <= 128**2 else 3
 
 
 def _row(problem: Problem, device: Device) -> Config | None:

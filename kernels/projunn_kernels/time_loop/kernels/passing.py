@@ -19,7 +19,13 @@ import triton.language as tl
 
 from projunn_kernels.language.tiles import load_range, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
-from projunn_kernels.time_loop.kernels.rows import in_eighths, load_bias, load_resets, reset_to_zero
+from projunn_kernels.time_loop.kernels.rows import (
+    in_parts,
+    load_bias,
+    load_resets,
+    reset_to_zero,
+    sum_both,
+)
 
 
 @triton.jit
@@ -35,23 +41,33 @@ def _even_and_odd(h):
 
 
 @triton.jit
-def _passing(even, odd, m, k, u, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
-    """Sums of every eighth term of ``h M``, of K rows k.. and columns u.. of M."""
-    sums = in_eighths(even[:, None] * _rows(m, k, u, 2, SIDE, K // 2, U))
-    return sums + in_eighths(odd[:, None] * _rows(m, k + 1, u, 2, SIDE, K // 2, U))
+def _add(sums, h, rows):
+    """``sums``, of every eighth term or so, and those of ``h M``."""
+    return sums + in_parts(h[:, None] * rows, sums.shape[0])
+
+
+@triton.jit
+def _add_passing(sums, h, m, k, u, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """`_add` with K rows k.. and columns u.. of M."""
+    even, odd = _even_and_odd(h)
+    sums = _add(sums, even, _rows(m, k, u, 2, SIDE, K // 2, U))
+    return _add(sums, odd, _rows(m, k + 1, u, 2, SIDE, K // 2, U))
 
 
 @triton.jit
 def _product(h, g, m, a, b, N: tl.constexpr, REST: tl.constexpr):
-    """``(h, g) M`` of columns 0 to N - 1, as sums of every eighth term, and of the other columns."""
+    """``(h, g) M`` of columns 0 to N - 1, and of the other columns."""
     SIDE: tl.constexpr = N + REST
     even, odd = _even_and_odd(h)
-    even_g, odd_g = _even_and_odd(g)
-    y = in_eighths(even[:, None] * b)
-    y += in_eighths(odd[:, None] * _rows(m, 1, N, 2, SIDE, N // 2, REST))
-    y = tl.sum(y + _passing(even_g, odd_g, m, N, N, SIDE, REST, REST), axis=0)
-    z = in_eighths(h[:, None] * a)
-    z = tl.sum(z + _passing(even_g, odd_g, m, N, 0, SIDE, REST, N), axis=0)
+    y = in_parts(even[:, None] * b, 8 * N // REST)
+    y = _add(y, odd, _rows(m, 1, N, 2, SIDE, N // 2, REST))
+    y = _add_passing(y, g, m, N, N, SIDE, REST, REST)
+    z = in_parts(h[:, None] * a, 8)
+    z = _add_passing(z, g, m, N, 0, SIDE, REST, N)
+    if N == REST:
+        z, y = sum_both(z, y)
+    else:
+        z, y = tl.sum(z, axis=0), tl.sum(y, axis=0)
     return z, y
 
 
@@ -71,34 +87,30 @@ def forward_passing(
     REST: tl.constexpr,
 ):
     """``h_t = f(x_t + h_{t-1} M)`` with M = W^T; h_{t-1} is zero in it at a reset."""
-    start = tl.program_id(0).to(tl.int64) * n
-    stride = tl.cast(batch, tl.int64) * n
-    inputs += start
-    states += start
+    at = tl.program_id(0).to(tl.int64) * n  # one offset for all, which takes fewer registers
     known = n
     if resets is not None:  # those of the next step are loaded a step ahead
         resets += tl.program_id(0)
         known = tl.where(load_resets(resets, True), 0, n)
     a, b = _rows(m, 0, 0, 1, N + REST, N, N), _rows(m, 0, N, 2, N + REST, N // 2, REST)
     offset, more_offset = load_bias(bias, 0, n, F, N), load_bias(bias, N, n, F, REST)
-    h, _ = load_range(initial + start, 0, known, N, False)
-    g, _ = load_range(initial + start, N, known, REST, False)
+    h, _ = load_range(initial + at, 0, known, N, False)
+    g, _ = load_range(initial + at, N, known, REST, False)
     for t in range(steps):
-        x, _ = load_range(inputs, 0, n, N, False)
-        more_x, _ = load_range(inputs, N, n, REST, False)
+        x, _ = load_range(inputs + at, 0, N, N, False)
+        more_x, _ = load_range(inputs + at, N, n, REST, False)
         if resets is not None:
             resets += batch
             reset = load_resets(resets, t + 1 < steps)
         z, y = _product(h, g, m, a, b, N, REST)
         h, _ = activate(x + z, z, offset, F, False)
         g, _ = activate(more_x + y, y, more_offset, F, False)
-        store_range(states, 0, n, h, h, N, False)
-        store_range(states, N, n, g, g, REST, False)
+        store_range(states + at, 0, N, h, h, N, False)
+        store_range(states + at, N, n, g, g, REST, False)
         if resets is not None:
             h, _ = reset_to_zero(h, h, reset, False)
             g, _ = reset_to_zero(g, g, reset, False)
-        inputs += stride
-        states += stride
+        at += tl.cast(batch, tl.int64) * n
 
 
 @triton.jit
@@ -124,12 +136,7 @@ def backward_passing(
     """
     start = tl.program_id(0).to(tl.int64) * n
     stride = tl.cast(batch, tl.int64) * n
-    last = start + (steps - 1) * stride
-    grad += last
-    states += last
-    grad_inputs += last
-    grad_initial += start
-    partial += start
+    at = start + (steps - 1) * stride
     if resets is not None:
         resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0)
     a, b = _rows(m, 0, 0, 1, N + REST, N, N), _rows(m, 0, N, 2, N + REST, N // 2, REST)
@@ -139,11 +146,11 @@ def backward_passing(
     # The last turn, with g = 0, has the gradient of h_0.
     for t in range(steps + 1):
         there = tl.where(t < steps, n, 0)
-        target = tl.where(t < steps, grad_inputs, grad_initial)
-        g, _ = load_range(grad, 0, there, N, False)
-        more_g, _ = load_range(grad, N, there, REST, False)
-        h, _ = load_range(states, 0, there, N, False)
-        more_h, _ = load_range(states, N, there, REST, False)
+        target = tl.where(t < steps, grad_inputs + at, grad_initial + start)
+        g, _ = load_range(grad + at, 0, there, N, False)
+        more_g, _ = load_range(grad + at, N, there, REST, False)
+        h, _ = load_range(states + at, 0, there, N, False)
+        more_h, _ = load_range(states + at, N, there, REST, False)
         if resets is not None:
             reset = load_resets(resets, t < steps)
             resets -= batch
@@ -159,9 +166,7 @@ def backward_passing(
         if resets is not None:
             d, _ = reset_to_zero(d, d, reset, False)
             e, _ = reset_to_zero(e, e, reset, False)
-        grad -= stride
-        states -= stride
-        grad_inputs -= stride
+        at -= stride
     if F == MODRELU:
-        store_range(partial, 0, n, total, total, N, False)
-        store_range(partial, N, n, more_total, more_total, REST, False)
+        store_range(partial + start, 0, n, total, total, N, False)
+        store_range(partial + start, N, n, more_total, more_total, REST, False)

@@ -9,7 +9,13 @@ the threads of a warp, so that threads exchange only a few partial sums.
 import triton
 import triton.language as tl
 
-from projunn_kernels.language.tiles import load_range, load_tile, store_range
+from projunn_kernels.language.tiles import (
+    load_range,
+    load_stored,
+    load_tile,
+    parts,
+    store_range,
+)
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
 
 
@@ -51,9 +57,32 @@ def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.const
 
 
 @triton.jit
-def in_eighths(terms):
-    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
-    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
+def in_parts(terms, PARTS: tl.constexpr):
+    """(K, U) terms added up to (PARTS, U).
+
+    Threads exchange nothing if PARTS rows are those that 8 warps have at a time.
+    """
+    return tl.sum(tl.reshape(terms, (terms.shape[0] // PARTS, PARTS, terms.shape[1])), axis=0)
+
+
+@triton.jit
+def _plus(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def sum_both(x, y):
+    """The sums over the rows of two tiles, with one exchange among warps."""
+    return tl.reduce((x, y), 0, _plus)
+
+
+@triton.jit
+def down_rows(x, y):
+    """Two rows as columns, with one exchange among threads: as one row of 64 bits a number."""
+    high = y.to(tl.int32, bitcast=True).to(tl.int64) << 32
+    both = (high | x.to(tl.uint32, bitcast=True).to(tl.int64))[:, None]
+    x = both.to(tl.int32).to(tl.float32, bitcast=True)
+    return x, (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -62,38 +91,39 @@ def _sums(hr, hi, mr, mi, PAIRS: tl.constexpr):
 
     Every product of real numbers has a sum of its own, so that an instruction multiplies and adds.
     """
-    hr = hr[:, None]
-    re = in_eighths(mr * hr)
     if PAIRS:
-        hi = hi[:, None]
-        re -= in_eighths(mi * hi)
-        im = in_eighths(mr * hi) + in_eighths(mi * hr)
+        hr, hi = down_rows(hr, hi)
+        re = in_parts(mr * hr, 8) - in_parts(mi * hi, 8)
+        im = in_parts(mr * hi, 8) + in_parts(mi * hr, 8)
     else:
+        re = in_parts(mr * hr[:, None], 8)
         im = re
     return re, im
 
 
 @triton.jit
-def _add(zr, zi, hr, hi, mr, mi, PAIRS: tl.constexpr):
-    """``z + h M`` for rows z and h."""
+def _product(hr, hi, mr, mi, PAIRS: tl.constexpr):
+    """``h M`` for a row h."""
     if PAIRS:
-        re, im = _sums(hr, hi, mr, mi, PAIRS)
-        zr += tl.sum(re, axis=0)
-        zi += tl.sum(im, axis=0)
+        re, im = sum_both(*_sums(hr, hi, mr, mi, PAIRS))
     else:
-        zr += tl.sum(mr * hr[:, None], axis=0)
-        zi = zr
-    return zr, zi
+        re = tl.sum(mr * hr[:, None], axis=0)
+        im = re
+    return re, im
 
 
 @triton.jit
-def _add_both(zr, zi, hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
-    """``z + h M + g L``, with one exchange among threads for the two products."""
+def _both_products(hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
+    """``h M + g L``, with one exchange among threads for the two products."""
     re, im = _sums(hr, hi, mr, mi, PAIRS)
     more, more_im = _sums(gr, gi, lr, li, PAIRS)
-    zr += tl.sum(re + more, axis=0)
-    zi = zi + tl.sum(im + more_im, axis=0) if PAIRS else zr
-    return zr, zi
+    re += more
+    if PAIRS:
+        re, im = sum_both(re, im + more_im)
+    else:
+        re = tl.sum(re, axis=0)
+        im = re
+    return re, im
 
 
 @triton.jit
@@ -128,47 +158,48 @@ def forward_row(
         resets += batch
         reset = load_resets(resets, steps > 1)
     hr, hi = load_range(initial + start, 0, known, N, PAIRS)
-    zr, zi = load_range(inputs, 0, n, N, PAIRS)
+    x = load_stored(inputs, 0, n, N, PAIRS)
     if FAR:  # a step is shorter than the way from memory: its inputs are loaded two steps ahead
         inputs += stride
-        next_zr, next_zi = load_range(inputs, 0, tl.where(steps > 1, n, 0), N, PAIRS)
+        next_x = load_stored(inputs, 0, tl.where(steps > 1, n, 0), N, PAIRS)
     if REST:
         br, bi = _block(m, 0, N, n, False, PAIRS, N, REST)
         cr, ci = _block(m, N, 0, n, False, PAIRS, REST, N)
         dr, di = _block(m, N, N, n, False, PAIRS, REST, REST)
         more_offset = load_bias(bias, N, n, F, REST)
         gr, gi = load_range(initial + start, N, known, REST, PAIRS)
-        yr, yi = load_range(inputs, N, n, REST, PAIRS)
+        more_x = load_stored(inputs, N, n, REST, PAIRS)
     for t in range(steps):
         # The inputs of the next step arrive while this one's product is made.
         inputs += stride
         there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
-        last_zr, last_zi = load_range(inputs, 0, there, N, PAIRS)
+        last_x = load_stored(inputs, 0, there, N, PAIRS)
         if resets is not None:
             resets += batch
             next_reset = load_resets(resets, t + 2 < steps)
         if REST:
-            next_yr, next_yi = load_range(inputs, N, there, REST, PAIRS)
-            yr, yi = _add_both(yr, yi, hr, hi, br, bi, gr, gi, dr, di, PAIRS)
-            zr, zi = _add_both(zr, zi, hr, hi, ar, ai, gr, gi, cr, ci, PAIRS)
-            gr, gi = activate(yr, yi, more_offset, F, PAIRS)
+            next_more_x = load_stored(inputs, N, there, REST, PAIRS)
+            yr, yi = _both_products(hr, hi, br, bi, gr, gi, dr, di, PAIRS)
+            zr, zi = _both_products(hr, hi, ar, ai, gr, gi, cr, ci, PAIRS)
+            xr, xi = parts(more_x, PAIRS)
+            gr, gi = activate(xr + yr, xi + yi, more_offset, F, PAIRS)
             store_range(states, N, n, gr, gi, REST, PAIRS)
             if resets is not None:
                 gr, gi = reset_to_zero(gr, gi, reset, PAIRS)
-            yr, yi = next_yr, next_yi
+            more_x = next_more_x
         else:
-            zr, zi = _add(zr, zi, hr, hi, ar, ai, PAIRS)
-        hr, hi = activate(zr, zi, offset, F, PAIRS)
+            zr, zi = _product(hr, hi, ar, ai, PAIRS)
+        xr, xi = parts(x, PAIRS)
+        hr, hi = activate(xr + zr, xi + zi, offset, F, PAIRS)
         store_range(states, 0, n, hr, hi, N, PAIRS)
         states += stride
         if resets is not None:
             hr, hi = reset_to_zero(hr, hi, reset, PAIRS)
             reset = next_reset
         if FAR:
-            zr, zi = next_zr, next_zi
-            next_zr, next_zi = last_zr, last_zi
+            x, next_x = next_x, last_x
         else:
-            zr, zi = last_zr, last_zi
+            x = last_x
 
 
 @triton.jit
@@ -208,14 +239,14 @@ def backward_row(
     dr = tl.zeros((N,), tl.float32)
     di = tl.zeros((N,), tl.float32)
     total = tl.zeros((N,), tl.float32)
-    zr, zi = load_range(grad, 0, n, N, PAIRS)
-    hr, hi = load_range(states, 0, n, N, PAIRS)
+    g = load_stored(grad, 0, n, N, PAIRS)
+    h = load_stored(states, 0, n, N, PAIRS)
     if FAR:
         grad -= stride
         states -= stride
         there = tl.where(steps > 1, n, 0)
-        next_zr, next_zi = load_range(grad, 0, there, N, PAIRS)
-        next_hr, next_hi = load_range(states, 0, there, N, PAIRS)
+        next_g = load_stored(grad, 0, there, N, PAIRS)
+        next_h = load_stored(states, 0, there, N, PAIRS)
     if resets is not None:
         resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0)
         reset = load_resets(resets, True)
@@ -227,8 +258,8 @@ def backward_row(
         fr = tl.zeros((REST,), tl.float32)
         fi = tl.zeros((REST,), tl.float32)
         more_total = tl.zeros((REST,), tl.float32)
-        yr, yi = load_range(grad, N, n, REST, PAIRS)
-        gr, gi = load_range(states, N, n, REST, PAIRS)
+        more_g = load_stored(grad, N, n, REST, PAIRS)
+        more_h = load_stored(states, N, n, REST, PAIRS)
     # The last turn, with g = 0 and h = 0, has the gradient of h_0.  A product after the loop took
     # registers that were not there.
     for t in range(steps + 1):
@@ -236,26 +267,31 @@ def backward_row(
         states -= stride
         target = tl.where(t < steps, grad_inputs, grad_initial)
         there = tl.where(t + (2 if FAR else 1) < steps, n, 0)
-        last_zr, last_zi = load_range(grad, 0, there, N, PAIRS)
-        last_hr, last_hi = load_range(states, 0, there, N, PAIRS)
+        last_g = load_stored(grad, 0, there, N, PAIRS)
+        last_h = load_stored(states, 0, there, N, PAIRS)
         if resets is not None:
             resets -= batch
             next_reset = load_resets(resets, t + 1 < steps)
         if REST:
-            next_yr, next_yi = load_range(grad, N, there, REST, PAIRS)
-            next_gr, next_gi = load_range(states, N, there, REST, PAIRS)
-            yr, yi = _add_both(yr, yi, dr, di, br, bi, fr, fi, er, ei, PAIRS)
-            zr, zi = _add_both(zr, zi, dr, di, ar, ai, fr, fi, cr, ci, PAIRS)
-            fr, fi, along = activation_gradient(yr, yi, gr, gi, more_offset, F, PAIRS)
+            next_more_g = load_stored(grad, N, there, REST, PAIRS)
+            next_more_h = load_stored(states, N, there, REST, PAIRS)
+            yr, yi = _both_products(dr, di, br, bi, fr, fi, er, ei, PAIRS)
+            zr, zi = _both_products(dr, di, ar, ai, fr, fi, cr, ci, PAIRS)
+            gr, gi = parts(more_g, PAIRS)
+            hr, hi = parts(more_h, PAIRS)
+            yr, yi = gr + yr, gi + yi
+            fr, fi, along = activation_gradient(yr, yi, hr, hi, more_offset, F, PAIRS)
             fr, fi = tl.where(t < steps, fr, yr), tl.where(t < steps, fi, yi)
             more_total += along
             store_range(target, N, n, fr, fi, REST, PAIRS)
             if resets is not None:
                 fr, fi = reset_to_zero(fr, fi, reset, PAIRS)
-            yr, yi = next_yr, next_yi
-            gr, gi = next_gr, next_gi
+            more_g, more_h = next_more_g, next_more_h
         else:
-            zr, zi = _add(zr, zi, dr, di, ar, ai, PAIRS)
+            zr, zi = _product(dr, di, ar, ai, PAIRS)
+        gr, gi = parts(g, PAIRS)
+        hr, hi = parts(h, PAIRS)
+        zr, zi = gr + zr, gi + zi
         dr, di, along = activation_gradient(zr, zi, hr, hi, offset, F, PAIRS)
         dr, di = tl.where(t < steps, dr, zr), tl.where(t < steps, di, zi)
         total += along
@@ -265,13 +301,10 @@ def backward_row(
             dr, di = reset_to_zero(dr, di, reset, PAIRS)
             reset = next_reset
         if FAR:
-            zr, zi = next_zr, next_zi
-            hr, hi = next_hr, next_hi
-            next_zr, next_zi = last_zr, last_zi
-            next_hr, next_hi = last_hr, last_hi
+            g, next_g = next_g, last_g
+            h, next_h = next_h, last_h
         else:
-            zr, zi = last_zr, last_zi
-            hr, hi = last_hr, last_hi
+            g, h = last_g, last_h
     if F == MODRELU:
         store_range(partial, 0, n, total, total, N, False)
         if REST:
