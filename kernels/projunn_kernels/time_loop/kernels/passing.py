@@ -20,7 +20,7 @@ import triton.language as tl
 from projunn_kernels.language.tiles import load_range, store_range
 from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, activation_gradient
 from projunn_kernels.time_loop.kernels.rows import (
-    in_parts,
+    in_eighths,
     load_bias,
     load_resets,
     reset_to_zero,
@@ -41,29 +41,29 @@ def _even_and_odd(h):
 
 
 @triton.jit
-def _add(sums, h, rows):
-    """``sums``, of every eighth term or so, and those of ``h M``."""
-    return sums + in_parts(h[:, None] * rows, sums.shape[0])
+def _product(h, rows):
+    """``h M``, as sums of every eighth term; the rows of M are loaded before threads exchange h."""
+    return in_eighths(h[:, None] * rows)
 
 
 @triton.jit
-def _add_passing(sums, h, m, k, u, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
-    """`_add` with K rows k.. and columns u.. of M."""
+def _passing(sums, h, m, k, u, SIDE: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """``sums`` and the `_product` with K rows k.. and columns u.. of M."""
     even, odd = _even_and_odd(h)
-    sums = _add(sums, even, _rows(m, k, u, 2, SIDE, K // 2, U))
-    return _add(sums, odd, _rows(m, k + 1, u, 2, SIDE, K // 2, U))
+    sums += _product(even, _rows(m, k, u, 2, SIDE, K // 2, U))
+    return sums + _product(odd, _rows(m, k + 1, u, 2, SIDE, K // 2, U))
 
 
 @triton.jit
-def _product(h, g, m, a, b, N: tl.constexpr, REST: tl.constexpr):
+def _both_products(h, g, m, a, b, N: tl.constexpr, REST: tl.constexpr):
     """``(h, g) M`` of columns 0 to N - 1, and of the other columns."""
     SIDE: tl.constexpr = N + REST
     even, odd = _even_and_odd(h)
-    y = in_parts(even[:, None] * b, 8 * N // REST)
-    y = _add(y, odd, _rows(m, 1, N, 2, SIDE, N // 2, REST))
-    y = _add_passing(y, g, m, N, N, SIDE, REST, REST)
-    z = in_parts(h[:, None] * a, 8)
-    z = _add_passing(z, g, m, N, 0, SIDE, REST, N)
+    y = _product(even, b)
+    y += _product(odd, _rows(m, 1, N, 2, SIDE, N // 2, REST))
+    y = _passing(y, g, m, N, N, SIDE, REST, REST)
+    z = _product(h, a)
+    z = _passing(z, g, m, N, 0, SIDE, REST, N)
     if N == REST:
         z, y = sum_both(z, y)
     else:
@@ -102,7 +102,7 @@ def forward_passing(
         if resets is not None:
             resets += batch
             reset = load_resets(resets, t + 1 < steps)
-        z, y = _product(h, g, m, a, b, N, REST)
+        z, y = _both_products(h, g, m, a, b, N, REST)
         h, _ = activate(x + z, z, offset, F, False)
         g, _ = activate(more_x + y, y, more_offset, F, False)
         store_range(states + at, 0, N, h, h, N, False)
@@ -154,7 +154,7 @@ def backward_passing(
         if resets is not None:
             reset = load_resets(resets, t < steps)
             resets -= batch
-        z, y = _product(d, e, m, a, b, N, REST)
+        z, y = _both_products(d, e, m, a, b, N, REST)
         z, y = g + z, more_g + y
         d, _, along = activation_gradient(z, z, h, h, offset, F, False)
         e, _, more_along = activation_gradient(y, y, more_h, more_h, more_offset, F, False)

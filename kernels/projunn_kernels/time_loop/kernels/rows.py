@@ -57,12 +57,9 @@ def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.const
 
 
 @triton.jit
-def in_parts(terms, PARTS: tl.constexpr):
-    """(K, U) terms added up to (PARTS, U).
-
-    Threads exchange nothing if PARTS rows are those that 8 warps have at a time.
-    """
-    return tl.sum(tl.reshape(terms, (terms.shape[0] // PARTS, PARTS, terms.shape[1])), axis=0)
+def in_eighths(terms):
+    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
+    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
 
 
 @triton.jit
@@ -93,10 +90,10 @@ def _sums(hr, hi, mr, mi, PAIRS: tl.constexpr):
     """
     if PAIRS:
         hr, hi = down_rows(hr, hi)
-        re = in_parts(mr * hr, 8) - in_parts(mi * hi, 8)
-        im = in_parts(mr * hi, 8) + in_parts(mi * hr, 8)
+        re = in_eighths(mr * hr) - in_eighths(mi * hi)
+        im = in_eighths(mr * hi) + in_eighths(mi * hr)
     else:
-        re = in_parts(mr * hr[:, None], 8)
+        re = in_eighths(mr * hr[:, None])
         im = re
     return re, im
 
