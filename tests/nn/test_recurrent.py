@@ -5,6 +5,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from projunn import init
@@ -80,6 +81,35 @@ def test_a_traced_time_step_takes_more_of_them():
     rnn = UnitaryRNN(3, 4)
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(torch.jit.trace(rnn, (x[:1],))(x), rnn(x))
+    torch.testing.assert_close(make_fx(rnn)(x[:1])(x), rnn(x))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_one_time_step_without_hx_gives_every_parameter_a_gradient(kind):
+    """DistributedDataParallel waits for it."""
+    for module in (UnitaryRNN(3, 4, dtype=kind), UnitaryRNNCell(3, 4, dtype=kind)):
+        x = torch.randn(1, 2, 3, dtype=kind)
+        output = module(x)[0] if isinstance(module, UnitaryRNN) else module(x[0])
+        output.abs().sum().backward()
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None
+            assert "weight_hh" not in name or not parameter.grad.any()
+
+
+def test_one_time_step_refuses_hx_of_another_device_with_resets():
+    with pytest.raises(ValueError, match="hx: is on meta, wanted the layer's device cpu"):
+        UnitaryRNN(3, 4)(
+            torch.randn(1, 2, 3),
+            torch.empty(1, 2, 4, device="meta"),
+            resets=torch.zeros(1, 2, dtype=torch.bool),
+        )
+
+
+def test_the_output_of_one_time_step_is_no_view():
+    with torch.no_grad():
+        output, _ = UnitaryRNN(3, 4)(torch.randn(1, 2, 3))
+    output.mul_(torch.ones((), requires_grad=True))
+    assert output.requires_grad
 
 
 @pytest.mark.parametrize("kind", COMPLEX)

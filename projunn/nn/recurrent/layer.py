@@ -104,11 +104,9 @@ class RecurrentModule(UnitaryModule):
         weight, is_complex = layer.weight_hh, self.is_complex
         is_packed = sequences.batch_sizes is not None
         if not is_packed and is_best_left_to_pytorch(weight) and sequences.steps == 1:
-            h = initial
-            if h is not None and sequences.resets is not None:
-                h = h.masked_fill(sequences.resets[0].unsqueeze(1), 0)
-            h = self._step(input[0], h, layer)
-            return h.unsqueeze(0), h.clone()
+            reset = None if sequences.resets is None else sequences.resets[0]
+            h = self._step(input[0], initial, layer, reset)
+            return torch.stack([h]), h.clone()  # no views: both may be changed in place
         check_numbers("input", input, weight, is_complex, "reals" if is_complex else "nothing")
         u, input_weight, input_bias = self._entry(input, layer)
         if initial is None:
@@ -133,7 +131,7 @@ class RecurrentModule(UnitaryModule):
         states, last = run(*arguments, batch_sizes=sequences.batch_sizes, resets=sequences.resets)
         return self._numbers(states), self._numbers(last)
 
-    def _step(self, x: Tensor, h: Tensor | None, layer: Layer) -> Tensor:
+    def _step(self, x: Tensor, h: Tensor | None, layer: Layer, reset: Tensor | None = None) -> Tensor:
         """The state after one time step, by the formula in PyTorch's operations."""
         stored, is_complex = layer.weight_hh, self.is_complex
         check_numbers("input", x, stored, is_complex, "reals" if is_complex else "nothing")
@@ -142,7 +140,13 @@ class RecurrentModule(UnitaryModule):
         z = functional.linear(x.to(weight.dtype) if is_complex else x, weight, bias)
         if h is not None:
             check_numbers("hx", h, stored, is_complex, "all numbers")
-            z = torch.addmm(z, h.to(inner.dtype), inner.mT)
+            h = h.to(inner.dtype)
+            if reset is not None:
+                h = h.masked_fill(reset.unsqueeze(1), 0)
+        elif torch.is_grad_enabled():  # W_hh has a gradient, of zeros, as after more time steps
+            h = z.new_zeros(z.shape)
+        if h is not None:
+            z = torch.addmm(z, h, inner.mT)
         return apply_nonlinearity(z, layer.modrelu_bias, self.nonlinearity)
 
     def _entry(self, input: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -196,6 +200,7 @@ def is_best_left_to_pytorch(weight: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or (private.active_modes() and private.traced_by_make_fx())
         or private.is_autocast_on()
         or (torch.is_grad_enabled() and sketch_of(weight) is not None)
     )
