@@ -161,7 +161,7 @@ def backward_passing(
         d, e = tl.where(t < steps, d, z), tl.where(t < steps, e, y)
         total += along
         more_total += more_along
-        store_range(target, 0, n, d, d, N, False)
+        store_range(target, 0, N, d, d, N, False)
         store_range(target, N, n, e, e, REST, False)
         if resets is not None:
             d, _ = reset_to_zero(d, d, reset, False)
