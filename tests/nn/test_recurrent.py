@@ -40,10 +40,8 @@ def test_equals_a_loop_of_its_cell(dtype, nonlinearity):
 def test_a_sequence_of_one_time_step_is_the_formula(kind, bidirectional):
     """In PyTorch's operations, whose numbers and gradients are those of the time loop's operator."""
     rnn = UnitaryRNN(3, 4, 2, nonlinearity="tanh", dtype=kind, bidirectional=bidirectional)
-    x, h = (
-        0.1 * torch.randn(1, 2, 3, dtype=kind),
-        0.1 * torch.randn(2 + 2 * bidirectional, 2, 4, dtype=kind),
-    )
+    x = 0.1 * torch.randn(1, 2, 3, dtype=kind)
+    h = 0.1 * torch.randn(2 + 2 * bidirectional, 2, 4, dtype=kind)
     resets = torch.tensor([[True, False]])
     h.requires_grad_()
     found = []

@@ -124,7 +124,7 @@ def parts(stored, PAIRS: tl.constexpr):
 
 @triton.jit
 def load_range(base, first, n, BN: tl.constexpr, PAIRS: tl.constexpr):
-    """`load_stored` and its `parts`: threads exchange these, and so they wait for the load."""
+    """`load_stored` and its `parts`.  Threads exchange parts of pairs, and so wait for the load."""
     return parts(load_stored(base, first, n, BN, PAIRS), PAIRS)
 
 

@@ -199,7 +199,7 @@ def is_best_left_to_pytorch(weight: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or private.traced_by_jit()
         or (private.active_modes() and private.traced_by_make_fx())
         or private.is_autocast_on()
         or (torch.is_grad_enabled() and sketch_of(weight) is not None)

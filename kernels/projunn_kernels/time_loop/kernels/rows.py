@@ -74,7 +74,7 @@ def sum_both(x, y):
 
 
 @triton.jit
-def down_rows(x, y):
+def _down_rows(x, y):
     """Two rows as columns, with one exchange among threads: as one row of 64 bits a number."""
     high = y.to(tl.int32, bitcast=True).to(tl.int64) << 32
     both = (high | x.to(tl.uint32, bitcast=True).to(tl.int64))[:, None]
@@ -89,7 +89,7 @@ def _sums(hr, hi, mr, mi, PAIRS: tl.constexpr):
     Every product of real numbers has a sum of its own, so that an instruction multiplies and adds.
     """
     if PAIRS:
-        hr, hi = down_rows(hr, hi)
+        hr, hi = _down_rows(hr, hi)
         re = in_eighths(mr * hr) - in_eighths(mi * hi)
         im = in_eighths(mr * hi) + in_eighths(mi * hr)
     else:
