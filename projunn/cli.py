@@ -68,7 +68,7 @@ def _info(arguments: argparse.Namespace) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) or "none"))
     rows.append(("backend", f"{backend} ({chosen_by})"))
-    rows.append(("tables", str(tables.cache_folder()) + ("" if tuning.uses_tables() else " (off)")))
+    rows.append(("tables", _said_of_cache() + ("" if tuning.uses_tables() else " (off)")))
     if not gpus:
         rows += [("table", found.described(None)) for found in tuning.found_tables(None)]
         rows.append(("configs", "closed form: there is no GPU to have a table for"))
@@ -86,6 +86,14 @@ def _info(arguments: argparse.Namespace) -> int:
     for name, value in rows:
         print(f"{name:<{width}}{value}")
     return 0
+
+
+def _said_of_cache() -> str:
+    """The folder of the user's tables, or why there is none."""
+    try:
+        return str(tables.cache_folder())
+    except OSError as error:
+        return str(error)
 
 
 def _said_of_verdicts() -> str:

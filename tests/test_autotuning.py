@@ -1,6 +1,7 @@
 """``projunn autotune``: options, what is announced, shown and written, with a clock for a GPU."""
 
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import projunn
 from projunn import autotuning, cli
 from projunn.cli import main
+from projunn_kernels import selfcheck
 from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.closed_form import candidates, closed_form, standard_problems
@@ -224,3 +226,32 @@ def test_info_refuses_an_unknown_setting(capsys, monkeypatch):
     monkeypatch.setenv("PROJUNN_TABLES", "no")
     assert main(["info"]) == 2
     assert "PROJUNN_TABLES: got 'no', wanted on or off" in capsys.readouterr().err
+
+
+@interpreted
+@pytest.mark.parametrize("home", [True, False], ids=["unreadable", "no home"])
+def test_a_cache_that_cannot_be_read_is_as_none(tmp_path, capsys, monkeypatch, home):
+    """In a container the home is often another user's, or nowhere: launches ended in an error."""
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    if home:  # a name so long is an OSError for whoever looks, and no permission is needed for it
+        monkeypatch.setenv("PROJUNN_CACHE", str(tmp_path / ("x" * 300)))
+    else:
+        for name in ("PROJUNN_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pathlib.Path.home", nowhere)
+    monkeypatch.setattr(selfcheck, "_known", cache(selfcheck._known.__wrapped__))
+    verdict = selfcheck.Verdict("product real", GPU.name, "3.8.0", "")
+    assert tuning.found_tables(GPU) == []
+    assert verdict not in selfcheck.verdicts()
+    with pytest.warns(UserWarning, match="the verdict on a kernel cannot be kept: "):
+        selfcheck._keep("a", verdict)
+    assert main(["info"]) == 0
+    assert home or "PROJUNN_CACHE: got none, and there is no home folder" in capsys.readouterr().out
+
+
+def test_a_cache_that_is_no_text_has_no_verdicts(tmp_path):
+    (tmp_path / "verdicts.jsonl").write_bytes(b"\xff\xfe{\n")
+    assert selfcheck._read(tmp_path / "verdicts.jsonl") == {}

@@ -281,11 +281,11 @@ def _key(
 
 @cache
 def _known() -> dict[str, Verdict]:
-    """The verdicts that ship and those in the user's cache, by key."""
+    """The verdicts that ship and those in the user's cache, by key: as far as they can be read."""
     found: dict[str, Verdict] = {}
-    for file in (tables.shipped_folder() / _FILE, tables.cache_folder() / _FILE):
-        if file.is_file():
-            found |= _read(file)
+    for folder in (tables.shipped_folder, tables.cache_folder):
+        with contextlib.suppress(OSError):  # there is none yet, or it is another user's
+            found |= _read(folder() / _FILE)
     return found
 
 
@@ -295,7 +295,7 @@ _FILE = "verdicts.jsonl"
 def _read(file: Traversable) -> dict[str, Verdict]:
     """The verdicts of a file; lines that are none, such as half-written ones, are left out."""
     found = {}
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
             row = {name: str(value) for name, value in json.loads(line).items()}
             key = row.pop("key")
@@ -305,9 +305,9 @@ def _read(file: Traversable) -> dict[str, Verdict]:
 
 def _keep(key: str, verdict: Verdict) -> None:
     """Append to the user's file: one write of one line, so that processes do not disturb each other."""
-    folder = tables.cache_folder()
     line = json.dumps({"key": key} | asdict(verdict)) + "\n"
     try:
+        folder = tables.cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / _FILE).open("a") as file:
             file.write(line)

@@ -17,8 +17,8 @@ Nothing here imports triton or touches a device at import.
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources.abc import Traversable
@@ -124,12 +124,15 @@ def found_tables(device: Device | None) -> list[FoundTable]:
 
 
 def _table_files() -> Iterator[tuple[str, Traversable]]:
-    """Where tables may be, the user's first."""
-    for folder, prefix in ((cache_folder(), ""), (shipped_folder(), "shipped ")):
-        if folder.is_dir():
-            files = (one for one in folder.iterdir() if one.name.endswith(SUFFIX) and one.is_file())
-            for file in sorted(files, key=lambda one: one.name):
-                yield (prefix + file.name if prefix else str(file)), file
+    """Where tables may be, the user's first, unless that folder is another user's or there is none."""
+    folders: tuple[tuple[Callable[[], Traversable], str], ...]
+    folders = (cache_folder, ""), (shipped_folder, "shipped ")
+    for folder, prefix in folders:
+        files: list[Traversable] = []
+        with suppress(OSError):
+            files += (one for one in folder().iterdir() if one.name.endswith(SUFFIX) and one.is_file())
+        for file in sorted(files, key=lambda one: one.name):
+            yield (prefix + file.name if prefix else str(file)), file
 
 
 def _reason_against(table: Table, device: Device | None) -> str:

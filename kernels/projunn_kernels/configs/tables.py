@@ -66,11 +66,19 @@ class Table:
 
 
 def cache_folder() -> Path:
-    """Where the user's tables are: ``PROJUNN_CACHE``, or ``projunn`` in the user's cache."""
+    """Where the user's tables are: ``PROJUNN_CACHE``, or ``projunn`` in the user's cache.
+
+    Raises:
+        OSError: the user has no home folder, as in a container whose user is but a number.
+    """
     given = os.environ.get("PROJUNN_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "projunn"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache") / "projunn"
+    except RuntimeError as error:
+        raise OSError("PROJUNN_CACHE: got none, and there is no home folder; wanted a folder") from error
 
 
 def shipped_folder() -> Traversable:
