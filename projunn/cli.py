@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 def _info(arguments: argparse.Namespace) -> int:
     backend, chosen_by = chosen_backend()
     rows = [("python", platform.python_version())]
-    rows += [(name, _version(name)) for name in ("projunn", "torch", "triton", "numpy")]
+    rows += [(name, _version(name)) for name in ("projunn", "torch")]
+    rows += [("triton", tables.triton_version() or "not installed"), ("numpy", _version("numpy"))]
     rows.append(("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) or "none"))

@@ -1,5 +1,6 @@
 """``projunn autotune``: options, what is announced, shown and written, with a clock for a GPU."""
 
+import importlib.metadata
 import sys
 from functools import cache
 
@@ -250,6 +251,25 @@ def test_a_cache_that_cannot_be_read_is_as_none(tmp_path, capsys, monkeypatch, h
         selfcheck._keep("a", verdict)
     assert main(["info"]) == 0
     assert home or "PROJUNN_CACHE: got none, and there is no home folder" in capsys.readouterr().out
+
+
+@interpreted
+def test_the_triton_of_amd_gpus_is_found_by_its_names(capsys, monkeypatch):
+    """Else no table that was tuned there is in force, as if Triton were not installed."""
+    usual, gone = importlib.metadata.version, importlib.metadata.PackageNotFoundError
+    for name in ("triton-rocm", "pytorch-triton-rocm"):
+
+        def version(package, name=name):
+            if "triton" not in package:
+                return usual(package)
+            if package != name:
+                raise gone(package)
+            return "3.6.0"
+
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", version)
+            assert main(["info"]) == 0
+        assert "3.6.0" in capsys.readouterr().out
 
 
 def test_a_cache_that_is_no_text_has_no_verdicts(tmp_path):

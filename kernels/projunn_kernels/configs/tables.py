@@ -29,7 +29,8 @@ SUFFIX = ".json"
 _LARGEST_FILE = 16 << 20  # bytes
 _LARGEST_SIDE, _LARGEST_TILE = 1 << 16, 1 << 20  # the second is Triton's own limit
 _LONGEST = 1e9  # milliseconds
-_TRITONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
+# What PyTorch's wheels for AMD GPUs need has been called by the second and the fourth name.
+_TRITONS = ("triton", "triton-rocm", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
 
 
 class NoTableError(ValueError):
