@@ -93,6 +93,24 @@ def test_tables_that_a_graph_reads_are_never_forgotten(monkeypatch):
     assert kept is table
 
 
+@pytest.mark.requires("triton")
+def test_a_graph_reads_the_tables_of_steps_on_other_streams(monkeypatch):
+    """`torch.cuda.graph` captures on its own: its replays filled all tables again, a launch an entry."""
+    from projunn_kernels import keeping, launching
+
+    tensors = [torch.zeros(3), torch.zeros(4)]
+    streams = iter([7, 8, 8, 9])
+    monkeypatch.setattr(keeping, "current_stream", lambda device: next(streams))
+    monkeypatch.setattr(launching, "_tables", keeping.Recent(9))
+    monkeypatch.setattr(launching, "_in_graphs", {})
+    first = launching.address_table(tensors)
+    assert launching.address_table(tensors) is not first  # may be read before it has arrived
+    monkeypatch.setattr(keeping, "capturing", lambda device: True)
+    assert launching.address_table(tensors[::-1]).tolist() == [t.data_ptr() for t in tensors[::-1]]
+    assert launching.address_table(tensors) is first
+    assert [*launching._in_graphs.values()] == [first]
+
+
 @pytest.mark.parametrize("rank", [1, 4, 16])
 @pytest.mark.parametrize("factorization", ["subspace", "single_pass", "tangent"])
 def test_a_capture_loads_no_kernel(kernels, monkeypatch, factorization, rank):

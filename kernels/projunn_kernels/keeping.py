@@ -49,6 +49,14 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
                 self.move_to_end(key)
         return value
 
+    def first_beside(self, key: tuple[Any, ...], place: int) -> _Prepared | None:
+        """The entry, of those whose keys differ from ``key`` at a place alone, that has not been used
+        for longest, or None."""
+        rest = key[:place], key[place + 1 :]
+        with self._lock:
+            alike = (value for k, value in self.items() if (k[:place], k[place + 1 :]) == rest)
+            return next(alike, None)
+
     def keep(self, key: tuple[Any, ...], value: _Prepared) -> _Prepared:
         """Adds an entry, and forgets those that have not been used for longest."""
         with self._lock:
@@ -87,9 +95,9 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
             return self.pop(key, None)
 
 
-def current_stream(tensor: Tensor) -> int:
+def current_stream(device: torch.device) -> int:
     """The stream that launches go to: what lies between two launches must not be shared by streams."""
-    return private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
+    return private.current_raw_stream(device.index) if device.type == "cuda" else 0
 
 
 def may_keep(tensor: Tensor) -> bool:
@@ -99,7 +107,7 @@ def may_keep(tensor: Tensor) -> bool:
 
 def in_force(tensor: Tensor) -> tuple[int, int]:
     """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
-    return current_stream(tensor), choice.generation()
+    return current_stream(tensor.device), choice.generation()
 
 
 def capturing(device: torch.device) -> bool:

@@ -286,9 +286,11 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of the tensors, as an int64 tensor on their device.
 
     Tables are kept, so tensors that stay where they are, as parameters do, cost one copy from the host
-    in all.  A table made while a CUDA graph is captured is filled by launches of the graph and not
-    kept: a replay would copy from host memory that is long gone.  One that is there already is kept for
-    ever, because the graph reads it at every replay.
+    in all.  While a CUDA graph is captured those of all streams will do, because `torch.cuda.graph`
+    captures on a stream of its own, and waits for all others first.  One that is found is kept for
+    ever, because the graph reads it at every replay.  One that is made then is filled by launches of
+    the graph, for each entry and at every replay, and not kept: to copy would need host memory that
+    is long gone.
     """
     return table_of(tuple(map(Tensor.data_ptr, tensors)), tensors[0].device)
 
@@ -297,10 +299,10 @@ def table_of(
     values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64
 ) -> Tensor:
     """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
-    stream = private.current_raw_stream(device.index) if device.type == "cuda" else 0
-    key = (device, stream, dtype, values)
+    key = (device, keeping.current_stream(device), dtype, values)
     table = _tables.found(key)
     if keeping.capturing(device):
+        table = _tables.first_beside(key, 1) if table is None else table
         if table is not None:
             _in_graphs[key] = table
             return table

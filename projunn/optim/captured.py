@@ -146,7 +146,11 @@ class CapturedStep:
         # By default a capture fails if another thread allocates, as that which pins memory for a
         # `DataLoader` does.
         mode = "thread_local"
-        with torch.cuda.graph(graph, pool, self._stream, capture_error_mode=mode):
+        # A capture waits for the current GPU first, which has to be this one.
+        with (
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, pool, self._stream, capture_error_mode=mode),
+        ):
             step()
         return graph
 

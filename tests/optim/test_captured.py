@@ -248,9 +248,18 @@ def test_captures_bear_other_threads_and_share_a_stream(monkeypatch):
     @contextlib.contextmanager
     def graph(_, pool=None, stream=None, capture_error_mode="global"):
         captures.append((pool, stream, capture_error_mode))
+        assert current == [stream.device]  # which a capture waits for
         yield
 
-    for name, stand_in in (("CUDAGraph", Graph), ("Stream", Stream), ("graph", graph)):
+    @contextlib.contextmanager
+    def device(given):
+        current.append(given)
+        yield
+        current.pop()
+
+    current = []
+    stand_ins = ("CUDAGraph", Graph), ("Stream", Stream), ("graph", graph), ("device", device)
+    for name, stand_in in stand_ins:
         monkeypatch.setattr(torch.cuda, name, stand_in, raising=False)
     optimizer = SGD(UnitaryLinear(3, 3).parameters(), lr=0.1)
     step = Recorded(optimizer)
