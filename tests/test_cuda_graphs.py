@@ -1,6 +1,7 @@
 """A training step as one CUDA graph (docs/cuda-graphs.md), and tables of addresses under capture."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 import projunn
 from projunn.nn import UnitaryRNN
-from projunn.optim import RMSprop
+from projunn.optim import RMSprop, parts
+from projunn_kernels import fused_step_
 
 
 @pytest.mark.requires_cuda
@@ -109,6 +111,28 @@ def test_a_graph_reads_the_tables_of_steps_on_other_streams(monkeypatch):
     assert launching.address_table(tensors[::-1]).tolist() == [t.data_ptr() for t in tensors[::-1]]
     assert launching.address_table(tensors) is first
     assert [*launching._in_graphs.values()] == [first]
+
+
+@pytest.mark.requires("triton")
+def test_counters_that_a_graph_may_have_outlive_what_is_kept_of_a_step(kernels, monkeypatch):
+    """A step of other parameters drops that; replays of the graph then counted in memory of others."""
+    counters = []
+
+    def noted(step):
+        counters.extend(map(weakref.ref, step.missed))
+        return fused_step_(step)
+
+    monkeypatch.setattr(parts, "fused_step_", noted)
+    weights = [projunn.UnitaryParameter(torch.eye(3).to(kernels.device)) for _ in range(2)]
+    optimizer = RMSprop(weights, lr=1e-3, capturable=True)
+    with kernels.backend():
+        for count in (2, 1):
+            optimizer.zero_grad()
+            for weight in weights[:count]:
+                weight.grad = torch.ones_like(weight.detach())
+            optimizer.step()
+    assert len(counters) == 3
+    assert None not in [counter() for counter in counters]
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
