@@ -13,10 +13,12 @@ float64 and complex128 run in PyTorch whatever the choice.  ``PROJUNN_BACKEND`` 
 process starts with.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -153,7 +155,7 @@ def uses_triton(tensor: Tensor) -> bool:
         return False
     if name == "triton" and not tensor.is_cuda:
         raise RuntimeError(f"{by}: backend 'triton' needs GPU tensors, got one on {tensor.device}")
-    return tensor.dtype in _SINGLE and (name != "auto" or triton_installed())
+    return tensor.dtype in _SINGLE and (name != "auto" or kernels_work())
 
 
 def on_device(tensor: Tensor) -> bool:
@@ -169,6 +171,24 @@ def on_device(tensor: Tensor) -> bool:
 def triton_installed() -> bool:
     """True if triton can be imported."""
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def kernels_work() -> bool:
+    """True if triton is installed, and neither broken nor too old for the kernels; warns if it is."""
+    if not triton_installed():
+        return False
+    try:
+        importlib.import_module("projunn_kernels.launching").kernels()
+    except Exception as error:
+        warnings.warn(
+            "triton is installed, but the kernels cannot be imported with it, and PyTorch operations run"
+            f" in their place, which are slower: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def interpreting() -> bool:

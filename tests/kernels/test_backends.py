@@ -54,6 +54,27 @@ def test_without_triton_explicit_choices_raise_and_auto_falls_back(monkeypatch):
     assert not uses_triton(torch.ones(1))
 
 
+@pytest.mark.requires("triton")
+def test_auto_falls_back_where_triton_is_broken_or_too_old(monkeypatch):
+    """Every step of a GPU's tensors ended in an ImportError."""
+
+    class OnGPU:
+        is_cuda, dtype = True, torch.float32
+
+    def broken():
+        raise ImportError("cannot import name 'gdc_wait' from 'triton.language.extra.cuda'")
+
+    backends.kernels_work.cache_clear()
+    assert uses_triton(OnGPU())
+    backends.kernels_work.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("projunn_kernels.launching.kernels", broken)
+        with pytest.warns(RuntimeWarning, match="kernels cannot be imported with it.*ImportError.*gdc"):
+            assert not uses_triton(OnGPU())
+        assert not uses_triton(OnGPU())  # one warning
+    backends.kernels_work.cache_clear()
+
+
 def test_what_runs_where(kernels):
     assert not uses_triton(torch.ones(1))
     one = torch.ones(1, device=kernels.device)
