@@ -64,7 +64,7 @@ from projunn_kernels.tuning.aot_problems import launches_of
 from projunn_kernels.tuning.binaries import ARCHITECTURES, binary, source_and_target
 
 for operation in ("recurrence", "recurrence_backward"):
-    for n, pairs in ((128, True), (64, True), (190, False)):
+    for n, pairs in ((128, True), (64, True), (190, False), (190, True)):
         problem = Problem(operation, pairs, 1, 128, n, 1)
         config = closed_form(problem, ARCHITECTURES["sm_90"])
         variant = {"nonlinearity": "tanh", "dtype": torch.float32, "precision": "highest"}
@@ -164,7 +164,7 @@ def test_a_time_step_does_not_wait_for_what_the_next_one_reads():
     result = python("-c", WAITING)
     assert result.returncode == 0, result.stderr
     found = [line.split() for line in result.stdout.splitlines() if line.startswith("found")]
-    assert len(found) == 6
+    assert len(found) == 8
     for _, loaded, handed in found:
         assert int(loaded) > 0
         assert int(handed) == 0

@@ -142,7 +142,7 @@ def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, o
         "PRECISION": "ieee" if product_setting(weight.dtype) == "highest" else "tf32",
     } | options(config.warps, overlap=overlap)
     if not _by_steps(config):
-        rest = _rest(config, len(weight))
+        rest = _rest(config, weight)
         return shared | {"BK": rest, "HOLD": config.hold, "OPERAND": _operand(weight.dtype)}
     in_float32 = _in_float32(weight)
     return shared | {
@@ -153,9 +153,11 @@ def _constants(config: Config, weight: Tensor, nonlinearity: str) -> dict[str, o
     }
 
 
-def _rest(config: Config, n: int) -> int:
-    """The units beside those of the first tile, as a tile of their own."""
-    more = n - config.columns
+def _rest(config: Config, matrix: Tensor) -> int:
+    """The units beside those of the first tile: where a part of W passes, those of one or two more."""
+    if config.rows == 1 and not config.hold:
+        return (matrix.ndim - 1) * config.columns
+    more = len(matrix) - config.columns
     return max(32 if config.rows == 1 else 16, power_of_two(more)) if more > 0 else 0
 
 
@@ -169,8 +171,8 @@ def _of_a_row(config: Config, matrix: Tensor) -> Tensor:
     if config.hold:
         return matrix.contiguous()
     n = len(matrix)
-    side = config.columns + _rest(config, n)
-    padded = matrix.new_zeros(side, side, dtype=torch.float32)
+    side = config.columns + _rest(config, matrix)
+    padded = matrix.new_zeros(side, side, *matrix.shape[2:], dtype=torch.float32)
     padded[:n, :n] = matrix
     return padded
 

@@ -44,22 +44,18 @@ def _waves(problem: Problem) -> int:
 def _row(problem: Problem, device: Device) -> Config | None:
     """W in the registers of a program of one row, if there are enough, or in part in its cache."""
     if problem.n > (128 if problem.pairs else MAX_HELD):
-        spills = device.capability.startswith("10.")  # 500 bytes, with Triton 3.6
-        return None if spills else _passing(problem, device)
-    spills = device.capability in ("10.0", "12.0") and problem.operation.endswith("backward")
-    if problem.n > 128 and spills:  # 8 and 48 bytes
         return _passing(problem, device)
     n = min(128, _tile(problem.n))
     return Config(1, n, 4 if n * problem.width <= 64 else 8, hold=True)
 
 
 def _passing(problem: Problem, device: Device) -> Config | None:
-    """A program of one row with a part of a real W in its cache, which is as large as shared memory."""
-    if problem.pairs or not 128 < problem.n <= 256:
+    """A program of one row with a part of W in its cache, which is as large as shared memory."""
+    units, tiles, held = (64, 3, 2.5) if problem.pairs else (128, 2, 1.5)  # of tiles**2 blocks
+    passing = (tiles**2 - held) * units**2 * problem.width
+    if not 128 < problem.n <= tiles * units or 4 * passing > device.shared_memory:
         return None
-    rest = 64 if problem.n <= MAX_HELD else 128
-    passing = rest * (128 // 2 + 128 + rest)
-    return Config(1, 128, 8) if 4 * passing <= device.shared_memory else None
+    return Config(1, units, 8)
 
 
 def _block(problem: Problem, device: Device) -> Config | None:

@@ -67,10 +67,10 @@ def recurrence_kernel(
 ):
     """Grid (batch / BB,).  ``steps`` >= 1.  ``w`` is W, but W^T if BB = 1, padded if it is not held.
 
-    BN units have a tile and the BK that follow, if any, have another.
+    BN units have a tile and the BK that follow, if any, have another, or two where a part of W passes.
     """
     if BB == 1 and not HOLD:
-        forward_passing(inputs, initial, w, bias, resets, states, steps, batch, n, F, BN, BK)
+        forward_passing(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN)
     elif BB == 1:
         forward_row(inputs, initial, w, bias, resets, states, steps, batch, n, F, PAIRS, BN, BK)
     else:
@@ -108,8 +108,9 @@ def recurrence_backward_kernel(
     """
     if BB == 1 and not HOLD:
         backward_passing(
-            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, BN, BK
-        )
+            grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,
+            BN,
+        )  # fmt: skip
     elif BB == 1:
         backward_row(
             grad, states, w, bias, resets, grad_inputs, grad_initial, partial, steps, batch, n, F, PAIRS,

@@ -125,7 +125,7 @@ def forward_block(
     inputs += start
     states += start
     ar, ai = load_operand(m, 0, 0, n, False, PAIRS, N, N, OPERAND, PRECISION)
-    offset = load_bias(bias, 0, n, F, N)[:, None]
+    offset = load_bias(bias, tl.arange(0, N), n, F)[:, None]
     known = rows
     if resets is not None:
         every = tl.cdiv(batch, BB) * BB
@@ -137,7 +137,7 @@ def forward_block(
         br, bi = load_operand(m, 0, N, n, False, PAIRS, N, REST, OPERAND, PRECISION)
         cr, ci = load_operand(m, N, 0, n, False, PAIRS, REST, N, OPERAND, PRECISION)
         dr, di = load_operand(m, N, N, n, False, PAIRS, REST, REST, OPERAND, PRECISION)
-        more_offset = load_bias(bias, N, n, F, REST)[:, None]
+        more_offset = load_bias(bias, N + tl.arange(0, REST), n, F)[:, None]
         gr, gi = load_columns(initial + start, N, known, n, BB, REST, PAIRS)
         yr, yi = load_columns(inputs, N, rows, n, BB, REST, PAIRS)
     for t in range(steps):
@@ -203,7 +203,7 @@ def backward_block(
     grad_initial += start
     partial += tl.program_id(0).to(tl.int64) * n
     ar, ai = load_operand(m, 0, 0, n, True, PAIRS, N, N, OPERAND, PRECISION)
-    offset = load_bias(bias, 0, n, F, N)[:, None]
+    offset = load_bias(bias, tl.arange(0, N), n, F)[:, None]
     dr = tl.zeros((N, BB), tl.float32)
     di = tl.zeros((N, BB), tl.float32)
     total = tl.zeros((N, BB), tl.float32)
@@ -213,7 +213,7 @@ def backward_block(
         br, bi = load_operand(m, 0, N, n, True, PAIRS, N, REST, OPERAND, PRECISION)
         cr, ci = load_operand(m, N, 0, n, True, PAIRS, REST, N, OPERAND, PRECISION)
         er, ei = load_operand(m, N, N, n, True, PAIRS, REST, REST, OPERAND, PRECISION)
-        more_offset = load_bias(bias, N, n, F, REST)[:, None]
+        more_offset = load_bias(bias, N + tl.arange(0, REST), n, F)[:, None]
         fr = tl.zeros((REST, BB), tl.float32)
         fi = tl.zeros((REST, BB), tl.float32)
         more_total = tl.zeros((REST, BB), tl.float32)

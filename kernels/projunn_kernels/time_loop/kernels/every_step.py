@@ -142,7 +142,7 @@ def recurrence_step_kernel(
     if not EARLY:
         tl.debug_barrier()  # or the compiler would load before the product
         xr, xi = load_columns(inputs + start, first, rows, n, BB, BN, PAIRS)
-    offset = load_bias(bias, first, n, F, BN)[:, None]
+    offset = load_bias(bias, first + tl.arange(0, BN), n, F)[:, None]
     if resets is not None:
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     hr, hi = activate(xr + zr, xi + zi, offset, F, PAIRS)
@@ -194,7 +194,7 @@ def recurrence_step_backward_kernel(
         tl.debug_barrier()  # or the compiler would load before the product
         gr, gi = load_columns(grad + start, first, rows, n, BB, BN, PAIRS)
         hr, hi = load_columns(states + start, first, rows, n, BB, BN, PAIRS)
-    offset = load_bias(bias, first, n, F, BN)[:, None]
+    offset = load_bias(bias, first + tl.arange(0, BN), n, F)[:, None]
     if resets is not None:
         zr, zi = reset_to_zero(zr, zi, load_resets(resets + row, BB)[None, :], PAIRS)
     zr, zi, along = activation_gradient(gr + zr, gi + zi, hr, hi, offset, F, PAIRS)

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.language.tiles import (
+    load_floats,
     load_range,
     load_stored,
-    load_tile,
     parts,
     store_range,
 )
@@ -20,13 +20,12 @@ from projunn_kernels.time_loop.kernels.activation import MODRELU, activate, acti
 
 
 @triton.jit
-def load_bias(bias, first, n, F: tl.constexpr, BN: tl.constexpr):
-    """b of modReLU for BN units from ``first``; zeros for any other f."""
-    units = first + tl.arange(0, BN)
+def load_bias(bias, units, n, F: tl.constexpr):
+    """b of modReLU; zeros for any other f."""
     if F == MODRELU:
         offset = tl.load(bias + units, mask=units < n, other=0.0).to(tl.float32)
     else:
-        offset = tl.zeros((BN,), tl.float32)
+        offset = tl.zeros(units.shape, tl.float32)
     return offset
 
 
@@ -45,21 +44,35 @@ def reset_to_zero(re, im, reset, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _block(m, k, u, n, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
-    """Rows k.. and columns u.. of M (n, n), conjugated if ``CONJUGATE``."""
+def _block(m, k, u, n, PAIRS: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
+    """Rows k.. and columns u.. of M (n, n), pairs side by side as in memory."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
     n = tl.maximum(
         n, 1
     )  # no multiple of 16 for the compiler, which would give threads 4 neighbours each
-    re, im = load_tile(m, k + tl.arange(0, K), u, n, n, U, PAIRS)
-    if CONJUGATE:
-        im = -im
-    return re, im
+    return load_floats(m, k + tl.arange(0, K), WIDTH * u, n, WIDTH * n, WIDTH * U)
 
 
 @triton.jit
-def in_eighths(terms):
-    """Sums of every eighth term: the (K, U) terms as (8, U), which 8 warps do without an exchange."""
-    return tl.sum(tl.reshape(terms, (terms.shape[0] // 8, 8, terms.shape[1])), axis=0)
+def halves(rows):
+    """The first and the second half of the rows, which a thread has both of."""
+    return tl.split(tl.permute(tl.reshape(rows, (2, rows.shape[0] // 2, rows.shape[1])), (1, 2, 0)))
+
+
+@triton.jit
+def add_products(sums, h, m):
+    """``sums`` (8, U) of every eighth term of ``h M``, for a column h (K, 1) and M (K, U).
+
+    Added one after the other, so that one instruction multiplies and adds: Triton adds up in pairs.
+    """
+    if m.shape[0] == sums.shape[0]:
+        sums = tl.fma(tl.broadcast_to(h, m.shape), m, sums)
+    else:
+        h, second_h = halves(h)
+        m, second_m = halves(m)
+        sums = add_products(sums, h, m)
+        sums = add_products(sums, second_h, second_m)
+    return sums
 
 
 @triton.jit
@@ -74,53 +87,73 @@ def sum_both(x, y):
 
 
 @triton.jit
-def _down_rows(x, y):
-    """Two rows as columns, with one exchange among threads: as one row of 64 bits a number."""
+def packed(x, y):
+    """Two numbers as one of 64 bits, so that threads exchange both at once."""
     high = y.to(tl.int32, bitcast=True).to(tl.int64) << 32
-    both = (high | x.to(tl.uint32, bitcast=True).to(tl.int64))[:, None]
+    return high | x.to(tl.uint32, bitcast=True).to(tl.int64)
+
+
+@triton.jit
+def unpacked(both):
+    """The inverse of `packed`."""
     x = both.to(tl.int32).to(tl.float32, bitcast=True)
     return x, (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _sums(hr, hi, mr, mi, PAIRS: tl.constexpr):
-    """``h M`` for a row h, as sums of every eighth term.
-
-    Every product of real numbers has a sum of its own, so that an instruction multiplies and adds.
-    """
+def _add_both_products(re, im, hr, hi, m, PAIRS: tl.constexpr):
+    """`add_products` of the real and of the imaginary part of a row h, each with the floats of M."""
     if PAIRS:
-        hr, hi = _down_rows(hr, hi)
-        re = in_eighths(mr * hr) - in_eighths(mi * hi)
-        im = in_eighths(mr * hi) + in_eighths(mi * hr)
+        hr, hi = unpacked(packed(hr, hi)[:, None])
+        re, im = add_products(re, hr, m), add_products(im, hi, m)
     else:
-        re = in_eighths(mr * hr[:, None])
-        im = re
+        re = add_products(re, hr[:, None], m)
     return re, im
 
 
 @triton.jit
-def _product(hr, hi, mr, mi, PAIRS: tl.constexpr):
-    """``h M`` for a row h."""
-    if PAIRS:
-        re, im = sum_both(*_sums(hr, hi, mr, mi, PAIRS))
+def _pairs(floats):
+    return tl.split(tl.reshape(floats, (floats.shape[0], floats.shape[1] // 2, 2)))
+
+
+@triton.jit
+def as_complex(re, im, CONJUGATE: tl.constexpr):
+    """``h M`` or ``h conj(M)`` from what the real and the imaginary part of h make with M's floats."""
+    rr, ri = _pairs(re)
+    ir, ii = _pairs(im)
+    if CONJUGATE:
+        re, im = rr + ii, ir - ri
     else:
-        re = tl.sum(mr * hr[:, None], axis=0)
-        im = re
+        re, im = rr - ii, ir + ri
     return re, im
 
 
 @triton.jit
-def _both_products(hr, hi, mr, mi, gr, gi, lr, li, PAIRS: tl.constexpr):
-    """``h M + g L``, with one exchange among threads for the two products."""
-    re, im = _sums(hr, hi, mr, mi, PAIRS)
-    more, more_im = _sums(gr, gi, lr, li, PAIRS)
-    re += more
+def _total(re, im, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr):
+    """The product's real and imaginary part, from `_add_both_products`."""
     if PAIRS:
-        re, im = sum_both(re, im + more_im)
+        re, im = sum_both(*as_complex(re, im, CONJUGATE))
     else:
         re = tl.sum(re, axis=0)
         im = re
     return re, im
+
+
+@triton.jit
+def _product(hr, hi, m, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr):
+    """``h M`` or ``h conj(M)`` for a row h."""
+    zero = tl.zeros((8, m.shape[1]), tl.float32)
+    re, im = _add_both_products(zero, zero, hr, hi, m, PAIRS)
+    return _total(re, im, CONJUGATE, PAIRS)
+
+
+@triton.jit
+def _both_products(hr, hi, m, gr, gi, l, CONJUGATE: tl.constexpr, PAIRS: tl.constexpr):
+    """``h M + g L``, or of the conjugates, with one exchange among threads for the two products."""
+    zero = tl.zeros((8, m.shape[1]), tl.float32)
+    re, im = _add_both_products(zero, zero, hr, hi, m, PAIRS)
+    re, im = _add_both_products(re, im, gr, gi, l, PAIRS)
+    return _total(re, im, CONJUGATE, PAIRS)
 
 
 @triton.jit
@@ -146,8 +179,8 @@ def forward_row(
     stride = tl.cast(batch, tl.int64) * n * WIDTH
     inputs += start
     states += start
-    ar, ai = _block(m, 0, 0, n, False, PAIRS, N, N)
-    offset = load_bias(bias, 0, n, F, N)
+    a = _block(m, 0, 0, n, PAIRS, N, N)
+    offset = load_bias(bias, tl.arange(0, N), n, F)
     known = n
     if resets is not None:  # those of the next step are loaded a step ahead
         resets += tl.program_id(0)
@@ -160,10 +193,10 @@ def forward_row(
         inputs += stride
         next_x = load_stored(inputs, 0, tl.where(steps > 1, n, 0), N, PAIRS)
     if REST:
-        br, bi = _block(m, 0, N, n, False, PAIRS, N, REST)
-        cr, ci = _block(m, N, 0, n, False, PAIRS, REST, N)
-        dr, di = _block(m, N, N, n, False, PAIRS, REST, REST)
-        more_offset = load_bias(bias, N, n, F, REST)
+        b = _block(m, 0, N, n, PAIRS, N, REST)
+        c = _block(m, N, 0, n, PAIRS, REST, N)
+        d = _block(m, N, N, n, PAIRS, REST, REST)
+        more_offset = load_bias(bias, N + tl.arange(0, REST), n, F)
         gr, gi = load_range(initial + start, N, known, REST, PAIRS)
         more_x = load_stored(inputs, N, n, REST, PAIRS)
     for t in range(steps):
@@ -176,8 +209,8 @@ def forward_row(
             next_reset = load_resets(resets, t + 2 < steps)
         if REST:
             next_more_x = load_stored(inputs, N, there, REST, PAIRS)
-            yr, yi = _both_products(hr, hi, br, bi, gr, gi, dr, di, PAIRS)
-            zr, zi = _both_products(hr, hi, ar, ai, gr, gi, cr, ci, PAIRS)
+            yr, yi = _both_products(hr, hi, b, gr, gi, d, False, PAIRS)
+            zr, zi = _both_products(hr, hi, a, gr, gi, c, False, PAIRS)
             xr, xi = parts(more_x, PAIRS)
             gr, gi = activate(xr + yr, xi + yi, more_offset, F, PAIRS)
             store_range(states, N, n, gr, gi, REST, PAIRS)
@@ -185,7 +218,7 @@ def forward_row(
                 gr, gi = reset_to_zero(gr, gi, reset, PAIRS)
             more_x = next_more_x
         else:
-            zr, zi = _product(hr, hi, ar, ai, PAIRS)
+            zr, zi = _product(hr, hi, a, False, PAIRS)
         xr, xi = parts(x, PAIRS)
         hr, hi = activate(xr + zr, xi + zi, offset, F, PAIRS)
         store_range(states, 0, n, hr, hi, N, PAIRS)
@@ -231,8 +264,8 @@ def backward_row(
     grad_inputs += last
     grad_initial += start
     partial += tl.program_id(0).to(tl.int64) * n
-    ar, ai = _block(m, 0, 0, n, True, PAIRS, N, N)
-    offset = load_bias(bias, 0, n, F, N)
+    a = _block(m, 0, 0, n, PAIRS, N, N)
+    offset = load_bias(bias, tl.arange(0, N), n, F)
     dr = tl.zeros((N,), tl.float32)
     di = tl.zeros((N,), tl.float32)
     total = tl.zeros((N,), tl.float32)
@@ -248,10 +281,10 @@ def backward_row(
         resets += (steps - 1) * tl.cast(batch, tl.int64) + tl.program_id(0)
         reset = load_resets(resets, True)
     if REST:
-        br, bi = _block(m, 0, N, n, True, PAIRS, N, REST)
-        cr, ci = _block(m, N, 0, n, True, PAIRS, REST, N)
-        er, ei = _block(m, N, N, n, True, PAIRS, REST, REST)
-        more_offset = load_bias(bias, N, n, F, REST)
+        b = _block(m, 0, N, n, PAIRS, N, REST)
+        c = _block(m, N, 0, n, PAIRS, REST, N)
+        e = _block(m, N, N, n, PAIRS, REST, REST)
+        more_offset = load_bias(bias, N + tl.arange(0, REST), n, F)
         fr = tl.zeros((REST,), tl.float32)
         fi = tl.zeros((REST,), tl.float32)
         more_total = tl.zeros((REST,), tl.float32)
@@ -272,8 +305,8 @@ def backward_row(
         if REST:
             next_more_g = load_stored(grad, N, there, REST, PAIRS)
             next_more_h = load_stored(states, N, there, REST, PAIRS)
-            yr, yi = _both_products(dr, di, br, bi, fr, fi, er, ei, PAIRS)
-            zr, zi = _both_products(dr, di, ar, ai, fr, fi, cr, ci, PAIRS)
+            zr, zi = _both_products(dr, di, a, fr, fi, c, True, PAIRS)
+            yr, yi = _both_products(dr, di, b, fr, fi, e, True, PAIRS)
             gr, gi = parts(more_g, PAIRS)
             hr, hi = parts(more_h, PAIRS)
             yr, yi = gr + yr, gi + yi
@@ -285,7 +318,7 @@ def backward_row(
                 fr, fi = reset_to_zero(fr, fi, reset, PAIRS)
             more_g, more_h = next_more_g, next_more_h
         else:
-            zr, zi = _product(dr, di, ar, ai, PAIRS)
+            zr, zi = _product(dr, di, a, True, PAIRS)
         gr, gi = parts(g, PAIRS)
         hr, hi = parts(h, PAIRS)
         zr, zi = gr + zr, gi + zi
