@@ -175,7 +175,7 @@ def check_numbers(
     """
     if not isinstance(value, Tensor):
         tensor(name, value)
-    if value.dtype is not weight.dtype:
+    if value.dtype is not weight.dtype or (is_complex and weight.is_complex()):
         _check_dtype(name, value, weight, is_complex, converted)
     if value.device != weight.device:
         raise ValueError(f"{name}: is on {value.device}, wanted the layer's device {weight.device}")
@@ -192,6 +192,11 @@ def _check_dtype(
     name: str, value: Tensor, weight: Tensor, is_complex: bool, converted: Converted
 ) -> None:
     own, got = weight.dtype, value.dtype
+    if is_complex and weight.is_complex():
+        raise TypeError(
+            f"weight: got {own} of shape {tuple(weight.shape)}, wanted pairs of reals, as"
+            " torch.view_as_real makes them; load_state_dict takes complex numbers as they are"
+        )
     if is_complex:
         own = _COMPLEX.get(own, own)
     fits = got is own

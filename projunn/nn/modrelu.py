@@ -1,9 +1,13 @@
 """The modReLU activation."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from projunn.arguments import check_numbers, check_strided, on_device, positive, refuse_script, tensor
+from projunn.nn.module import kept_real
 from projunn_kernels import apply_nonlinearity, pairs, private
 from projunn_kernels.time_loop import nonlinearity_of_parts
 
@@ -23,7 +27,8 @@ class ModReLU(nn.Module):
         input and output (*, num_features), real or complex.
 
     Attributes:
-        bias: b, (num_features,), which starts uniform in +-0.01.
+        bias: b, (num_features,), which starts uniform in +-0.01.  It stays real:
+            ``to(torch.complex128)`` makes it float64.
 
     Raises:
         ValueError: ``num_features`` is not positive, or input of another size or device.
@@ -49,6 +54,9 @@ class ModReLU(nn.Module):
     def reset_parameters(self) -> None:
         """Draws b anew, uniform in +-0.01."""
         nn.init.uniform_(self.bias, -0.01, 0.01)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(kept_real(fn), recurse)
 
     def forward(self, input: Tensor) -> Tensor:
         bias = self.bias

@@ -136,6 +136,16 @@ class UnitaryModule(nn.Module):
         return super().train(mode)
 
 
+def kept_real(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion as ``nn.Module._apply`` gets it; reals stay real: complex128 means float64."""
+
+    def converted(stored: Tensor) -> Tensor:
+        new = fn(stored)
+        return new.real.contiguous() if new.is_complex() and not stored.is_complex() else new
+
+    return converted
+
+
 def sketch_of(weight: Tensor) -> FactoredTensor | None:
     """The factors that the sketch of a weight's gradient starts from; None if its gradients are dense.
 

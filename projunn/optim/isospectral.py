@@ -9,6 +9,7 @@ from torch import Tensor
 from projunn.arguments import one_of, positive
 from projunn.optim.plain import PlainSGD
 from projunn.optim.sides import Skew, tangent, turn_
+from projunn.parameter import is_unitary
 from projunn_kernels import orthonormalize, refresh_basis_, seeded_normal
 
 SIDES = {"both": ("left", "right"), "left": ("left",), "right": ("right",)}
@@ -37,8 +38,8 @@ class Isospectral(PlainSGD):
         isospectral: whether the matrices of the group are turned.
 
     `step` raises:
-        TypeError: a matrix that is to be turned is in half precision, sharded or in pairs, or its
-            gradient is not dense.
+        TypeError: a matrix that is to be turned is in half precision or sharded, its gradient is
+            not dense, or a unitary parameter is a bank, a filter or in pairs, as in complex layers.
 
     A step whose gradient is not finite is not taken, and `skipped_steps` counts it.
     """
@@ -71,7 +72,7 @@ class Isospectral(PlainSGD):
         super()._check(group)
 
     def _is_ours(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        return group["isospectral"] and parameter.ndim == 2
+        return group["isospectral"] and (parameter.ndim == 2 or is_unitary(parameter))
 
     def _own_step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, weight = self.state[parameter], parameter.detach()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import projunn
-from projunn.nn import LocalUnitaryConv1d, LocalUnitaryConv2d, LocalUnitaryConv3d
+from projunn.nn import LocalUnitaryConv1d, LocalUnitaryConv2d, LocalUnitaryConv3d, UnitaryConv2d
 from projunn.optim import SGD, RMSprop
 
 KINDS = {1: LocalUnitaryConv1d, 2: LocalUnitaryConv2d, 3: LocalUnitaryConv3d}
@@ -163,3 +163,19 @@ def test_repr():
 def test_errors_name_the_argument(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LocalUnitaryConv2d(4, 4, (3, 2), dtype=torch.float64),
+        UnitaryConv2d(1, 4, (5, 4), stride=2, dtype=torch.float64),  # which has no adjoint()
+    ],
+)
+def test_vjp_is_the_inverse_and_has_a_gradient_for_the_layer(layer):
+    """What docs/modules.md tells flows to write."""
+    x = torch.randn(2, layer.in_channels, 5, 4, dtype=torch.float64)
+    y = layer(x)
+    back = torch.func.vjp(layer, torch.zeros_like(x))[1](y.detach() - layer.bias[:, None, None])[0]
+    torch.testing.assert_close(back, x)
+    assert torch.autograd.grad(back.square().sum(dim=0).cos().sum(), layer.weight)[0].norm() > 1e-3

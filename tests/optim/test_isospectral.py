@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import projunn
+from projunn.nn import UnitaryConv1d, UnitaryLinear
 from projunn.optim import Isospectral
 
 SHAPES = {"square": (12, 12), "wide": (6, 12), "tall": (12, 6)}
@@ -170,3 +172,13 @@ def test_what_it_cannot_turn_is_refused_in_words():
         Isospectral([half], sides="top")
     with pytest.raises(ValueError, match="rank: got 0"):
         Isospectral([half], rank=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_unitary_parameters_that_are_no_single_matrix_are_refused(dtype):
+    """They took the step of SGD, which stretches them: those of complex layers, stored as pairs, too."""
+    layer = UnitaryLinear(4, 4, dtype=dtype) if dtype.is_complex else UnitaryConv1d(2, 2, 3)
+    layer(torch.randn(3, 2, 3) if dtype is torch.float32 else torch.randn(3, 4)).abs().sum().backward()
+    with pytest.raises(TypeError, match="holds more than one real matrix"):
+        Isospectral(layer.parameters(), lr=0.1).step()
+    assert projunn.unitarity_defect(layer.weight).max() < 1e-5

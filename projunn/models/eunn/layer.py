@@ -1,6 +1,8 @@
 """The angles of an efficient unitary network, and the linear layer that they make."""
 
+from collections.abc import Callable
 from math import pi
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from projunn.arguments import check_numbers, check_strided, on_device, one_of, positive
 from projunn.manifold import MATRIX_DTYPES, dtype_names
 from projunn.models.eunn.rotations import PATTERNS, RotationsProduct
+from projunn.nn.module import kept_real
 
 
 class Angles(nn.Module):
@@ -57,6 +60,9 @@ class Angles(nn.Module):
         """Draws all angles uniformly from [-pi, pi)."""
         for angles in self.parameters():
             nn.init.uniform_(angles, -pi, pi)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(kept_real(fn), recurse)
 
     def coefficients(self) -> Tensor:
         """The coefficients of `projunn.models.eunn.rotations.Rotations`."""

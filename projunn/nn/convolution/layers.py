@@ -248,7 +248,8 @@ class UnitaryConvolution(FilterBank):
         """A new layer, without bias, of the adjoint: of W_k^H at every frequency.
 
         That of `UnitaryConv2d` is a `UnitaryConvTranspose2d`, and the reverse.  Where the matrices are
-        square it undoes the convolution.
+        square it undoes the convolution.  Its parameters are copies: a loss of its output has no
+        gradient for this layer.  ``torch.func.vjp`` of a real layer is its adjoint too, and has one.
 
         Raises:
             ValueError: the stride does not divide ``spatial_size``.
