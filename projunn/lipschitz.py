@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from projunn.arguments import number
+from projunn.arguments import number, tensor
 from projunn.models.cayley import CayleyConv2d
 from projunn.models.lipschitz import Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
@@ -104,8 +104,10 @@ def certified_accuracy(
         One share, from 0 to 1, for each radius.
 
     Raises:
-        ValueError: a radius or a constant that is negative or not finite, or no input.
-        TypeError: ``lipschitz`` is not given, and a layer has no known bound.
+        ValueError: a radius or a constant that is negative or not finite, labels of another shape or
+            dtype, or no input.
+        TypeError: ``lipschitz`` is not given, and a layer has no known bound; or ``batches`` is not of
+            pairs.
     """
     given = radii if isinstance(radii, Iterable) else [radii]
     radii = [number("radii", radius, 0, float_info.max) for radius in given]
@@ -116,7 +118,7 @@ def certified_accuracy(
         distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
     )
     held = []
-    for inputs, labels in batches:
+    for inputs, labels in map(_checked, batches):
         if lipschitz is None:
             logits, error = _logits(layers, inputs, distances)
         else:
@@ -131,6 +133,19 @@ def certified_accuracy(
     if not sum(len(h) for h in held):
         raise ValueError("batches: got no input, wanted at least one")
     return [float(share) for share in torch.cat(held).double().mean(0)]
+
+
+def _checked(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch, checked to be inputs and a class for each."""
+    if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or len(batch) != 2:
+        raise TypeError(f"batches: got one of {type(batch).__name__}, wanted pairs (inputs, labels)")
+    inputs, labels = (tensor("batches", each) for each in batch)
+    if labels.dtype is not torch.int64 or labels.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"batches: got labels of shape {tuple(labels.shape)} and {labels.dtype}, wanted one class"
+            f" for each input, ({len(inputs)},) and torch.int64"
+        )
+    return inputs, labels
 
 
 def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:

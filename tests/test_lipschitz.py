@@ -265,3 +265,9 @@ def test_errors():
             certified_accuracy(nn.Identity(), [], [0.1], lipschitz=constant)
     with pytest.raises(ValueError, match="batches: got no input"):
         certified_accuracy(nn.Identity(), [], [0.0])
+    images, labels = torch.rand(3, 4), torch.tensor([0, 1, 2])
+    with pytest.raises(TypeError, match="batches: got one of Tensor, wanted pairs"):
+        certified_accuracy(nn.Identity(), (images, labels), [0.0])
+    for wrong in (nn.functional.one_hot(labels, 4), labels.int(), labels[:2]):
+        with pytest.raises(ValueError, match=r"labels of shape .* wanted one class for each input"):
+            certified_accuracy(nn.Identity(), [(images, wrong)], [0.0])
