@@ -77,7 +77,8 @@ def captured_energy(matrix: Tensor, rank: int) -> Tensor:
     from min(m, n) on.  It is computed from the eigenvalues of the smaller Gram matrix.
 
     Args:
-        matrix: (*batch, m, n), real or complex.
+        matrix: (*batch, m, n), real or complex.  Gradients do not know the layout of their
+            parameter p: ``projunn.matrix_view(p.grad, pairs=p.pairs, blocks=p.blocks)`` does.
         rank: k, at least 1.
 
     Returns:

@@ -18,7 +18,9 @@ class GroupSort(nn.Module):
 
     Args:
         group_size: the number of features in a group; it must divide the features of the input.
-        dim: the axis of the features; default 1, the channels of an image.
+        dim: the axis of the features; default 1, the channels of a batch of images.  Images without a
+            batch, as under ``vmap``, have theirs on axis 0: ``dim=-3`` is right for both, and ``dim=-1``
+            for sequences (batch, time, features).
 
     Shape:
         input and output of any shape, the same, real.
@@ -121,7 +123,9 @@ class MaxMin(GroupSort):
     """`GroupSort` of two neighbouring features (a, b), which become (min(a, b), max(a, b)).
 
     Args:
-        dim: the axis of the features; default 1, the channels of an image.
+        dim: the axis of the features; default 1, the channels of a batch of images.  Images without a
+            batch, as under ``vmap``, have theirs on axis 0: ``dim=-3`` is right for both, and ``dim=-1``
+            for sequences (batch, time, features).
     """
 
     def __init__(self, dim: int = 1) -> None:
