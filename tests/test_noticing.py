@@ -90,16 +90,16 @@ def test_the_parametrization_of_weight_norm_raises_and_leaves_the_layer_unitary(
     assert not hasattr(layer, "parametrizations")
 
 
-@pytest.mark.parametrize("rule", [Isospectral, SGDG])
+@pytest.mark.parametrize(("rule", "options"), [(Isospectral, {"isospectral": False}), (SGDG, {})])
 @pytest.mark.parametrize(
     "make", [lambda: UnitaryConv2d(2, 2, 4), lambda: UnitaryLinear(4, 4, dtype=torch.complex64)]
 )
-def test_optimizers_of_plain_parameters_say_which_unitary_ones_they_move(rule, make):
+def test_optimizers_of_plain_parameters_say_which_unitary_ones_they_move(rule, options, make):
     layer = make()
     x = torch.randn(3, 2, 4, 4) if isinstance(layer, UnitaryConv2d) else torch.randn(3, 4)
     (layer(x) - 1).abs().square().sum().backward()
     with pytest.warns(OffManifoldWarning, match=f"After a step of {rule.__name__}, .* weight of "):
-        rule(layer.parameters(), lr=0.1).step()
+        rule(layer.parameters(), lr=0.1, **options).step()
 
 
 @pytest.mark.parametrize("options", [{"isospectral": True}, {"stiefel": True}])

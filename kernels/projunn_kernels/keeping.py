@@ -107,7 +107,9 @@ def may_keep(tensor: Tensor) -> bool:
 
 def in_force(tensor: Tensor) -> tuple[int, int]:
     """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
-    return current_stream(tensor.device), choice.generation()
+    # As `current_stream`, without a call of Python: every step comes here.
+    stream = private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
+    return stream, choice.generation()
 
 
 def capturing(device: torch.device) -> bool:

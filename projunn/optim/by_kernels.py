@@ -125,6 +125,6 @@ def _not_counted(missed: Tensor) -> Tensor:
     if found is None:
         with torch.inference_mode(False):
             found = torch.zeros_like(missed)
-        if not (capturing(missed.device) or private.is_fake(found)):
+        if not (private.is_fake(found) or capturing(missed.device)):
             _unread[kind] = found
     return found

@@ -186,13 +186,15 @@ def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches,
     The graph is captured on another stream than that of the eager steps, as `torch.cuda.graph` does it.
     """
     from projunn_kernels import keeping
+    from projunn_kernels.configs import choice
     from projunn_kernels.step import launch
 
     graph, now = {2, 3}, [0]
     monkeypatch.setattr(launch, "_in_graphs", {})
     for module in (keeping, launch):
         monkeypatch.setattr(module, "capturing", lambda device: now[0] in graph)
-    monkeypatch.setattr(keeping, "current_stream", lambda tensor: int(now[0] in graph))
+    monkeypatch.setattr(keeping, "current_stream", lambda device: int(now[0] in graph))
+    monkeypatch.setattr(launch, "in_force", lambda tensor: (int(now[0] in graph), choice.generation()))
     other, names = init.haar_(torch.empty(40, 40)), {}
 
     def edit(weight, step):
