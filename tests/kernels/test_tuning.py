@@ -77,6 +77,16 @@ def test_closed_form_is_a_candidate_and_in_range(pairs, k, n):
             assert config.rows & (config.rows - 1) == config.columns & (config.columns - 1) == 0
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@pytest.mark.parametrize("n", [1024, 2048, 4096, 8192, 16384])
+def test_what_a_rotation_reads_beside_w(pairs, k, n):
+    """A tile of rows reads Q and T whole, and W twice where it is not held: at most 7 times W in all."""
+    tile = closed_form(Problem("rotate_rows", pairs, k, n, n, 1), GPU)
+    assert 4 * k / tile.rows + (2 if tile.hold else 3) <= 7
+    assert n // tile.rows >= 0.9 * GPU.processors
+
+
 def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
     """Or a winner would be left out when its table is read."""
     draw = random.Random(0)
