@@ -56,14 +56,15 @@ class UnitaryOptimizer(torch.optim.Optimizer):
     keeps_unitary: ClassVar[bool] = True
     takes_sketches: ClassVar[bool] = True  # whether its rule can do without the entries of a gradient
     normalizes: ClassVar[bool] = False  # whether the entries of its directions are about 1 in size
-    _counts: Counts = Counts()  # of the last step
-    _elsewhere: int = 0  # trained ones that other processes step: see `whole`
+    _counts: Counts = Counts()  # its unitary parameters, as the last step found them
+    _elsewhere: int = 0  # unitary parameters that other processes train: see `whole`
     _checked: tuple[tuple[Any, ...], ...] = ()  # the options of its groups, as they were checked
     _fresh: tuple[int, ...] = ()  # parameters, by index, whose averages were created in this step
     _plans: tuple[Any, ...] = ()  # what its traced steps refer to: see `compiled`
     _together: Together | None = None  # what is kept from step to step
     _seen: Seen | None = None  # the parameters of the last step
-    # What the state of parameters was made for, of which no step has been taken since it was loaded.
+    # For parameters that have not stepped since their state was loaded: the ``averages`` and the
+    # ``factorization`` that it was made with.
     _loaded: Mapping[Tensor, tuple[str, str]] = MappingProxyType({})
     _polishes: bool = True  # False while a step is captured in which no polish can be due
 
@@ -110,11 +111,11 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _kernel_rule(self, group: dict[str, Any]) -> KernelRule | None:
-        """The rule as the kernels know it; None if they do not, or if no average moves."""
+        """The rule as kernels follow it; None if they cannot, or if it has no averages."""
         return None
 
     def _factored_direction(self, gradient: FactoredGradient, group: dict[str, Any]) -> Factors:
-        """The same in factors, for a sketched gradient; updates ``gradient.state``."""
+        """The rule's step direction for a sketched gradient, in factors; updates ``gradient.state``."""
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from projunn.optim.gradient.dense import DenseGradient, largest
+from projunn.optim.member import OptimizerLike
 from projunn_kernels import RuleNumbers, RuleStep, follow_rule_, private
 from projunn_kernels.backends import uses_triton
 from projunn_kernels.keeping import capturing
@@ -64,20 +65,20 @@ class Following:
         self._one_count = not self._on_host or len({int(count.item()) for count in self._counts}) == 1
         self.not_counted = [_not_counted(state["missed"]) for state in self._states]
 
-    def step_of(self, rule: Any, groups: Sequence[dict[str, Any]]) -> RuleStep | None:
+    def step_of(self, optimizer: OptimizerLike, groups: Sequence[dict[str, Any]]) -> RuleStep | None:
         """The step of the rule as the kernels take it; None if they cannot follow it.
 
         Args:
-            rule: the optimizer, whose ``_kernel_rule`` gives the `KernelRule` of a group, or None.
+            optimizer: the optimizer, whose ``_kernel_rule`` gives the `KernelRule` of a group, or None.
             groups: the groups of the parameters.
         """
         first = self._gradients[0]
         if not self._one_count or not uses_triton(first.stored_weight):
             return None
-        known, *others = map(rule._kernel_rule, groups)
+        known, *others = map(optimizer._kernel_rule, groups)
         if known is None or any(other != known for other in others):
             return None
-        numbers = known.numbers(largest(rule, groups[0], first.grad.dtype))
+        numbers = known.numbers(largest(optimizer, groups[0], first.grad.dtype))
         if numbers is None:
             return None
         averages = {

@@ -19,39 +19,18 @@ import inspect
 import itertools
 import weakref
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from projunn.factored import FactoredTensor
 from projunn.manifold import UnitaryParameter
-from projunn.optim.member import Member
+from projunn.optim.member import Member, OptimizerLike
 from projunn.optim.parts import part_from_banks
 from projunn.optim.recognition import check_parameter
 from projunn.parameter import constrained, is_unitary, notice, recognise
 from projunn_kernels.operation import Operation, nothing
-
-
-class Traceable(Protocol):
-    """What a traced step asks of an optimizer; `projunn.optim.base.UnitaryOptimizer` has it."""
-
-    plain_rule: ClassVar[Any]
-    param_groups: list[dict[str, Any]]
-    state: Any
-    _plans: tuple[Any, ...]
-    _together: Any
-
-    def check_options(self) -> None: ...
-
-    def _count_unitary(self) -> bool: ...
-
-    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any: ...
-
-    def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
-
-    def _unitary_step(self, members: list[Member]) -> None: ...
-
 
 _RATES = ("lr", "base_lr", "unitary_lr")
 _numbers = itertools.count()  # not ids, so that a graph in Inductor's cache fits the next process
@@ -75,12 +54,12 @@ class _Entry:
 class _Plan:
     """Which parameters a traced step is for, and what their tensors are called."""
 
-    def __init__(self, optimizer: Traceable, group: int) -> None:
+    def __init__(self, optimizer: OptimizerLike, group: int) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.group = group
         self.entries: list[_Entry] = []
 
-    def check(self, optimizer: Traceable) -> None:
+    def check(self, optimizer: OptimizerLike) -> None:
         """Raises RuntimeError if a parameter is plain since the trace, which Dynamo does not notice."""
         groups = optimizer.param_groups
         start = sum(len(group["params"]) for group in groups[: self.group])
@@ -97,7 +76,7 @@ class _Plan:
 _plans: "weakref.WeakValueDictionary[int, _Plan]" = weakref.WeakValueDictionary()
 
 
-def traced_step(optimizer: Traceable) -> None:
+def traced_step(optimizer: OptimizerLike) -> None:
     """The step of an optimizer in the form that Dynamo traces: see the top of this file."""
     assert constrained[0]  # of which Dynamo makes a guard, as of the types of parameters it does not
     calls = []
@@ -133,7 +112,7 @@ def _reals(tensor: Tensor) -> Tensor:
 
 
 def fill_unitary(
-    optimizer: Traceable,
+    optimizer: OptimizerLike,
     group: dict[str, Any],
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -167,7 +146,7 @@ def fill_unitary(
     return number
 
 
-def _complete_states(optimizer: Traceable) -> None:
+def _complete_states(optimizer: OptimizerLike) -> None:
     """Create all state that is missing, before Dynamo looks at any.
 
     It looks once; when the trace then changes an entry, as torch's SGD does, Dynamo writes back what it
@@ -200,7 +179,7 @@ def _complete_states(optimizer: Traceable) -> None:
         fill_plain(optimizer, group, *([] for _ in range(lists)))
 
 
-def fill_plain(optimizer: Traceable, group: dict[str, Any], *lists: list[Any]) -> Any:
+def fill_plain(optimizer: OptimizerLike, group: dict[str, Any], *lists: list[Any]) -> Any:
     """List the other parameters and their state as the plain rule does."""
     plain = [p for p in group["params"] if not isinstance(p, UnitaryParameter)]
     if optimizer.plain_rule is torch.optim.SGD and group["momentum"] and not group["dampening"]:

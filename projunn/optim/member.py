@@ -1,7 +1,7 @@
-"""One unitary parameter in one step of an optimizer."""
+"""One unitary parameter in one step of an optimizer, and what the step asks of the optimizer."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -141,3 +141,42 @@ def steps_taken(state: dict[str, Any]) -> Any:
     if step.device.type == "cpu":
         step = step.item()
     return (step - missed).double().unsqueeze(-1).unsqueeze(-1)
+
+
+class OptimizerLike(Protocol):
+    """What a step asks of its optimizer.
+
+    `projunn.optim.base.UnitaryOptimizer` has it, and imports the modules that ask.
+    """
+
+    plain_rule: ClassVar[Any]
+    defaults: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+    state: Any
+    _checked: tuple[tuple[Any, ...], ...]
+    _fresh: tuple[int, ...]
+    _plans: tuple[Any, ...]
+    _polishes: bool
+    _together: Any
+
+    def check_options(self) -> None: ...
+
+    def _averages(self, group: dict[str, Any]) -> dict[str, bool]: ...
+
+    def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
+
+    def _count_unitary(self) -> bool: ...
+
+    def _direction(
+        self, matrices: Any, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor: ...
+
+    def _factored_direction(self, gradient: Any, group: dict[str, Any]) -> tuple[Tensor, Tensor]: ...
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any], unitary: str = "") -> Any: ...
+
+    def _kernel_rule(self, group: dict[str, Any]) -> Any: ...
+
+    def _start_basis(self, member: Member, factorization: str) -> None: ...
+
+    def _unitary_step(self, members: list[Member]) -> None: ...

@@ -10,7 +10,7 @@ from projunn.manifold import UnitaryParameter
 from projunn.optim.by_kernels import Following
 from projunn.optim.drift import polish, polish_alike, steps_to_polish
 from projunn.optim.gradient import DenseGradient, FactoredGradient
-from projunn.optim.member import Member
+from projunn.optim.member import Member, OptimizerLike
 from projunn.optim.options import WARM, unitary_learning_rate
 from projunn.optim.stopping import is_looked_at, steps_to_look, stopped
 from projunn_kernels import (
@@ -41,23 +41,23 @@ class Part:
         self._groups = list({id(member.group): member.group for member in members}.values())
         self._shape: Sequence[int] = gradients[0].shape  # (.., m, n)
         self._on_a_gpu = members[0].parameter.device.type != "cpu"
-        # The number of the last step, and of that in which something is due.
+        # The number of the last step, and of the first one after which a polish or a look may be due.
         self._last, self._due = -1, 0
-        self.watched = False  # whether it is looked whether steps have stopped
-        self._directions: list[Tensor] | None = None  # those that kernels have found in this step
+        self.watched = False  # whether it is asked if steps have stopped (`projunn.optim.stopping`)
+        self._directions: list[Tensor] | None = None  # of this step, if kernels have found them
         self._taken: Tensor
 
-    def is_as_it_was(self, rule: Any) -> bool:
-        """Whether the options of its groups, of which a schedule may have changed some, are the same."""
+    def is_as_it_was(self, optimizer: OptimizerLike) -> bool:
+        """Whether the options of its groups still agree: a schedule may have changed those of one."""
         if len(self._groups) == 1:
             return True
-        first, *others = (shared_options(rule, group, self._shape) for group in self._groups)
+        first, *others = (shared_options(optimizer, group, self._shape) for group in self._groups)
         return all(options == first for options in others)
 
-    def follow(self, rule: Any) -> None:
-        """Find the directions of the rule, whose averages move."""
+    def follow(self, optimizer: OptimizerLike) -> None:
+        """Have the rule find the directions, which moves its averages."""
         for gradient in self.gradients:
-            gradient.follow(rule)
+            gradient.follow(optimizer)
 
     def take(self) -> None:
         """Take the steps."""
@@ -75,22 +75,22 @@ class Part:
             return sign * rate.item(), None
         return sign, rate.to(p.device, p.dtype.to_real()) if self._on_a_gpu else rate
 
-    def settle(self, rule: Any) -> None:
+    def settle(self, optimizer: OptimizerLike) -> None:
         """Count what was missed, polish what is due, and look whether steps have stopped."""
-        due = self._is_due() and rule._polishes
+        due = self._is_due() and optimizer._polishes
         counted = self._all_counted()
         if counted and not due:
             return
         polished = counted and self._on_a_gpu and polish_alike(self.members, self._taken)
-        if polished and self._last < 0:  # of which nobody looks whether their steps have stopped
+        if polished and self._last < 0:  # counted on the device: nobody asks if they have stopped
             return
         masks = (self._taken,) if len(self.members) == 1 else self._taken.unbind()
         for member, gradient, taken in zip(self.members, self.gradients, masks, strict=True):
-            mask = member.mask(taken, gradient.active, gradient.sound)
+            mask = member.mask(taken, gradient.active, gradient.sound_if_asked)
             if due and not polished:
                 polish(member, mask)
         if due and self.watched:
-            self._look(rule)
+            self._look(optimizer)
         if due:
             quiet = min(min(steps_to_polish(m), steps_to_look(m)) for m in self.members)
             self._due = self._last + quiet
@@ -104,27 +104,27 @@ class Part:
                 gradient.grad = gradient.direction = _NOTHING
 
     def _is_due(self) -> bool:
-        """Whether a polish or a look may be due: so it may where the host does not see steps go by."""
+        """Whether a polish or a look may be due; always where the host has not seen every step."""
         count: Tensor = self.members[0].state["step"]
         before, self._last = self._last, int(count.item()) if count.device.type == "cpu" else -1
         return not before + 1 == self._last < self._due
 
-    def _look(self, rule: Any) -> None:
-        """Let those step along the tangent part from now on whose steps have stopped."""
+    def _look(self, optimizer: OptimizerLike) -> None:
+        """Parameters whose steps have stopped step along the tangent part from now on."""
         answers = stopped(self.members, self.gradients)
         for member, gradient, (has,) in zip(self.members, self.gradients, answers, strict=True):
             if has and isinstance(gradient, DenseGradient):
-                rule._start_basis(member, "tangent")
+                optimizer._start_basis(member, "tangent")
             elif has:
                 gradient.redraw()
 
     def _all_counted(self) -> bool:
-        """Whether the counters of the steps need nothing that the call has not done."""
+        """Whether the call has counted every step that was missed."""
         if self.gradients[0].active is not None:
             return False
         if self._directions is not None or self._all_taken:
             return True
-        return not [g for g in self.gradients if g.sound is not None]
+        return not [g for g in self.gradients if g.sound_if_asked is not None]
 
     def _has_taken(self, taken: Tensor) -> None:
         """Keep the mask of the steps taken: of one parameter (*batch), else (parameters, *batch)."""
@@ -165,26 +165,26 @@ class Alike(Part):
         self._tensors = _changed_by_step(members, weights, self.factorization)
         self._plain = first.active is None and all(gradient.is_plain for gradient in gradients)
         self._along: list[Tensor] | None = None  # the gradients, if the step is along them as they are
-        # What kernels do of the rule, and the rule's step if it is a part of the parameters' own.
+        # The rule as kernels follow it, if they do; and its part of a step that is one with the rule's.
         self._following: Following | None = None
         self._followed: RuleStep | None = None
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
 
-    def follow(self, rule: Any) -> None:
+    def follow(self, optimizer: OptimizerLike) -> None:
         self._along = self._directions = self._followed = None
-        if self._plain and not [group for group in self._groups if rule._averages(group)]:
+        if self._plain and not [group for group in self._groups if optimizer._averages(group)]:
             self._along = [gradient.grad for gradient in self.gradients]
             return
         if self._following is not None:
-            step = self._following.step_of(rule, self._groups)
+            step = self._following.step_of(optimizer, self._groups)
             if step is not None and self._takes_gradients():
                 self._followed = step
                 return
             if step is not None:
                 self._directions = self._following.directions(step)
                 return
-        super().follow(rule)
+        super().follow(optimizer)
 
     def _takes_gradients(self) -> bool:
         """Whether the step finds its directions from the gradients, and nobody else wants them."""
@@ -215,17 +215,17 @@ class Alike(Part):
         self._has_taken(fused_step_(step))
 
     def forget(self) -> None:
-        """Likewise of the gradients that were the directions."""
+        """Let go also of the gradients that served as directions."""
         super().forget()
         self._along = self._followed = None
 
     def _all_counted(self) -> bool:
         return self._along is not None or self._followed is not None or super()._all_counted()
 
-    def _look(self, rule: Any) -> None:
+    def _look(self, optimizer: OptimizerLike) -> None:
         for gradient, along in zip(self.gradients, self._along or (), strict=False):
             gradient.direction = along
-        super()._look(rule)
+        super()._look(optimizer)
 
 
 class Sketched(Part):
@@ -278,8 +278,8 @@ class Bank(Alike):
                     one[name] = part
             else:
                 self._states[name] = own, state[name]
-        self._seats = [value for one in states for value in one.values()]
-        self._addresses = list(map(Tensor.data_ptr, self._seats))
+        self._state_tensors = [value for one in states for value in one.values()]
+        self._addresses = list(map(Tensor.data_ptr, self._state_tensors))
         pairs, weights = first.parameter.pairs, torch.stack(self._weights)
         bank = UnitaryParameter(weights, False, pairs=pairs, blocks=1)
         shown = tuple(member.parameter for member in members)
@@ -289,18 +289,19 @@ class Bank(Alike):
         groups = {id(owner.group): owner.group for owner in members}
         self._groups = list(groups.values())
 
-    def is_as_it_was(self, rule: Any) -> bool:
-        """Likewise, and whether the state is still in the memory of which something is kept."""
-        return self._addresses == list(map(Tensor.data_ptr, self._seats)) and super().is_as_it_was(rule)
+    def is_as_it_was(self, optimizer: OptimizerLike) -> bool:
+        """Also whether the state of the members is still where it was."""
+        moved = self._addresses != list(map(Tensor.data_ptr, self._state_tensors))
+        return not moved and super().is_as_it_was(optimizer)
 
-    def follow(self, rule: Any) -> None:
+    def follow(self, optimizer: OptimizerLike) -> None:
         bank = self.gradients[0]
         torch.stack(self._weights, out=self._tensors["weights"][0])
         bank.feed(torch.stack([gradient.grad for gradient in self._sources]))
-        bank.follow(rule)
+        bank.follow(optimizer)
 
-    def settle(self, rule: Any) -> None:
-        super().settle(rule)
+    def settle(self, optimizer: OptimizerLike) -> None:
+        super().settle(optimizer)
         torch._foreach_copy_(self._weights, self._stepped)
         for own, bank in self._states.values():
             torch._foreach_copy_(own, bank.unbind())
@@ -311,38 +312,40 @@ class Bank(Alike):
                 owner.state["skipped"].add_(count)
 
     def forget(self) -> None:
-        """Likewise of those of the parameters themselves."""
+        """Let go also of the gradients that were copied into the bank."""
         super().forget()
         for owner, gradient in zip(self._owners, self._sources, strict=True):
             owner.grad = gradient.grad = _NOTHING
 
-    def _look(self, rule: Any) -> None:
+    def _look(self, optimizer: OptimizerLike) -> None:
         (answers,) = stopped(self.members, self.gradients, len(self._owners))
         for owner, has in zip(self._owners, answers, strict=True):
             if has:
-                rule._start_basis(owner, "tangent")
+                optimizer._start_basis(owner, "tangent")
 
 
 def part_from_banks(state: dict[str, Any]) -> None:
-    """Give tensors of their own to entries that are views of a bank: a trace would follow those."""
+    """Replaces the entries of a state that are views of a bank by copies: a trace would follow views."""
     for name, value in state.items():
         if value.untyped_storage().nbytes() != value.numel() * value.element_size():
             state[name] = value.clone()
 
 
-# Options of which the steps of unitary parameters know nothing, or the learning rate alone.
-_APART = {"lr", "unitary_lr", "default_angle", "weight_decay", "foreach", "differentiable", "fused"}
+# Options that do not change the steps of unitary parameters, or only by their learning rate.
+_IGNORED = {"lr", "unitary_lr", "default_angle", "weight_decay", "foreach", "differentiable", "fused"}
 
 
-def shared_options(rule: Any, group: dict[str, Any], shape: Sequence[int]) -> tuple[Any, ...]:
-    """The options that parameters of one call share, of (.., m, n): all on which their steps depend."""
+def shared_options(
+    optimizer: OptimizerLike, group: dict[str, Any], shape: Sequence[int]
+) -> tuple[Any, ...]:
+    """The options on which a step of matrices (.., m, n) depends: those of one call have the same."""
     rate = unitary_learning_rate(group, shape)
     same_rate = id(group) if isinstance(rate, Tensor) else rate
-    options = [group.get(name) for name in rule.defaults if name not in _APART]
-    return (*(v if type(v) in _PLAIN else _comparable(v) for v in options), same_rate)
+    options = [group.get(name) for name in optimizer.defaults if name not in _IGNORED]
+    return (*(v if type(v) in _COMPARABLE else _comparable(v) for v in options), same_rate)
 
 
-_PLAIN = {bool, int, float, str, type(None)}
+_COMPARABLE = {bool, int, float, str, type(None)}
 
 
 def _comparable(value: Any) -> Any:

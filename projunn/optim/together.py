@@ -8,7 +8,7 @@ that the time that Python takes for a small matrix is little more than that of `
 from itertools import chain
 from math import prod
 from operator import is_
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,42 +19,26 @@ from projunn.optim.gradient import (
     PlainGradients,
     gradient_of,
 )
-from projunn.optim.member import Member
+from projunn.optim.member import Member, OptimizerLike
 from projunn.optim.options import WARM
 from projunn.optim.parts import Alike, Alone, Bank, Part, Sketched, shared_options
 from projunn.optim.sharded import LocalState
 from projunn_kernels.backends import on_device
 from projunn_kernels.constants import MAX_PROGRAMS
 
-_LARGE = 256 * 256  # numbers of a parameter that is no longer copied into a bank
-
-
-class Rule(Protocol):
-    """What is asked of an optimizer; `projunn.optim.base.UnitaryOptimizer` has it."""
-
-    defaults: dict[str, Any]
-    _checked: tuple[tuple[Any, ...], ...]
-    _fresh: tuple[int, ...]
-
-    def _averages(self, group: dict[str, Any]) -> dict[str, bool]: ...
-
-    def _kernel_rule(self, group: dict[str, Any]) -> Any: ...
-
-    def _complete_state(self, member: Member, on_device: bool = False) -> None: ...
-
-    def _start_basis(self, member: Member, factorization: str) -> None: ...
+_LARGE = 256 * 256  # parameters of more numbers are not copied into a bank
 
 
 class Together:
     """The members of a step, with their gradients and state, in groups that are alike.
 
     Args:
-        rule: the optimizer.
+        optimizer: the optimizer.
         members: its unitary parameters that have a gradient.
         keep: whether steps of the same members may follow.
     """
 
-    def __init__(self, rule: Rule, members: list[Member], keep: bool) -> None:
+    def __init__(self, optimizer: OptimizerLike, members: list[Member], keep: bool) -> None:
         self.members, self._keep = members, keep
         self._gradients: list[Gradient] = []
         for member in members:  # before anything is changed
@@ -62,10 +46,10 @@ class Together:
         for member in members:
             gradient = gradient_of(member)
             if isinstance(gradient, DenseGradient):
-                rule._complete_state(member)
+                optimizer._complete_state(member)
             self._gradients.append(gradient)
         self._groups = list({id(member.group): member.group for member in members}.values())
-        self._options = rule._checked, [rule._averages(group) for group in self._groups]
+        self._options = optimizer._checked, [optimizer._averages(group) for group in self._groups]
         counts = [member.state["step"] for member in members]
         if keep and len(counts) > 1 and all(count.device.type == "cpu" for count in counts):
             together = torch.stack(counts)  # which one call advances
@@ -73,8 +57,9 @@ class Together:
                 member.state["step"] = count
             counts = [together]
         self._steps = counts
-        self._parts = _parts(rule, members, self._gradients, keep)
-        # Processes that share a parameter must not find different answers; a trace cannot follow one.
+        self._parts = _parts(optimizer, members, self._gradients, keep)
+        # It is not asked if steps have stopped under a trace, which cannot follow an answer, nor of
+        # shards, whose processes could find different ones.
         watched = keep and not any(isinstance(member.state, LocalState) for member in members)
         for part in self._parts:
             part.watched = watched
@@ -82,11 +67,11 @@ class Together:
         self._values = [*chain.from_iterable(map(dict.values, self._states))]
         self._quick = PlainGradients.of(self._gradients) if keep else None
 
-    def renew(self, rule: Rule, members: list[Member]) -> bool:
+    def renew(self, optimizer: OptimizerLike, members: list[Member]) -> bool:
         """Take up the gradients of the next step; False if more than those has changed."""
-        if members != self.members or rule._checked is not self._options[0]:
+        if members != self.members or optimizer._checked is not self._options[0]:
             return False
-        if [rule._averages(group) for group in self._groups] != self._options[1]:
+        if [optimizer._averages(group) for group in self._groups] != self._options[1]:
             return False
         values = [*chain.from_iterable(map(dict.values, self._states))]
         if len(values) != len(self._values) or not all(map(is_, values, self._values)):
@@ -95,30 +80,32 @@ class Together:
             for member, gradient in zip(members, self._gradients, strict=True):
                 if not gradient.renew(member.grad):
                     return False
-        return not [part for part in self._parts if not part.is_as_it_was(rule)]
+        return not [part for part in self._parts if not part.is_as_it_was(optimizer)]
 
-    def step(self, rule: Rule) -> None:
+    def step(self, optimizer: OptimizerLike) -> None:
         """Take the steps of all."""
         torch._foreach_add_(self._steps, 1)
         for part in self._parts:
-            part.follow(rule)
+            part.follow(optimizer)
         for part in self._parts:
             part.take()
         for part in self._parts:
-            part.settle(rule)
+            part.settle(optimizer)
             if self._keep:
                 part.forget()
 
 
-def _parts(rule: Rule, members: list[Member], gradients: list[Gradient], keep: bool) -> list[Part]:
-    """The parameters, those that are alike together."""
+def _parts(
+    optimizer: OptimizerLike, members: list[Member], gradients: list[Gradient], keep: bool
+) -> list[Part]:
+    """The parameters in parts: those that are alike share one."""
     together: dict[tuple[Any, ...], tuple[list[Member], list[Any]]] = {}
     alone: list[Part] = []
     for member, gradient in zip(members, gradients, strict=True):
         if isinstance(gradient, DenseGradient) and member.group["factorization"] not in WARM:
             alone.append(Alone([member], [gradient]))
             continue
-        likeness = _likeness(rule, member, gradient)
+        likeness = _likeness(optimizer, member, gradient)
         found = together.setdefault(likeness, ([], []))
         found[0].append(member)
         found[1].append(gradient)
@@ -146,15 +133,15 @@ def _part(
     return Bank(alike, gradients, keep) if bank else Alike(alike, gradients)
 
 
-def _likeness(rule: Rule, member: Member, gradient: Gradient) -> tuple[Any, ...]:
+def _likeness(optimizer: OptimizerLike, member: Member, gradient: Gradient) -> tuple[Any, ...]:
     """What parameters of one call have in common; last, what makes them a bank, if they may be one."""
-    options = shared_options(rule, member.group, gradient.shape)
+    options = shared_options(optimizer, member.group, gradient.shape)
     if isinstance(gradient, FactoredGradient):
         return FactoredGradient, gradient.layout, gradient.factors[0].shape[-1], options
     p, active = gradient.parameter, gradient.active
     small = active is None and p.numel() <= _LARGE and not on_device(p)
     # Only those of one step and one state can be a bank.
-    now = (int(member.state["step"].item()), member.index in rule._fresh) if small else None
+    now = (int(member.state["step"].item()), member.index in optimizer._fresh) if small else None
     return (
         *(gradient.layout, gradient.grad.dtype, options, gradient.factorization),
         *(None if active is None else id(p), tuple(member.state), now),

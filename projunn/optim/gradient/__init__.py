@@ -1,10 +1,11 @@
 """The gradients of unitary parameters, dense, sparse or in factors, behind one interface.
 
-    gradient.follow(rule)    the direction of the rule, whose averages move
-    gradient.take()          the step along it; `projunn.optim.together` takes those of alike parameters
+    gradient.follow(optimizer)    the direction of the rule, whose averages move
+    gradient.take()               the step along it, if the parameter steps alone
 
 A dense gradient has as many numbers as the weight, a sparse one belongs to some matrices of a bank (both
-in `dense`), and one in factors is low-rank and never formed (`factored`).
+in `dense`), and one in factors is low-rank and never formed (`factored`).  Parameters that are alike
+step together (`projunn.optim.parts`).
 """
 
 from projunn.factored import FactoredTensor

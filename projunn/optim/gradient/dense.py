@@ -1,8 +1,4 @@
-"""The gradient of a unitary parameter as matrices: dense, or sparse over the matrices of a bank.
-
-gradient -> direction (the rule's momentum, second moments), as torch.optim has it
-         -> low-rank factors X Y^H of -lr direction, retraction of W + X Y^H, in place
-"""
+"""The gradient of a unitary parameter as matrices: dense, or sparse over the matrices of a bank."""
 
 import weakref
 from collections.abc import Sequence
@@ -14,7 +10,7 @@ from torch import Tensor
 
 from projunn.lowrank import factorize
 from projunn.manifold import UnitaryParameter, view_like
-from projunn.optim.member import COUNTERS, Member, capturing
+from projunn.optim.member import COUNTERS, Member, OptimizerLike, capturing
 from projunn.optim.options import CAN_STOP, WARM, unitary_learning_rate
 from projunn_kernels import private, retract_
 from projunn_kernels.backends import on_device
@@ -84,7 +80,7 @@ class DenseGradient:
         self.parameter, self.state, self.group = member.parameter, member.state, member.group
         self.index = member.index
         self.grad, self.active = active_matrices(member.parameter, member.grad)
-        self._finite: Tensor | None = None
+        self._sound: Tensor | None = None
         p = member.parameter
         self.layout = (p.shape, p.stride(), p.pairs, p.blocks, p.dtype, p.device, p.singletons)
         self._complex = p.is_complex()
@@ -103,12 +99,12 @@ class DenseGradient:
             return False
         as_it_is = self.is_plain and grad.dtype is self.layout[4] and grad.is_contiguous()
         as_it_is = as_it_is and not (self._complex and grad.is_conj())
-        self.grad, self._finite = grad if as_it_is else active_matrices(p, grad)[0], None
+        self.grad, self._sound = grad if as_it_is else active_matrices(p, grad)[0], None
         return True
 
     def feed(self, grad: Tensor) -> None:
         """Take up the gradient of the next step, as matrices."""
-        self.grad, self._finite = grad, None
+        self.grad, self._sound = grad, None
 
     @property
     def shape(self) -> torch.Size:
@@ -116,20 +112,20 @@ class DenseGradient:
         return self.grad.shape
 
     @property
-    def sound(self) -> Tensor | None:
-        """Whose averages have moved, (.., 1, 1); None if there are none."""
-        return self._finite
+    def sound_if_asked(self) -> Tensor | None:
+        """`sound`, if the rule has asked for it; else None, as of a rule without averages."""
+        return self._sound
 
-    def follow(self, rule: Any) -> None:
-        """Find the direction of a rule, whose averages move."""
-        self._rule = weakref.ref(rule)
+    def follow(self, optimizer: OptimizerLike) -> None:
+        """Have the rule find the direction, which moves its averages."""
+        self._optimizer: Any = weakref.ref(optimizer)
         if self.active is None:
-            direction = rule._direction(self, self.for_averages, self.state, self.group)
+            direction = optimizer._direction(self, self.for_averages, self.state, self.group)
             direction = self.from_averages(direction)
-            self.direction = direction if self._finite is None else self.gate(direction)
+            self.direction = direction if self._sound is None else self.gate(direction)
             return
         own = self.rule_state()
-        direction = rule._direction(self, self.for_averages, own, self.group)
+        direction = optimizer._direction(self, self.for_averages, own, self.group)
         self.direction = self.gate(self.from_averages(direction))
         self.keep_rule_state(own)
 
@@ -209,39 +205,39 @@ class DenseGradient:
         return torch.Generator(device).manual_seed(seed)
 
     @property
-    def finite(self) -> Tensor:
-        """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
-        if self._finite is None:
-            limit, grad = largest(self._rule(), self.group, self.grad.dtype), self.grad
+    def sound(self) -> Tensor:
+        """The mask of the sound matrices, (*batch, 1, 1); found when the rule first asks for it."""
+        if self._sound is None:
+            limit, grad = largest(self._optimizer(), self.group, self.grad.dtype), self.grad
             if self.group["averages"] == "tangent":  # of entries that are no larger than the 2-norm
                 limit /= (grad.shape[-2] * grad.shape[-1]) ** 0.5
             if not on_device(grad):  # faster, and no entry is larger than the 2-norm
-                self._finite = frobenius_norms(grad) < limit
-            if self._finite is None or not surely_all(self._finite):
+                self._sound = frobenius_norms(grad) < limit
+            if self._sound is None or not surely_all(self._sound):
                 size = torch.linalg.vector_norm(grad, torch.inf, dim=(-2, -1), keepdim=True)
-                self._finite = size < limit
-        return self._finite
+                self._sound = size < limit
+        return self._sound
 
     def clean(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to zero."""
-        if surely_all(self.finite):
+        if surely_all(self.sound):
             return tensor
-        return torch.where(self.finite, tensor, 0.0)
+        return torch.where(self.sound, tensor, 0.0)
 
     def gate(self, tensor: Tensor) -> Tensor:
         """``tensor`` with the unsound matrices set to NaN, so that their steps are not taken."""
-        if self._finite is None or surely_all(self._finite):
+        if self._sound is None or surely_all(self._sound):
             return tensor
-        return torch.where(self._finite, tensor, torch.nan)
+        return torch.where(self._sound, tensor, torch.nan)
 
     def decay(self, factor: Any) -> Any:
         """``factor`` for sound matrices, 1 for the others: (*batch, 1, 1), or a number for all."""
-        if surely_all(self.finite):
+        if surely_all(self.sound):
             return factor
         dtype = self.grad.dtype.to_real()
         if not isinstance(factor, Tensor):  # not as `torch.where` makes it: of the default dtype
             factor = self.grad.new_full((), factor, dtype=dtype)
-        return torch.where(self.finite, factor, 1.0).to(dtype)
+        return torch.where(self.sound, factor, 1.0).to(dtype)
 
     def store(self, tensor: Tensor) -> Tensor:
         """A tensor of matrices as it is kept in the state: complex as pairs if the parameter is."""
@@ -277,10 +273,10 @@ class DenseGradient:
         return stored.flatten(0, batch - 1)
 
 
-def largest(rule: Any, group: dict[str, Any], dtype: torch.dtype) -> float:
-    """The size of entries from which on the averages of a rule may overflow."""
+def largest(optimizer: OptimizerLike, group: dict[str, Any], dtype: torch.dtype) -> float:
+    """The size of entries at which the averages of a rule may overflow."""
     most = torch.finfo(dtype).max
-    if any(rule._averages(group).values()):  # of squares
+    if any(optimizer._averages(group).values()):  # of squares
         return most**0.5 / 2
     # B <- mu B + G stays below |G| / (1 - mu)
     return most / 4 * max(1 - group.get("momentum", 0), 2**-24)
@@ -307,9 +303,7 @@ _KIND = attrgetter("layout", "dtype")
 
 
 class PlainGradients:
-    """Gradients that are taken as they are, of parameters that have not moved.
-
-    It asks what `DenseGradient.renew` asks, of all of them without a call of Python for each.
+    """The checks of `DenseGradient.renew` for all gradients of a step, without a Python call for each.
 
     Args:
         gradients: dense ones, of parameters whose memory holds their matrices one after the other.
@@ -319,12 +313,12 @@ class PlainGradients:
         self._gradients = gradients
         self._parameters = [gradient.parameter for gradient in gradients]
         self._kinds = [(torch.strided, p.dtype) for p in self._parameters]
-        self._numbers = any(p.is_complex() for p in self._parameters)
+        self._any_complex = any(p.is_complex() for p in self._parameters)
         self._known = self._places()
 
     @classmethod
     def of(cls, gradients: Sequence[Any]) -> "PlainGradients | None":
-        """Those of a step; None if not all of them are such."""
+        """For the gradients of a step; None if one of them is not dense, or not stored plainly."""
         dense = all(isinstance(g, DenseGradient) and g.active is None for g in gradients)
         plain = dense and all(g.is_plain and not private.is_fake(g.parameter) for g in gradients)
         return cls(gradients) if plain else None
@@ -340,8 +334,8 @@ class PlainGradients:
             return False
         if not all(map(Tensor.is_contiguous, grads)) or self._places() != self._known:
             return False
-        if self._numbers and any(map(Tensor.is_conj, grads)):
+        if self._any_complex and any(map(Tensor.is_conj, grads)):
             return False
         for gradient, grad in zip(self._gradients, grads, strict=True):
-            gradient.grad, gradient._finite = grad, None
+            gradient.grad, gradient._sound = grad, None
         return True

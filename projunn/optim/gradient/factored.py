@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from projunn.factored import FactoredTensor
 from projunn.optim.gradient.dense import active_matrices, largest, stored_like
-from projunn.optim.member import Member
+from projunn.optim.member import Member, OptimizerLike
 from projunn_kernels import factor, orthonormalize, seeded_normal
 from projunn_kernels.backends import on_device
 from projunn_kernels.batches import surely_all
@@ -99,8 +99,8 @@ class FactoredGradient:
                     f" sketch_rank has a {grad.layout} gradient, wanted one in factors or a dense one"
                 )
             self.factors = factor(matrices, basis)
-        self._finite: Tensor | None = None
-        for cached in ("_sound", "clean"):
+        self._sound: Tensor | None = None
+        for cached in ("_all_sound", "clean"):
             self.__dict__.pop(cached, None)
 
     @property
@@ -110,14 +110,14 @@ class FactoredGradient:
         return left.shape[-2], right.shape[-2]
 
     @property
-    def sound(self) -> Tensor | None:
-        """Whose averages have moved, (*batch, 1, 1); None if there are none or all have."""
-        return self._finite
+    def sound_if_asked(self) -> Tensor | None:
+        """`sound`, if the rule has asked for it; else None, as of a rule without averages."""
+        return self._sound
 
-    def follow(self, rule: Any) -> None:
-        """Find the direction of a rule, whose averages move."""
-        self._rule = weakref.ref(rule)
-        left, right = rule._factored_direction(self, self.group)
+    def follow(self, optimizer: OptimizerLike) -> None:
+        """Have the rule find the direction, which moves its averages."""
+        self._optimizer: Any = weakref.ref(optimizer)
+        left, right = optimizer._factored_direction(self, self.group)
         rank = min(self.group["rank"], left.shape[-2], right.shape[-2])
         self.direction = self.gate(truncated(left, right, rank))
 
@@ -139,26 +139,26 @@ class FactoredGradient:
         self.state[REDRAWN] = torch.ones((), dtype=torch.bool, device=self.parameter.device)
 
     @property
-    def finite(self) -> Tensor:
-        """Which matrices are sound, (*batch, 1, 1); looked at only when a rule asks."""
-        if self._finite is None:
-            limit = largest(self._rule(), self.group, self.factors[0].dtype)
+    def sound(self) -> Tensor:
+        """The mask of the sound matrices, (*batch, 1, 1); found when the rule first asks for it."""
+        if self._sound is None:
+            limit = largest(self._optimizer(), self.group, self.factors[0].dtype)
             left, right = (torch.linalg.vector_norm(f, dim=(-2, -1), keepdim=True) for f in self.factors)
-            self._finite = (left < limit) & (right < limit) & (left < limit / right)
-        return self._finite
+            self._sound = (left < limit) & (right < limit) & (left < limit / right)
+        return self._sound
 
     @cached_property
-    def _sound(self) -> bool:
+    def _all_sound(self) -> bool:
         """Whether all matrices can be seen to be."""
-        return surely_all(self.finite)
+        return surely_all(self.sound)
 
     @cached_property
     def clean(self) -> Factors:
         """The factors, zero for the matrices that are not sound."""
         left, right = self.factors
-        if self._sound:
+        if self._all_sound:
             return left, right
-        return torch.where(self.finite, left, 0.0), torch.where(self.finite, right, 0.0)
+        return torch.where(self.sound, left, 0.0), torch.where(self.sound, right, 0.0)
 
     def average(
         self, name: str, factors: Factors, decay: float, weight: float = 1.0, first: float | None = None
@@ -213,9 +213,9 @@ class FactoredGradient:
     def gate(self, factors: Factors) -> Factors:
         """``factors``, of matrices whose step must not be taken made NaN."""
         left, right = factors
-        if self._finite is None or self._sound:
+        if self._sound is None or self._all_sound:
             return left, right
-        return torch.where(self._finite, left, torch.nan), right
+        return torch.where(self._sound, left, torch.nan), right
 
     def store(self, tensor: Tensor) -> Tensor:
         """Factors as they are kept in the state: complex as pairs if the parameter is."""
@@ -226,7 +226,7 @@ class FactoredGradient:
         return torch.view_as_complex(stored) if self.parameter.pairs else stored
 
     def _keep(self, old: Tensor, fresh: Tensor) -> None:
-        old.copy_(fresh if self._sound else torch.where(self.finite, fresh, old))
+        old.copy_(fresh if self._all_sound else torch.where(self.sound, fresh, old))
 
 
 def average_columns(rank: int, m: int, n: int) -> int:
