@@ -71,14 +71,6 @@ def test_marks_survive(name, journey):
         assert defect(matrix_view(q)) < 1e-6
 
 
-@pytest.mark.parametrize("name", modules())
-def test_conversion_to_double(name):
-    module = modules()[name].double() if "complex linear" not in name else modules()[name]
-    assert all(defect(matrix_view(p)) < 1e-6 for p in unitary_parameters(module))
-    if "constrained complex" not in name and "complex" not in name:
-        assert all(p.dtype == torch.float64 for p in unitary_parameters(module))
-
-
 def test_layers_made_on_the_meta_device_keep_their_marks():
     with torch.device("meta"):
         layer = UnitaryRNN(2, 4, dtype=torch.complex64)

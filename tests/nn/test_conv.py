@@ -354,17 +354,6 @@ def test_the_norm_under_autocast_is_that_of_the_rounded_input(half):
     torch.testing.assert_close(y, layer(x.float().contiguous()))
 
 
-def test_marks_survive_and_state_loads():
-    layer = make(2, 2, (3, 4), torch.float32)
-    other = make(2, 2, (3, 4), torch.float32)
-    other.load_state_dict(layer.state_dict())
-    x = torch.randn(1, 2, 3, 4)
-    torch.testing.assert_close(other(x), layer(x))
-    moved = layer.to(torch.float64)
-    assert len(projunn.unitary_parameters(moved)) == 2
-    assert make(2, 2, (4, 3), haar=False, device="meta").weight.device.type == "meta"
-
-
 def test_repr():
     text = "UnitaryConv2d(2, 8, spatial_size=(4, 6), stride=(2, 2), bias=False)"
     assert repr(make(2, 8, (4, 6), stride=2, bias=False)) == text

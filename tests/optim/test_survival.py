@@ -1,11 +1,11 @@
-"""A weight and the state of its optimizer survive every gradient; a bad step changes neither of them."""
+"""A weight and the state of its optimizer survive every gradient, however large or small it is."""
 
 import pytest
 import torch
 
 import projunn
 from projunn import init, matrix_view, optim
-from projunn.nn import BlockUnitaryLinear, UnitaryLinear, select_blocks
+from projunn.nn import BlockUnitaryLinear, UnitaryLinear
 from tests.dense import defect
 
 KINDS = pytest.mark.parametrize("kind", [torch.float32, torch.complex64], ids=str)
@@ -16,7 +16,6 @@ RULES = {
     "Lion": {},
 }
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
-OF_COUNTS = ("step", "skipped", "missed")
 
 
 def optimizer_of(rule, weight, **options):
@@ -25,11 +24,6 @@ def optimizer_of(rule, weight, **options):
 
 def unitary(*shape, kind=torch.float32):
     return projunn.UnitaryParameter(init.haar_(torch.empty(*shape, dtype=kind)))
-
-
-def kept(optimizer, weight):
-    state = optimizer.state[weight]
-    return {name: value.clone() for name, value in state.items() if name not in OF_COUNTS}
 
 
 @EVERY_RULE
@@ -100,88 +94,6 @@ def test_a_tiny_loss_of_a_sketched_layer_stores_no_bad_basis(kind, make):
         optimizer.step()
         assert optimizer.state[layer.weight]["basis"].isfinite().all()
     assert optimizer.skipped_steps() == 0
-
-
-@EVERY_RULE
-@KINDS
-@pytest.mark.parametrize("factorization", ["subspace", "single_pass", "svd"])
-def test_a_bad_step_moves_nothing_though_a_polish_is_due(rule, kind, factorization):
-    bank = unitary(4, 5, 5, kind=kind)
-    optimizer = optimizer_of(rule, bank, polish_every=1, factorization=factorization)
-    for _ in range(3):
-        bank.grad = torch.randn_like(bank)
-        bank.grad[1, 2, 2] = torch.nan
-        before, state = bank.detach().clone(), kept(optimizer, bank)
-        optimizer.step()
-        assert torch.equal(bank[1], before[1])
-        assert not torch.equal(bank[0], before[0])
-        assert all(
-            torch.equal(optimizer.state[bank][name][1], value[1]) for name, value in state.items()
-        )
-
-
-@EVERY_RULE
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("rank", [1, 2])
-def test_unselected_matrices_are_not_polished_and_selected_ones_step(rule, strided, rank):
-    data = init.haar_(torch.empty(2, 3, 4, 4))
-    data = data.transpose(0, 1).contiguous().transpose(0, 1) if strided else data
-    bank = projunn.UnitaryParameter(data)
-    optimizer = optimizer_of(rule, bank, polish_every=1, rank=rank)
-    chosen, others = ([0, 1], [2, 0]), ([0, 0, 1, 1], [0, 1, 1, 2])
-    for _ in range(4):
-        before = bank.detach().clone()
-        values = torch.randn(2, 4, 4)
-        bank.grad = torch.sparse_coo_tensor(chosen, values, bank.shape, check_invariants=True)
-        optimizer.step()
-        assert torch.equal(bank[others], before[others])
-        assert (bank[chosen] != before[chosen]).flatten(1).any(1).all()
-    assert optimizer.state[bank]["missed"].tolist() == [[4, 4, 0], [0, 4, 4]]
-
-
-def test_a_matrix_that_is_selected_at_every_other_step_is_polished_too():
-    bank = unitary(2, 2, 2)
-    optimizer = optim.SGD([bank], lr=0.01, polish_every=2)
-    start = bank.detach().clone()
-    farthest = 0.0
-    for step in range(200):
-        bank.grad = None
-        (select_blocks(bank, torch.tensor([step % 2])) * start[step % 2]).sum().backward()
-        optimizer.step()
-        farthest = max(farthest, defect(bank.detach()))
-    assert farthest < 1e-6
-
-
-@pytest.mark.parametrize("sketch_rank", [None, 2])
-@pytest.mark.parametrize("bad", [0, 10])
-def test_bias_correction_counts_the_steps_of_each_matrix(sketch_rank, bad):
-    """The first step taken is the same after any number of bad ones."""
-    results = []
-    for skipped in (0, bad):
-        torch.manual_seed(0)
-        layer = BlockUnitaryLinear(3, 4, sketch_rank=sketch_rank, dtype=torch.float32)
-        optimizer = optim.AdamW([layer.weight], lr=1e-3, rank=1)
-        good = torch.randn(5, 12)
-        for step in range(skipped + 1):
-            layer.zero_grad()
-            x = good.clone()
-            if step < skipped:
-                x[:, 4:8] = torch.nan
-            layer(x).square().mul(torch.arange(12) / 12).sum().backward()
-            before = layer.weight.detach().clone()
-            optimizer.step()
-        results.append((layer.weight.detach() - before).squeeze(0)[1])
-    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-9)
-
-
-def test_a_matrix_whose_first_gradients_were_bad_starts_its_momentum_without_dampening():
-    bank = unitary(2, 3, 3)
-    optimizer = optim.SGD([bank], lr=0.1, momentum=0.9, dampening=0.5)
-    for step in range(3):
-        bank.grad = torch.ones_like(bank)
-        bank.grad[1] = torch.nan if step < 2 else 2.0
-        optimizer.step()
-    torch.testing.assert_close(optimizer.state[bank]["momentum_buffer"][1], bank.grad[1])
 
 
 @KINDS
