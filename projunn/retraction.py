@@ -67,14 +67,10 @@ def retract_(weight: Tensor, left: Tensor, right: Tensor, retraction: str = "exp
     gradient, such as a `projunn.UnitaryParameter`; autograd does not record the step.
     """
     with torch.no_grad():
-        take_step_(matrix_view(own_memory("weight", tensor("weight", weight))), left, right, retraction)
+        matrices = matrix_view(own_memory("weight", tensor("weight", weight)))
+        _check(matrices, left, right, retraction)
+        projunn_kernels.retract_(matrices, left, right, retraction)
     return weight
-
-
-def take_step_(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> Tensor:
-    """`retract_` of matrices (*batch, m, n); returns the mask (*batch) of the steps that were taken."""
-    _check(weight, left, right, retraction)
-    return projunn_kernels.retract_(weight, left, right, retraction)
 
 
 def _check(weight: Tensor, left: Tensor, right: Tensor, retraction: str) -> None:

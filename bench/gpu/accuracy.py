@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-# Error against float64, as a multiple of that of PyTorch in float32, and a floor for lucky zeros.
-FACTOR, FLOOR = 8.0, 2e-6
+from projunn_kernels import selfcheck
+
+FLOOR = 2e-6  # error against float64 that is allowed where that of PyTorch in float32 is zero by luck
 
 
 def double(tensor: Tensor) -> Tensor:
@@ -15,11 +16,7 @@ def double(tensor: Tensor) -> Tensor:
 def share(own: Tensor, plain: Tensor, exact: Tensor) -> float:
     """Error of ``own`` against ``exact``, as a multiple of what is allowed: passes up to 1.
 
-    Allowed is `FACTOR` times the error of ``plain``, PyTorch's in float32, plus `FLOOR` times the
-    largest number of ``exact``, or times 1 if that is larger.
+    Allowed is the multiple that kernels' own checks allow of the error of ``plain``, PyTorch's in
+    float32, plus `FLOOR` times the largest number of ``exact``, or times 1 if that is larger.
     """
-
-    def error(values: Tensor) -> float:
-        return (double(values) - exact).abs().max().item()
-
-    return error(own) / (FACTOR * error(plain) + FLOOR * max(1.0, exact.abs().max().item()))
+    return selfcheck.error_share(own, double(plain), exact, FLOOR)

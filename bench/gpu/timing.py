@@ -10,8 +10,6 @@ from bench.gpu.case import Case, Row, Step
 from bench.gpu.machine import Machine, matmul_precision
 from bench.gpu.weights import cheap_initialization
 
-WAYS = ("captured", "graph", "eager", "issue")
-
 
 @dataclass(frozen=True)
 class Timing:

@@ -143,6 +143,6 @@ def sizes(
     ]
 
 
-def squares(name: str, *lengths: int, matrices: int = 1) -> list[Problem]:
-    """`sizes` of square matrices, ``matrices`` of each size."""
-    return sizes(name, [(matrices, n, n) for n in lengths])
+def squares(name: str, *lengths: int) -> list[Problem]:
+    """`sizes` of square matrices, one of each size."""
+    return sizes(name, [(1, n, n) for n in lengths])
