@@ -2,23 +2,12 @@
 
 Each operation is a folder: its declaration, the PyTorch operations that CPUs run (``eager``), the Triton
 kernels that GPUs run (``kernels``, ``launch``, ``tiles``) and, for tests, the plain formula
-(``reference``).  A projUNN step at W passes through them in this order::
-
-    factorization   Y = orth(D^H R),  X = D Y      two reads of D
-    products        Z = W^H X                      one read of W
-    retraction      Z Y^H = Q E Q^H                Q: n x 2k, orthonormal columns
-    retraction      F = f(E) - I                   2k x 2k, in float64
-    retraction      W <- W + (W Q) (Q F^H)^H       one more read of W, and one write
-    warm_basis      R <- orth(X) + 0.01 probe      what the next step starts from
-
-`step` calls them, and makes all of it in one launch for small matrices at rank 1.  `sketching` makes the
-factors of a gradient that is never formed, `rules` makes D of a gradient by the averages of RMSprop,
-AdamW and their like, `polish` repairs the drift of rounding, `time_loop` is the loop of the unitary RNN,
-and `convolution` the convolution in the Fourier domain.
+(``reference``).  ``kernels/README.md`` follows a step through the folders, says what is in which file,
+and has a glossary.
 
 `operation` says how an operation is called, `backends` which of its paths runs, `configs` with which
 tile sizes, and `tuning` finds better ones.  Nothing here imports ``projunn``, and triton is imported
-only where a kernel is launched.  ``kernels/README.md`` has a glossary.
+only where a kernel is launched.
 """
 
 from projunn_kernels.convolution import (

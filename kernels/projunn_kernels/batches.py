@@ -10,7 +10,7 @@ from projunn_kernels import selfcheck
 from projunn_kernels.backends import TooManyPrograms, on_device
 from projunn_kernels.configs.problem import device_of
 
-# The mask of one matrix, or of all, that costs nothing to make or look at.
+# The mask that is set everywhere: recognised by identity, it costs nothing to make or look at.
 EVERY = torch.tensor(True, device="cpu")
 _every: dict[torch.Size, Tensor] = {}
 
@@ -21,7 +21,7 @@ def as_matrices(tensor: Tensor) -> Tensor:
 
 
 def lying_flat(tensor: Tensor) -> Tensor:
-    """The same to read from, contiguous, and numbers without a note to conjugate or negate them."""
+    """The tensor to read from: contiguous, aligned, and neither lazily conjugated nor negated."""
     tensor = tensor.resolve_conj().resolve_neg().contiguous()
     return tensor if is_aligned(tensor) else tensor.clone()
 
@@ -37,9 +37,9 @@ def is_aligned(tensor: Tensor) -> bool:
 
 
 def within_reach(matrices: Tensor, *, single: bool) -> None:
-    """Checks the size of matrices (B, m, n), the numbers of which kernels count in 32 bits.
+    """Checks that kernels, which count the numbers of a matrix in 32 bits, can take these (B, m, n).
 
-    ``single``: where there is one, it may be of any size.
+    With ``single``, one matrix alone may have any size.
 
     Raises:
         TooManyPrograms: they have 2^31 floats or more each.
@@ -60,7 +60,7 @@ def programs(count: int, device: torch.device) -> int:
 
 @contextmanager
 def flattened(matrices: Tensor) -> Iterator[Tensor]:
-    """Gives ``matrices`` as contiguous (B, m, n); what is written there reaches strided ones too."""
+    """Gives ``matrices`` as contiguous (B, m, n); what is written there is copied back, if need be."""
     if matrices.is_contiguous() and not matrices.is_conj() and is_aligned(matrices):
         yield as_matrices(matrices)
         return

@@ -23,14 +23,14 @@ _Arguments = ParamSpec("_Arguments")
 
 
 class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
-    """What was prepared, by what it was prepared for: as many entries as given, the last ones used.
+    """A cache of what was prepared, by what it was prepared for, which keeps the entries last used.
 
     Its methods may be called by several threads at once.
 
     Args:
-        most: entries.
-        idle: seconds without use, after which an entry goes when another one comes.  What holds memory
-            beside that of the tensors that it was prepared for would otherwise outlive them.
+        most: how many entries it keeps.
+        idle: seconds without use, after which an entry goes when another one comes.  An entry that
+            holds memory of its own would otherwise outlive the tensors that it was prepared for.
     """
 
     def __init__(self, most: int, idle: float = math.inf) -> None:
@@ -41,7 +41,7 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         self._lock = RLock()
 
     def found(self, key: tuple[Any, ...]) -> _Prepared | None:
-        """The entry, which is in use again, or None."""
+        """The entry, which counts as used now, or None."""
         with self._lock:
             value = self.get(key)
             if value is not None:
@@ -50,8 +50,7 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         return value
 
     def first_beside(self, key: tuple[Any, ...], place: int) -> _Prepared | None:
-        """The entry, of those whose keys differ from ``key`` at a place alone, that has not been used
-        for longest, or None."""
+        """The least recently used entry whose key differs from ``key`` at ``place`` alone, or None."""
         rest = key[:place], key[place + 1 :]
         with self._lock:
             alike = (value for k, value in self.items() if (k[:place], k[place + 1 :]) == rest)
@@ -101,12 +100,13 @@ def current_stream(device: torch.device) -> int:
 
 
 def may_keep(tensor: Tensor) -> bool:
-    """Whether launches may be kept: a graph owns its memory, and a self-check must find its own."""
+    """Whether launches may be kept: not while a graph is captured, which owns what is allocated, nor
+    while kernels are checked or tuned."""
     return choice.settled() and not selfcheck.is_checking() and not capturing(tensor.device)
 
 
 def in_force(tensor: Tensor) -> tuple[int, int]:
-    """What kept launches depend on, beside tensors and options: the stream, and the configurations."""
+    """What kept launches depend on beside tensors and options: the stream and the configurations."""
     # As `current_stream`, without a call of Python: every step comes here.
     stream = private.current_raw_stream(tensor.device.index) if tensor.is_cuda else 0
     return stream, choice.generation()
@@ -120,17 +120,17 @@ def capturing(device: torch.device) -> bool:
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, whose work nobody waits for, unless a graph is captured."""
+    """Copies a CPU tensor to a device; the host waits for it only while a graph is captured."""
     if device.type != "cuda" or capturing(device):
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 
 
 def constant(make: Callable[_Arguments, _Prepared]) -> Callable[_Arguments, _Prepared]:
-    """Decorates a function that makes constants on a device, one of its arguments: they are kept.
+    """Decorates a function that makes constants on a device, one of its arguments, and keeps them.
 
     While ``torch.compile`` warms up what it will capture, what this thread allocates belongs to the
-    graph, so that another one makes them.
+    graph.  Another thread then makes the constants.
     """
     kept = lru_cache(maxsize=256)(make)
 

@@ -128,8 +128,7 @@ def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
 class Launch:
     """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others.
 
-    It keeps the arguments that it was given when it was made and first called, not those of later
-    calls: what one of them has changed, the next has to name too.
+    Arguments that a call does not name are those of the first call, not of the one before.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
@@ -298,7 +297,7 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
 def table_of(
     values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.int64
 ) -> Tensor:
-    """`address_table` of tensors on a device, by their addresses, or a table of other numbers."""
+    """`address_table` of tensors with these addresses on a device; or a table of other numbers."""
     key = (device, keeping.current_stream(device), dtype, values)
     table = _tables.found(key)
     if keeping.capturing(device):

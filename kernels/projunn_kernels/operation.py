@@ -137,10 +137,11 @@ class Operation:
             if private.in_transform() and _is_autocast_on(tensor):
                 return self._in_float32(tensor.device.type, values)
             self._tell_flop_counters()
-            # by name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass
+            # By name: the Dynamo of torch 2.11 cannot unpack the ``__dict__`` of a frozen dataclass.
             return self.registered(**{n: values[n] for n in self._names if n in values})
         if private.is_below_autograd():  # in the body of another operation
             return self._run(tensor, bundle, arguments)
+        # Most calls want none of derivatives, half precision and counted flops.
         wants = torch.is_grad_enabled()
         cast = self.autocast and _is_autocast_on(tensor)
         by_autograd = self.derivative is not None or (self.plain is not None and wants)
@@ -149,7 +150,7 @@ class Operation:
             with nullcontext() if wants else private.below_autograd():
                 return self._run(tensor, bundle, arguments)
         given = [values[n] if n in values else self._defaults[n] for n in self._names]
-        if cast or not is_plain(given):
+        if cast or not is_plain(given):  # autocast, modes and subclasses are to see the operator
             self._tell_flop_counters()
             return self.registered(**values)
         if wants and private.derivative_is_wanted(given):

@@ -1,34 +1,7 @@
-"""Every call into PyTorch that its documentation does not promise, with the version it was read in.
+"""Every call into PyTorch that its documentation does not promise.
 
-``lazy_views``   torch 2.11 to 2.13: the dispatcher's keys that mark a lazily conjugated tensor.
-``as_plain_tensors``  torch 2.11 to 2.13: a guard that skips ``__torch_function__`` of subclasses.
-``below_autograd``, ``is_below_autograd``  torch 2.11 to 2.13: a guard of the dispatcher, and its key.
-``hide_from_ddp``  torch 2.11 to 2.13: the parameters that DistributedDataParallel passes over.
-``flattened_modules``   torch 2.11 to 2.13: what a flat parameter of FSDP1 says of its parts.
-``let_proxies_take``  torch 2.11 to 2.13: the classes of tensors that ``make_fx`` and
-                 `torch.func.linearize` trace.
-``optimizer_within``  torch 2.11 to 2.13: where ZeroRedundancyOptimizer keeps that of a rank's share.
-``beneath``      torch 2.11 to 2.13: what the transforms of torch.func (vmap, grad, jvp) wrap.
-``is_fake``      torch 2.11 to 2.13: the classes of the tensors that tracing works with.
-``in_transform`` torch 2.11 to 2.13: the level of forward mode, and whether ``torch.func`` has one.
-``in_transform_or_export``, ``traced_for_onnx``  torch 2.11 to 2.13: the flags that
-                 `torch.compiler.is_exporting` and its kin return, for a third of the time.
-``is_orthogonal_parametrization``  torch 2.11 to 2.13: what `parametrizations.orthogonal` registers.
-``is_autocast_on``  torch 2.11 to 2.13: `torch.is_autocast_enabled` of all devices at once.
-``is_batched``   torch 2.11 to 2.13: the tensors of the older ``vmap``, which batches cotangents.
-``is_watched``, ``traced_by_jit``  torch 2.11 to 2.13: how many modes are active, and whether
-                 ``torch.jit`` traces.
-``active_modes``, ``traced_by_make_fx``  torch 2.11 to 2.13: how many modes are active, and whether
-                 one traces.
-``is_plain_tensor``  torch 2.11 to 2.13: what classes have that take no part in PyTorch's protocols.
-``break_graph``  torch 2.11 to 2.13: what Dynamo cannot trace.
-``may_count_flops``, ``tell_flop_counters``  torch 2.11 to 2.13: how many modes are active and which,
-                 and what a counter of flops looks up.
-``watch``        torch 2.11 to 2.13: the kernel that `torch.library` makes for the key of autograd.
-``batch``        torch 2.11 to 2.13: the key of ``torch.vmap``.
-``warms_up_a_graph``  torch 2.11 to 2.13: the state of the CUDA graphs that Inductor makes.
-``current_raw_stream``, ``current_device``  torch 2.11 to 2.13: what functions of `torch.cuda` read.
-``float32_setting``  torch 2.11 to 2.13: what ``torch.backends`` reads, for a fifth of the time.
+All were read in torch 2.11 to 2.13.  Each function says what the call is for; one whose call is in other
+versions says in which.
 """
 
 import sys

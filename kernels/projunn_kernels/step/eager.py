@@ -1,4 +1,8 @@
-"""Steps of parameters, one after the other, from the operations that they are made of."""
+"""The steps in PyTorch, one parameter after the other.
+
+Small matrices on a CPU go fast ways (`plane`, `few`, `bank`), which leave to the others whatever wants
+more care: columns that depend on each other, huge steps, numbers that are not finite.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +68,7 @@ def as_numbers(step: _Step) -> _Step:
 
 
 def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor) -> Tensor:
-    """Take one parameter's step, with the rate and the retraction of ``step``; where it was taken."""
+    """Take one parameter's step by the fastest way that takes it; the mask of where it was taken."""
     if step.factorization == "subspace":
         kind = weight, direction, basis, step.retraction
         if plane.applies_to_bank(*kind):
@@ -79,7 +83,7 @@ def _take(step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, pro
 
 
 def _take_bank(way: Callable[..., Tensor], step: FusedStep, *parts: Tensor) -> Tensor:
-    """The same by a ``way`` for a bank, and in the usual one for those matrices that want more care."""
+    """The same by a ``way`` for banks; matrices that want more care step by `_take_with_care`."""
     weight, direction, basis, probe = parts if parts[0].ndim == 3 else map(as_matrices, parts)
     rate = step.rate if step.scale is None else step.scale * step.rate
     taken = way(weight, direction, basis, probe, rate, step.retraction)
@@ -95,7 +99,7 @@ def _take_bank(way: Callable[..., Tensor], step: FusedStep, *parts: Tensor) -> T
 def _take_with_care(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
 ) -> Tensor:
-    """The same from the operations that a step is made of."""
+    """The same by the operations that a step is made of, which take all matrices."""
     if step.factorization == "single_pass":
         taken, warm = _single_pass(step, weight, direction, basis, probe)
         everywhere = surely_all(taken)
@@ -134,7 +138,7 @@ def _single_pass(
 
 
 def _every(taken: Tensor) -> Tensor:
-    """The mask, or one that says of all that they were taken, where that is known."""
+    """`EVERY` in place of a mask that is known to be set everywhere."""
     return EVERY if surely_all(taken) else taken
 
 

@@ -37,9 +37,9 @@ from projunn_kernels.step.passes import FactoredPasses, Passes
 
 _kept: Recent["Program | Passes | SinglePass"] = Recent(256, IDLE)
 _kept_factored: Recent[FactoredPasses] = Recent(256, IDLE)
-# Steps that graphs replay, without a word to PyTorch, and what they leave for their next (`SinglePass`):
-# memory from before the capture, where there is any, which has to last as long as a graph may.  A graph
-# is captured on a stream of its own, so streams are left out of these keys.
+# The steps that CUDA graphs replay, and the memory in which the last step before the capture left what
+# the next one reads (`SinglePass.ahead`), if there was one: it has to last as long as a graph may.  A
+# graph is captured on a stream of its own, so the keys are without the stream.
 _in_graphs: dict[tuple[Any, ...], Tensor | None] = {}
 
 
@@ -110,7 +110,7 @@ def _kept_passes(step: FactoredStep, addresses: Sequence[Any]) -> FactoredPasses
 
 
 def _options(step: FusedStep | FactoredStep) -> tuple[Any, ...]:
-    """Of what kept launches depend on, what is no address."""
+    """The part of the key of kept launches that has no addresses."""
     first = step.weights[0]
     return (
         *(first.shape, first.dtype, first.device, step.bases[0].shape),
@@ -183,7 +183,7 @@ def _of_any_stream(key: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _hand_to_graphs(shared: tuple[Any, ...]) -> None:
-    """Note that a graph has this step, and give it what the last eager one has left."""
+    """Note that a graph replays this step, and hand over what the last eager step has left for it."""
     if shared in _in_graphs:
         return
     _in_graphs[shared] = None
