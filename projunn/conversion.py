@@ -121,7 +121,7 @@ def _constraints(module: nn.Module) -> Iterator[_Constraint]:
 
 
 def _kind(parametrization: nn.Module) -> str:
-    """What a parametrization makes of a tensor: "torch", "geotorch", another manifold, or nothing."""
+    """Who keeps a tensor orthogonal by this: "torch", "geotorch"; or another manifold; or nothing."""
     if private.is_orthogonal_parametrization(parametrization):
         return "torch"
     geotorch: Any = sys.modules.get("geotorch")
@@ -164,7 +164,7 @@ def _why_not(kinds: list[str], steps: int, original: Tensor | None, alone: bool)
 
 @torch.no_grad()
 def _value(place: Place) -> Tensor:
-    """What a constrained tensor is now."""
+    """The matrix that a parametrization, or geoopt, makes of a constrained tensor now."""
     value: Tensor = getattr(place.owner, place.name).detach()
     if value.dtype not in MATRIX_DTYPES:
         raise TypeError(f"module: {place.full!r} is {value.dtype}; wanted one of {dtype_names()}")

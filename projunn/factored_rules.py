@@ -238,7 +238,7 @@ def _each(single: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
 
 
 def _each_(single: Callable[..., Tensor]) -> Callable[..., None]:
-    """The same for an operation in place."""
+    """`_each` for an operation in place."""
 
     def change(tensors: Sequence[Tensor], *rest: Any) -> None:
         for t in tensors:

@@ -232,7 +232,7 @@ def forget(module: nn.Module) -> None:
 
 
 def declarations() -> list[Declaration]:
-    """Those of all modules that live; a copy, because other threads may make modules."""
+    """The declarations of all modules that live, in a new list: other threads may make modules."""
     return [found for known in _declarations.valuerefs() if (found := known()) is not None]
 
 
@@ -243,7 +243,7 @@ def recognise() -> None:
 
 
 def known_parameters(paths: Mapping[int, str] = NO_PATHS) -> dict[int, tuple[str, Slot]]:
-    """What to call the unitary parameters of all modules, and their slots, by ``id``."""
+    """The names and slots of the unitary parameters of all modules, by ``id``."""
     return {
         id(p): (f"{paths.get(id(p), name)} of {type(found.module).__name__}", slot)
         for found in declarations()
@@ -252,7 +252,7 @@ def known_parameters(paths: Mapping[int, str] = NO_PATHS) -> dict[int, tuple[str
 
 
 def name_of(parameter: Tensor) -> str:
-    """What to call a parameter in a message."""
+    """The name of a parameter for a message."""
     known = known_parameters().get(id(parameter))
     return known[0] if known is not None else f"a parameter of shape {tuple(parameter.shape)}"
 

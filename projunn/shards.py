@@ -33,7 +33,7 @@ def is_flattened(p: Any) -> bool:
 
 
 def own_part(tensor: Any) -> Tensor:
-    """What this process holds of a tensor that may be sharded; it shares the memory."""
+    """The part of a tensor, which may be sharded, that this process holds; shares memory."""
     part: Tensor = tensor.detach().to_local() if is_sharded(tensor) else tensor
     return part
 
@@ -49,7 +49,7 @@ def own_matrices(p: Any) -> Tensor | None:
 
 
 def flattened_into(parameters: Iterable[Tensor], declarations: Iterable[Any]) -> list[str]:
-    """What to call the unitary parameters that FSDP1 has made parts of these; each is named once.
+    """The names of the unitary parameters that FSDP1 has made parts of these, each once.
 
     Args:
         parameters: those of an optimizer.

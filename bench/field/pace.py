@@ -54,7 +54,7 @@ def _visit(training: Training) -> float:
 
 
 def in_unit_of(known: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:
-    """What is measured and not known yet, as a machine of the known speed would have taken for it."""
+    """The paces that are not known yet, scaled to the machine on which the known ones were measured."""
     both = [known[name] / measured[name] for name in measured if name in known]
     scale = median(both) if both else 1.0
     return {n: float(f"{scale * s:.4g}") for n, s in measured.items() if n not in known}

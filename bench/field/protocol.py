@@ -67,7 +67,7 @@ def kept(found: list[Row], case: Case, contender: Contender, step_s: float, seco
 
 
 def _named(contenders: tuple[Contender, ...], names: Sequence[str]) -> list[Contender]:
-    """Those whose names are given, or have a given part; all, if none is given."""
+    """The contenders whose name, or a part of it, is given; all, if no name is."""
     whole = {one.name for one in contenders} & set(names)
     parts = [name.lower() for name in names if name not in whole]
     return [
@@ -119,7 +119,7 @@ class Comparison:
             self._note_paces(case, pace.measure(case, case.contenders, self.data)[0])
 
     def _paces(self, case: Case) -> dict[str, float]:
-        """As measured before; if that of a method is not known, all are measured."""
+        """The seconds that a step of each method takes; measured, if one of them is not known."""
         known = pace.known(self.results.folder, case, self.since)
         if all(one.name in known for one in case.contenders):
             return known
@@ -147,7 +147,7 @@ class Comparison:
             self._train(case, contender, best, seed, step_s, where)
 
     def _rates(self, case: Case, contender: Contender) -> tuple[float, ...]:
-        """Those that are tried: its own, or the best of another case, if it was trained on it."""
+        """The rates to try: its own, or its best one in the case that this one takes over rates from."""
         if case.rates_of is None:
             return contender.rates
         other = CASES[case.rates_of]

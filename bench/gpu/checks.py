@@ -29,7 +29,7 @@ MANY = ((2, 33, 20), (3, 20, 33), (3, 64, 64), (1, 1000, 1000))  # of ranks abov
 
 
 def cases(on: Machine, small: bool = False) -> list[Case]:
-    """All of them.  ``small``: as many as compute-sanitizer gets through."""
+    """All checks; with ``small``, as many as compute-sanitizer gets through."""
     return [
         *_steps(on, small),
         *recurrence.checks(on, small),

@@ -106,12 +106,12 @@ def _check(
 
 
 def name(what: str, layer: tuple[int, int, int], precision: str, way: str = "captured") -> str:
-    """Of a row: ``UnitaryConv2d 64 to 128 at 32, high, captured``."""
+    """The name of a row: ``UnitaryConv2d 64 to 128 at 32, high, captured``."""
     return f"{what} {layer[0]} to {layer[1]} at {layer[2]}, {precision}, {way}"
 
 
 def network_name(conv: str, precision: str, compiled: bool) -> str:
-    """Of a row: ``ResNet9 unitary, highest, compiled``."""
+    """The name of a row: ``ResNet9 unitary, highest, compiled``."""
     return f"ResNet9 {conv}, {precision}, {'compiled' if compiled else 'eager'}"
 
 
@@ -167,12 +167,12 @@ def _network(on: Machine, conv: str, precision: str, compiled: bool) -> Timing:
 
 
 def part_name(what: str, layer: tuple[int, int, int], precision: str) -> str:
-    """Of a row: ``spectral product 64 at 32, high``."""
+    """The name of a row: ``spectral product 64 at 32, high``."""
     return f"{what} {layer[0]} at {layer[2]}, {precision}"
 
 
 def part_cases() -> list[tuple[str, tuple[int, int, int], str]]:
-    """Of the parts that are timed alone: which, layer and precision."""
+    """The parts that are timed alone: which, of which layer, in which precision."""
     return [
         (what, layer, precision)
         for layer in LAYERS
@@ -183,13 +183,13 @@ def part_cases() -> list[tuple[str, tuple[int, int, int], str]]:
 
 
 def copy_name(what: str, layer: tuple[int, int, int]) -> str:
-    """Of a row: the copy that moves as many bytes as that part of that layer."""
+    """The name of a row: the copy that moves as many bytes as that part of that layer."""
     kind = "products" if what.startswith("spectral") else "transforms"
     return f"copy for {kind} {layer[0]} at {layer[2]}, captured"
 
 
 def matrix_product_name(precision: str) -> str:
-    """Of a row: a product of two matrices of 4096 x 4096."""
+    """The name of a row: a product of two matrices of 4096 x 4096."""
     return f"matrix product 4096, {precision}"
 
 

@@ -170,7 +170,7 @@ class Driver:
         return "no errors" if status == 0 else f"FAILED: exit status {status}"
 
     def _seconds(self, name: str) -> float:
-        """Of a stage: its own, or what is left of the whole run's if that is less."""
+        """The seconds of a stage: its own, or what is left of the run, if that is less."""
         if self.dry:
             return DRY_SECONDS
         whole = sum(seconds[self.quick] for seconds in SECONDS.values())
@@ -178,7 +178,7 @@ class Driver:
         return min(SECONDS[name][self.quick], left)
 
     def _longest(self, name: str, seconds: float) -> float:
-        """Of a single case; where one follows the other, it leaves time for others."""
+        """The seconds that a case may take; where cases follow each other, half of what there is."""
         return min(LONGEST if name in INTERLEAVED else max(seconds / 2, SHORTEST), seconds)
 
     def _find_machine(self) -> bool:
@@ -231,7 +231,7 @@ class Driver:
                 file.write(json.dumps(shared | row) + "\n")
 
     def note_verdicts(self) -> None:
-        """What kernels found that checked themselves: one that failed has given way to PyTorch."""
+        """Notes new verdicts of kernels that checked themselves: a failed one gave way to PyTorch."""
         file = self.cache / "verdicts.jsonl"
         for line in file.read_text().splitlines()[self._verdicts :] if file.exists() else ():
             self._verdicts += 1

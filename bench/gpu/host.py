@@ -16,7 +16,7 @@ PEERS = ("torch", "nn")
 
 
 def name(what: str) -> str:
-    """Of a row: ``SGD 1024, issue``."""
+    """The name of a row: ``SGD 1024, issue``."""
     return f"{what}, issue"
 
 

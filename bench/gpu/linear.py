@@ -65,7 +65,7 @@ def _check(on: Machine, rows: int, n: int, m: int, k: int, dtype: torch.dtype) -
 
 
 def name(what: str, n: int, rows: int, precision: str, way: str) -> str:
-    """Of a row: ``UnitaryLinear sketched 1024, 512 rows, highest, graph``."""
+    """The name of a row: ``UnitaryLinear sketched 1024, 512 rows, highest, graph``."""
     return f"{what} {n}, {rows} rows, {precision}, {way}"
 
 

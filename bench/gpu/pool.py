@@ -37,7 +37,7 @@ MOST_FAILED_STARTS = 3
 
 @dataclass(frozen=True)
 class Pool:
-    """How workers are made.
+    """Settings with which workers are made.
 
     Attributes:
         context: of `multiprocessing`: ``fork``, or ``spawn`` where that does not do.
@@ -148,7 +148,7 @@ class _Worker:
         return message
 
     def row(self, problem: str) -> Row:
-        """Of a case that did not come to its own end."""
+        """The row of a case that did not come to its own end."""
         seconds = round(time.monotonic() - self.since, 2)
         return {"name": self.name, "seconds": seconds, "problem": problem}
 

@@ -127,7 +127,7 @@ def _check(
 
 
 def name(what: str, units: int, nonlinearity: str, precision: str, way: str) -> str:
-    """Of a row: ``UnitaryRNN 190 relu, high, graph``."""
+    """The name of a row: ``UnitaryRNN 190 relu, high, graph``."""
     return f"{what} {units} {nonlinearity}, {precision}, {way}"
 
 

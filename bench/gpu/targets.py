@@ -38,7 +38,7 @@ class Target:
 
 
 def targets(quick: bool = False) -> list[Target]:
-    """All of them, those of the whole run first."""
+    """All targets, those of the whole run first."""
     run = [
         Target("tests that failed", "", "tests", 0, field="failed"),
         Target("checks that failed", "", "checks", 0, field="failed"),

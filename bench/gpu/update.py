@@ -74,7 +74,7 @@ PUBLISHED = ("T", "D")
 
 
 def name(what: str, shape: Shape, dtype: str, way: str = "captured") -> str:
-    """Of a row: ``SGD k1 1024x1024 float32, captured``."""
+    """The name of a row: ``SGD k1 1024x1024 float32, captured``."""
     return f"{what} {'x'.join(map(str, shape))} {dtype}, {way}"
 
 

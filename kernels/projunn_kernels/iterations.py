@@ -103,7 +103,7 @@ def exponential(a: Tensor) -> Tensor:
 
 
 def exponential_of_size(a: Tensor, size: float) -> Tensor:
-    """The same of matrices of norms up to ``size``, with no more products than that takes."""
+    """`exponential` of matrices of norms up to ``size``, with no more products than those need."""
     doublings = max(0, ceil(log2(4 * size))) if size > 0 else 0
     reduced = size / 2**doublings
     f = _taylor(a / 2**doublings if doublings else a, next(i for i, most in _TAYLOR if reduced <= most))

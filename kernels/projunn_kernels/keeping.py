@@ -100,8 +100,7 @@ def current_stream(device: torch.device) -> int:
 
 
 def may_keep(tensor: Tensor) -> bool:
-    """Whether launches may be kept: not while a graph is captured, which owns what is allocated, nor
-    while kernels are checked or tuned."""
+    """Whether launches may be kept: a graph owns its memory, and checks and tuning need their own."""
     return choice.settled() and not selfcheck.is_checking() and not capturing(tensor.device)
 
 

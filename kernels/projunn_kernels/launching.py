@@ -229,7 +229,7 @@ class Matrices:
 
     @property
     def base(self) -> Tensor:
-        """What is passed as the first matrix: the tensor, or the table, which is not read as such."""
+        """The argument for the matrices: the tensor, or the table, which is not read as one."""
         table: Tensor = self.arguments["listed"]
         return table if self.listed == "table" else floats(self.sample)
 

@@ -202,7 +202,7 @@ class Operation:
         return found
 
     def _registered_run(self, **arguments: Any) -> Any:
-        """What the registered operator runs; its results must share memory with nothing.
+        """The body of the registered operator, whose results must share memory with nothing.
 
         Those of an operation in place are masks, which launches may write into memory that they keep.
         """
@@ -213,7 +213,7 @@ class Operation:
             return _contiguous(result)
 
     def _watched(self, usual: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """What the registered operator does where autograd sees it: ``usual``, or the plain formula."""
+        """The registered operator where autograd sees it: runs ``usual``, or the plain formula."""
         in_transform = private.in_transform()
         by_formula = in_transform or (self.derivative is None and torch.is_grad_enabled())
         if by_formula and private.derivative_is_wanted(arguments):

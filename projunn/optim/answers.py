@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Answer:
-    """What a tensor holds now.
+    """The numbers that a tensor holds now, on their way to the host.
 
     Attributes:
         on_host: whether it was there from the start.

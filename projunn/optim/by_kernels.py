@@ -42,7 +42,7 @@ class KernelRule:
     nesterov: bool = False
 
     def numbers(self, limit: float) -> list[float] | None:
-        """Those of `RuleNumbers`; None if one is a tensor, which the host must not read."""
+        """The list of `RuleNumbers`; None if one is a tensor, which the host must not read."""
         values = (*self.mean_weights, *self.square_weights, self.eps, self.momentum)
         if any(isinstance(value, Tensor) for value in values):
             return None

@@ -182,7 +182,7 @@ def _without_keeping(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(option: Any) -> list[Any]:
-    """What a graph has of an option: the address of a number on a device, and the value of any other."""
+    """What a graph keeps of an option: the address of a tensor on a GPU, the value of anything else."""
     if isinstance(option, tuple | list):
         return [one for each in option for one in _read(each)]
     if isinstance(option, Tensor):

@@ -120,7 +120,7 @@ def fill_unitary(
     *,
     kind: str,
 ) -> int:
-    """List the unitary parameters of a group and their state; the number of the plan.
+    """List the unitary parameters of a group and their state; returns the number of the plan.
 
     ``kind`` is ``"complex"`` for those of a complex dtype, ``"real"`` for the others.
     """
@@ -232,7 +232,7 @@ def _step_of_copies(
     states: list[Tensor],
     rates: list[Tensor],
 ) -> list[Tensor]:
-    """The same of complex parameters, whose complex tensors come as pairs of reals.
+    """`_step_in_place` of copies, for complex parameters, whose tensors come as pairs of reals.
 
     Returns new weights, then the new state, each as it came.
     """

@@ -27,7 +27,7 @@ WARM = {
     "single_pass": ("single_pass_basis", "single_pass_probe"),
     "tangent": ("tangent_basis", "tangent_probe"),
 }
-# Of what the averages of a rule are: G, or its tangent part.
+# What a rule averages: G, or its tangent part.
 AVERAGES = ("gradient", "tangent")
 # Those whose steps can stop where the factors are normal to the manifold (`projunn.optim.stopping`).
 CAN_STOP = ("subspace", "single_pass")
@@ -76,7 +76,7 @@ def filled_up(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list
 
 
 def rates_of_now(group: dict[str, Any]) -> str:
-    """What a printed ``unitary_lr`` does not tell: what None stands for, or where a schedule is."""
+    """The rate that a printed ``unitary_lr`` stands for, if it is None or a schedule has moved it."""
     given, base_lr = group["unitary_lr"], float(group["base_lr"])
     if given is not None:
         moved = base_lr != 0 and float(group["lr"]) != base_lr

@@ -37,7 +37,7 @@ class Seen:
     def of(
         cls, optimizer: torch.optim.Optimizer, members: Sequence[Member], count: int
     ) -> "Seen | None":
-        """That of a step; None if one of ``count`` parameters is sharded or has no gradient."""
+        """For a step of ``count`` parameters; None if one is sharded or has no gradient."""
         usual = count == len(members) and all(type(m.parameter) is UnitaryParameter for m in members)
         return cls(optimizer, members) if usual else None
 

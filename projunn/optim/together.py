@@ -134,7 +134,7 @@ def _part(
 
 
 def _likeness(optimizer: OptimizerLike, member: Member, gradient: Gradient) -> tuple[Any, ...]:
-    """What parameters of one call have in common; last, what makes them a bank, if they may be one."""
+    """The key that parameters of one call share; its last entry is None if they cannot be a `Bank`."""
     options = shared_options(optimizer, member.group, gradient.shape)
     if isinstance(gradient, FactoredGradient):
         return FactoredGradient, gradient.layout, gradient.factors[0].shape[-1], options

@@ -17,7 +17,7 @@ _UNVERIFIED = 1  # the format before, without checksum, configuration and thread
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """The state that an interrupted run goes on from.
 
     Attributes:
         learners: the states of the learners, by name.

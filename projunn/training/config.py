@@ -231,7 +231,7 @@ class TrainConfig(_TaskFields):
                 raise ValueError(f"{name} is {own!r} there, and was {before!r}")
 
     def followed(self, **given: Any) -> "TrainConfig":
-        """The same run with those options that may change and are ``given`` (not None).
+        """The configuration with the options that are ``given`` (not None) and may change in a run.
 
         A budget in steps takes the place of one in seconds, and the other way round.
         """

@@ -61,7 +61,7 @@ class FoundTable:
     untried: int = 0
 
     def described(self, device: Device | None) -> str:
-        """In a line: whether a GPU uses the table, what of it, and why not the rest."""
+        """A line that says whether a GPU uses the table, what of it, and why not the rest."""
         if self.reason or self.table is None or device is None:
             return f"{self.source}: not used: {self.reason}"
         table = self.table

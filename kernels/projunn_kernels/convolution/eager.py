@@ -28,7 +28,7 @@ Way = Callable[[Tensor, Tensor, Tensor, Frequencies], None]
 
 
 def _ways(size: list[int], real: bool, device: torch.device) -> tuple[Way, Way]:
-    """What transforms signals of that size, and what transforms them back."""
+    """The functions that transform signals of this size, and back."""
     if not real:
         return _fft, _ifft
     if device.type == "cpu":
@@ -86,7 +86,7 @@ def _pieces(planes: Tensor, paired: Tensor, own: Tensor) -> list[tuple[Tensor, T
 
 
 def _product(x: Tensor, paired: Tensor, own: Tensor, grid: Frequencies) -> None:
-    """All points at once."""
+    """One product with the matrix of the whole transform."""
     bins = torch.mm(of_all_points(grid.size, x.dtype, x.device), x.view(len(x), -1).mT)
     free, first, second = torch.split_with_sizes(bins, [len(own), grid.paired, grid.paired])
     own.copy_(free)

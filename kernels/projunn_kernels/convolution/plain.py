@@ -88,7 +88,7 @@ def gradient(grad: Spectrum, spectrum: Spectrum) -> Spectrum:
 
 
 class _Bins(NamedTuple):
-    """What is known of every bin of a flattened spectrum.
+    """The matrix of each bin of a flattened spectrum.
 
     Attributes:
         matrix: the number of its matrix in the list of the paired and then the own ones.

@@ -54,7 +54,7 @@ def fourier_inverse(
 
 
 def ways() -> list[str]:
-    """Which path `auto` takes for which convolution, in words."""
+    """Lines that say which path `auto` takes for which convolution, for ``projunn info``."""
     side, line = eager.LONGEST_SIDE, eager.LONGEST_LINE
     kernel = f"{LONGEST_SIDE} x {LONGEST_SIDE} or {LONGEST_SIDE} points by Triton kernels"
     return [

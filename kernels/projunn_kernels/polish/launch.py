@@ -53,7 +53,7 @@ def polish(
     missed: Sequence[Tensor],
     taken: Tensor,
 ) -> None:
-    """One Newton-Schulz step on those matrices, in place, that the device's counts say are due.
+    """One Newton-Schulz step, in place, on the matrices that are due by the device's counts.
 
     Args:
         weights: W, (B, m, n), contiguous, one entry a parameter.

@@ -52,7 +52,7 @@ def _product_tiles(problem: Problem, device: Device) -> Config:
 
 
 def _many_tiles(problem: Problem, device: Device) -> Config:
-    """Of products of tiles: about 64 floats a thread of the sum."""
+    """Tiles of the kernels for many columns: about 64 floats of the sum a thread."""
     p, floats = problem, max(16, problem.columns) * problem.width
     columns = 64 // p.width
     if p.operation == "adjoint_many":
@@ -75,7 +75,7 @@ def _small(problem: Problem, config: Config) -> Problem:
 
 
 def _small_many(problem: Problem, config: Config) -> Problem:
-    """The same, with more turns of the loops than their first and last ones, which are made ahead."""
+    """`_small`, with more turns of the loops than the first and last ones, which are made ahead."""
     turns = (8, 2) if problem.operation == "adjoint_many" else (2, 4)  # rows are shared by two programs
     m, n = max(turns[0] * config.rows + 3, 131), turns[1] * config.columns + 5
     return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)

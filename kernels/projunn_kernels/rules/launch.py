@@ -51,7 +51,7 @@ def _written_flat(stack: ExitStack, tensor: Tensor) -> Tensor:
 
 
 def _follow_kept(step: RuleStep) -> Tensor | None:
-    """The same of tensors that lie flat, by the launches kept for them, or new ones.
+    """Follow a rule on tensors that lie flat, by the launches kept for them, or new ones.
 
     Returns:
         The directions; None if a tensor does not lie flat, and nothing was done.
@@ -132,7 +132,7 @@ class Look:
         """Look at the gradients of a step, of which there is the table of their addresses.
 
         Returns:
-            What is another than at first of the `arguments`.
+            Those of the `arguments` that have changed since the first call.
         """
         numbers = tuple(step.numbers)
         if numbers != self._numbers:

@@ -70,7 +70,7 @@ def _fake(
 def _flops(
     inputs: list[Tensor], grads: list[Tensor], basis: Tensor, pairs: bool, group: str = ""
 ) -> int:
-    """Of two products with k columns for each x and each g."""
+    """Two products with k columns for each x and each g."""
     is_pairs_or_complex = pairs or basis.is_complex()
     rank = basis.shape[-2] if pairs else basis.shape[-1]
     stored = sum(t.numel() // (2 if pairs and not t.is_complex() else 1) for t in (*inputs, *grads))

@@ -89,7 +89,7 @@ def _sums(
 
 
 def _like(matrices: Tensor) -> Matrices:
-    """In the place of matrices that a call will name: kept launches would hold on to those."""
+    """A stand-in for matrices that each call names: a kept launch would hold on to the first ones."""
     return Matrices.of(matrices.new_empty(1).expand(matrices.shape))
 
 
@@ -101,7 +101,7 @@ def _run(sums: _Sums, inner: Sequence[Tensor], outer: Sequence[Tensor]) -> None:
 
 
 def _side_by_side(partials: list[Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """What joins partial sums, and where they then are; those of a single pair are where they were."""
+    """A function that joins partial sums, and the joined ones; for a single pair it does nothing."""
     if len(partials) == 1:
         return _nothing, partials[0]
     joined = torch.cat(partials, 1)

@@ -134,7 +134,7 @@ class FollowedStep:
         )
 
     def after(self, directions: Iterable[Tensor]) -> FusedStep:
-        """The same along directions of the rule, which has counted what is ``missed`` already."""
+        """The step along directions of the rule, which has counted the matrices that it ``missed``."""
         return replace(self.along(directions), missed=[torch.zeros_like(t) for t in self.missed])
 
     def along(self, directions: Iterable[Tensor]) -> FusedStep:

@@ -156,7 +156,7 @@ def _scaled(left: Tensor, rate: float, scale: Tensor | None) -> Tensor:
 def _take_listed(
     step: FusedStep, weight: Tensor, direction: Tensor, basis: Tensor, probe: Tensor
 ) -> Tensor:
-    """The same for the matrices of a list: nothing else is read or written."""
+    """Take the steps of the matrices that a list names: nothing else is read or written."""
     active = step.active
     assert active is not None
     at = active.clamp_min(0).long()

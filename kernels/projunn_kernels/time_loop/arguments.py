@@ -69,7 +69,7 @@ def flops(call: Recurrence) -> int:
 
 
 def backward_flops(call: RecurrenceBackward) -> int:
-    """The same of the backward, with the gradients that are wanted."""
+    """`flops` of the backward, for the gradients that are wanted."""
     n, rows = call.weight.shape[0], call.states.numel() // prod(call.weight.shape[1:])
     products = n * n * (1 + (call.wants_weight and call.basis is None))
     if call.wants_weight and call.basis is not None:  # a sketch, by two products each way

@@ -18,7 +18,7 @@ def terms_of_a_warp(config: Config) -> int:
 
 
 class Panels:
-    """What steps read in panels (`kernels.every_step`): M, h_0, and h_{t-1} and h_t by turns.
+    """What steps read in panels (`kernels.every_step`): M, h_0, and by turns h_{t-1} and h_t.
 
     All is padded by zeros to whole tiles.  Complex numbers have a plane for real parts and another for
     imaginary parts.
@@ -72,7 +72,7 @@ def _padded(planes: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _for_tensor_cores(numbers: Tensor, precision: str) -> Tensor:
-    """As `language.tensor_cores.for_tensor_cores` does it."""
+    """Rounds as the device function `language.tensor_cores.for_tensor_cores` does."""
     if precision != "tf32":
         return numbers
     rounded = (numbers.view(torch.int32) + 0x1000).bitwise_and_(-0x2000).view(torch.float32)

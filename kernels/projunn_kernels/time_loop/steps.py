@@ -93,7 +93,7 @@ class Steps:
         return part if self.packed else part.flatten(0, 1)
 
     def each(self, part: Tensor, begin: int, end: int) -> tuple[Tensor, ...]:
-        """What `part` returned, step by step."""
+        """The rows of each time step from ``begin`` to ``end``, of what `part` returned for those."""
         return part.split(self.sizes[begin:end]) if self.packed else part.unbind()
 
     def last(self, states: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
 
 
 def _waves(problem: Problem) -> int:
-    """Of programs of one row, before another form is faster: more where a GPU has several at once."""
+    """How many waves of programs of one row take less time than another form."""
     numbers = problem.n**2 * problem.width**2
     if problem.k == 2:
         return 2
@@ -111,17 +111,17 @@ def _float32_tiles(
 
 
 def _most_rows(problem: Problem) -> int:
-    """Of a panel: with twice as many, some architectures spill."""
+    """The most rows of a panel: with twice as many, some architectures spill."""
     return 16 if problem.pairs else 32
 
 
 def _most_columns(problem: Problem) -> int:
-    """Likewise."""
+    """The most columns of a panel, for the same reason."""
     return 32 if problem.pairs else 64
 
 
 def _programs(problem: Problem, rows: int, columns: int) -> int:
-    """Of a step."""
+    """The programs of a launch for one time step."""
     return -(-problem.m // rows) * -(-problem.n // columns)
 
 
@@ -178,7 +178,7 @@ def _on_tensor_cores(problem: Problem, device: Device) -> list[Config]:
 
 
 def _overlapped(configs: list[Config], device: Device) -> list[Config]:
-    """The same, with launches that begin before those of the step before end, where a GPU can."""
+    """The configurations with launches that overlap that of the step before, where the GPU can."""
     if device.capability not in ("9.0", "10.0", "12.0"):
         return []
     return [replace(config, overlap=True) for config in configs]
@@ -233,7 +233,7 @@ def _compiled(name: str) -> list[Problem]:
 def _tensors(
     problem: Problem, inputs: Inputs, nonlinearity: str, dtype: torch.dtype, resets: bool
 ) -> dict[str, Tensor | None]:
-    """Of states of size about 1, away from the poles of tanh and the jumps of relu's gradient.
+    """Tensors whose states are about 1 in size, away from the poles of tanh and where relu jumps.
 
     modReLU with b > 0 jumps at 0, where products that are rounded to TF32 or less decide the sign: where
     they are (k = 2, see `Problem`), b is negative.
@@ -261,7 +261,7 @@ def _states(
     nonlinearity: str,
     resets: Tensor | None,
 ) -> Tensor:
-    """By the blackboard's loop."""
+    """All states, by the loop of `reference`."""
     x, h, w = numbers(weight, inputs, initial, weight)
     states = recurrence(x, h, w, bias, nonlinearity, resets)
     return torch.view_as_real(states) if weight.ndim == 3 else states

@@ -50,9 +50,9 @@ def binaries(
     only: str = "",
     every_candidate: bool = False,
 ) -> list[Binary]:
-    """Those of the problems and variants, by the closed form or with every candidate of the autotuner.
+    """The binaries of problems and variants, one architecture after the other.
 
-    An architecture after the other.
+    Tiles are those of the closed form or, with ``every_candidate``, all that the autotuner tries.
     """
     found: dict[str, dict[Binary, None]] = {architecture: {} for architecture in architectures}
     for problem, variant in launched:

@@ -65,7 +65,7 @@ def variants(only: str = "") -> Iterator[tuple[Problem, dict[str, Any]]]:
 
 
 def problems(full: bool) -> Iterator[tuple[Problem, dict[str, Any]]]:
-    """What stands for all launches on every architecture; ``full``: every variant."""
+    """The problems and variants that stand for all launches; with ``full``, every variant."""
     if full:
         yield from variants()
         return

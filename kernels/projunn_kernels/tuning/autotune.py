@@ -56,7 +56,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the autotuner is at.
+    """How far the autotuner has got.
 
     Attributes:
         what: in words.
@@ -86,7 +86,7 @@ class _Prepared:
     failed: str = ""
 
     def needed(self) -> Iterator[Compilation]:
-        """All that the candidates need."""
+        """All compilations that the candidates need."""
         return (one for some in self.compilations.values() for one in some)
 
 

@@ -193,5 +193,5 @@ def _amd(assembly: str) -> dict[str, Any]:
 
 
 def _share(widths: list[int]) -> float:
-    """Of the bytes of all loads and stores in the code, those by 128-bit instructions."""
+    """The share of 128-bit instructions in the bytes of all loads and stores."""
     return round(sum(w for w in widths if w >= 128) / max(1, sum(widths)), 2)

@@ -117,7 +117,7 @@ def forgotten(what: Binary) -> list[str]:
 
 
 def forgotten_of(source: Any, target: Any, options: dict[str, Any]) -> list[str]:
-    """The same of what `triton.compile` takes."""
+    """`forgotten` of what `triton.compile` takes."""
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
 
@@ -133,7 +133,7 @@ def forgotten_of(source: Any, target: Any, options: dict[str, Any]) -> list[str]
 
 
 def flow(what: Binary) -> tuple[Any, ...]:
-    """What decides which loops a launch's kernel has, and what is in them: not its sizes, nor dtypes."""
+    """A key that launches share whose loops are alike: kernel and constants, but no sizes or dtypes."""
     sizes = {"BM", "BN", "BB", "BK", "B", "K", "S", "PANELS", "STAGES"}
     constants = tuple(
         (name, min(value, 2) if name in sizes else value)

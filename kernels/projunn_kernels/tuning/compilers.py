@@ -51,7 +51,7 @@ class Compilation:
 
 
 def compilation(kernel: str, arguments: Iterable[Any], constants: dict[str, Any]) -> Compilation:
-    """What has to be compiled for a launch."""
+    """The compilation that a launch needs."""
     seen = tuple(_as_seen(argument) for argument in arguments)
     types = tuple(type(argument).__name__ for argument in seen)
     fixed = tuple(sorted((name, encoded(value)) for name, value in constants.items()))

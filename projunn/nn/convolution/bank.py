@@ -88,7 +88,7 @@ class FilterBank(UnitaryModule):
         return torch.view_as_complex(paired), own
 
     def _reals(self) -> tuple[Tensor, Tensor | None]:
-        """The same with complex numbers as pairs of reals, as they are stored."""
+        """`_by_frequency` with complex numbers as pairs of reals, as they are stored."""
         weight, own = single(self.weight), single(self.own_weight)
         return self._together(weight), None if own is None else self._together(own)
 

@@ -131,7 +131,7 @@ class DenseGradient:
 
     @property
     def for_averages(self) -> Tensor:
-        """What the averages of the rule are of: G, or its tangent part.
+        """The matrices that the rule averages: G, or its tangent part.
 
         That of a square W in its own frame, A = (W^H G - G^H W)/2; of a rectangular one, which has no
         frame, (G - W G^H W)/2, which would be W A.
@@ -283,7 +283,7 @@ def largest(optimizer: OptimizerLike, group: dict[str, Any], dtype: torch.dtype)
 
 
 def frobenius_norms(matrices: Tensor) -> Tensor:
-    """Of each matrix, (*batch, 1, 1).  Of complex numbers themselves they take 100 times as long."""
+    """The Frobenius norms, (*batch, 1, 1); by parts, as complex ones take PyTorch 100 times as long."""
     if not matrices.is_complex():
         return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
     parts = torch.view_as_real(matrices.resolve_conj())
