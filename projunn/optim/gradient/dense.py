@@ -250,9 +250,7 @@ class DenseGradient:
         return torch.view_as_complex(stored) if self.parameter.pairs else stored
 
     def rule_state(self) -> dict[str, Any]:
-        """The state that the rule sees: that of the active matrices, where only some are."""
-        if self.active is None:
-            return self.state
+        """The state of the active matrices, as the rule sees it."""
         averages = {n: v for n, v in self.state.items() if n not in _NOT_OF_THE_RULE}
         return {n: self._rows(v)[self.active] for n, v in averages.items()} | {
             "step": self.state["step"],
@@ -261,8 +259,6 @@ class DenseGradient:
 
     def keep_rule_state(self, own: dict[str, Any]) -> None:
         """Put back what `rule_state` took out."""
-        if self.active is None:
-            return
         for name, part in own.items():
             if name not in _NOT_OF_THE_RULE:
                 self._rows(self.state[name])[self.active] = part
