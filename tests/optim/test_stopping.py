@@ -66,6 +66,21 @@ def test_one_matrix_of_a_bank_that_has_stopped_goes_on():
     assert (climb(SGD([weight], lr=3.2), weight, matrix, STEPS) > 31.5).all()
 
 
+def test_one_of_several_small_parameters_that_has_stopped_goes_on():
+    """They step as one bank until then."""
+    matrix, start = problem()
+    weights = [UnitaryParameter(start.clone()) for _ in range(3)]
+    optimizer = SGD(weights, lr=3.2)
+    source = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        for weight in weights[:2]:
+            weight.grad = torch.randn(16, 16, generator=source)
+        weights[2].grad = -matrix
+        optimizer.step()
+    assert ["tangent_basis" in optimizer.state[weight] for weight in weights] == [False, False, True]
+    assert (matrix * weights[2].detach()).sum() > 31.5
+
+
 def noisy_steps(optimizer, layer, steps, seed=0):
     """Steps along gradients of random batches."""
     source = torch.Generator().manual_seed(seed)
