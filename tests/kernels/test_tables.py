@@ -1,10 +1,12 @@
 """Tables of tuned configurations: what is written is read again, and nonsense is refused in words."""
 
 import json
+import multiprocessing
 import warnings
 
 import pytest
 
+from projunn_kernels import files
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.problem import Config, Device
 from projunn_kernels.configs.tables import Entry, read_table, write_table
@@ -45,7 +47,7 @@ def test_what_is_written_is_read_again_with_its_versions():
     assert (table.gpu, table.capability) == (GPU.name, GPU.capability)
     assert table.triton == (tables.triton_version() or "not installed")
     assert table.torch == __import__("torch").__version__
-    assert [one.name for one in tables.cache_folder().iterdir()] == [path.name]
+    assert sorted(one.name for one in tables.cache_folder().iterdir()) == ["tables.lock", path.name]
 
 
 def test_entries_are_added_to_a_table_and_replace_their_own_kind():
@@ -54,6 +56,39 @@ def test_entries_are_added_to_a_table_and_replace_their_own_kind():
     again = Entry(None, 0.4, 0.4, {})
     table = read_table(write_table(GPU, {BUCKET: again}))
     assert dict(table.entries) == {BUCKET: again, "product/real/k1/64x64/b1": ENTRY}
+
+
+def write_twenty(writer, ready):
+    ready.wait()
+    for i in range(20):
+        write_table(GPU, {f"product/real/k1/{writer}x{i}/b1": ENTRY})
+
+
+def test_processes_that_tune_at_once_lose_no_entry_of_each_other():
+    spawned = multiprocessing.get_context("spawn")
+    ready = spawned.Barrier(3)
+    writers = [spawned.Process(target=write_twenty, args=(i, ready)) for i in range(3)]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join()
+    assert not any(one.exitcode for one in writers)
+    wanted = {f"product/real/k1/{writer}x{i}/b1" for writer in range(3) for i in range(20)}
+    assert set(read_table(file()).entries) == wanted
+
+
+def test_a_table_is_written_where_files_cannot_be_locked(monkeypatch):
+    def none(opened):
+        raise OSError("no locks available")
+
+    with monkeypatch.context() as here:
+        here.setattr(files, "_lock", none)
+        write_table(GPU, {BUCKET: ENTRY})
+    lock = tables.cache_folder() / "tables.lock"
+    lock.unlink()
+    lock.mkdir()  # cannot be opened, as that of another user
+    write_table(GPU, {"product/real/k1/64x64/b1": ENTRY})
+    assert set(read_table(file()).entries) == {BUCKET, "product/real/k1/64x64/b1"}
 
 
 NONSENSE = {
@@ -163,4 +198,4 @@ def test_writing_leaves_no_file_behind_when_it_fails(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_table(file())
-    assert [one.name for one in tables.cache_folder().iterdir()] == [file().name]
+    assert sorted(one.name for one in tables.cache_folder().iterdir()) == ["tables.lock", file().name]

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from projunn_kernels.configs.problem import Config, Device
-from projunn_kernels.files import replacing
+from projunn_kernels.files import one_after_another, replacing
 
 FORMAT = 2
 SUFFIX = ".json"
+_LOCK = "tables.lock"
 _LARGEST_FILE = 16 << 20  # bytes
 _LARGEST_SIDE, _LARGEST_TILE = 1 << 16, 1 << 20  # the second is Triton's own limit
 _LONGEST = 1e9  # milliseconds
@@ -183,18 +184,28 @@ def _config(values: object) -> Config:
 def write_table(device: Device, entries: Mapping[str, Entry]) -> Path:
     """Add entries to the user's table, which is replaced as a whole or not at all.
 
-    Other entries stay, unless the table was not for this GPU and this Triton, or could not be read: then
-    it is started anew, with a warning.
+    Other entries stay, those that another process writes meanwhile too.  A table that was not for this
+    GPU and this Triton, or could not be read, is started anew, with a warning.
     """
     file = cache_folder() / table_name(device.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with one_after_another(file.parent / _LOCK):
+        content = _merged(file, device, entries)
+        with replacing(file) as opened:
+            opened.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return file
+
+
+def _merged(file: Path, device: Device, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """The JSON of a table with its present entries, as far as they fit, and others."""
     triton = triton_version() or "not installed"
     kept: dict[str, Entry] = {}
     if file.exists():
         try:
             kept = dict(_mergeable(file, device, triton).entries)
         except (OSError, ValueError) as error:
-            warnings.warn(f"tuning table replaced: {file}: {error}", stacklevel=2)
-    content = {
+            warnings.warn(f"tuning table replaced: {file}: {error}", stacklevel=3)
+    return {
         "format": FORMAT,
         "gpu": device.name,
         "capability": device.capability,
@@ -203,10 +214,6 @@ def write_table(device: Device, entries: Mapping[str, Entry]) -> Path:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "entries": {bucket: _written(entry) for bucket, entry in sorted((kept | dict(entries)).items())},
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as opened:
-        opened.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return file
 
 
 def _mergeable(file: Path, device: Device, triton: str) -> Table:
