@@ -71,6 +71,7 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         Raises:
             Distrusted, TooManyPrograms: ``make`` raised it, now or earlier.  It is not called again for
                 this key while the verdicts on kernels stay, because a step would do so each time.
+            Unchecked: ``make`` raised it now.
         """
         value = self.found(key)
         if value is not None:
@@ -81,6 +82,8 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
             raise type(refused)(*refused.args)
         try:
             return self.keep(key, make())
+        except selfcheck.Unchecked:  # a later step may find memory
+            raise
         except (selfcheck.Distrusted, TooManyPrograms) as error:
             if len(self._refused) >= self._most:
                 self._refused.clear()

@@ -7,7 +7,9 @@ its constants and how its sizes are aligned, on one GPU model with one version o
 
 The verdict is kept in the user's cache and never asked for again; verdicts for GPUs on which ``make
 gpu`` has passed are shipped.  A variant that fails is never launched: `Distrusted` sends its operation
-to the PyTorch path, with one warning.  So a miscompilation costs speed, and never a wrong number.
+to the PyTorch path, with one warning.  So a miscompilation costs speed, and never a wrong number.  A
+check that finds no memory says nothing of the kernel: it is made again later, and until then PyTorch
+runs.
 
 ``PROJUNN_SELFCHECK`` is ``auto`` (on a GPU), ``off``, or ``always`` (in the interpreter too, for tests;
 then nothing is kept).
@@ -18,6 +20,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +43,10 @@ _HALF, _TF32 = 2e-2, 5e-3  # floors of products of half-precision numbers, and o
 
 class Distrusted(Exception):
     """A variant of a kernel failed its check, and must not run."""
+
+
+class Unchecked(Distrusted):
+    """A variant of a kernel could not be checked yet, because there was no memory for it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Verdict:
 
 _Question = tuple[Problem, Config, tuple[tuple[str, Any], ...], torch.device]
 _answers: dict[_Question, Verdict] = {}
+_postponed: dict[str, float] = {}  # when a check that found no memory may be made again, by its key
+_AGAIN = 10.0  # seconds; to find out that there is no memory makes PyTorch give back all that it keeps
 _one_at_a_time = threading.RLock()  # a check sets PyTorch's default dtype
 _generation = 0  # one more each time that verdicts are forgotten
 _state = threading.local()
@@ -88,6 +97,7 @@ def require(problem: Problem, config: Config, variant: Mapping[str, Any], device
 
     Raises:
         Distrusted: it failed.
+        Unchecked: there is no memory to check it, or was none in the last seconds.
     """
     if is_checking():
         return
@@ -153,13 +163,18 @@ def forget() -> None:
     global _generation
     _generation += 1
     _answers.clear()
+    _postponed.clear()
     _known.cache_clear()
 
 
 def _answer(
     problem: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
 ) -> Verdict | None:
-    """The verdict, from the cache or from a check; None during the capture of a CUDA graph."""
+    """The verdict, from the cache or from a check; None during the capture of a CUDA graph.
+
+    Raises:
+        Unchecked: as `require` does.
+    """
     kernel = KERNELS[problem.operation]
     small = smaller(kernel, problem, config)
     key = _key(kernel, small, config, variant, device)
@@ -170,9 +185,19 @@ def _answer(
                 _warn(known)
             return known
         if torch.cuda.is_current_stream_capturing():
+            if key in _postponed:
+                raise Unchecked(kernel.name)  # the graph gets what has run before it
             return None  # nothing can be read here; the same launch outside of capture is checked
-    with _one_at_a_time:
-        verdict, lasts = _check(kernel, small, config, variant, device)
+    if time.monotonic() < _postponed.get(key, 0.0):
+        raise Unchecked(kernel.name)
+    try:
+        with _one_at_a_time:
+            verdict, lasts = _check(kernel, small, config, variant, device)
+    except Unchecked as error:
+        _postponed[key] = time.monotonic() + _AGAIN
+        _warn_of_memory(error)
+        raise
+    _postponed.pop(key, None)
     if device.type == "cuda" and lasts:
         _known()[key] = verdict
         _keep(key, verdict)
@@ -205,18 +230,31 @@ _ERRORS_OF_KERNELS = {"CompilationError", "UnsupportedLanguageConstruct", "OutOf
 def _check(
     kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
 ) -> tuple[Verdict, bool]:
-    """The verdict, and whether it is one on the kernel: memory may be full, or a disk, by chance."""
+    """The verdict, and whether it is one on the kernel: a disk may be full, by chance.
+
+    Raises:
+        Unchecked: memory is full.
+    """
     gpu, triton = device_of(device).name, tables.triton_version() or ""
     words = [kernel.name, "complex" if small.pairs else "real", f"k={small.k}", f"{small.m}x{small.n}"]
     words += [f"{name}={value}" for name, value in variant.items()]
-    lasts = True
+    lasts, full = True, False
     try:
         with _aside(), choice.using({kernel.name: config}):
             problem = compare(kernel, small, variant, device)
     except Exception as error:  # it does not compile, or cannot be launched: as bad as a wrong number
         problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        lasts = type(error).__name__ in _ERRORS_OF_KERNELS
+        lasts, full = type(error).__name__ in _ERRORS_OF_KERNELS, _tells_of_memory(error)
+    if full:  # raised here, where nothing holds the tensors of the check any more
+        raise Unchecked(f"{' '.join(words)}: {problem}")
     return Verdict(" ".join(words), gpu, triton, problem), lasts
+
+
+def _tells_of_memory(error: Exception) -> bool:
+    """True if there was no memory, which PyTorch, CUDA's libraries and Triton say in their own ways."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def compare(kernel: Kernel, problem: Problem, variant: Mapping[str, Any], device: torch.device) -> str:
@@ -260,6 +298,15 @@ def _warn(verdict: Verdict) -> None:
     warnings.warn(
         "a Triton kernel fails its check on this machine and is replaced by PyTorch operations, which"
         f" are slower: {verdict.said}. Please report this line.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_of_memory(error: Unchecked) -> None:
+    warnings.warn(
+        "memory is too full to check a Triton kernel, and PyTorch operations, which are slower, run in"
+        f" its place until it can be checked: {error}",
         RuntimeWarning,
         stacklevel=2,
     )
