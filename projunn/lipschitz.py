@@ -1,40 +1,27 @@
 """Lipschitz bounds of chains of layers, and how far from an input a classifier's answer holds.
 
-Both are claims that an attacker may test, so layers are recognised narrowly: by the ``forward`` that
-they run and by their options, and only if nothing is hooked into them.  Others are refused by name.
+Both are claims that an attacker may test, so only layers with a proven bound are taken
+(`projunn.layer_bounds`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import inf, log2, prod, sqrt
+from collections.abc import Iterable, Sequence
+from math import inf, prod, sqrt
 from sys import float_info
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from projunn.arguments import number, tensor
+from projunn.layer_bounds import Bound, bound_of, bounds_of, described, matrix_of
 from projunn.models.cayley import CayleyConv2d
-from projunn.models.lipschitz import Center
 from projunn.nn import BlockUnitaryLinear, GroupSort, UnitaryLinear
 from projunn.nn.convolution import UnitaryConvolution
-from projunn.nn.convolution.local import LocalUnitaryConvolution, kernel_of
+from projunn.nn.convolution.local import LocalUnitaryConvolution
 from projunn_kernels.precision import setting_of
 
-
-class _Bound(NamedTuple):
-    """What is known of a layer f, in 2-norms.
-
-    ‖f(x) - f(x')‖ <= norm ‖x - x'‖
-    ‖computed f(x) - f(x)‖ <= u (rounding ‖x‖ + constant + sqrt(pixels) each)
-
-    Here u is the unit roundoff, and ``pixels`` the number of positions of the output.
-    """
-
-    norm: float
-    rounding: float = 0.0
-    constant: float = 0.0
-    each: float = 0.0
+_PRODUCTS = nn.Linear, UnitaryLinear, BlockUnitaryLinear
+_LOCAL = LocalUnitaryConvolution, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
 @torch.no_grad()
@@ -43,7 +30,10 @@ def operator_norm(layer: nn.Module) -> float:
 
     For ``nn.Linear`` and the unitary layers it is the largest singular value of the weight and, for
     unitary and Cayley convolutions, of the matrices at all frequencies, computed in float64; for
-    `projunn.nn.LocalUnitaryConv2d` a bound of these at all frequencies of images of any size.  It is
+    `projunn.nn.LocalUnitaryConv2d` a bound of these at all frequencies of images of any size.  For
+    ``nn.Conv2d`` with a 1 x 1 filter it is the norm of that matrix.  For ``AvgPool2d`` and ``MaxPool2d``
+    it is that of images of any size (1/2 for means of 2 x 2, 1 for windows that do not overlap), and for
+    means with unequal divisors, at borders, a bound of it.  These hold with 1 and 3 axes too.  It is
     taken as 1 for ``nn.ReLU``, ``Tanh``, ``Identity``, ``Flatten``, ``PixelUnshuffle``, `GroupSort` and
     `projunn.models.Center`, for ``Dropout`` in evaluation mode and ``AdaptiveAvgPool2d`` to one pixel;
     and as the larger of 1 and the size of its slope for ``LeakyReLU``.
@@ -51,10 +41,10 @@ def operator_norm(layer: nn.Module) -> float:
     Raises:
         TypeError: a layer with no known bound: another kind, such as batch normalisation or a residual
             sum; a class with a ``forward`` of its own; one with forward hooks; one that mixes the inputs
-            of a batch; dropout or a parametrization in training mode; pooling to more than one pixel,
-            whose norm depends on the size of the input.
+            of a batch; dropout or a parametrization in training mode; adaptive pooling to more than one
+            pixel, whose norm depends on the size of the input.
     """
-    return _bound(layer).norm
+    return bound_of(layer).norm
 
 
 @torch.no_grad()
@@ -68,7 +58,7 @@ def lipschitz_bound(model: nn.Module) -> float:
     Raises:
         TypeError: a layer with no known bound.
     """
-    return prod(bound.norm for _, bound in _bounds(model))
+    return prod(bound.norm for _, bound in bounds_of(model))
 
 
 @torch.no_grad()
@@ -105,14 +95,14 @@ def certified_accuracy(
 
     Raises:
         ValueError: a radius or a constant that is negative or not finite, labels of another shape or
-            dtype, or no input.
+            dtype or of other classes, logits of another shape or complex ones, or no input.
         TypeError: ``lipschitz`` is not given, and a layer has no known bound; or ``batches`` is not of
             pairs.
     """
     given = radii if isinstance(radii, Iterable) else [radii]
     radii = [number("radii", radius, 0, float_info.max) for radius in given]
     lipschitz = None if lipschitz is None else number("lipschitz", lipschitz, 0, float_info.max)
-    layers = list(_bounds(model)) if lipschitz is None else []
+    layers = list(bounds_of(model)) if lipschitz is None else []
     distances = torch.tensor(list(radii), dtype=torch.float64, device="cpu")
     slopes = (
         distances.new_full((1, 1), sqrt(2) * lipschitz) if lipschitz is not None else _slopes(layers)
@@ -122,7 +112,8 @@ def certified_accuracy(
         if lipschitz is None:
             logits, error = _logits(layers, inputs, distances)
         else:
-            logits, error = model(inputs).double(), distances.new_zeros(len(inputs), len(radii))
+            logits, error = model(inputs), distances.new_zeros(len(inputs), len(radii))
+        logits = _checked_logits(logits, labels)
         classes = logits.shape[1]
         margins = logits.gather(1, labels[:, None]) - logits
         margins = margins.scatter(1, labels[:, None], inf).cpu()
@@ -148,13 +139,29 @@ def _checked(batch: Any) -> tuple[Tensor, Tensor]:
     return inputs, labels
 
 
-def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:
+def _checked_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits in float64, checked to be real ones of the classes that the labels name."""
+    shape = tuple(logits.shape)
+    if logits.is_complex() or logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"model: got logits of shape {shape} and {logits.dtype}, wanted real ones,"
+            f" ({len(labels)}, classes)"
+        )
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= shape[1]):
+        raise ValueError(
+            f"batches: got labels from {int(labels.min())} to {int(labels.max())}, wanted those of the"
+            f" model's {shape[1]} classes, from 0"
+        )
+    return logits.double()
+
+
+def _slopes(layers: Sequence[tuple[nn.Module, Bound]]) -> Tensor:
     """Lipschitz constants of the differences of two logits: (classes, classes), or (1, 1) for all."""
     norms = [bound.norm for _, bound in layers]
     last = layers[-1][0] if layers else None
     if not isinstance(last, nn.Linear | UnitaryLinear):
         return torch.full((1, 1), sqrt(2) * prod(norms), dtype=torch.float64, device="cpu")
-    rows = _matrix(last).cpu()
+    rows = matrix_of(last).cpu()
     rows = (torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows).double()
     # Not by products of rows, which cancel where two rows are nearly equal.
     apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
@@ -162,29 +169,35 @@ def _slopes(layers: Sequence[tuple[nn.Module, _Bound]]) -> Tensor:
 
 
 def _logits(
-    layers: Sequence[tuple[nn.Module, _Bound]], inputs: Tensor, radii: Tensor
+    layers: Sequence[tuple[nn.Module, Bound]], inputs: Tensor, radii: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The logits (batch, classes), and bounds of their rounding within each radius (batch, radii)."""
     x, stretch = inputs, 1.0
     error = radii.new_zeros(len(inputs), len(radii))
     for layer, bound in layers:
-        if (
-            isinstance(layer, UnitaryConvolution | LocalUnitaryConvolution | CayleyConv2d)
-            and x.ndim != getattr(layer, "axes", 2) + 2
-        ):
+        if (axes := _axes(layer)) and x.ndim != axes + 2:
             raise TypeError(f"model: {type(layer).__name__} gets {x.ndim} axes, not those of a batch")
         if isinstance(layer, GroupSort) and layer.dim % x.ndim == 0:
-            raise TypeError(f"model: {_name(layer)} sorts along the batch")
+            raise TypeError(f"model: {described(layer)} sorts along the batch")
         size = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).cpu()
         x = layer(x)
         if len(x) != len(inputs):
-            raise TypeError(f"model: {_name(layer)} mixes the inputs of a batch")
+            raise TypeError(f"model: {described(layer)} mixes the inputs of a batch")
         largest = size[:, None] + stretch * radii + error
-        constant = bound.constant + sqrt(prod(x.shape[2:])) * bound.each
+        places = x.shape[1:-1] if isinstance(layer, _PRODUCTS) else x.shape[2:]
+        constant = bound.constant + sqrt(prod(places)) * bound.each
         rounded = _unit_roundoff(x, layer) * (bound.rounding * largest + constant)
         error = bound.norm * error + rounded
         stretch *= bound.norm
-    return x.double(), error
+    return x, error
+
+
+def _axes(layer: nn.Module) -> int:
+    """The spatial axes of a convolution, which takes images without a batch too; 0 for other layers."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return len(layer.kernel_size)
+    is_ours = isinstance(layer, UnitaryConvolution | LocalUnitaryConvolution | CayleyConv2d)
+    return getattr(layer, "axes", 2) if is_ours else 0
 
 
 def _unit_roundoff(computed: Tensor, layer: nn.Module) -> float:
@@ -195,191 +208,7 @@ def _unit_roundoff(computed: Tensor, layer: nn.Module) -> float:
     own: float = torch.finfo(computed.dtype).eps / 2
     if computed.dtype not in (torch.float32, torch.complex64):
         return own
-    if isinstance(layer, LocalUnitaryConvolution):
+    if isinstance(layer, _LOCAL):
         library = torch.backends.cudnn if computed.is_cuda else torch.backends.mkldnn
         return {"tf32": 2.0**-11, "bf16": 2.0**-9}.get(library.conv.fp32_precision, own)
     return {"tf32": 2.0**-11, "bf16": 2.0**-9}.get(setting_of(kind), own)
-
-
-def _bounds(model: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, _Bound]]:
-    """The layers of a chain and their bounds; what has no bound is refused by its path."""
-    try:
-        if isinstance(model, nn.Sequential):
-            _check_runs(model, nn.Sequential)
-        else:
-            yield model, _bound(model)
-    except TypeError as error:
-        where = f"layer {path}" if path else "layer"
-        raise TypeError(f"{where}{str(error).removeprefix('layer')}; {_way_on()}") from None
-    if isinstance(model, nn.Sequential):
-        for name, layer in zip(model._modules, model, strict=True):
-            yield from _bounds(layer, f"{path}.{name}" if path else name)
-
-
-def _way_on() -> str:
-    known = ", ".join(kind.__name__ for kind in _BOUNDS)
-    return f"known are {known}; else give certified_accuracy the model's constant, lipschitz="
-
-
-def _bound(layer: nn.Module) -> _Bound:
-    for kind, bound in _BOUNDS.items():
-        if isinstance(layer, kind):
-            _check_runs(layer, kind)
-            return bound(layer)
-    raise TypeError(f"layer: no bound is known for {type(layer).__name__}")
-
-
-def _check_runs(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make sure that calling ``module`` runs the ``forward`` of ``kind`` and nothing else."""
-    name = type(module).__name__
-    unchanged = type(module).forward is kind.forward and type(module).__call__ is nn.Module.__call__
-    if not unchanged or "forward" in vars(module):
-        raise TypeError(f"layer: no bound is known for {name}, which changes {kind.__name__}.forward")
-    everywhere = nn.modules.module
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    if any(hooks) or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
-        raise TypeError(f"layer: no bound is known for {name} with forward hooks")
-    if module.training and parametrize.is_parametrized(module):
-        raise TypeError(f"layer: no bound is known for {name} with a parametrization in training mode")
-
-
-def _name(layer: nn.Module) -> str:
-    return f"{type(layer).__name__}({layer.extra_repr()})"
-
-
-def _unknown(layer: nn.Module, why: str) -> TypeError:
-    return TypeError(f"layer: no bound is known for {_name(layer)}{why}")
-
-
-def _exact(layer: nn.Module) -> _Bound:
-    return _Bound(1.0)
-
-
-def _of_flatten(layer: nn.Flatten) -> _Bound:
-    if layer.start_dim == 0:
-        raise _unknown(layer, ", which mixes the inputs of a batch")
-    return _Bound(1.0)
-
-
-def _of_group_sort(layer: GroupSort) -> _Bound:
-    if layer.dim == 0:
-        raise _unknown(layer, ", which sorts along the batch")
-    return _Bound(1.0)
-
-
-def _of_dropout(layer: nn.Dropout) -> _Bound:
-    if layer.training and layer.p > 0:
-        raise _unknown(layer, " in training mode")
-    return _Bound(1.0)
-
-
-def _of_leaky_relu(layer: nn.LeakyReLU) -> _Bound:
-    slope = abs(layer.negative_slope)
-    return _Bound(max(1.0, slope), rounding=slope)
-
-
-def _of_average(layer: nn.AdaptiveAvgPool2d) -> _Bound:
-    size = layer.output_size
-    if any(s not in (1, None) for s in (size if isinstance(size, tuple) else (size,))):
-        raise _unknown(layer, ": it depends on the size of the input")
-    return _Bound(1.0, rounding=_LONGEST_MEAN)
-
-
-def _of_linear(layer: nn.Linear | UnitaryLinear) -> _Bound:
-    bias = layer.bias
-    return _of_product(_matrix(layer), 0.0 if bias is None else float(torch.linalg.vector_norm(bias)))
-
-
-def _matrix(layer: nn.Linear | UnitaryLinear) -> Tensor:
-    return layer.matrix if isinstance(layer, UnitaryLinear) else layer.weight
-
-
-def _of_center(layer: Center) -> _Bound:
-    return _Bound(1.0, rounding=1.0, constant=float(torch.linalg.vector_norm(layer.mean)))
-
-
-def _of_blocks(layer: BlockUnitaryLinear) -> _Bound:
-    norm, rounding = 1.0, 0.0
-    for factor in layer._numbers(layer.weight):
-        own = _of_product(factor, 0.0)
-        rounding = own.norm * rounding + own.rounding * norm
-        norm *= own.norm
-    bias = 0.0 if layer.bias is None else float(torch.linalg.vector_norm(layer.bias))
-    return _Bound(norm, rounding + norm, bias)
-
-
-def _of_convolution(layer: UnitaryConvolution | CayleyConv2d) -> _Bound:
-    """The transforms and their inverses are unitary, once scaled, and round as products do."""
-    matrices = layer.frequency_response()
-    if isinstance(layer, UnitaryConvolution):
-        matrices = matrices.unflatten(-2, (layer.groups, -1))
-    product = _of_product(matrices, 0.0)
-    pixels = prod(layer.output_size)
-    transform = 16 * (1 + log2(pixels))  # each; with room for sizes that are not powers of two
-    bias = 0.0 if layer.bias is None else sqrt(pixels) * float(torch.linalg.vector_norm(layer.bias))
-    return _Bound(product.norm, product.rounding + 2 * transform * product.norm, bias * (2 + transform))
-
-
-def _of_local_convolution(layer: LocalUnitaryConvolution) -> _Bound:
-    """The norm for images of every size, by the factors that the kernel is the product of.
-
-    A factor P + (I - P) z with P = V V^H and |z| = 1 has norm max(1, |s^2| + |1 - s^2|), s the largest
-    singular value of V.  The kernel as it is computed is off by taps D_q, and these add at most the sum
-    of their norms.  Whether zeros or the other border are read beyond the border makes no difference.
-    """
-    weight, directions = (
-        layer._numbers(p).to(torch.complex128 if layer.is_complex else torch.float64)
-        for p in (layer.weight, layer.directions)
-    )
-    stretch = torch.linalg.matrix_norm(directions, 2).square()
-    norm = float(torch.linalg.matrix_norm(weight, 2) * (stretch + (1 - stretch).abs()).clamp(1).prod())
-    kernel, wanted = layer.kernel(), kernel_of(weight, directions, layer.kernel_size)
-    off = (kernel.to(wanted.dtype) - wanted).flatten(2).movedim(2, 0)
-    sizes = kernel.abs().double().flatten(2).movedim(2, 0)
-    largest = torch.linalg.matrix_norm(sizes, 1) * torch.linalg.matrix_norm(sizes, inf)
-    roundings = _TRANSFORMED * _roundings(len(sizes) * sizes.shape[-1], layer.is_complex)
-    bias = 0.0 if layer.bias is None else float(torch.linalg.vector_norm(layer.bias))
-    return _Bound(
-        norm * (1 + 1e-12) + float(torch.linalg.matrix_norm(off, 2).sum()),
-        roundings * float(largest.sqrt().sum()),
-        each=roundings * bias,
-    )
-
-
-def _of_product(matrices: Tensor, bias: float) -> _Bound:
-    """A product with a matrix, or with one of many, and the addition of a bias of that norm."""
-    precise = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
-    norm = float(torch.linalg.matrix_norm(precise, 2).max())
-    sizes = precise.abs()  # the 2-norm of this is at most sqrt(1-norm x infinity-norm)
-    largest = torch.linalg.matrix_norm(sizes, 1) * torch.linalg.matrix_norm(sizes, inf)
-    roundings = _roundings(sizes.shape[-1], matrices.is_complex())
-    return _Bound(norm * (1 + 1e-12), roundings * sqrt(float(largest.max())), roundings * bias)
-
-
-def _roundings(products: int, is_complex: bool) -> float:
-    """Unit roundoffs of a sum of products and a bias."""
-    terms = products * (2 if is_complex else 1) + 1
-    return min(terms, 6 * sqrt(terms)) * (sqrt(2) if is_complex else 1)
-
-
-_LONGEST_MEAN = 6.0 * 2**10  # roundings, of a mean of a million pixels
-_TRANSFORMED = 16.0  # with room for the transforms of libraries that save multiplications (Winograd's)
-
-_BOUNDS: dict[type[nn.Module], Callable[[Any], _Bound]] = {
-    nn.Linear: _of_linear,
-    UnitaryLinear: _of_linear,
-    BlockUnitaryLinear: _of_blocks,
-    UnitaryConvolution: _of_convolution,
-    CayleyConv2d: _of_convolution,
-    LocalUnitaryConvolution: _of_local_convolution,
-    Center: _of_center,
-    GroupSort: _of_group_sort,
-    nn.ReLU: _exact,
-    nn.LeakyReLU: _of_leaky_relu,
-    nn.Tanh: lambda layer: _Bound(1.0, rounding=4.0),
-    nn.Identity: _exact,
-    nn.Flatten: _of_flatten,
-    nn.Dropout: _of_dropout,
-    nn.PixelUnshuffle: _exact,
-    nn.AdaptiveAvgPool2d: _of_average,
-}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from projunn import certified_accuracy, lipschitz_bound
-from projunn.lipschitz import _bound, _logits, operator_norm
+from projunn.layer_bounds import bound_of
+from projunn.lipschitz import _logits, operator_norm
 from projunn.models import CayleyConv2d, LipschitzConvNet
 from projunn.nn import (
     BlockUnitaryLinear,
@@ -69,7 +70,7 @@ def test_a_small_kernel_under_autocast():
     exact = deepcopy(layer).double()(x.double())
     with torch.autocast("cpu", torch.bfloat16):
         assert operator_norm(layer) < 1 + 1e-5
-        (_, error), found = _logits([(layer, _bound(layer))], x, torch.zeros(1)), layer(x)
+        (_, error), found = _logits([(layer, bound_of(layer))], x, torch.zeros(1)), layer(x)
     assert found.dtype == torch.bfloat16
     assert 0 < torch.linalg.vector_norm(found - exact) < error
 
@@ -175,6 +176,11 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
+class DoubledConv(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return 2 * super()._conv_forward(input, weight, bias)
+
+
 class Residual(nn.Sequential):
     def forward(self, input):
         return input + super().forward(input)
@@ -197,8 +203,12 @@ def replaced():
     [
         (nn.BatchNorm2d(3), "BatchNorm2d"),
         (nn.AdaptiveAvgPool2d((7, 7)), "depends on the size of the input"),
+        (nn.Conv2d(2, 2, 3), "Conv2d.*, whose filter is larger than 1"),
+        (nn.Conv2d(2, 2, 1, padding=1, padding_mode="circular"), "reads numbers several times"),
+        (nn.MaxPool2d(2, return_indices=True), "MaxPool2d.*, which returns indices too"),
         (nn.Dropout(0.5), r"Dropout\(p=0.5.*\) in training mode"),
         (nn.Sequential(Doubled(2, 2)), "Doubled, which changes Linear.forward"),
+        (DoubledConv(2, 2, 1), "DoubledConv, which changes Conv2d.forward"),
         (Residual(nn.Identity()), "Residual, which changes Sequential.forward"),
         (hooked(), "Linear with forward hooks"),
         (torch.nn.utils.spectral_norm(nn.Linear(2, 2)), "Linear with forward hooks"),
@@ -215,7 +225,14 @@ def test_what_has_no_known_bound_is_refused_by_name(layer, message):
 
 
 @pytest.mark.parametrize(
-    "layer", [MaxMin(-2), nn.PixelUnshuffle(2), UnitaryConv2d(2, 2, 4), LocalUnitaryConv2d(2, 2, 2)]
+    "layer",
+    [
+        MaxMin(-2),
+        nn.PixelUnshuffle(2),
+        UnitaryConv2d(2, 2, 4),
+        LocalUnitaryConv2d(2, 2, 2),
+        nn.Conv2d(2, 2, 1),
+    ],
 )
 def test_no_certificate_where_the_inputs_of_a_batch_are_mixed(layer):
     shape = (2, 4) if isinstance(layer, MaxMin) else (2, 4, 4)  # as if without a batch
@@ -249,7 +266,7 @@ def test_rounding_of_the_logits_is_within_its_bound(seed):
     model, shape = random_net(random.Random(seed).choice, huge_biases=seed % 3 == 0)
     x = torch.randn(16, *shape)
     with torch.no_grad():
-        layers = [(layer, _bound(layer)) for layer in model]
+        layers = [(layer, bound_of(layer)) for layer in model]
     logits, bound = _logits(layers, x, torch.zeros(1, dtype=torch.float64))
     precise = deepcopy(model).double()(x.double())
     error = (logits - precise).norm(dim=1)
@@ -266,6 +283,12 @@ def test_errors():
     with pytest.raises(ValueError, match="batches: got no input"):
         certified_accuracy(nn.Identity(), [], [0.0])
     images, labels = torch.rand(3, 4), torch.tensor([0, 1, 2])
+    for wrong in (torch.tensor([0, 1, 4]), torch.tensor([-1, 0, 1])):
+        with pytest.raises(ValueError, match=r"labels from .*, wanted .* 4 classes, from 0"):
+            certified_accuracy(nn.Identity(), [(images, wrong)], [0.0])
+    for given in (torch.rand(3, 2, 4), torch.rand(3, 4, dtype=torch.complex64)):
+        with pytest.raises(ValueError, match=r"model: got logits of shape .*, wanted real ones"):
+            certified_accuracy(nn.Identity(), [(given, labels)], [0.1], lipschitz=1.0)
     with pytest.raises(TypeError, match="batches: got one of Tensor, wanted pairs"):
         certified_accuracy(nn.Identity(), (images, labels), [0.0])
     for wrong in (nn.functional.one_hot(labels, 4), labels.int(), labels[:2]):

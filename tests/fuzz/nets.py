@@ -35,6 +35,9 @@ def random_net(choose, huge_biases=False):
                 choose((MaxMin, nn.ReLU, lambda: nn.LeakyReLU(-3.0)))(),
             ]
             channels = out
+        last = choose((None, None, nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1), "1 x 1"))
+        if last is not None:
+            layers += [nn.Conv2d(channels, channels, 1) if last == "1 x 1" else last]
         pooled = choose((False, False, True))
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if pooled else [nn.Flatten()]
         features = channels * (1 if pooled else size**2)
