@@ -46,8 +46,8 @@ def to_plain(module: nn.Module) -> nn.Module:
     rounding of the dtype, and shared parameters stay shared.  PyTorch's complex layers take complex
     input alone, where ours take reals too: give those as ``x.to(torch.complex64)``.  A convolution costs
     as much as its filter is large, which the Fourier transform spared it.  A local one with a stride
-    begins with ``nn.PixelUnshuffle``, which takes only images that the stride divides.  Hooks of
-    replaced layers do not come along.
+    begins with ``nn.PixelUnshuffle``, which takes only images that the stride divides.  ``nn.RNN`` has
+    no ``resets``.  Hooks of replaced layers do not come along.
 
     Args:
         module: the model, which is changed in place (pass ``copy.deepcopy(model)`` to keep it), or one
