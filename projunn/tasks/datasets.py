@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,6 +24,7 @@ DATA = Option(
     None,
     "images in place of --dataset's: a folder of MNIST's files, or an .npz of images and labels",
 )
+_BROKEN = OSError, EOFError, zlib.error, NotImplementedError  # of files that are cut off or damaged
 _HELD_OUT = 5  # of the images of an .npz the last fifth
 _CHANNELS = (1, 3)  # of images as they usually are
 _IDX = {True: "train", False: "t10k"}
@@ -68,7 +70,7 @@ def _file(path: Path) -> tuple[Labelled, Labelled]:
     try:
         with numpy.load(path) as arrays:
             images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    except (OSError, EOFError, LookupError, ValueError, BadZipFile, AttributeError, TypeError) as error:
+    except (*_BROKEN, LookupError, ValueError, BadZipFile, AttributeError, TypeError) as error:
         raise ValueError(f"data: {path} is no .npz of images and labels ({error})") from error
     if images.ndim not in (3, 4) or images.dtype != torch.uint8 or labels.shape != images.shape[:1]:
         raise ValueError(
@@ -121,8 +123,11 @@ def _idx(folder: Path, name: str, axes: int) -> Tensor:
     for path, read in ((folder / name, open), (folder / f"{name}.gz", gzip.open)):
         if not path.exists():
             continue
-        with read(path, "rb") as file:
-            content = file.read()
+        try:
+            with read(path, "rb") as file:
+                content = file.read()
+        except _BROKEN as error:
+            raise ValueError(f"data: {path} cannot be read: {error}") from error
         start = 4 * (1 + axes)
         if len(content) >= start:
             magic, *sizes = struct.unpack(f">{1 + axes}I", content[:start])

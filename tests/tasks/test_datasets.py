@@ -1,5 +1,6 @@
 """Images read from files that the user names."""
 
+import contextlib
 import gzip
 import struct
 
@@ -74,6 +75,26 @@ def test_a_file_that_is_no_npz_is_refused_in_words(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"data: .*broken.npz is no .npz of images and labels"):
         load_images("digits", str(path))
+
+
+def test_files_that_are_cut_off_or_damaged_are_refused_in_words(tmp_path, drawn):
+    """As a copy that was interrupted leaves them."""
+    path = tmp_path / "damaged.npz"
+    numpy.savez_compressed(path, images=drawn[0].numpy(), labels=drawn[1].numpy())
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(ValueError):  # not all that is in the file is read
+            load_images("digits", str(path))
+    folder(tmp_path, *drawn)
+    content = as_idx(drawn[0])
+    (tmp_path / "t10k-images-idx3-ubyte").unlink(missing_ok=True)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    whole = gzip.compress(content)
+    for damaged in (whole[:-9], whole[:-8] + bytes(8), whole[:12] + b"\xff" * 9 + whole[21:], b"none"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz cannot be read"):
+            load_images("digits", str(tmp_path))
 
 
 def test_arrays_and_folders_of_other_shapes_are_refused_in_words(tmp_path, drawn):
