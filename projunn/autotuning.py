@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RuntimeError("autotune: TRITON_INTERPRET is set, there is nothing to time")
     if not torch.cuda.is_available():
         raise RuntimeError("autotune needs a GPU, and PyTorch sees none")
+    tables.check_writable()
     device = torch.device("cuda", torch.cuda.current_device())
     if model is not None:
         problems = _of_model(arguments, *model, device)

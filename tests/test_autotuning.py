@@ -193,6 +193,18 @@ def test_tables_that_are_off_are_written_and_not_used(gpu, capsys, monkeypatch):
     assert tuning.config_for(problem, GPU) == (closed_form(problem, GPU), "closed form")
 
 
+@interpreted
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_tuned(
+    gpu, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROJUNN_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["autotune", "--op", "product", "--shapes", "16x16"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("projunn: PROJUNN_CACHE: the table is to be written into ")
+    assert not said.out
+
+
 # -- projunn info --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -179,6 +180,24 @@ def _config(values: object) -> Config:
     if config.rows * config.columns > _LARGEST_TILE:
         raise ValueError(f"{config.rows} rows of {config.columns} columns are too large a tile")
     return config
+
+
+def check_writable() -> None:
+    """Makes sure that a table can be written, before hours are spent on one.
+
+    Raises:
+        OSError: the user's cache cannot be made, or no file in it.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"PROJUNN_CACHE: the table is to be written into {folder}, which fails:"
+            f" {error.strerror or error}"
+        ) from error
 
 
 def write_table(device: Device, entries: Mapping[str, Entry]) -> Path:
