@@ -5,7 +5,7 @@ return it.  ``parameter.data`` is read as the parameter is (`projunn.matrix_view
 float64, so that float32 weights start with the defect of one rounding, 1.3e-7.  Rectangular matrices get
 orthonormal rows or columns, whichever are fewer.  ``generator`` is the source of the random numbers, on
 the tensor's device; by default it is PyTorch's own.  A tensor that does not hold real or complex
-matrices raises ``ValueError``, and what is no tensor or no generator ``TypeError``.
+matrices, or an expanded one, raises ``ValueError``, and what is no tensor or no generator ``TypeError``.
 """
 
 from math import pi
@@ -91,7 +91,8 @@ def _rotations(tensor: Tensor, low: float, high: float, generator: torch.Generat
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    return matrices("tensor", matrix_view(arguments.tensor("tensor", tensor)).detach())
+    matrix = matrices("tensor", matrix_view(arguments.tensor("tensor", tensor)).detach())
+    return arguments.own_memory("tensor", matrix)
 
 
 def _precise(matrix: Tensor) -> torch.dtype:

@@ -186,7 +186,7 @@ def _possible_layout(module: nn.Module, place: Place, blocks: int | None) -> Lay
     if matrices.dtype not in MATRIX_DTYPES:
         raise TypeError(f"name: {name} is {matrices.dtype}; wanted one of {dtype_names()}")
     if not hollow:
-        _refuse_unsound("name", name, matrices)
+        _refuse_unsound("name", name, arguments.own_memory("name", matrices))
     return Layout(pairs, blocks, ones)
 
 
@@ -242,7 +242,7 @@ def project_(target: Target) -> Target:
 
     Raises:
         ValueError: a module without unitary parameters, a tensor that holds no real or complex matrices,
-            or entries that are not finite; nothing has changed then.
+            an expanded one, or entries that are not finite; nothing has changed then.
         TypeError: a weight that is sharded through its matrices, or neither a module nor a tensor.
     """
     tensors: list[Tensor] = [target] if isinstance(target, Tensor) else []
@@ -261,7 +261,8 @@ def project_(target: Target) -> Target:
         part = own_part(tensor).detach()
         precise = single(part)
         matrices = as_matrices(precise, *layout_of(tensor))
-        views.append((part, precise, arguments.matrices("target", matrices), slot))
+        matrices = arguments.own_memory("target", arguments.matrices("target", matrices))
+        views.append((part, precise, matrices, slot))
         _refuse_unsound("target", name, matrices)
     for part, precise, matrices, slot in views:
         matrices.copy_(nearest(matrices))

@@ -81,6 +81,12 @@ def test_errors(tensor):
         init.haar_(tensor)
 
 
+@pytest.mark.parametrize("name", ["haar_", "identity_", "henaff_", "cayley_"])
+def test_a_matrix_whose_rows_are_one_in_memory_is_refused(name):
+    with pytest.raises(ValueError, match=r"tensor: got an expanded tensor of shape \(4, 4\)"):
+        getattr(init, name)(torch.zeros(1, 4).expand(4, 4))
+
+
 @pytest.mark.parametrize("use", ["reset_parameters", "haar_", "matrix_view"])
 def test_complex_matrices_in_bfloat16_are_refused_in_words(use):
     layer = UnitaryConv2d(2, 2, (4, 4)).bfloat16()

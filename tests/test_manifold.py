@@ -171,6 +171,16 @@ def test_constrain_refuses_what_is_not_finite_and_changes_nothing():
     assert type(layer.weight) is nn.Parameter
 
 
+def test_an_expanded_tensor_is_refused_and_nothing_has_changed():
+    layer, expanded = nn.Linear(3, 3), torch.ones(1, 3).expand(3, 3)
+    layer.weight = nn.Parameter(expanded)
+    with pytest.raises(ValueError, match="name: got an expanded tensor"):
+        constrain(layer)
+    assert type(layer.weight) is nn.Parameter
+    with pytest.raises(ValueError, match="target: got an expanded tensor"):
+        projunn.project_(expanded)
+
+
 def test_what_was_unconstrained_stays_plain_after_a_compiled_step():
     """Whose graph is a module that holds the parameters, too."""
     layer = UnitaryLinear(4, 4, bias=False)
