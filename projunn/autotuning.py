@@ -138,6 +138,9 @@ def _cores() -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if an option is out of range, or options do not go together."""
+    for name in ("op", "rank", "shapes"):  # as a variable of the shell that is not set
+        if getattr(arguments, name) == ():
+            raise ValueError(f"{name}: got none, wanted at least one")
     for name in arguments.op or ():
         if name not in tuned():
             raise ValueError(f"op: got {name!r}, wanted some of {', '.join(tuned())}")

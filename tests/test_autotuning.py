@@ -76,6 +76,7 @@ CPU = torch.device("cpu")
         (["--op", "svd"], "op: got 'svd'"),
         (["--shapes", "64by64"], "shapes: got '64by64', wanted NxN or NxNxN"),
         (["--shapes", "64x64", "--rank", "9"], "rank: got 9"),
+        (["--op", ""], "op: got none, wanted at least one"),
         (["--rank", "2"], "rank: needs --shapes or --model"),
         (["--op", "fused_step", "--shapes", "1024x1024"], "shapes: no operation has these"),
         (["--model", "m:f", "--shapes", "64x64"], "shapes: cannot be combined with --model"),
