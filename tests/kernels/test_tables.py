@@ -91,6 +91,13 @@ def test_a_table_is_written_where_files_cannot_be_locked(monkeypatch):
     assert set(read_table(file()).entries) == {BUCKET, "product/real/k1/64x64/b1"}
 
 
+def test_the_home_folder_in_the_name_of_the_cache_is_found(tmp_path, monkeypatch):
+    """It was a folder called ~ in the present one."""
+    monkeypatch.setenv("PROJUNN_CACHE", "~/kept")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", str(tmp_path)))
+    assert write_table(GPU, {BUCKET: ENTRY}).parent == tmp_path / "kept"
+
+
 NONSENSE = {
     "no object": (lambda: [], "no JSON object with entries"),
     "no entries": (lambda: {"format": tables.FORMAT}, "no JSON object with entries"),

@@ -74,14 +74,16 @@ def cache_folder() -> Path:
     Raises:
         OSError: the user has no home folder, as in a container whose user is but a number.
     """
-    given = os.environ.get("PROJUNN_CACHE")
-    if given:
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME")
+    given, cache = os.environ.get("PROJUNN_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
+        if given:
+            return Path(given).expanduser()  # no shell has done so where a file of settings names it
         return Path(cache or Path.home() / ".cache") / "projunn"
     except RuntimeError as error:
-        raise OSError("PROJUNN_CACHE: got none, and there is no home folder; wanted a folder") from error
+        said = repr(given) if given else "none"
+        raise OSError(
+            f"PROJUNN_CACHE: got {said}, and there is no home folder; wanted a folder"
+        ) from error
 
 
 def shipped_folder() -> Traversable:
