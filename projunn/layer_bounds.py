@@ -127,10 +127,11 @@ def _of_leaky_relu(layer: nn.LeakyReLU) -> Bound:
 
 
 def _of_adaptive_average(layer: Any) -> Bound:
+    """A mean of n numbers has norm 1 / sqrt(n), and rounds as about min(n, 6 sqrt(n)) times that."""
     size = layer.output_size
     if any(s not in (1, None) for s in (size if isinstance(size, tuple) else (size,))):
         raise _unknown(layer, ": it depends on the size of the input")
-    return Bound(1.0, rounding=_LONGEST_MEAN)
+    return Bound(1.0, rounding=8.0)
 
 
 def _of_max_pool(layer: Any, axes: int) -> Bound:
@@ -306,7 +307,6 @@ def _roundings(products: int, is_complex: bool) -> float:
     return min(terms, 6 * sqrt(terms)) * (sqrt(2) if is_complex else 1)
 
 
-_LONGEST_MEAN = 6.0 * 2**10  # roundings, of a mean of a million pixels
 _TRANSFORMED = 16.0  # with room for the transforms of libraries that save multiplications (Winograd's)
 
 _BOUNDS: dict[type[nn.Module], Callable[[Any], Bound]] = {

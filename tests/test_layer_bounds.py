@@ -136,3 +136,12 @@ def test_the_rounding_of_a_bias_counts_at_each_position(layer):
     rounded = (found - exact).flatten(1).norm(dim=1)
     assert (rounded < error[:, 0]).all()
     assert (rounded > 1e-3 * error[:, 0]).all()
+
+
+@pytest.mark.parametrize("pixels", [1, 5, 40, 300, 100_000])
+def test_the_mean_of_all_pixels_rounds_by_little_of_their_norm(pixels):
+    layer, x = nn.AdaptiveAvgPool1d(1), torch.rand(2, 3, pixels)
+    found, error = _logits([(layer, bound_of(layer))], x, torch.zeros(1))
+    rounded = (found - layer(x.double())).flatten(1).norm(dim=1)
+    assert (rounded <= error[:, 0]).all()
+    assert (error[:, 0] < 1e-6 * x.flatten(1).norm(dim=1)).all()
