@@ -69,18 +69,19 @@ def _plain_budget(k, m, n, count, kind):
             if m > n
             else ("adjoint_many", "product_many", "update_many")
         )
-        warm = [*columns, *(["warm_basis"] if m <= n else [])]
         whole = 2 * k >= max(m, n)  # the identity is a basis
         basis, turned = ([], []) if whole else (["triangle", "combine"], ["combine"])
         basis = ["gather", *basis, *_polar(k, max(m, n), count, kind), "turn", *turned]
-        return [*factors, pulled, *basis, *last, *warm]
+        if m > n:
+            return [*factors, pulled, *basis, *last, *columns]
+        return [*factors, pulled, *basis, *columns, *last, "warm_basis"]
     factors = ["adjoint_product", *_orthonormal(k, n, count), "product"]
     warm = _orthonormal(k, m, count) if k > 1 else ["warm_basis"]
     if m > n:  # the columns of Q are padded to a power of two
         pushed = "adjoint_product" if 2 * k <= 8 else "adjoint_many"
         return [*factors, "product", *_basis(k, m, count), pushed, "rank_update", *warm]
-    warm = [*warm, "warm_basis"] if k > 1 else warm
-    return [*factors, "adjoint_product", *_basis(k, n, count), "rotate_rows", *warm]
+    warm = warm if k > 1 else []
+    return [*factors, "adjoint_product", *_basis(k, n, count), *warm, "rotate_rows"]
 
 
 def _orthonormal(k, length, count):

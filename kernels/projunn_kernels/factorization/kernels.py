@@ -38,30 +38,46 @@ _DEPENDENT = tl.constexpr(1e-3)
 
 
 @triton.jit
+def _inverse(squares):
+    """One over a norm, from its square; zero for the norm of zeros."""
+    norm = square_root(squares)
+    return tl.where(norm > TINY, reciprocal(tl.maximum(norm, TINY)), 0.0)
+
+
+@triton.jit
 def unit_kernel(
     partial,
     factor,
     n,
     splits,
     PAIRS: tl.constexpr,
+    HOLD: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """k = 1: the column whose partial sums are given, (splits, 1, n), divided by its norm."""
+    """k = 1: the column whose partial sums are given, (splits, 1, n), divided by its norm.
+
+    HOLD: BN is at least n, and the column stays in registers.
+    """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     slot = tl.program_id(0).to(tl.int64)
     source = partial + slot * splits * n * WIDTH
     out = factor + slot * n * WIDTH
-    squares = tl.zeros((), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
-        store_columns(out, first, n, 1, yr, yi, BN, 1, PAIRS)
-        squares += dot(yr, yi, yr, yi, PAIRS)[0]
-    norm = square_root(squares)
-    scale = tl.where(norm > TINY, reciprocal(tl.maximum(norm, TINY)), 0.0)
-    tl.debug_barrier()
-    for first in range(0, n, BN):
-        yr, yi = load_columns(out, first, n, 1, BN, 1, PAIRS)
-        store_columns(out, first, n, 1, yr * scale, yi * scale, BN, 1, PAIRS)
+    if HOLD:
+        yr, yi = sum_partials(source, 0, n, 1, splits, BN, 1, PAIRS)
+        scale = _inverse(dot(yr, yi, yr, yi, PAIRS)[0])
+        yr, yi = yr.to(tl.float32).to(tl.float64), yi.to(tl.float32).to(tl.float64)
+        store_columns(out, 0, n, 1, yr * scale, yi * scale, BN, 1, PAIRS)
+    else:
+        squares = tl.zeros((), tl.float64)
+        for first in range(0, n, BN):
+            yr, yi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
+            store_columns(out, first, n, 1, yr, yi, BN, 1, PAIRS)
+            squares += dot(yr, yi, yr, yi, PAIRS)[0]
+        scale = _inverse(squares)
+        tl.debug_barrier()
+        for first in range(0, n, BN):
+            yr, yi = load_columns(out, first, n, 1, BN, 1, PAIRS)
+            store_columns(out, first, n, 1, yr * scale, yi * scale, BN, 1, PAIRS)
 
 
 @triton.jit

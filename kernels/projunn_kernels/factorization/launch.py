@@ -104,6 +104,7 @@ def orthonormal_launch(
             n=n,
             splits=splits,
             PAIRS=pairs,
+            HOLD=config.columns >= n,
             BN=config.columns,
             **options(config.warps),
         )

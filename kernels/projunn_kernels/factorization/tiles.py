@@ -22,8 +22,10 @@ _WITHOUT_TENSOR_CORES = ("8.6", "8.9", "10.0", "12.0")
 def column_tiles(problem: Problem, device: Device) -> Config:
     """A tile of all columns: what the kernels take that go through (k, n) factors chunk by chunk."""
     p, n = problem, power_of_two(problem.n)
-    if p.k == 1:
-        return Config(1, min(n, 2048), 8 if n > 256 else 4)
+    if p.k == 1:  # a whole column, as long as registers hold it
+        longest = 8192 // p.width**2
+        columns = n if n <= longest else 2048
+        return Config(1, columns, 16 if columns > 2048 // p.width else 8 if n > 256 else 4)
     # One warp: what it sums up stays in registers, where more of them meet in shared memory each time.
     # Matrices of 16 x 16 numbers fill the registers of one.  Products of tiles take 16 columns or more.
     size = p.columns * (2 if p.operation == "basis" else 1)
@@ -51,8 +53,13 @@ def column_candidates(problem: Problem, device: Device) -> list[Config]:
 
 
 def small_columns(problem: Problem, config: Config) -> Problem:
-    """Two tiles and a tail of each part of a column, of a matrix as high as its passes have to see."""
+    """Two tiles and a tail of each part of a column, of a matrix as high as its passes have to see.
+
+    Columns of rank 1 that fit a tile are in registers, and stay so: a tile that is not full.
+    """
     n = (2 if problem.k == 1 else 2 * MAX_PARTS) * config.columns + 5
+    if problem.k == 1 and problem.n <= config.columns:
+        n = config.columns - 5 if config.columns > 8 else config.columns
     return Problem(problem.operation, problem.pairs, problem.k, min(n, 131), n, 3)
 
 

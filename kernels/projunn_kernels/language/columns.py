@@ -47,12 +47,13 @@ def load_both(
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     K: tl.constexpr = S // 2 if BOTH else S
+    AHEAD: tl.constexpr = 8 if S * BN * WIDTH <= 256 else 4  # loads at a time: each waits for memory
     index = tl.arange(0, S)
     here = tl.where(index < K, k, index - K) if BOTH else index
     zr = tl.zeros((S, BN), tl.float64)
     zi = tl.zeros((S, BN), tl.float64)
-    for start in range(0, splits, 4):
-        for ahead in tl.static_range(4):  # four loads at a time, since each waits for memory
+    for start in range(0, splits, AHEAD):
+        for ahead in tl.static_range(AHEAD):
             inside = tl.where(start + ahead < splits, k, 0)
             re, im = load_tile(partial, here, first, inside, n, BN, PAIRS)
             partial += k * n * WIDTH

@@ -18,12 +18,17 @@ def load_columns(base, first, n, k, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl
 
 @triton.jit
 def sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
-    """Adds up columns [first, first + BN) of partial sums (splits, k, n), as a float64 tile (K, BN)."""
+    """Adds up columns [first, first + BN) of partial sums (splits, k, n), as a float64 tile (K, BN).
+
+    A few are loaded at a time, since each load waits for memory: as many as a thread has registers for.
+    """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
+    SIZE: tl.constexpr = K * BN * WIDTH
+    AHEAD: tl.constexpr = 16 if SIZE <= 1024 else 8 if SIZE <= 4096 else 4
     zr = tl.zeros((K, BN), tl.float64)
     zi = tl.zeros((K, BN), tl.float64)
-    for start in range(0, splits, 4):
-        for ahead in tl.static_range(4):  # four loads at a time, since each waits for memory
+    for start in range(0, splits, AHEAD):
+        for ahead in tl.static_range(AHEAD):
             inside = tl.where(start + ahead < splits, k, 0)
             pr, pi = load_columns(base, first, n, inside, BN, K, PAIRS)
             zr += pr

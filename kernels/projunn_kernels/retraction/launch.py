@@ -1,6 +1,6 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,6 +142,23 @@ def _rotate_few(
     return rotation.taken.bool()
 
 
+class Warm(NamedTuple):
+    """What a step makes the bases of the next one from: ``R <- S + 0.01 probe``, where it is taken.
+
+    Attributes:
+        columns: S, (A, k, m), orthonormal; for k = 1 a column that is still to be divided by its norm.
+        inverses: a place for 1 / norm, (A,) in float64, k = 1.
+        bases, probes, skipped, missed: tables of the addresses of these tensors of `FusedStep`.
+    """
+
+    columns: Tensor
+    inverses: Tensor
+    bases: Tensor
+    probes: Tensor
+    skipped: Tensor
+    missed: Tensor
+
+
 def rotation_launch(
     where: Matrices,
     factor: Tensor,
@@ -150,12 +167,14 @@ def rotation_launch(
     rate: float = -1.0,
     scale: Tensor | None = None,
     alone: bool | None = None,
+    warm: Warm | None = None,
 ) -> tuple[Launch | Chain, Rotation]:
     """A launch that makes Q and T of the step ``-rate Z Y^H``, and where it makes them.
 
     Or a few launches; ``alone`` as in `gram_launch`.  Y is ``factor``, (A, k, n), Z the sum of
     ``pulled``, (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
-    For k = 1 Y may come as partial sums too, (A, splits, 1, n).
+    For k = 1 Y may come as partial sums too, (A, splits, 1, n), and the launch makes the norms of
+    ``warm``.
     """
     count, splits, k, length = pulled.shape
     if k > MAX_RANK:
@@ -165,7 +184,7 @@ def rotation_launch(
     taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
     alone = is_alone(pulled) if alone is None else alone and k > 1
     variant = {"retraction": retraction, "scaled": scale is not None, "alone": alone}
-    config = where.config("basis", k, **variant)
+    config = where.config("basis", k, **variant, warm=k == 1 and warm is not None)
     arguments = {
         "right": floats(factor),
         "partial": floats(pulled),
@@ -184,7 +203,11 @@ def rotation_launch(
     } | options(config.warps)
     rotation = Rotation(q, t, taken)
     if k == 1:
-        arguments["right_splits"] = factor.shape[1]
+        arguments |= {"right_splits": factor.shape[1], "HOLD": config.columns >= length}
+        arguments |= {"WARM": warm is not None, "left": floats(q), "inverses": taken, "m": 0}
+        if warm is not None:
+            columns = warm.columns
+            arguments |= {"left": floats(columns), "inverses": warm.inverses, "m": columns.shape[-1]}
         return Launch(plane_basis_kernel, (count,), **arguments), rotation
     first, shared = gram_launch(factor, pulled, 2 * rank, alone, config, rate, scale)
     arguments |= {"columns": shared.columns, "gram": shared.gram, "each": shared.each}
@@ -206,15 +229,24 @@ class Rates(Chain):
         self.main(**changed)
 
 
-def rows_launch(where: Matrices, rotation: Rotation) -> Launch | Chain:
-    """A launch that makes ``W += (W Q) T^H`` in place, where the step is taken; two for k > MAX_RANK."""
+def rows_launch(where: Matrices, rotation: Rotation, warm: Warm | None = None) -> Launch | Chain:
+    """A launch that makes ``W += (W Q) T^H`` in place, where the step is taken; two for k > MAX_RANK.
+
+    For k <= MAX_RANK it makes the bases of the next step too, if there is ``warm``.
+    """
     weight, s = where.sample, rotation.basis.shape[1]
     if rotation.many:
         run, moved = product_launch(where, rotation.basis)
         return Chain([run], update_launch(where, moved, rotation.rotated, rotation.taken))
     _, m, n = weight.shape
-    config = where.config("rotate_rows", s // 2, listed=where.listed)
+    config = where.config("rotate_rows", s // 2, listed=where.listed, warm=warm is not None)
     arguments = {name: value for name, value in where.arguments.items() if name != "TYPE"}
+    if warm is None:
+        names = ("columns", "inverses", "bases", "probes", "skipped", "missed")
+        arguments |= {**dict.fromkeys(names, rotation.taken), "k": 0, "WARM": False}  # not read
+    else:
+        arguments |= {**warm._asdict(), "columns": floats(warm.columns)}
+        arguments |= {"k": warm.columns.shape[1], "WARM": True}
     return Launch(
         rotate_rows_kernel,
         (-(-m // config.rows), where.count),

@@ -14,8 +14,9 @@ from projunn_kernels.configs.closed_form import (
     standard_matrices,
     warps_for,
 )
-from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
+from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import PROBE
 from projunn_kernels.factorization.tiles import (
     block_tiles,
     column_candidates,
@@ -26,28 +27,45 @@ from projunn_kernels.factorization.tiles import (
 from projunn_kernels.retraction import eager, rotations
 from projunn_kernels.retraction.rotations import WITH_KERNELS
 
+_REFRESHED = ("basis", "skipped", "missed")
+
 
 def _basis_case(
-    problem: Problem, inputs: Inputs, *, retraction: str, scaled: bool, alone: bool = False
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    retraction: str,
+    scaled: bool,
+    alone: bool = False,
+    warm: bool = False,
 ) -> Case:
-    """A whole retraction, whose result does not depend on the choice of the basis."""
+    """A whole retraction, whose result does not depend on the choice of the basis.
+
+    With ``warm`` also 1 / |x| of the columns x of the steps taken.
+    """
     p, rate = problem, -1.0 if not scaled else 2.0
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
         from projunn_kernels.launching import Matrices, as_columns
         from projunn_kernels.products.launch import adjoint_partials
-        from projunn_kernels.retraction.launch import rotation_launch, rows_launch
+        from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
 
         where, pulled = Matrices.of(weight), adjoint_partials(weight, as_columns(left), None)
-        run, found = rotation_launch(where, as_columns(right), pulled, retraction, rate, scale, alone)
+        inverses = torch.empty(p.matrices, dtype=torch.float64, device=weight.device)
+        kept = Warm(as_columns(left), inverses, *[inverses] * 4) if warm else None
+        way = retraction, rate, scale, alone, kept
+        run, found = rotation_launch(where, as_columns(right), pulled, *way)
         run()
         rows_launch(where, found)()
-        return [weight, found.taken.to(weight.dtype)]
+        more = [torch.where(found.taken > 0, inverses, 0.0).float()] if warm else []
+        return [weight, found.taken.to(weight.dtype), *more]
 
     def in_eager(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
+        inverses = 1 / torch.linalg.vector_norm(left, dim=(-2, -1))
         left = left if scale is None else left * (-rate * scale)
         taken = eager.retract(weight, left, right, retraction)
-        return [weight, taken.to(weight.dtype)]
+        more = [torch.where(taken, inverses, 0.0)] if warm else []
+        return [weight, taken.to(weight.dtype), *more]
 
     left = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5)
     right = inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype, scale=p.n**-0.5)
@@ -100,31 +118,44 @@ def _small_rows(problem: Problem, config: Config) -> Problem:
     return Problem(problem.operation, problem.pairs, problem.k, config.rows + 1, n, 3)
 
 
-def _rows_case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
+def _rows_case(problem: Problem, inputs: Inputs, *, listed: str, warm: bool) -> Case:
     p, chosen = problem, inputs.indices(problem.matrices, listed == "active")
     count, s = p.matrices if chosen is None else len(chosen), 2 * p.columns
     taken = inputs.full(1.0, count)
     if count > 1 and not inputs.hollow:
         taken[0] = 0  # one step is not taken
 
-    def launch(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
-        from projunn_kernels.launching import Matrices
-        from projunn_kernels.retraction.launch import rows_launch
+    def launch(**tensors: Any) -> list[Tensor]:
+        from projunn_kernels.launching import Matrices, address_table
+        from projunn_kernels.retraction.launch import Warm, rows_launch
         from projunn_kernels.retraction.many import Rotation
 
-        parts = inputs.apart(weight) if listed == "table" else []
-        where = Matrices.of_all(parts) if parts else Matrices.of(weight, active)
-        rows_launch(where, Rotation(q, t, taken.char()))()
-        if parts and not inputs.hollow:
-            weight.copy_(torch.cat(parts))
-        return [weight]
+        changed = [tensors[name] for name in ("weight", *_REFRESHED[: 3 if warm else 0])]
+        parts = [inputs.apart(t) for t in changed] if listed == "table" else []
+        kept = None
+        if warm:
+            columns, probes = tensors["columns"], inputs.apart(tensors["probe"])
+            bases, *counters = (address_table(each) for each in parts[1:])
+            inverses = 1 / torch.linalg.vector_norm(columns, dim=(-2, -1)).double()
+            kept = Warm(columns, inverses, bases, address_table(probes), *counters)
+        weight = tensors["weight"]
+        where = Matrices.of_all(parts[0]) if parts else Matrices.of(weight, tensors["active"])
+        rows_launch(where, Rotation(tensors["q"], tensors["t"], tensors["taken"].char()), kept)()
+        return changed if not parts or inputs.hollow else [torch.cat(each) for each in parts]
 
-    def in_eager(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, active: Any) -> list[Tensor]:
+    def in_eager(*, weight: Tensor, q: Tensor, t: Tensor, taken: Tensor, **others: Any) -> list[Tensor]:
+        active = others["active"]
         for slot in range(len(q)):
             index = slot if active is None else int(active[slot])
             if index >= 0 and taken[slot] > 0:
                 weight[index] += (weight[index] @ q[slot].mT) @ t[slot].conj()
-        return [weight]
+        if not warm:
+            return [weight]
+        columns, probe = others["columns"], others["probe"]
+        if p.k == 1:
+            columns = columns / torch.linalg.vector_norm(columns, dim=-1, keepdim=True)
+        fresh = torch.where(taken[:, None, None] > 0, columns.mT + PROBE * probe, others["basis"])
+        return [weight, fresh, others["skipped"] + 1 - taken, others["missed"] + (1 - taken).long()]
 
     tensors = {
         "weight": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype, scale=p.n**-0.5),
@@ -133,7 +164,24 @@ def _rows_case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
         "taken": taken,
         "active": chosen,
     }
-    return Case(tensors, launch, in_eager, changed=("weight",))
+    if warm:
+        tensors |= {
+            "columns": inputs.normal(count, p.k, p.m, dtype=p.dtype),
+            "basis": inputs.normal(count, p.m, p.k, dtype=p.dtype),
+            "probe": inputs.normal(count, p.m, p.k, dtype=p.dtype),
+            "skipped": inputs.full(0.0, count),
+            "missed": inputs.full(0, count, dtype=torch.int64),
+        }
+    return Case(tensors, launch, in_eager, changed=("weight", *_REFRESHED[: 3 if warm else 0]))
+
+
+def _rows_allowed(problem: Problem, variant: Variant) -> bool:
+    """Whole steps have the tensors of several parameters."""
+    return not variant["warm"] or variant["listed"] == "table"
+
+
+def _basis_allowed(problem: Problem, variant: Variant) -> bool:
+    return one_part(problem, variant) and (problem.k == 1 or not variant["warm"])
 
 
 def rotations_of(problem: Problem, variant: Any) -> list[Any]:
@@ -163,8 +211,8 @@ BASIS = Kernel(
     candidates=column_candidates,
     case=_basis_case,
     small=small_columns,
-    variants={"retraction": WITH_KERNELS, "scaled": (False, True), "alone": (False, True)},
-    allowed=one_part,
+    variants={"retraction": WITH_KERNELS, **dict.fromkeys(("scaled", "alone", "warm"), (False, True))},
+    allowed=_basis_allowed,
     passed=rotations_of,
     problem=matrix_problem("basis"),
     standard=standard_matrices("basis"),
@@ -188,7 +236,8 @@ TURN_ROWS = Kernel(
     candidates=_row_candidates,
     case=_rows_case,
     small=_small_rows,
-    variants={"listed": LISTED},
+    variants={"listed": LISTED, "warm": (False, True)},
+    allowed=_rows_allowed,
     problem=matrix_problem("rotate_rows"),
     standard=standard_matrices("rotate_rows"),
     compiled=squares("rotate_rows", 1024, 64, 9, 1000, 4096, 2048, 16384, 32768),

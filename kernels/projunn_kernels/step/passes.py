@@ -5,11 +5,12 @@
     product           X = D Y                                    reads D
     adjoint_product   partial sums of W^H X                      reads W
     basis             Q and T = Q F^H of the step -rate X Y^H
-    rotate_rows       W += (W Q) T^H                             reads and writes W
     orthonormal       S = orth(X), for k > 1
-    warm_basis        R <- S + 0.01 probe; counts the steps that were not taken
+    rotate_rows       W += (W Q) T^H                             reads and writes W
+                      R <- S + 0.01 probe; counts the steps that were not taken
 
-Of a direction that is in factors already, X Y^H, the first three are not needed.
+Of a direction that is in factors already, X Y^H, the first three are not needed; where its bases have
+other columns than X, a launch of `warm_basis` makes them, as it does for k > 8.
 
 What lies between the passes has k columns.  For k > 8 the passes are products of tiles, W is read once
 more, and a basis is a few launches and a product of PyTorch (`projunn_kernels.factorization.rows`), as
@@ -19,10 +20,11 @@ orthonormal as one Cholesky factor makes it.
 import torch
 from torch import Tensor
 
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
-from projunn_kernels.retraction.launch import rotation_launch, rows_launch
+from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.warm_basis.launch import warm_bases_launch
 
@@ -110,15 +112,21 @@ class _Turn:
     ) -> None:
         weights = Matrices.of_all(step.weights, step.pairs)
         self._pull, partial = adjoint_launch(weights, left.shape[1], left)
-        self._turn, rotation = rotation_launch(
-            weights, right, partial, step.retraction, step.rate, step.scale
-        )
-        last: list[Launch | Chain] = [rows_launch(weights, rotation)]
+        first: list[Launch | Chain] = []
         if sketched.shape[1] > 1:
             run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
-            last.append(run)
+            first.append(run)
         tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
-        last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
+        warm = None
+        if sketched.shape[1] == left.shape[1] <= MAX_RANK:
+            inverses = torch.empty(weights.count, dtype=torch.float64, device=left.device)
+            warm = Warm(sketched, inverses, bases.base, *tables)
+        self._turn, rotation = rotation_launch(
+            weights, right, partial, step.retraction, step.rate, step.scale, warm=warm
+        )
+        last = [*first, rows_launch(weights, rotation, warm)]
+        if warm is None:
+            last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
         self._last = tuple(last)
         self._mask = rotation.taken.view(torch.bool).view(batch_of(step))
 

@@ -11,9 +11,10 @@ from projunn_kernels.language.columns import (
     load_gram,
     step_matrix,
 )
+from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import ROUNDING, TINY, dot, rotated
+from projunn_kernels.language.plane import PROBE, ROUNDING, TINY, dot, rotated
 from projunn_kernels.language.plane import product as scaled
 from projunn_kernels.language.small import (
     LARGE,
@@ -25,9 +26,12 @@ from projunn_kernels.language.small import (
 )
 from projunn_kernels.language.tiles import (
     add_outer,
+    load_column,
     load_range,
+    load_rows_as_columns,
     load_tile,
     matrix_place,
+    store_columns_as_rows,
     store_tile,
     times,
 )
@@ -48,6 +52,30 @@ def _report(taken_mask, taken):
 
 
 @triton.jit
+def _y_and_z(
+    right, partial, first, n, right_splits, splits, rate, BN: tl.constexpr, PAIRS: tl.constexpr
+):
+    """BN numbers of Y and of -rate Z, in float32, from their partial sums."""
+    yr, yi = sum_partials(right, first, n, 1, right_splits, BN, 1, PAIRS)
+    zr, zi = sum_partials(partial, first, n, 1, splits, BN, 1, PAIRS)
+    zr, zi = (-rate * zr).to(tl.float32), (-rate * zi).to(tl.float32)
+    return yr.to(tl.float32), yi.to(tl.float32), zr, zi
+
+
+@triton.jit
+def _held_or_stored(held, q, first, n, HOLD: tl.constexpr, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """What `_y_and_z` returned, in float64."""
+    if HOLD:
+        yr, yi = held[0].to(tl.float64), held[1].to(tl.float64)
+        zr, zi = held[2].to(tl.float64), held[3].to(tl.float64)
+    else:
+        WIDTH: tl.constexpr = 2 if PAIRS else 1
+        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
+        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+    return yr, yi, zr, zi
+
+
+@triton.jit
 def plane_basis_kernel(
     right,
     partial,
@@ -55,7 +83,10 @@ def plane_basis_kernel(
     rotated_basis,
     taken_mask,
     rate_tensor,
+    left,
+    inverses,
     rate,
+    m,
     n,
     right_splits,
     splits,
@@ -63,38 +94,51 @@ def plane_basis_kernel(
     ROTATE: tl.constexpr,
     PAIRS: tl.constexpr,
     HAS_RATE: tl.constexpr,
+    WARM: tl.constexpr,
+    HOLD: tl.constexpr,
     BN: tl.constexpr,
 ):
     """k = 1: q1, q2 into ``basis`` (2, n) and the columns of Q F^H into ``rotated_basis``.
 
     One program a matrix; Y is the sum of the partial sums ``right`` (right_splits, n), and Z that of
-    ``partial`` (splits, n) times -rate.
+    ``partial`` (splits, n) times -rate.  HOLD: BN is at least n, and Y and Z stay in registers.
+    WARM: ``inverses`` become 1 / |x| of the columns ``left`` (m), for `rotate_rows_kernel`.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     if HAS_RATE:
         rate *= tl.load(rate_tensor).to(tl.float32)
+    if WARM:
+        x, squares = left + tl.program_id(0).to(tl.int64) * m * WIDTH, tl.zeros((), tl.float64)
+        for first in range(0, m, BN):
+            xr, xi = load_columns(x, first, m, 1, BN, 1, PAIRS)
+            squares += dot(xr, xi, xr, xi, PAIRS)[0]
+        tl.store(inverses + tl.program_id(0), reciprocal(tl.maximum(square_root(squares), TINY)))
     addends, source, q, t = _places(right, partial, basis, rotated_basis, n, right_splits, splits, PAIRS)
     yy, br, bi = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = sum_partials(addends, first, n, 1, right_splits, BN, 1, PAIRS)
-        yr, yi = yr.to(tl.float32), yi.to(tl.float32)
-        store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
-        yr, yi = yr.to(tl.float64), yi.to(tl.float64)
-        zr, zi = sum_partials(source, first, n, 1, splits, BN, 1, PAIRS)
-        zr, zi = (-rate * zr).to(tl.float32), (-rate * zi).to(tl.float32)
-        store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
-        yy += dot(yr, yi, yr, yi, PAIRS)[0]
-        pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
-        br += pr
-        bi += pi
+    held = ()
+    if HOLD:
+        held = _y_and_z(addends, source, 0, n, right_splits, splits, rate, BN, PAIRS)
+        yr, yi, zr, zi = _held_or_stored(held, q, 0, n, HOLD, BN, PAIRS)
+        yy = dot(yr, yi, yr, yi, PAIRS)[0]
+        br, bi = dot(yr, yi, zr, zi, PAIRS)
+    else:
+        for first in range(0, n, BN):
+            yr, yi, zr, zi = _y_and_z(addends, source, first, n, right_splits, splits, rate, BN, PAIRS)
+            store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
+            store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
+            yr, yi = yr.to(tl.float64), yi.to(tl.float64)
+            yy += dot(yr, yi, yr, yi, PAIRS)[0]
+            pr, pi = dot(yr, yi, zr.to(tl.float64), zi.to(tl.float64), PAIRS)
+            br += pr
+            bi += pi
+        tl.debug_barrier()
+    end = BN if HOLD else n
     a = square_root(yy)
     inverse = reciprocal(tl.maximum(a, TINY))
     br, bi = br * inverse, bi * inverse
-    tl.debug_barrier()
     gr, gi = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
-        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+    for first in range(0, end, BN):
+        yr, yi, zr, zi = _held_or_stored(held, q, first, n, HOLD, BN, PAIRS)
         yr, yi = yr * inverse, yi * inverse
         sr, si = scaled(yr, yi, br, bi, PAIRS)
         pr, pi = dot(yr, yi, zr - sr, zi - si, PAIRS)
@@ -102,9 +146,8 @@ def plane_basis_kernel(
         gi += pi
     br, bi = br + gr, bi + gi
     cc = tl.zeros((), tl.float64)
-    for first in range(0, n, BN):
-        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
-        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+    for first in range(0, end, BN):
+        yr, yi, zr, zi = _held_or_stored(held, q, first, n, HOLD, BN, PAIRS)
         sr, si = scaled(yr * inverse, yi * inverse, br, bi, PAIRS)
         cc += dot(zr - sr, zi - si, zr - sr, zi - si, PAIRS)[0]
     c = square_root(cc)
@@ -116,16 +159,16 @@ def plane_basis_kernel(
     _report(taken_mask, taken)
     shrink = tl.where(c == 0.0, 0.0, reciprocal(tl.maximum(c, TINY)))
     used = tl.where(taken, 1.0, 0.0)
-    for first in range(0, n, BN):
-        yr, yi = load_columns(q, first, n, 1, BN, 1, PAIRS)
-        zr, zi = load_columns(q + n * WIDTH, first, n, 1, BN, 1, PAIRS)
+    for first in range(0, end, BN):
+        yr, yi, zr, zi = _held_or_stored(held, q, first, n, HOLD, BN, PAIRS)
         yr, yi = tl.where(taken, yr * inverse, 0.0), tl.where(taken, yi * inverse, 0.0)
         sr, si = scaled(yr, yi, br, bi, PAIRS)
         zr = tl.where(taken, (zr - sr) * shrink, 0.0)
         zi = tl.where(taken, (zi - si) * shrink, 0.0)
         t1r, t1i = rotated(yr, yi, zr, zi, f11r * used, f11i * used, f12r * used, f12i * used, PAIRS)
         t2r, t2i = rotated(yr, yi, zr, zi, f21r * used, f21i * used, f22r * used, f22i * used, PAIRS)
-        tl.debug_barrier()
+        if not HOLD:
+            tl.debug_barrier()
         store_columns(q, first, n, 1, yr, yi, BN, 1, PAIRS)
         store_columns(q + n * WIDTH, first, n, 1, zr, zi, BN, 1, PAIRS)
         store_columns(t, first, n, 1, t1r, t1i, BN, 1, PAIRS)
@@ -210,17 +253,55 @@ def basis_kernel(
 
 
 @triton.jit
+def _refresh(
+    columns,
+    inverses,
+    bases,
+    probes,
+    matrices,
+    rows,
+    m,
+    k,
+    PAIRS: tl.constexpr,
+    K: tl.constexpr,
+):
+    """``R <- S + 0.01 probe`` in some rows; for k = 1 S is still to be divided by its norm."""
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    r, _ = matrix_place(bases, bases, matrices, m * k * WIDTH, 1, "table", tl.float32)
+    g, _ = matrix_place(probes, probes, matrices, m * k * WIDTH, 1, "table", tl.float32)
+    slot, kr = tl.program_id(1).to(tl.int64), tl.arange(0, K)
+    inside = (kr < k)[:, None] & (rows < m)[None, :]
+    at = kr.to(tl.int64)[:, None] * m + rows[None, :]
+    sr, si = load_column(columns + slot * k * m * WIDTH, at, inside, PAIRS)
+    sr, si = sr.to(tl.float64), si.to(tl.float64)
+    if K == 1:
+        inverse = tl.load(inverses + slot)
+        sr, si = sr * inverse, si * inverse
+    pr, pi = load_rows_as_columns(g, rows, kr, m, k, PAIRS)
+    sr, si = (sr + PROBE * pr).to(tl.float32), (si + PROBE * pi).to(tl.float32)
+    store_columns_as_rows(r, rows, kr, m, k, sr, si, PAIRS)
+
+
+@triton.jit
 def rotate_rows_kernel(
     weight,
     basis,
     rotated_basis,
     taken_mask,
     listed,
+    columns,
+    inverses,
+    bases,
+    probes,
+    skipped,
+    missed,
     matrices,
     m,
     n,
+    k,
     PAIRS: tl.constexpr,
     LISTED: tl.constexpr,
+    WARM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     S: tl.constexpr,
@@ -229,6 +310,8 @@ def rotate_rows_kernel(
     """``W += (W Q) T^H``, Q and T (S, n).  Grid (row tiles, matrices).
 
     HOLD: BN is at least n and the rows stay in registers.  A step that is not taken writes nothing.
+    WARM: the bases of the next step are made too (`_refresh`), from ``columns`` (k, m), and steps that
+    are not taken are counted; ``bases``, ``probes`` and the counters are tables of addresses.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     w, present = matrix_place(weight, listed, matrices, m * n * WIDTH, 1, LISTED, tl.float32)
@@ -236,10 +319,16 @@ def rotate_rows_kernel(
     if not present:
         return
     if tl.load(taken_mask + slot) == 0:
+        if WARM:  # noqa: SIM102 (Triton evaluates both sides of an "and")
+            if tl.program_id(0) == 0:
+                count_skipped(skipped, slot // matrices)
+                count_missed(missed, slot // matrices, slot % matrices)
         return
     q = basis + slot * S * n * WIDTH
     t = rotated_basis + slot * S * n * WIDTH
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    if WARM:
+        _refresh(columns, inverses, bases, probes, matrices, rows, m, k, PAIRS, S // 2)
     if HOLD:
         wr, wi = load_tile(w, rows, 0, m, n, BN, PAIRS)
         ls = ()  # all of W Q before W changes: the rows are in registers once, not twice
