@@ -87,6 +87,14 @@ def test_what_a_rotation_reads_beside_w(pairs, k, n):
     assert n // tile.rows >= 0.9 * GPU.processors
 
 
+@pytest.mark.parametrize("n", [64, 100, 128])
+def test_complex_banks_share_multiprocessors(n):
+    """A program of 8192 floats has one to itself; a step of few matrices still has those."""
+    few, many = (closed_form(Problem("fused_step", True, 1, n, n, count), GPU) for count in (20, 544))
+    assert 2 * few.rows * few.columns == 8192
+    assert 2 * many.rows * many.columns == 4096
+
+
 def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
     """Or a winner would be left out when its table is read."""
     draw = random.Random(0)

@@ -21,7 +21,12 @@ def _tiles(problem: Problem, device: Device) -> Config:
     p, n, m = problem, power_of_two(problem.n), power_of_two(problem.m)
     rows = max(1, min(m, 8192 // (n * p.width)))
     each = 32
-    if device.capability.startswith("8.") and rows * n == 4096:
+    if p.pairs and p.matrices > device.processors and rows * n > 2048:
+        # A multiprocessor has registers for one program of 8192 floats: on an H200 544 complex matrices
+        # of 64 x 64 took five turns.  It has them for four or, of 8 warps, for two of half as many.
+        rows //= 2
+        each = 16 if n > 64 else 32
+    elif device.capability.startswith("8.") and rows * n == 4096:
         each = 16  # half of a thread's registers hold doubles, which spilled 152 bytes on sm_80
     return Config(rows, n, warps_for(rows * n * p.width, each))
 
@@ -137,6 +142,8 @@ FUSED_STEP = Kernel(
     compiled=[
         # panels of rows that are not aligned: 100
         *sizes("fused_step", [(64, n, n) for n in (64, 9, 32, 33, 128, 100)], (1,)),
+        # complex banks, of which a multiprocessor has several programs
+        *(Problem("fused_step", True, 1, n, n, 544) for n in (64, 128, 100)),
     ],
     numbers=lambda problem: 3 * problem.matrices * problem.m * problem.n,
 )
