@@ -168,8 +168,12 @@ class Alike(Part):
         # The rule as kernels follow it, if they do; and its part of a step that is one with the rule's.
         self._following: Following | None = None
         self._followed: RuleStep | None = None
+        self._follows_in_a_pass = False
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
+            kind: dict[str, Any] = {"pairs": first.parameter.pairs, **self._tensors}
+            step = FusedStep(directions=[], rate=0.0, factorization=self.factorization, **kind)
+            self._follows_in_a_pass = step.follows_in_a_pass
 
     def follow(self, optimizer: OptimizerLike) -> None:
         self._along = self._directions = self._followed = None
@@ -188,7 +192,7 @@ class Alike(Part):
 
     def _takes_gradients(self) -> bool:
         """Whether the step finds its directions from the gradients, and nobody else wants them."""
-        if self.factorization != "single_pass" or self.gradients[0].group["averages"] != "gradient":
+        if not self._follows_in_a_pass or self.gradients[0].group["averages"] != "gradient":
             return False
         return not (self.watched and is_looked_at(self.members[0]))
 
@@ -198,6 +202,7 @@ class Alike(Part):
         options = {"rate": rate, "scale": scale, "retraction": first.group["retraction"]}
         given: dict[str, Any] = options | self._tensors
         if self._followed is not None:
+            given["factorization"] = self.factorization
             self._has_taken(followed_step_(FollowedStep(**(vars(self._followed) | given))))
             return
         directions = self._directions if self._along is None else self._along

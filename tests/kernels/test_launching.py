@@ -276,7 +276,7 @@ def test_more_matrices_than_a_grid_takes_step_by_pytorch(kernels, launches, monk
             weight.grad = torch.randn(3, 5, 5).to(kernels.device)
             optimizer.step()
         names = {name for name, _ in launches[before:]}
-        assert ("rule" in names) == (most > 3)
+        assert bool({"rule", "rule_product"} & names) == (most > 3)
         assert ("adjoint_product" in names) == (most > 3 and rank == 2)
         weights.append(weight.detach().cpu())
     torch.testing.assert_close(*weights, atol=2e-6, rtol=0)
@@ -375,6 +375,6 @@ def test_gradients_of_a_bucket_are_stepped_by_kept_launches(kernels, monkeypatch
             for _ in range(3):
                 weight.grad = grad.copy_(torch.randn(n, n))
                 optimizer.step()
-        assert len(made) == 2
+        assert len(made) == (2 if n == 6 else 1)  # passes over D follow the rule themselves
         results.append(weight.detach().cpu())
     assert torch.equal(*results)

@@ -143,9 +143,9 @@ def test_a_step_that_a_check_refuses_prepares_its_launches_once(monkeypatch):
     made = []
 
     class Counted(Passes):
-        def __init__(self, step):
+        def __init__(self, step, rule):
             made.append(step)
-            super().__init__(step)
+            super().__init__(step, rule)
 
     def refused(*_, **__):
         raise selfcheck.Distrusted("of the basis")

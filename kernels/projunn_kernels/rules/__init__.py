@@ -18,7 +18,7 @@ is the number of steps that the matrix has not missed, this one included.
 
 On a GPU it takes two launches for all parameters of one shape: the first looks at the gradients, the
 second moves the averages.  The second may also be the first pass of a step
-(`projunn_kernels.followed_step_`).
+(`projunn_kernels.followed_step_`): of one that has a launch for each pass, or of a single pass.
 """
 
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from projunn_kernels.operation import Operation
 from projunn_kernels.rules import eager
 from projunn_kernels.rules.arguments import RULES, RuleNumbers, RuleStep
-from projunn_kernels.rules.tiles import RULE
+from projunn_kernels.rules.tiles import RULE, RULE_PRODUCT
 
 __all__ = ["RULES", "RuleNumbers", "RuleStep", "follow_rule_"]
 
@@ -52,7 +52,7 @@ _follow_rule = Operation(
     launches="projunn_kernels.rules.launch:follow_rule",
     fake=_fake,
     on="gradients",
-    kernels=(RULE,),
+    kernels=(RULE, RULE_PRODUCT),
     mutates=("means", "squares", "others", "missed"),
     bundle=RuleStep,
 )

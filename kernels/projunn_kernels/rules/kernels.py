@@ -3,14 +3,21 @@
 sound    whether every entry of a stretch of G is below the limit; 1 - b1^t and (1 - b2^t)^-1/2
 rule     the averages and the direction, where all stretches of the matrix are sound
 
-The first pass of `projunn_kernels.single_pass` moves the averages by `follow_tile` too.
+Passes that read a gradient move its averages by `follow_tile` too: `rule_product`, which makes D^H R as
+well, and the first pass of `projunn_kernels.single_pass`.
 """
 
 import triton
 import triton.language as tl
 
 from projunn_kernels.language.counters import count_missed
-from projunn_kernels.language.tiles import load_tile, matrix_place, pointer, store_tile
+from projunn_kernels.language.tiles import (
+    load_rows_as_columns,
+    load_tile,
+    matrix_place,
+    pointer,
+    store_tile,
+)
 
 PARTS = tl.constexpr(1024)  # of the gradient of a matrix, at most
 
@@ -225,3 +232,84 @@ def rule_kernel(
         g, m, v, o, constants, row, first, 1, size, RULE, MEAN, OTHER, NESTEROV, B, PAIRS
     )
     store_tile(d, row, first, 1, size, gr, gi, B, PAIRS)
+
+
+@triton.jit
+def rule_product_kernel(
+    gradients,
+    directions,
+    bases,
+    partial,
+    means,
+    squares,
+    others,
+    missed,
+    finite,
+    shares,
+    numbers,
+    matrices,
+    m,
+    n,
+    k,
+    rows_each,
+    splits,
+    parts,
+    RULE: tl.constexpr,
+    MEAN: tl.constexpr,
+    OTHER: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """`rule_kernel`, and ``partial[b, split] = D[rows of the split]^H R`` (k, n), R (m, k).
+
+    Grid (column tiles, splits, matrices).  K is k rounded up to a power of two.  Where a gradient is not
+    finite nothing of it is read, D is not written, and ``partial`` is NaN: so is what D Y makes of it.
+    """
+    WIDTH: tl.constexpr = 2 if PAIRS else 1
+    first, split, slot = tl.program_id(0) * BN, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kr = tl.arange(0, K)
+    d = directions + slot * m * n * WIDTH
+    g, _ = matrix_place(gradients, gradients, matrices, m * n * WIDTH, 2, "table", tl.float32)
+    r, _ = matrix_place(bases, bases, matrices, m * k * WIDTH, 2, "table", tl.float32)
+    mean, square, other = places_of_averages(means, squares, others, matrices, m * n, 2, RULE, PAIRS)
+    constants = constants_of(numbers, shares, slot)
+    follows = are_finite(finite, slot, parts)
+    sr = tl.zeros((K, BM, BN), tl.float32)
+    si = tl.zeros((K, BM, BN), tl.float32)
+    if not follows:
+        sr += float("nan")
+        if (tl.program_id(0) == 0) & (split == 0):
+            count_missed(missed, slot // matrices, slot % matrices)
+    height = tl.where(follows, m, 0)
+    for start in range(split * rows_each, tl.minimum((split + 1) * rows_each, height), BM):
+        rows = start + tl.arange(0, BM)
+        re, im = follow_tile(
+            g,
+            mean,
+            square,
+            other,
+            constants,
+            rows,
+            first,
+            m,
+            n,
+            RULE,
+            MEAN,
+            OTHER,
+            NESTEROV,
+            BN,
+            PAIRS,
+        )
+        store_tile(d, rows, first, m, n, re, im, BN, PAIRS)
+        xr, xi = load_rows_as_columns(r, rows, kr, m, k, PAIRS)
+        re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
+        if PAIRS:
+            sr += re * xr + im * xi
+            si += re * xi - im * xr
+        else:
+            sr += re * xr
+    zr, zi = tl.sum(sr, axis=1), tl.sum(si, axis=1)
+    store_tile(partial + (slot * splits + split) * k * n * WIDTH, kr, first, k, n, zr, zi, BN, PAIRS)

@@ -3,6 +3,7 @@
 As with steps (`projunn_kernels.step.launch`), what is prepared for averages that have not moved is kept.
 """
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -10,17 +11,21 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.batches import flattened, lying_flat, within_reach
+from projunn_kernels.configs.problem import Problem, device_of, power_of_two
 from projunn_kernels.keeping import IDLE, Recent, in_force, may_keep
 from projunn_kernels.launching import (
     Launch,
+    Matrices,
     address_table,
     addresses_of_flat,
     configured,
+    floats,
     options,
     table_of,
 )
+from projunn_kernels.products.tiles import row_splits
 from projunn_kernels.rules.arguments import RuleStep
-from projunn_kernels.rules.kernels import PARTS, rule_kernel, sound_kernel
+from projunn_kernels.rules.kernels import PARTS, rule_kernel, rule_product_kernel, sound_kernel
 
 _STRETCH = 4096  # floats that a program looks at; more where a matrix has more than `PARTS` such
 _HIGH = 1 << 20  # a count of steps is two floats: an integer would be a constant of the binary
@@ -179,4 +184,62 @@ class Followed:
         table = address_table(step.gradients) if gradients is None else gradients
         written = torch.view_as_real(directions) if first.is_complex() else directions
         self._move(directions=written, gradients=table, **self._look(step, table))
+        return directions
+
+
+class FollowedProduct:
+    """The two launches of a rule, of which the second makes partial sums of ``D^H R`` too, made once.
+
+    Args:
+        step: gradients and averages (*batch, m, n), all contiguous.
+        bases: the table of the addresses of R (*batch, m, k) of each parameter, k <= MAX_RANK.
+        k: its columns.
+
+    Attributes:
+        partial: the partial sums, (A, splits, k, n), of all matrices of the parameters.
+        directions: a stand-in for the directions, which are others at each call.
+    """
+
+    def __init__(self, step: RuleStep, bases: Tensor, k: int) -> None:
+        self._look = look = Look(step)
+        first = step.gradients[0]
+        *batch, m, n = first.shape
+        pairs, count = first.is_complex(), math.prod(batch) * len(step.gradients)
+        self._shape = count, m, n
+        self.directions = Matrices.of(first.new_empty(1).expand(count, m, n))
+        variant = {name: look.arguments[name.upper()] for name in ("rule", "mean", "other", "nesterov")}
+        config = configured("rule_product", first.reshape(-1, m, n), k, count, **variant)
+        problem = Problem("rule_product", pairs, k, m, n, count)
+        splits = row_splits(problem, config, device_of(first.device))
+        rows_each = -(-m // (splits * config.rows)) * config.rows
+        splits = -(-m // rows_each)
+        self.partial = first.new_empty(count, splits, k, n)
+        self._move = Launch(
+            rule_product_kernel,
+            (-(-n // config.columns), splits, count),
+            gradients=look.arguments["missed"],  # these two are others at each call
+            directions=look.arguments["missed"],
+            bases=bases,
+            partial=floats(self.partial),
+            matrices=math.prod(batch),
+            m=m,
+            n=n,
+            k=k,
+            rows_each=rows_each,
+            splits=splits,
+            PAIRS=pairs,
+            BM=config.rows,
+            BN=config.columns,
+            K=power_of_two(k),
+            **look.arguments,
+            **options(config.warps),
+        )
+
+    def __call__(self, step: RuleStep, gradients: Tensor) -> Tensor:
+        """The directions (A, m, n) of a step, whose gradients and numbers may be others than at first.
+
+        ``gradients`` is the table of their addresses.  Complex directions come as pairs.
+        """
+        directions = floats(step.gradients[0].new_empty(self._shape))
+        self._move(directions=directions, gradients=gradients, **self._look(step, gradients))
         return directions

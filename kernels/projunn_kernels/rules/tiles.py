@@ -1,4 +1,4 @@
-"""How the rules are tiled: one configuration, which is not tuned."""
+"""How the rules are tiled: one configuration each, which is not tuned."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +17,12 @@ _STEPS, _WARPS, _MOST = 5, 4, 1024
 
 def _tiles(problem: Problem, device: Device) -> Config:
     return Config(1, min(_MOST, power_of_two(problem.m * problem.n)), _WARPS)
+
+
+def _product_tiles(problem: Problem, device: Device) -> Config:
+    """Half as large as those of `adjoint_product`: the tiles of averages are in registers too."""
+    p, columns = problem, min(power_of_two(problem.n), 64 if problem.columns <= 4 else 32)
+    return Config(max(1, min(power_of_two(p.m), 2048 // (p.columns * p.width * columns))), columns, 4)
 
 
 def has_form(rule: str, mean: bool, other: bool, nesterov: bool) -> bool:
@@ -96,6 +102,51 @@ def _case(
     return Case(tensors, launch, in_eager, changed=CHANGED)
 
 
+def _product_case(
+    problem: Problem, inputs: Inputs, *, rule: str, mean: bool, other: bool, nesterov: bool
+) -> Case:
+    """The directions, ``D^H R`` and the averages."""
+    p = problem
+
+    def step(tensors: Mapping[str, Any]) -> RuleStep:
+        return rule_of(tensors, tensors["gradients"], rule, nesterov)
+
+    def results(tensors: dict[str, Any], directions: Tensor, product: Tensor) -> list[Tensor]:
+        """Without what the kernel does not write, of a gradient that is not finite."""
+        changed = (tensors[name] for name in CHANGED)
+        known = torch.where(product.isnan().any(-1).any(-1)[:, None, None], 7.0, directions)
+        return [known, _finite(product), *(tensor for tensor in changed if tensor is not None)]
+
+    def launch(**tensors: Any) -> list[Tensor]:
+        from projunn_kernels.launching import address_table
+        from projunn_kernels.rules.launch import FollowedProduct
+
+        run = FollowedProduct(step(tensors), address_table([tensors["basis"]]), p.k)
+        directions = run(step(tensors), address_table([tensors["gradients"]]))
+        directions = torch.view_as_complex(directions) if p.pairs else directions
+        return [] if inputs.hollow else results(tensors, directions, run.partial.sum(1))
+
+    def in_eager(**tensors: Any) -> list[Tensor]:
+        (directions,) = eager.follow_rule(step(tensors))
+        product = tensors["basis"].mH @ directions
+        return results(tensors, directions, product.conj())
+
+    tensors = {
+        "gradients": inputs.normal(p.matrices, p.m, p.n, dtype=p.dtype),
+        "basis": inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=p.m**-0.5),
+        **drawn_averages(p, inputs, rule, mean, other),
+    }
+    if not inputs.hollow and p.matrices > 1:
+        tensors["gradients"][0, -1, -1] = torch.inf  # type: ignore[index]
+    return Case(tensors, launch, in_eager, changed=CHANGED)
+
+
+def _small_product(problem: Problem, config: Config) -> Problem:
+    """More than two tiles each way, with a tail; enough rows to be split."""
+    m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
+    return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
+
+
 CHANGED = ("means", "squares", "others", "missed")  # in the step of a rule
 
 
@@ -116,5 +167,16 @@ RULE = Kernel(
     },
     allowed=_allowed,
     compiled=sizes("rule", [(1, 1024, 1024), (3, 5, 7), (1, 4096, 4096)], (1,)),
+    numbers=lambda problem: 4 * problem.matrices * problem.m * problem.n,
+)
+RULE_PRODUCT = Kernel(
+    name="rule_product",
+    functions=("rule_product_kernel",),
+    closed_form=_product_tiles,
+    case=_product_case,
+    small=_small_product,
+    variants={"rule": RULES, **dict.fromkeys(("mean", "other", "nesterov"), (False, True))},
+    allowed=lambda problem, variant: has_form(**variant),
+    compiled=sizes("rule_product", [(1, 1024, 1024), (3, 100, 100)]),
     numbers=lambda problem: 4 * problem.matrices * problem.m * problem.n,
 )

@@ -70,7 +70,8 @@ def followed_step_(step: FollowedStep) -> Tensor:
     """Follow a rule, and take the steps along the directions that it finds: all changes in place.
 
     It is `projunn_kernels.follow_rule_` and then `fused_step_`.  With ``factorization="single_pass"``
-    the kernels do both in one pass over G, and no direction is stored.  A matrix whose gradient is not
+    the kernels do both in one pass over G, and no direction is stored; with ``"subspace"``, above the
+    sizes of one launch, they make D and D^H R in one pass.  A matrix whose gradient is not
     finite is counted in ``missed``, as `follow_rule_` does it, and one whose step was not taken in
     ``skipped``.
 
@@ -116,9 +117,10 @@ def _fits_launches(step: FusedStep) -> bool:
 
 
 def _fits_one_pass(step: FollowedStep) -> bool:
-    """Whether the kernels move averages and find the factors of the step in one pass."""
-    single = step.factorization == "single_pass" and step.weights[0].numel() > 0
-    return single and _fits_launches(step.along(step.gradients))
+    """Whether the kernels move averages and begin to find the factors of the step in one pass."""
+    along = step.along(step.gradients)
+    fits = step.factorization == "single_pass" or along.follows_in_a_pass
+    return fits and step.weights[0].numel() > 0 and _fits_launches(along)
 
 
 _fused_step = Operation(

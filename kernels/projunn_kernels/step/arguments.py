@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from projunn_kernels.constants import MAX_FUSED
+from projunn_kernels.constants import MAX_FUSED, MAX_RANK
 from projunn_kernels.rules.arguments import RuleStep
 
 
@@ -55,6 +55,15 @@ class FusedStep:
         """Whether the step of a matrix is one program, which holds its rows in registers."""
         _, n, k = self.sizes
         return k == 1 and n <= MAX_FUSED
+
+    @property
+    def follows_in_a_pass(self) -> bool:
+        """Whether kernels that read D may as well make it, by a rule whose averages move."""
+        if self.factorization == "single_pass":
+            return True
+        m, n, k = self.sizes
+        subspace = self.factorization == "subspace" and self.active is None
+        return subspace and m <= n and k <= MAX_RANK and not self.fits_a_program
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class FollowedStep:
     scale: Tensor | None = None
     retraction: str = "exp"
     pairs: bool = False
-    factorization: str = "single_pass"
+    factorization: str = "subspace"
 
     @property
     def by_rule(self) -> RuleStep:

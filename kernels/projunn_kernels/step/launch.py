@@ -168,7 +168,7 @@ def _take_kept(step: FusedStep, rule: RuleStep | None = None) -> Tensor | None:
     table = table_of(directions, first.device)
     if rule is None:
         return kept(step, table)
-    assert isinstance(kept, SinglePass)
+    assert not isinstance(kept, Program)
     return kept(step, table, rule)
 
 
@@ -199,7 +199,7 @@ def _fresh(
     if step.factorization == "single_pass":
         shared = _of_any_stream(key)
         return SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs, rule=rule)
-    return (Program if step.fits_a_program else Passes)(step)
+    return Program(step) if step.fits_a_program and rule is None else Passes(step, rule)
 
 
 class Program:

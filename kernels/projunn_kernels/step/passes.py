@@ -1,6 +1,6 @@
 """Steps that are not one program: a launch for each pass, for all parameters of one shape.
 
-    adjoint_product   partial sums of D^H R                      reads D
+    adjoint_product   partial sums of D^H R                      reads D, or makes it: `rule_product`
     orthonormal       Y = orth(D^H R)
     product           X = D Y                                    reads D
     adjoint_product   partial sums of W^H X                      reads W
@@ -17,6 +17,8 @@ more, and a basis is a few launches and a product of PyTorch (`projunn_kernels.f
 orthonormal as one Cholesky factor makes it.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
+from projunn_kernels.rules.arguments import RuleStep
+from projunn_kernels.rules.launch import FollowedProduct
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.warm_basis.launch import warm_bases_launch
 
@@ -35,31 +39,50 @@ class Passes:
     Args:
         step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
             (*batch, m, k), k <= MAX_MANY, all contiguous, and counters.
+        rule: what finds the directions from gradients, which ``step`` has in their place, k <= MAX_RANK;
+            its averages are contiguous too.  It counts what is ``missed``.
     """
 
-    def __init__(self, step: FusedStep) -> None:
-        directions = Matrices.of_all(step.directions, step.pairs)
+    def __init__(self, step: FusedStep, rule: RuleStep | None = None) -> None:
         bases = Matrices.of_all(step.bases, step.pairs)
         k = bases.sample.shape[-1]
-        self._pull, pulled = adjoint_launch(directions, k, bases.base, bases=True)
+        self._follow: FollowedProduct | None = None
+        if rule is None:
+            directions = Matrices.of_all(step.directions, step.pairs)
+            self._pull, pulled = adjoint_launch(directions, k, bases.base, bases=True)
+        else:
+            self._follow = FollowedProduct(rule, bases.base, k)
+            pulled = self._follow.partial
+            directions = self._follow.directions
+            # What the rule has counted must not be counted again.
+            step = replace(step, missed=[torch.zeros_like(t) for t in step.missed])
+        self._uncounted = step.missed
         self._orthonormal, right = orthonormal_launch(pulled, times=1)
         self._push, left = product_launch(directions, right)
         self._turn = _Turn(step, bases, left, right, left)
 
-    def __call__(self, step: FusedStep, directions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, step: FusedStep, directions: Tensor | None = None, rule: RuleStep | None = None
+    ) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
         Args:
             step: the step.
             directions: the table of the addresses of its directions, if it is there already.
+            rule: that of this step, if it follows one: gradients and numbers may be others too.
 
         Returns:
             The mask of the steps taken, which the next call overwrites.
         """
         listed = address_table(step.directions) if directions is None else directions
-        self._pull(listed=listed)
-        self._orthonormal()
-        self._push(listed=listed)
+        if self._follow is None or rule is None:
+            self._pull(listed=listed)
+            self._orthonormal()
+            self._push(listed=listed)
+        else:
+            found = self._follow(rule, listed)
+            self._orthonormal()
+            self._push(matrix=found)
         return self._turn(step)
 
 
