@@ -123,7 +123,7 @@ def _of_dropout(layer: nn.Dropout) -> Bound:
 
 def _of_leaky_relu(layer: nn.LeakyReLU) -> Bound:
     slope = abs(layer.negative_slope)
-    return Bound(max(1.0, slope), rounding=slope)
+    return Bound(max(1.0, slope), rounding=2 * slope)  # that of the slope, and that of the product
 
 
 def _of_adaptive_average(layer: Any) -> Bound:

@@ -183,7 +183,7 @@ def _logits(
         x = layer(x)
         if len(x) != len(inputs):
             raise TypeError(f"model: {described(layer)} mixes the inputs of a batch")
-        largest = size[:, None] + stretch * radii + error
+        largest = size[:, None] + stretch * radii + 2 * error  # computed -> exact -> exact -> computed
         places = x.shape[1:-1] if isinstance(layer, _PRODUCTS) else x.shape[2:]
         constant = bound.constant + sqrt(prod(places)) * bound.each
         rounded = _unit_roundoff(x, layer) * (bound.rounding * largest + constant)

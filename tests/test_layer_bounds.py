@@ -145,3 +145,10 @@ def test_the_mean_of_all_pixels_rounds_by_little_of_their_norm(pixels):
     rounded = (found - layer(x.double())).flatten(1).norm(dim=1)
     assert (rounded <= error[:, 0]).all()
     assert (error[:, 0] < 1e-6 * x.flatten(1).norm(dim=1)).all()
+
+
+def test_leaky_relu_rounds_its_slope_and_the_product():
+    layer = nn.LeakyReLU(1 + 2**-23 + 0.99 * 2**-24)
+    x = -1 - torch.rand(100_000)
+    off = (layer(x).double() - x.double() * layer.negative_slope).norm() / x.double().norm()
+    assert 2**-24 < off < bound_of(layer).rounding * 2**-24

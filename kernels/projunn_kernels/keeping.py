@@ -145,3 +145,21 @@ def constant(make: Callable[_Arguments, _Prepared]) -> Callable[_Arguments, _Pre
             return another.submit(kept, *arguments, **options).result()  # type: ignore[arg-type]
 
     return found
+
+
+_unread: dict[tuple[torch.Size, torch.device], Tensor] = {}
+
+
+def unread(counter: Tensor) -> Tensor:
+    """A counter like ``counter`` that nobody reads: one for all steps, which graphs replay for ever.
+
+    That of a step would be freed with it, or be filled again in each replay of a graph.
+    """
+    kind = counter.shape, counter.device
+    found = _unread.get(kind)
+    if found is None:
+        with torch.inference_mode(False):
+            found = torch.zeros_like(counter)
+        if not (private.is_fake(found) or capturing(counter.device)):
+            _unread[kind] = found
+    return found

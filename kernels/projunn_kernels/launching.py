@@ -128,7 +128,8 @@ def _three(grid: tuple[int, ...]) -> tuple[int, ...]:
 class Launch:
     """A `launch` that can be made again: its grid, sizes and constants stay, tensors may be others.
 
-    Arguments that a call does not name are those of the first call, not of the one before.
+    Arguments that a call does not name are those of the first call, not of the one before; or, where no
+    binary is kept, those that it was made with.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:

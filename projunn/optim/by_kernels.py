@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from projunn.optim.gradient.dense import DenseGradient, largest
 from projunn.optim.member import OptimizerLike
-from projunn_kernels import RuleNumbers, RuleStep, follow_rule_, private
+from projunn_kernels import RuleNumbers, RuleStep, follow_rule_
 from projunn_kernels.backends import uses_triton
-from projunn_kernels.keeping import capturing
+from projunn_kernels.keeping import unread
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Following:
         self._on_host = self._counts[0].device.type == "cpu"
         # The host passes one count for all; that of each advances with those of the others.
         self._one_count = not self._on_host or len({int(count.item()) for count in self._counts}) == 1
-        self.not_counted = [_not_counted(state["missed"]) for state in self._states]
+        self.not_counted = [unread(state["missed"]) for state in self._states]
 
     def step_of(self, optimizer: OptimizerLike, groups: Sequence[dict[str, Any]]) -> RuleStep | None:
         """The step of the rule as the kernels take it; None if they cannot follow it.
@@ -111,21 +110,3 @@ class Following:
         for gradient, direction in zip(self._gradients, directions, strict=True):
             gradient.direction = gradient.from_averages(direction)
         return [gradient.store(gradient.direction) for gradient in self._gradients]
-
-
-_unread: dict[tuple[torch.Size, torch.device], Tensor] = {}
-
-
-def _not_counted(missed: Tensor) -> Tensor:
-    """Counters like ``missed`` that nobody reads: one for all steps, which graphs replay for ever.
-
-    That of a step would be freed when its optimizer prepares another one.
-    """
-    kind = missed.shape, missed.device
-    found = _unread.get(kind)
-    if found is None:
-        with torch.inference_mode(False):
-            found = torch.zeros_like(missed)
-        if not (private.is_fake(found) or capturing(missed.device)):
-            _unread[kind] = found
-    return found

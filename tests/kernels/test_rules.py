@@ -93,6 +93,44 @@ def test_one_pass_follows_the_rule_and_makes_the_product(kernels, rule, kind, ra
     assert [ours.state[p]["missed"].tolist() for p in parameters_of(ours)] == [[0, 0], [0, 1]]
 
 
+@KINDS
+@pytest.mark.parametrize("rule", ["rmsprop", "adamw", "amsgrad"])
+@pytest.mark.parametrize(
+    ("rank", "factorization", "shape"),
+    [(2, "subspace", (9, 12)), (1, "subspace", (20, 130)), (1, "single_pass", (9, 12))],
+    ids=str,
+)
+def test_no_eps(kernels, rule, kind, rank, factorization, shape):
+    """Tiles reach beyond the matrix, where the averages are 0."""
+    options = {"rank": rank, "factorization": factorization, "eps": 0.0}
+    ours, theirs = twins(rule, kernels, shape, kind=kind, **options)
+    for optimizer in (ours, theirs):
+        (p,) = parameters_of(optimizer)
+        p.grad = torch.ones_like(p).cumsum(-1)
+    with kernels.backend():
+        ours.step()
+    with projunn.backend("torch"):
+        theirs.step()
+    assert_same(ours, theirs)
+    assert ours.skipped_steps() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"factorization": "single_pass"}], ids=str)
+def test_launches_that_are_not_kept_fill_nothing(kernels, monkeypatch, options):
+    """As in a graph, which would fill it again in each replay."""
+    ours, _ = twins("adamw", kernels, (5, 140), (5, 140), **options)
+    monkeypatch.setattr("projunn_kernels.step.launch.may_keep", lambda tensor: False)
+    monkeypatch.setattr("projunn_kernels.step.launch.capturing", lambda device: True)
+    for p in parameters_of(ours):
+        p.grad = torch.randn_like(p)
+    with watched(kernels) as seen:
+        ours.step()
+        seen.clear()
+        ours.step()
+    assert "both_products" in seen.kernels or "rule_product" in seen.kernels
+    assert not [name for name in seen.calls if "zero" in name or "fill" in name]
+
+
 @EVERY_RULE
 @KINDS
 def test_a_step_is_that_of_pytorch(kernels, rule, kind):

@@ -123,6 +123,13 @@ def constants_of(numbers, shares, slot):
 
 
 @triton.jit
+def _of_entries(spread, rows, first, height, width, BN: tl.constexpr):
+    """What entries of a tile are divided by; one where there is none: eps may be 0, and 0 / 0 is NaN."""
+    inside = (rows < height)[:, None] & (first + tl.arange(0, BN) < width)[None, :]
+    return tl.where(inside, spread, 1.0)
+
+
+@triton.jit
 def follow_tile(
     g,
     m,
@@ -142,8 +149,9 @@ def follow_tile(
 ):
     """Move the averages of a tile of G, and return its direction.
 
-    The tile is rows ``rows`` and BN columns from ``first`` of ``height`` x ``width`` matrices.  All is
-    loaded before anything is stored, since a load after a store waits for it.
+    The tile is rows ``rows`` and BN columns from ``first`` of ``height`` x ``width`` matrices; outside
+    of them the direction is zero.  All is loaded before anything is stored, since a load after a store
+    waits for it.
     """
     SQUARED: tl.constexpr = RULE == "rmsprop" or RULE == "adamw"
     OTHER_PAIRS: tl.constexpr = PAIRS and RULE == "rmsprop"
@@ -180,12 +188,12 @@ def follow_tile(
         if OTHER:
             average = tl.maximum(br, average)
             store_tile(o, rows, first, height, width, average, average, BN, False)
-        spread = (tl.sqrt(average) * root + eps) * share
+        spread = _of_entries((tl.sqrt(average) * root + eps) * share, rows, first, height, width, BN)
         gr, gi = ar / spread, ai / spread
     else:
         if MEAN:
             average = tl.maximum(average - (ar * ar + ai * ai if PAIRS else ar * ar), 0.0)
-        spread = tl.sqrt(average) + eps
+        spread = _of_entries(tl.sqrt(average) + eps, rows, first, height, width, BN)
         gr, gi = gr / spread, gi / spread
         if OTHER:
             gr, gi = momentum * br + gr, momentum * bi + gi

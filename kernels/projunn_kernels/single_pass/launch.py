@@ -8,6 +8,7 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import Problem, device_of
 from projunn_kernels.factorization.launch import orthonormal_launch
+from projunn_kernels.keeping import unread
 from projunn_kernels.launching import (
     Launch,
     Matrices,
@@ -69,7 +70,7 @@ class SinglePass:
         like = {"dtype": weights.sample.dtype, "device": device}
         self._look = None if rule is None else Look(rule)
         # What a rule has counted must not be counted again.
-        self._uncounted = [] if rule is None else [torch.zeros_like(t) for t in step.missed]
+        self._uncounted = [] if rule is None else [unread(t) for t in step.missed]
         variant = {"gradient": half_precision(directions.sample), **variant_of(rule)}
         tile = weights.config("both_products", 1, **variant)
         panel = weights.config("rotate_ahead", 1)
@@ -129,7 +130,7 @@ class SinglePass:
         self._mend, self._turn = (
             Launch(rotate_ahead_kernel, (groups, count), STEP=step, **turn) for step in (False, True)
         )
-        self._unsound, self._loaded = torch.zeros_like(sound), mend
+        self._unsound, self._loaded = sound if mend else torch.zeros_like(sound), mend
         self._check = Launch(
             ahead_is_sound_kernel,
             (tiles, count),

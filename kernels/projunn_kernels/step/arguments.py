@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.constants import MAX_FUSED, MAX_RANK
+from projunn_kernels.keeping import unread
 from projunn_kernels.rules.arguments import RuleStep
 
 
@@ -144,7 +145,7 @@ class FollowedStep:
 
     def after(self, directions: Iterable[Tensor]) -> FusedStep:
         """The step along directions of the rule, which has counted the matrices that it ``missed``."""
-        return replace(self.along(directions), missed=[torch.zeros_like(t) for t in self.missed])
+        return replace(self.along(directions), missed=[unread(t) for t in self.missed])
 
     def along(self, directions: Iterable[Tensor]) -> FusedStep:
         """The part in which the weights move, along directions that are stored as gradients are."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization.launch import orthonormal_launch
+from projunn_kernels.keeping import unread
 from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
 from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
@@ -55,7 +56,7 @@ class Passes:
             pulled = self._follow.partial
             directions = self._follow.directions
             # What the rule has counted must not be counted again.
-            step = replace(step, missed=[torch.zeros_like(t) for t in step.missed])
+            step = replace(step, missed=[unread(t) for t in step.missed])
         self._uncounted = step.missed
         self._orthonormal, right = orthonormal_launch(pulled, times=1)
         self._push, left = product_launch(directions, right)
@@ -75,6 +76,7 @@ class Passes:
             The mask of the steps taken, which the next call overwrites.
         """
         listed = address_table(step.directions) if directions is None else directions
+        assert (self._follow is None) == (rule is None)
         if self._follow is None or rule is None:
             self._pull(listed=listed)
             self._orthonormal()
