@@ -297,7 +297,7 @@ def _note_change(changed: list[Any]) -> None:
     for one in changed:
         if isinstance(one, Tensor):
             tensors.append(one)
-        else:
+        elif one is not None:
             tensors.extend(one)
     try:
         torch.autograd.graph.increment_version(tensors)

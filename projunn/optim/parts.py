@@ -168,6 +168,7 @@ class Alike(Part):
         # The rule as kernels follow it, if they do; and its part of a step that is one with the rule's.
         self._following: Following | None = None
         self._followed: RuleStep | None = None
+        self._shown = False  # whether somebody looks at the directions of that step
         self._follows_in_a_pass = False
         if first.active is None and on_device(first.stored_weight):
             self._following = Following(gradients)
@@ -191,10 +192,11 @@ class Alike(Part):
         super().follow(optimizer)
 
     def _takes_gradients(self) -> bool:
-        """Whether the step finds its directions from the gradients, and nobody else wants them."""
+        """Whether the step finds its directions from the gradients, and others see them if they want."""
         if not self._follows_in_a_pass or self.gradients[0].group["averages"] != "gradient":
             return False
-        return not (self.watched and is_looked_at(self.members[0]))
+        self._shown = self.watched and is_looked_at(self.members[0])
+        return self.factorization != "single_pass" or not self._shown
 
     def take(self) -> None:
         first = self.gradients[0]
@@ -203,6 +205,11 @@ class Alike(Part):
         given: dict[str, Any] = options | self._tensors
         if self._followed is not None:
             given["factorization"] = self.factorization
+            if self._shown:
+                grad = first.grad
+                seen = given["directions"] = grad.new_empty(len(self.gradients), *grad.shape)
+                for gradient, direction in zip(self.gradients, seen.unbind(), strict=True):
+                    gradient.direction = direction
             self._has_taken(followed_step_(FollowedStep(**(vars(self._followed) | given))))
             return
         directions = self._directions if self._along is None else self._along

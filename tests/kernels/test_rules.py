@@ -250,3 +250,16 @@ def test_however_matrices_are_stored(kernels, rule, layout):
         made.append(getattr(optim, name)([p], lr=0.1, polish_every=0, **more))
     step_both(kernels, *made)
     assert_same(*made)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_step_that_is_looked_at_takes_the_same_launches(kernels, rank):
+    """So that it has the bits of a compiled or captured one, which nobody looks at."""
+    ours, _ = twins("momentum", kernels, (9, 140), rank=rank)
+    (p,) = parameters_of(ours)
+    for number in range(64):
+        p.grad = torch.randn_like(p)
+        with watched(kernels, run=number > 61) as seen:
+            ours.step()
+        assert "rule_product" in seen.kernels
+        assert "rule" not in seen.kernels

@@ -215,18 +215,26 @@ def test_the_operator_passes_opcheck(kernels, size):
 
 
 @pytest.mark.parametrize("factorization", ["subspace", "tangent", "single_pass"])
+@pytest.mark.parametrize("shown", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_it_is_the_rule_and_the_step_of_any_factorization(kernels, factorization, kind):
-    given = draw(6, 6, kind)
+def test_it_is_the_rule_and_the_step_of_any_factorization(kernels, factorization, kind, shown):
+    """And others see the directions, if they want."""
+    n = 140 if factorization == "subspace" else 6
+    given = draw(6, n, kind)
     rows = 12 if factorization == "single_pass" else 6
     for lists in given[2:4]:
         lists[0] = lists[0][:rows].contiguous()
     found = []
     for backend in (kernels.name, "torch"):
         own = copy.deepcopy(given)
+        seen = torch.zeros(1, 6, n, dtype=kind) if shown else None
+        step = FollowedStep(*own, 0.1, factorization=factorization, directions=seen)
         with projunn.backend(backend):
-            taken = followed_step_(FollowedStep(*own, 0.1, factorization=factorization))
+            taken = followed_step_(step)
         assert taken.all()
         found.append([*own[0], *own[2], *own[4], *own[5]])
+        if seen is not None:
+            assert seen.abs().sum() > 0
+            found[-1].append(seen)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-5)

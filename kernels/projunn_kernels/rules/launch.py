@@ -235,11 +235,12 @@ class FollowedProduct:
             **options(config.warps),
         )
 
-    def __call__(self, step: RuleStep, gradients: Tensor) -> Tensor:
+    def __call__(self, step: RuleStep, gradients: Tensor, stored: Tensor | None = None) -> Tensor:
         """The directions (A, m, n) of a step, whose gradients and numbers may be others than at first.
 
-        ``gradients`` is the table of their addresses.  Complex directions come as pairs.
+        ``gradients`` is the table of their addresses, ``stored`` a place for the directions, if there is
+        one already.  Complex directions come as pairs.
         """
-        directions = floats(step.gradients[0].new_empty(self._shape))
+        directions = floats(step.gradients[0].new_empty(self._shape) if stored is None else stored)
         self._move(directions=directions, gradients=gradients, **self._look(step, gradients))
         return directions

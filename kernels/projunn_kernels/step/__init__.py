@@ -119,7 +119,8 @@ def _fits_launches(step: FusedStep) -> bool:
 def _fits_one_pass(step: FollowedStep) -> bool:
     """Whether the kernels move averages and begin to find the factors of the step in one pass."""
     along = step.along(step.gradients)
-    fits = step.factorization == "single_pass" or along.follows_in_a_pass
+    stores = step.factorization != "single_pass"  # D, which others may want to see
+    fits = along.follows_in_a_pass if stores else step.directions is None
     return fits and step.weights[0].numel() > 0 and _fits_launches(along)
 
 
@@ -151,6 +152,6 @@ _followed_step = Operation(
     fits=_fits_one_pass,
     fake=_fake_of_all,
     on="weights",
-    mutates=("weights", "bases", "means", "squares", "others", "skipped", "missed"),
+    mutates=("weights", "bases", "means", "squares", "others", "skipped", "missed", "directions"),
     bundle=FollowedStep,
 )

@@ -104,6 +104,7 @@ class FollowedStep:
         means, squares, others, missed, numbers, rule, nesterov, steps, counted: as in `RuleStep`.
         rate, scale, retraction, factorization: as in `FusedStep`.
         pairs: True if all tensors but the gradients hold complex numbers as pairs.
+        directions: a place for D, (parameters, *batch, m, n), or None if nobody wants to see it.
     """
 
     weights: list[Tensor]
@@ -125,6 +126,7 @@ class FollowedStep:
     retraction: str = "exp"
     pairs: bool = False
     factorization: str = "subspace"
+    directions: Tensor | None = None
 
     @property
     def by_rule(self) -> RuleStep:
@@ -145,6 +147,9 @@ class FollowedStep:
 
     def after(self, directions: Iterable[Tensor]) -> FusedStep:
         """The step along directions of the rule, which has counted the matrices that it ``missed``."""
+        directions = list(directions)
+        if self.directions is not None:
+            torch.stack(directions, out=self.directions)
         return replace(self.along(directions), missed=[unread(t) for t in self.missed])
 
     def along(self, directions: Iterable[Tensor]) -> FusedStep:

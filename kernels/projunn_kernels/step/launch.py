@@ -71,7 +71,7 @@ def followed(step: FollowedStep) -> Tensor:
     if type(step.rate) is not float:
         step = replace(step, rate=float(step.rate))
     rule = step.by_rule
-    taken = _take_kept(step.along(step.gradients), rule)
+    taken = _take_kept(step.along(step.gradients), rule, step.directions)
     if taken is None:  # a tensor does not lie flat
         taken = fused(step.after(follow_rule(rule)))
     return taken
@@ -124,12 +124,15 @@ def _shape(step: FusedStep) -> torch.Size:
     return batch_of(step) if step.active is None else step.active.shape
 
 
-def _take_kept(step: FusedStep, rule: RuleStep | None = None) -> Tensor | None:
+def _take_kept(
+    step: FusedStep, rule: RuleStep | None = None, stored: Tensor | None = None
+) -> Tensor | None:
     """Take a step of tensors that lie flat by the launches kept for them, or new ones.
 
     Args:
         step: the step.
         rule: what finds its directions from gradients, which ``step`` has in their place.
+        stored: a place for these directions, if others want to see them.
 
     Returns:
         The mask of the steps taken; None if a tensor does not lie flat, and nothing was done.
@@ -168,7 +171,9 @@ def _take_kept(step: FusedStep, rule: RuleStep | None = None) -> Tensor | None:
     table = table_of(directions, first.device)
     if rule is None:
         return kept(step, table)
-    assert not isinstance(kept, Program)
+    if isinstance(kept, Passes):
+        return kept(step, table, rule, stored)
+    assert isinstance(kept, SinglePass)
     return kept(step, table, rule)
 
 

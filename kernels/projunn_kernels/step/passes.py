@@ -63,7 +63,11 @@ class Passes:
         self._turn = _Turn(step, bases, left, right, left)
 
     def __call__(
-        self, step: FusedStep, directions: Tensor | None = None, rule: RuleStep | None = None
+        self,
+        step: FusedStep,
+        directions: Tensor | None = None,
+        rule: RuleStep | None = None,
+        stored: Tensor | None = None,
     ) -> Tensor:
         """Take the step: directions, rate and scale may be others than those of the first.
 
@@ -71,6 +75,7 @@ class Passes:
             step: the step.
             directions: the table of the addresses of its directions, if it is there already.
             rule: that of this step, if it follows one: gradients and numbers may be others too.
+            stored: a place for the directions that the rule finds, if others want to see them.
 
         Returns:
             The mask of the steps taken, which the next call overwrites.
@@ -82,7 +87,7 @@ class Passes:
             self._orthonormal()
             self._push(listed=listed)
         else:
-            found = self._follow(rule, listed)
+            found = self._follow(rule, listed, stored)
             self._orthonormal()
             self._push(matrix=found)
         return self._turn(step)
