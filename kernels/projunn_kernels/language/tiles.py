@@ -164,6 +164,19 @@ def adjoint_times(re, im, xr, xi, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def add_adjoint(sr, si, re, im, xr, xi, PAIRS: tl.constexpr):
+    """Adds to (K, BM, BN) the products that ``M^H X`` sums, of a tile M and columns X (K, BM)."""
+    re, xr = re[None, :, :], xr[:, :, None]
+    if PAIRS:
+        im, xi = im[None, :, :], xi[:, :, None]
+        sr += re * xr + im * xi
+        si += re * xi - im * xr
+    else:
+        sr += re * xr
+    return sr, si
+
+
+@triton.jit
 def times(re, im, yr, yi, PAIRS: tl.constexpr):
     """``M y`` for a tile M and a column y along its columns."""
     yr = yr[None, :]

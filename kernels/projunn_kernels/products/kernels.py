@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from projunn_kernels.language.tiles import (
+    add_adjoint,
     load_floats,
     load_real_columns,
     load_rows_as_columns,
@@ -71,12 +72,7 @@ def adjoint_product_kernel(
             xr, xi = load_rows_as_columns(x, rows, kr, m, k, PAIRS)
         else:
             xr, xi = load_tile(x, kr, start, k, m, BM, PAIRS)
-        re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
-        if PAIRS:
-            sr += re * xr + im * xi
-            si += re * xi - im * xr
-        else:
-            sr += re * xr
+        sr, si = add_adjoint(sr, si, re, im, xr, xi, PAIRS)
     zr, zi = tl.sum(sr, axis=1), tl.sum(si, axis=1)
     store_tile(out, kr, first, k, n, zr, zi, BN, PAIRS)
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from projunn_kernels.language.counters import count_missed
 from projunn_kernels.language.tiles import (
+    add_adjoint,
     load_rows_as_columns,
     load_tile,
     matrix_place,
@@ -313,11 +314,6 @@ def rule_product_kernel(
         )
         store_tile(d, rows, first, m, n, re, im, BN, PAIRS)
         xr, xi = load_rows_as_columns(r, rows, kr, m, k, PAIRS)
-        re, im, xr, xi = re[None, :, :], im[None, :, :], xr[:, :, None], xi[:, :, None]
-        if PAIRS:
-            sr += re * xr + im * xi
-            si += re * xi - im * xr
-        else:
-            sr += re * xr
+        sr, si = add_adjoint(sr, si, re, im, xr, xi, PAIRS)
     zr, zi = tl.sum(sr, axis=1), tl.sum(si, axis=1)
     store_tile(partial + (slot * splits + split) * k * n * WIDTH, kr, first, k, n, zr, zi, BN, PAIRS)
