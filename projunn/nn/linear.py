@@ -100,8 +100,7 @@ class UnitaryLinear(UnitaryModule):
         if start is None:
             return functional.linear(input, matrix, offset)
         check_strided("input", input)
-        output = sketched_linear(input.reshape(-1, self.in_features), weight, offset, start)
-        return output.reshape(*input.shape[:-1], self.out_features)
+        return sketched_linear(input, weight, offset, start)
 
     def extra_repr(self) -> str:
         kind = ", complex" if self.is_complex or self.weight.is_complex() else ""

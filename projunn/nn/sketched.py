@@ -70,6 +70,8 @@ class _SketchedLinear(torch.autograd.Function):
         matrix = torch.view_as_complex(weight) if ctx.pairs else weight
         wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_input = grad @ matrix.to(grad.dtype).conj() if wants_input else None
+        if ctx.factor is None and grad.dim() != 2:
+            grad, input = (t.reshape(-1, t.shape[-1]) for t in (grad, input))
         by_weight: Tensor | None = None
         if wants_weight and _wants_dense(grad):
             dense = (grad.mT @ input.conj().to(grad.dtype)).to(matrix.dtype)
@@ -92,7 +94,7 @@ def sketched_linear(
     """``x W^T + b``, with a gradient of W that is a `projunn.FactoredTensor`: `projunn_kernels.sketch`.
 
     Args:
-        input: x, (rows, n), or (blocks, rows, n) with ``factor``.
+        input: x, (*, n), or (blocks, rows, n) with ``factor``.
         weight: W, (m, n), or (blocks, m, n) with ``factor``.  With ``start.pairs``, the last axis has
             real and imaginary parts.
         bias: b, (m,), or None; always None with ``factor``.
@@ -100,7 +102,7 @@ def sketched_linear(
         factor: the number of the block-diagonal factor that ``weight`` is, or None for a dense weight.
 
     Returns:
-        (rows, m), or (blocks, rows, m) with ``factor``.
+        (*, m), or (blocks, rows, m) with ``factor``.
     """
     return _SketchedLinear.apply(input, weight, bias, start, factor)  # type: ignore[no-untyped-call]
 

@@ -150,6 +150,13 @@ def test_compiled_recurrence_hands_on_factors():
     torch.testing.assert_close(grads[0].to_dense(), grads[1].to_dense())
 
 
+def test_a_layer_is_one_node_of_the_graph():
+    """A view beside it would cost the host as much as a launch, forward and backward."""
+    layer, x = UnitaryLinear(6, 6, sketch_rank=1), torch.randn(2, 3, 6, requires_grad=True)
+    inputs = [node for node, _ in layer(x).grad_fn.next_functions if node is not None]
+    assert {getattr(node, "variable", None) for node in inputs} == {x, layer.weight, layer.bias}
+
+
 @REAL_AND_COMPLEX
 def test_low_rank_gradient_has_the_right_step(dtype):
     """The whole step is that of the dense gradient, factored from the same basis."""
