@@ -12,6 +12,8 @@ MAX_PARTS = 16
 PROBE = 0.01
 # The widest matrices whose step of rank 1 is one launch: more columns do not fit the registers.
 MAX_FUSED = 128
+# The most floats of a row of which programs make the columns of a step of rank 1 anew.
+MAX_ROW = 1024
 # The most programs along the second or third axis of a grid, and so the most matrices of a launch.
 MAX_PROGRAMS = 65_535
 # The most units of a time loop whose real W one multiprocessor holds for all of time.

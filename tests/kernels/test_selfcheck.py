@@ -151,7 +151,7 @@ def test_a_step_that_a_check_refuses_prepares_its_launches_once(monkeypatch):
         raise selfcheck.Distrusted("of the basis")
 
     monkeypatch.setattr("projunn_kernels.step.launch.Passes", Counted)
-    monkeypatch.setattr("projunn_kernels.step.passes.rotation_launch", refused)
+    monkeypatch.setattr("projunn_kernels.step.passes.plane_rows_launch", refused)
     monkeypatch.setenv("PROJUNN_SELFCHECK", "off")
     weight, basis = torch.eye(130), torch.randn(130, 1)
     counters = torch.zeros(()), torch.zeros((), dtype=torch.int64)

@@ -85,7 +85,8 @@ def trained(kernels, layer, n, kind, k, rule):
     ("layer", "k", "rule"), pairwise(itertools.product(LAYERS, KINDS), [1, 4, 16], RULES), ids=str
 )
 def test_a_step_of_training_takes_the_same_launches_for_any_number(kernels, layer, k, rule):
-    (layer, kind), sizes = layer, (6, 10)
+    # At rank 1 many blocks take two launches more than a few do: both numbers are beyond that.
+    (layer, kind), sizes = layer, (10, 14)
     for n in sizes:  # the first time, tables of a size are made
         trained(kernels, layer, n, kind, k, rule)
     few, many = (trained(kernels, layer, n, kind, k, rule) for n in sizes)
@@ -119,8 +120,8 @@ def test_a_sketched_layer_stays_within_its_budget(kernels, kind, k):
         retraction = ["adjoint_many", "gather", "follow", "turn", "gather", "triangle", "combine"]
         retraction += ["product_many", "update_many", "warm_basis"]
     else:
-        middle = ["plane_basis"] if k == 1 else ["basis", "orthonormal"]
-        retraction = ["adjoint_product", *middle, "rotate_rows"]
+        last = ["plane_rows"] if k == 1 else ["basis", "orthonormal", "rotate_rows"]
+        retraction = ["adjoint_product", *last]
     assert seen.kernels == retraction
 
 

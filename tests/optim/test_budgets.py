@@ -11,20 +11,21 @@ pytest.importorskip("triton")
 import projunn
 from projunn import init
 from projunn.optim import SGD, AdamW
-from projunn_kernels.configs.problem import device_of
+from projunn_kernels.configs.problem import Problem, device_of
 from projunn_kernels.launching import intercepted
+from projunn_kernels.step.row_tiles import fits_rows
 from tests.launches import watched
 
 # Calls of PyTorch's library that a GPU is asked for; views and empty tensors cost the host alone.
 LIBRARY = {"bmm", "sum", "copy_", "add_", "add", "mul", "div", "cat", "where", "fill_", "zero_"}
 # k: launches of ours, of the library's products, and of its sums and copies, for parameters of a shape
-BUDGETS = {1: (6, 0, 0), 4: (10, 0, 0), 16: (18, 4, 0), 64: (26, 4, 0)}
+BUDGETS = {1: (4, 0, 0), 4: (10, 0, 0), 16: (18, 4, 0), 64: (26, 4, 0)}
 MODELS = {"one": [192], "twenty": [192] * 20, "mixed": [192, 192, 160, 192, 160]}
-# Python functions called in a step: for the first parameter, and for each other one of its shape.
+# Python functions called in a step of one parameter, and of twenty of one shape.
 PYTHON = {
-    "SGD": (SGD, {}, 147, 0),
-    "SGD at rank 4": (SGD, {"rank": 4}, 174, 0),
-    "AdamW in one pass": (AdamW, {"factorization": "single_pass"}, 201, 4),
+    "SGD": (SGD, {}, {1: 135, 20: 147}),
+    "SGD at rank 4": (SGD, {"rank": 4}, {1: 174, 20: 153}),
+    "AdamW in one pass": (AdamW, {"factorization": "single_pass"}, {1: 201, 20: 277}),
 }
 
 
@@ -47,10 +48,14 @@ def test_launches_of_a_step(kernels, model, k):
         seen.clear()
         optimizer.step()
     ours, products, others = (len(set(sizes)) * number for number in BUDGETS[k])
+    device = device_of(kernels.device)
+    if k == 1:  # otherwise two launches make the columns of all programs
+        few = [Problem("plane_rows", False, k, n, n, sizes.count(n)) for n in set(sizes)]
+        ours += sum(2 for problem in few if not fits_rows(problem, device))
     found = Counter(name for name in seen.calls if name in LIBRARY)
     if k in (4, 64):  # as many matrices as multiprocessors have no launches for parts of one
-        many = device_of(kernels.device).processors
-        ours -= sum({4: 3, 64: 8}[k] for n in set(sizes) if sizes.count(n) >= many)
+        many = [n for n in set(sizes) if sizes.count(n) >= device.processors]
+        ours -= len(many) * {4: 3, 64: 8}[k]
     assert len(seen.kernels) == ours
     assert found.pop("bmm", 0) == products
     assert found.total() == others
@@ -71,7 +76,7 @@ def test_python_of_a_step(kernels, count, rule, monkeypatch):
         def __getitem__(self, grid):
             return lambda **arguments: None
 
-    made, options, first, each = PYTHON[rule]
+    made, options, most = PYTHON[rule]
     weights = list(parameters(kernels, [192] * count))
     optimizer = made(weights, lr=0.1, polish_every=0, **options)
     called = []
@@ -83,6 +88,4 @@ def test_python_of_a_step(kernels, count, rule, monkeypatch):
             optimizer.step()
         finally:
             sys.setprofile(None)
-    assert len(called) <= first + each * (count - 1), Counter(c.co_qualname for c in called).most_common(
-        20
-    )
+    assert len(called) <= most[count], Counter(c.co_qualname for c in called).most_common(20)

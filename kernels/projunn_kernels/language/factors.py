@@ -38,6 +38,13 @@ def sum_partials(base, first, n, k, splits, BN: tl.constexpr, K: tl.constexpr, P
 
 
 @triton.jit
+def sum_column(base, n, splits, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """Adds up a whole column of partial sums (splits, n), n <= BN, as float64 numbers (BN,)."""
+    re, im = sum_partials(base, 0, n, 1, splits, BN, 1, PAIRS)
+    return tl.reshape(re, (BN,)), tl.reshape(im, (BN,))
+
+
+@triton.jit
 def store_columns(base, first, n, k, re, im, BN: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
     re, im = re.to(tl.float32), im.to(tl.float32)
     store_tile(base, tl.arange(0, K), first, k, n, re, im, BN, PAIRS)

@@ -71,3 +71,23 @@ def rotated(q1r, q1i, q2r, q2i, ar, ai, br, bi, PAIRS: tl.constexpr):
         re = q1r * ar + q2r * br
         im = re
     return re, im
+
+
+@triton.jit
+def plane_rotation(yr, yi, zr, zi, precision, ROTATE: tl.constexpr, PAIRS: tl.constexpr):
+    """The columns of Q and of ``T = Q F^H``, in float32, and whether their step can be taken.
+
+    From whole float64 columns Y and Z of the step ``Z Y^H``.
+    """
+    q1r, q1i, q2r, q2i, e1r, e1i, e2 = plane_basis(yr, yi, zr, zi, PAIRS)
+    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(e1r, e1i, e2, precision, PAIRS)
+    taken = taken & (e2 < 1e300) & (tl.abs(e1r) + tl.abs(e1i) < 1e300)
+    t1r, t1i = rotated(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
+    t2r, t2i = rotated(q1r, q1i, q2r, q2i, f21r, f21i, f22r, f22i, PAIRS)
+    q1r, q1i, q2r, q2i = (
+        q1r.to(tl.float32), q1i.to(tl.float32), q2r.to(tl.float32), q2i.to(tl.float32)
+    )  # fmt: skip
+    t1r, t1i, t2r, t2i = (
+        t1r.to(tl.float32), t1i.to(tl.float32), t2r.to(tl.float32), t2i.to(tl.float32)
+    )  # fmt: skip
+    return q1r, q1i, q2r, q2i, t1r, t1i, t2r, t2i, taken

@@ -21,7 +21,7 @@ from projunn_kernels.configs.kernel import (
     no_complex_half,
 )
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
-from projunn_kernels.constants import MAX_RANK
+from projunn_kernels.constants import MAX_RANK, MAX_ROW
 from projunn_kernels.products import eager
 
 # An accumulator of a tile and a column is a float a thread; about 32 of them fit.
@@ -41,6 +41,8 @@ def row_splits(problem: Problem, config: Config, device: Device) -> int:
 
 def _adjoint_tiles(problem: Problem, device: Device) -> Config:
     p, columns = problem, min(power_of_two(problem.n), 64 if problem.columns <= 4 else 32)
+    if p.k == 1 and power_of_two(p.n) * p.width <= MAX_ROW:
+        columns = min(columns, 32 // p.width)  # higher tiles, fewer partial sums: all programs add them
     rows = _ACCUMULATORS // (p.columns * p.width * columns)
     return Config(max(1, min(power_of_two(p.m), rows)), columns, 4)
 

@@ -25,6 +25,7 @@ from projunn_kernels.rules import follow_rule_
 from projunn_kernels.single_pass.tiles import BOTH_PRODUCTS, MAX_WIDTH, ROTATE_AHEAD
 from projunn_kernels.step import eager
 from projunn_kernels.step.arguments import FactoredStep, FollowedStep, FusedStep, batch_of
+from projunn_kernels.step.row_tiles import PLANE_ROWS, UNIT_PRODUCT
 from projunn_kernels.step.tiles import FUSED_STEP
 
 __all__ = [
@@ -131,7 +132,7 @@ _fused_step = Operation(
     fits=_fits_launches,
     fake=_fake,
     on="weights",
-    kernels=(FUSED_STEP, BOTH_PRODUCTS, ROTATE_AHEAD),
+    kernels=(FUSED_STEP, UNIT_PRODUCT, PLANE_ROWS, BOTH_PRODUCTS, ROTATE_AHEAD),
     mutates=("weights", "bases", "skipped", "missed"),
     bundle=FusedStep,
 )

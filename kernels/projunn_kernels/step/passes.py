@@ -9,6 +9,14 @@
     rotate_rows       W += (W Q) T^H                             reads and writes W
                       R <- S + 0.01 probe; counts the steps that were not taken
 
+Of rank 1, and where rows are short, programs make the columns that they need themselves, with two
+launches less (`projunn_kernels.step.kernels.rows`):
+
+    adjoint_product   partial sums of D^H R
+    unit_product      Y = orth(D^H R),  X = D Y                  reads D
+    adjoint_product   partial sums of W^H X
+    plane_rows        Q and T,  W += (W Q) T^H,  R               reads and writes W
+
 Of a direction that is in factors already, X Y^H, the first three are not needed; where its bases have
 other columns than X, a launch of `warm_basis` makes them, as it does for k > 8.
 
@@ -22,6 +30,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from projunn_kernels.configs.problem import Problem, device_of
 from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.keeping import unread
@@ -31,6 +40,8 @@ from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
 from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.launch import FollowedProduct
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
+from projunn_kernels.step.row_tiles import fits_rows
+from projunn_kernels.step.rows import Refreshed, plane_rows_launch, unit_product_launch
 from projunn_kernels.warm_basis.launch import warm_bases_launch
 
 
@@ -58,8 +69,12 @@ class Passes:
             # What the rule has counted must not be counted again.
             step = replace(step, missed=[unread(t) for t in step.missed])
         self._uncounted = step.missed
-        self._orthonormal, right = orthonormal_launch(pulled, times=1)
-        self._push, left = product_launch(directions, right)
+        self._orthonormal: Launch | Chain | None = None
+        if _short_rows(directions, k):
+            self._push, right, left = unit_product_launch(directions, pulled)
+        else:
+            self._orthonormal, right = orthonormal_launch(pulled, times=1)
+            self._push, left = product_launch(directions, right)
         self._turn = _Turn(step, bases, left, right, left)
 
     def __call__(
@@ -82,14 +97,14 @@ class Passes:
         """
         listed = address_table(step.directions) if directions is None else directions
         assert (self._follow is None) == (rule is None)
+        given = {"listed": listed}
         if self._follow is None or rule is None:
             self._pull(listed=listed)
-            self._orthonormal()
-            self._push(listed=listed)
         else:
-            found = self._follow(rule, listed, stored)
+            given = {"matrix": self._follow(rule, listed, stored)}
+        if self._orthonormal is not None:
             self._orthonormal()
-            self._push(matrix=found)
+        self._push(**given)
         return self._turn(step)
 
 
@@ -141,24 +156,29 @@ class _Turn:
         sketched: Tensor,
     ) -> None:
         weights = Matrices.of_all(step.weights, step.pairs)
-        self._pull, partial = adjoint_launch(weights, left.shape[1], left)
-        first: list[Launch | Chain] = []
-        if sketched.shape[1] > 1:
-            run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
-            first.append(run)
+        self._pull, pulled = adjoint_launch(weights, left.shape[1], left)
         tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
-        warm = None
-        if sketched.shape[1] == left.shape[1] <= MAX_RANK:
-            inverses = torch.empty(weights.count, dtype=torch.float64, device=left.device)
-            warm = Warm(sketched, inverses, bases.base, *tables)
-        self._turn, rotation = rotation_launch(
-            weights, right, partial, step.retraction, step.rate, step.scale, warm=warm
-        )
-        last = [*first, rows_launch(weights, rotation, warm)]
-        if warm is None:
-            last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
-        self._last = tuple(last)
-        self._mask = rotation.taken.view(torch.bool).view(batch_of(step))
+        way = step.retraction, step.rate, step.scale
+        self._turn: Launch | Chain
+        self._last: tuple[Launch | Chain, ...] = ()
+        if sketched.shape[1] == 1 and _short_rows(weights, left.shape[1]):
+            refreshed = Refreshed(sketched, bases.base, *tables)
+            self._turn, taken = plane_rows_launch(weights, right, pulled, refreshed, *way)
+        else:
+            first: list[Launch | Chain] = []
+            if sketched.shape[1] > 1:
+                run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
+                first.append(run)
+            warm = None
+            if sketched.shape[1] == left.shape[1] <= MAX_RANK:
+                inverses = torch.empty(weights.count, dtype=torch.float64, device=left.device)
+                warm = Warm(sketched, inverses, bases.base, *tables)
+            self._turn, rotation = rotation_launch(weights, right, pulled, *way, warm=warm)
+            last = [*first, rows_launch(weights, rotation, warm)]
+            if warm is None:
+                last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
+            self._last, taken = tuple(last), rotation.taken
+        self._mask = taken.view(torch.bool).view(batch_of(step))
 
     def __call__(self, step: FusedStep | FactoredStep) -> Tensor:
         """The mask of the steps taken, which the next call overwrites."""
@@ -170,3 +190,11 @@ class _Turn:
         for run in self._last:
             run()
         return self._mask
+
+
+def _short_rows(matrices: Matrices, k: int) -> bool:
+    """Whether the programs of a step of rank k make the columns that they need."""
+    like = matrices.sample
+    _, m, n = like.shape
+    problem = Problem("plane_rows", like.is_complex(), k, m, n, matrices.count)
+    return fits_rows(problem, device_of(like.device))

@@ -41,6 +41,8 @@ STREAMING = (
     "rotate_rows_kernel",
     "rank_update_kernel",
     "plane_step_kernel",
+    "unit_product_kernel",
+    "plane_rows_kernel",
 )
 
 

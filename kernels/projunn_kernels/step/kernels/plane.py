@@ -14,7 +14,7 @@ import triton.language as tl
 
 from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.float64 import reciprocal, square_root
-from projunn_kernels.language.plane import PROBE, TINY, plane_basis, rotated
+from projunn_kernels.language.plane import PROBE, TINY, plane_rotation
 from projunn_kernels.language.tiles import (
     add_outer,
     adjoint_times,
@@ -88,7 +88,7 @@ def _floats(rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(base, rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
+def load_rows(base, rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
     """`load_tile` of whole rows of a small matrix."""
     at, inside = _floats(rows, m, n, BN, PAIRS)
     re = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
@@ -99,12 +99,21 @@ def _load_rows(base, rows, m, n, BN: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(base, rows, m, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
-    """The inverse of `_load_rows`."""
+def store_rows(base, rows, m, n, re, im, BN: tl.constexpr, PAIRS: tl.constexpr):
+    """The inverse of `load_rows`."""
     at, inside = _floats(rows, m, n, BN, PAIRS)
     if PAIRS:
         re = tl.reshape(tl.join(re, im), (rows.shape[0], 2 * BN))
     tl.store(base + at, re, mask=inside)
+
+
+@triton.jit
+def refresh(basis, probe, rows, m, xr, xi, inverse, PAIRS: tl.constexpr):
+    """``R <- x / |x| + 0.01 probe`` in some rows; ``inverse`` is 1 / |x|."""
+    inside = rows < m
+    gr, gi = load_column(probe, rows, inside, PAIRS)
+    re, im = (xr * inverse).to(tl.float32) + PROBE * gr, (xi * inverse).to(tl.float32) + PROBE * gi
+    store_column(basis, rows, inside, re, im, PAIRS)
 
 
 @triton.jit
@@ -149,11 +158,11 @@ def plane_step_kernel(
     yr = tl.zeros((BN,), tl.float32)
     yi = tl.zeros((BN,), tl.float32)
     whole = m if PANELS == 1 else 0  # with several panels nothing is loaded ahead of the loops
-    dr, di = _load_rows(d, lane, whole, n, BN, PAIRS)
+    dr, di = load_rows(d, lane, whole, n, BN, PAIRS)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            dr, di = _load_rows(d, rows, m, n, BN, PAIRS)
+            dr, di = load_rows(d, rows, m, n, BN, PAIRS)
         br, bi = load_column(r, rows, rows < m, PAIRS)
         pr, pi = adjoint_times(dr, di, br, bi, PAIRS)
         yr += pr
@@ -169,13 +178,13 @@ def plane_step_kernel(
     zr = tl.zeros((BN,), tl.float32)
     zi = tl.zeros((BN,), tl.float32)
     squares = tl.zeros((), tl.float64)
-    wr, wi = _load_rows(w, lane, tl.where(moves, whole, 0), n, BN, PAIRS)
+    wr, wi = load_rows(w, lane, tl.where(moves, whole, 0), n, BN, PAIRS)
     xr, xi = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            dr, di = _load_rows(d, rows, tl.where(moves, m, 0), n, BN, PAIRS)
-            wr, wi = _load_rows(w, rows, tl.where(moves, m, 0), n, BN, PAIRS)
+            dr, di = load_rows(d, rows, tl.where(moves, m, 0), n, BN, PAIRS)
+            wr, wi = load_rows(w, rows, tl.where(moves, m, 0), n, BN, PAIRS)
         xr, xi = times(dr, di, yr, yi, PAIRS)
         squares += square_sum(xr, xi, PAIRS)
         if PANELS > 1:
@@ -185,20 +194,11 @@ def plane_step_kernel(
         zi += pi
     zr, zi = -rate * zr, -rate * zi
 
-    q1r, q1i, q2r, q2i, e1r, e1i, e2 = plane_basis(
-        yr.to(tl.float64), yi.to(tl.float64), zr.to(tl.float64), zi.to(tl.float64), PAIRS
-    )
-    f11r, f11i, f12r, f12i, f21r, f21i, f22r, f22i, taken = ROTATE(e1r, e1i, e2, precision, PAIRS)
-    finite = (squares < 1e300) & (e2 < 1e300) & (tl.abs(e1r) + tl.abs(e1i) < 1e300)
-    taken = taken & finite
-    t1r, t1i = rotated(q1r, q1i, q2r, q2i, f11r, f11i, f12r, f12i, PAIRS)
-    t2r, t2i = rotated(q1r, q1i, q2r, q2i, f21r, f21i, f22r, f22i, PAIRS)
-    q1r, q1i, q2r, q2i = (
-        q1r.to(tl.float32), q1i.to(tl.float32), q2r.to(tl.float32), q2i.to(tl.float32)
+    q1r, q1i, q2r, q2i, t1r, t1i, t2r, t2i, taken = plane_rotation(
+        yr.to(tl.float64), yi.to(tl.float64), zr.to(tl.float64), zi.to(tl.float64), precision,
+        ROTATE, PAIRS,
     )  # fmt: skip
-    t1r, t1i, t2r, t2i = (
-        t1r.to(tl.float32), t1i.to(tl.float32), t2r.to(tl.float32), t2i.to(tl.float32)
-    )  # fmt: skip
+    taken = taken & (squares < 1e300)
     tl.store(taken_mask + tl.program_id(0), taken.to(tl.int8))
     if not taken:
         _count(skipped, missed, entry, matrix, ACTIVE)
@@ -209,12 +209,12 @@ def plane_step_kernel(
     for panel in range(PANELS):
         rows = panel * BM + lane
         if PANELS > 1:
-            wr, wi = _load_rows(w, rows, kept, n, BN, PAIRS)
+            wr, wi = load_rows(w, rows, kept, n, BN, PAIRS)
         l1r, l1i = times(wr, wi, q1r, q1i, PAIRS)
         l2r, l2i = times(wr, wi, q2r, q2i, PAIRS)
         ur, ui = add_outer(wr, wi, l1r, l1i, t1r, t1i, PAIRS)
         ur, ui = add_outer(ur, ui, l2r, l2i, t2r, t2i, PAIRS)
-        _store_rows(w, m - kept + rows, m, n, ur, ui, BN, PAIRS)
+        store_rows(w, m - kept + rows, m, n, ur, ui, BN, PAIRS)
 
     inverse = reciprocal(tl.maximum(square_root(squares), TINY))
     if PANELS > 1:
@@ -223,12 +223,4 @@ def plane_step_kernel(
         rows = panel * BM + lane
         if PANELS > 1:
             xr, xi = load_column(x, rows, rows < m, PAIRS)
-        gr, gi = load_column(g, rows, rows < m, PAIRS)
-        store_column(
-            r,
-            rows,
-            rows < tl.where(taken, m, 0),
-            (xr * inverse).to(tl.float32) + PROBE * gr,
-            (xi * inverse).to(tl.float32) + PROBE * gi,
-            PAIRS,
-        )
+        refresh(r, g, rows, tl.where(taken, m, 0), xr, xi, inverse, PAIRS)
