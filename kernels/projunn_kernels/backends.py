@@ -13,7 +13,6 @@ float64 and complex128 run in PyTorch whatever the choice.  ``PROJUNN_BACKEND`` 
 process starts with.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels import private
+from projunn_kernels.triton_kernels import kernels
 
 BACKENDS = ("auto", "torch", "triton", "interpret")
 _SINGLE = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
@@ -179,7 +179,7 @@ def kernels_work() -> bool:
     if not triton_installed():
         return False
     try:
-        importlib.import_module("projunn_kernels.launching").kernels()
+        kernels()
     except Exception as error:
         warnings.warn(
             "triton is installed, but the kernels cannot be imported with it, and PyTorch operations run"

@@ -5,13 +5,9 @@ or complex.  ``active`` (A,) lists the matrices that take part; factors then hav
 kernels see complex numbers as interleaved real pairs, and factors column by column, (B, k, n).
 """
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -254,20 +250,6 @@ def intercepted(stand_in: Callable[[Any], Any]) -> Iterator[None]:
         yield
     finally:
         _stand_in = before
-
-
-@cache
-def kernels() -> dict[str, Any]:
-    """Every kernel of the package by the name of its function."""
-    import projunn_kernels
-
-    found: dict[str, Any] = {}
-    for module in pkgutil.iter_modules(projunn_kernels.__path__, "projunn_kernels."):
-        name = f"{module.name}.kernels"
-        if module.ispkg and importlib.util.find_spec(name) is not None:
-            defined = vars(importlib.import_module(name)).items()
-            found |= {key: value for key, value in defined if key.endswith("_kernel")}
-    return found
 
 
 def addresses_of_flat(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:

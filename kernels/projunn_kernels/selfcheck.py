@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from projunn_kernels.configs import choice, tables
+from projunn_kernels.configs.fingerprints import fingerprint, fingerprints
 from projunn_kernels.configs.kernel import KERNELS, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Problem, device_of
 
@@ -316,8 +317,6 @@ def _key(
     kernel: Kernel, small: Problem, config: Config, variant: Mapping[str, Any], device: torch.device
 ) -> str:
     """What a verdict depends on: the sources, the constants, the alignment of sizes, GPU and Triton."""
-    from projunn_kernels.configs.fingerprints import fingerprint, fingerprints
-
     sources = [fingerprints()[name] for name in kernel.functions]
     sources += [fingerprint(function) for function in kernel.passed(small, variant)]
     kind = (small.pairs, small.k, small.m, small.n, small.matrices, asdict(config))

@@ -68,7 +68,7 @@ def test_auto_falls_back_where_triton_is_broken_or_too_old(monkeypatch):
     assert uses_triton(OnGPU())
     backends.kernels_work.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr("projunn_kernels.launching.kernels", broken)
+        patch.setattr("projunn_kernels.backends.kernels", broken)
         with pytest.warns(RuntimeWarning, match="kernels cannot be imported with it.*ImportError.*gdc"):
             assert not uses_triton(OnGPU())
         assert not uses_triton(OnGPU())  # one warning

@@ -36,7 +36,7 @@ def run(*command):
 
 @triton_is_there
 def test_no_loop_of_any_kernel_forgets_a_name():
-    from projunn_kernels.launching import kernels
+    from projunn_kernels.triton_kernels import kernels
 
     result = run("-m", "projunn_kernels.tuning.aot", "--carried")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 from projunn_kernels import launching, private, selfcheck
 from projunn_kernels.precision import matmul_precision
 from projunn_kernels.time_loop import launch, stepping
+from projunn_kernels.triton_kernels import kernels
 
 STEPS, BATCH, UNITS = 4, 64, 600  # W of 600 units does not fit a multiprocessor
 
@@ -42,12 +43,12 @@ class Binary:
 def noted(monkeypatch):
     monkeypatch.setattr(launching, "_binaries", {})
     monkeypatch.setattr(private, "current_raw_stream", lambda *_: 0)
-    kernels = {}
-    for name in vars(stepping).keys() & launching.kernels().keys():
-        kernels[name] = Noted(getattr(stepping, name))
-        monkeypatch.setattr(stepping, name, kernels[name])
+    stand_ins = {}
+    for name in vars(stepping).keys() & kernels().keys():
+        stand_ins[name] = Noted(getattr(stepping, name))
+        monkeypatch.setattr(stepping, name, stand_ins[name])
     with selfcheck.suspended():
-        yield kernels
+        yield stand_ins
 
 
 def places(of):

@@ -24,6 +24,7 @@ from functools import cache
 from importlib.resources.abc import Traversable
 
 from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
+from projunn_kernels.configs.fingerprints import fingerprints
 from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.configs.tables import (
     SUFFIX,
@@ -178,8 +179,6 @@ def _would_be_tried(bucket: str, entry: Entry, device: Device) -> bool:
 
 
 def _same_kernels(entry: Entry) -> bool:
-    from projunn_kernels.configs.fingerprints import fingerprints
-
     present = fingerprints()
     return all(present.get(name) == found for name, found in entry.kernels.items())
 

@@ -17,7 +17,7 @@ import torch
 
 from projunn_kernels.configs.fingerprints import fingerprints
 from projunn_kernels.configs.problem import Device
-from projunn_kernels.launching import kernels
+from projunn_kernels.triton_kernels import kernels
 from projunn_kernels.tuning.passed import decoded, encoded
 
 # A GPU of each: its multiprocessors, and the bytes of shared memory that a program may have.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from projunn_kernels.launching import kernels
+from projunn_kernels.triton_kernels import kernels
 from projunn_kernels.tuning.passed import Passed, decoded, encoded
 
 LONGEST = 180.0  # seconds for one kernel
