@@ -12,8 +12,8 @@ from projunn_kernels.configs import choice
 from projunn_kernels.configs.closed_form import candidates, closed_form
 from projunn_kernels.configs.problem import Config, Device, Problem, device_of, power_of_two
 from projunn_kernels.convolution import eager, fourier_convolution_backward, plain, products, reference
-from projunn_kernels.convolution.tables import points_and_pairs
-from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM, few_points
+from projunn_kernels.convolution.tables import few_points, points_and_pairs
+from projunn_kernels.convolution.tiles import FOURIER_TRANSFORM
 from projunn_kernels.keeping import Recent
 
 SIZES = [(1,), (2,), (6,), (5,), (4, 4), (3, 4), (1, 4), (4, 1), (2, 2), (7, 8), (30, 33)]

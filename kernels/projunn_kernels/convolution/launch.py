@@ -21,8 +21,7 @@ from projunn_kernels.convolution.kernels import (
     sliced_inverse_kernel,
     sliced_transform_kernel,
 )
-from projunn_kernels.convolution.tables import LEAST, padded, points_and_pairs
-from projunn_kernels.convolution.tiles import FOURIER_INVERSE, FOURIER_TRANSFORM, few_points
+from projunn_kernels.convolution.tables import LEAST, few_points, padded, points_and_pairs
 from projunn_kernels.keeping import IDLE, Recent, may_keep
 from projunn_kernels.launching import Launch, choose, dot_precision, options, product_setting
 
@@ -76,11 +75,11 @@ _KERNELS = {
 
 
 def _transform_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    return _launch(FOURIER_TRANSFORM.name, signal, size)
+    return _launch("fourier_transform", signal, size)
 
 
 def _inverse_launch(signal: Tensor, size: list[int], has_bias: bool) -> Launch:
-    return _launch(FOURIER_INVERSE.name, signal, size, BIAS=has_bias)
+    return _launch("fourier_inverse", signal, size, BIAS=has_bias)
 
 
 def _launch(operation: str, signal: Tensor, size: list[int], **more: Any) -> Launch:
@@ -91,7 +90,7 @@ def _launch(operation: str, signal: Tensor, size: list[int], **more: Any) -> Lau
     by_image, by_channel, *by_axis = signal.stride()
     by_row, by_point = (width * by_axis[-1], *by_axis)[-2:]
     apart = by_point != 1 or by_row != width
-    back = operation == FOURIER_INVERSE.name
+    back = operation == "fourier_inverse"
     variant = {} if back else {"apart": apart}
     problem = Problem(operation, False, 1, height, width, planes)
     config = choose(problem, signal.device, precision=product_setting(torch.float32), **variant)

@@ -12,6 +12,7 @@ from projunn_kernels.convolution.grid import frequencies
 from projunn_kernels.keeping import constant
 
 LEAST = 16  # rows and columns of the operands of `tl.dot`
+FEW_POINTS = 64  # up to which kernels make the whole transform by one product
 
 
 def padded(points: int) -> int:
@@ -23,6 +24,11 @@ def points_and_pairs(size: Sequence[int]) -> tuple[int, int]:
     """Points and paired bins of `of_all_points` with what pads them: alike for all sizes of a bucket."""
     points = padded(prod(power_of_two(side) for side in size))
     return points, max(LEAST, points // 2)
+
+
+def few_points(size: Sequence[int]) -> bool:
+    """True if kernels multiply by the matrix of the whole transform, and not by rows and columns."""
+    return points_and_pairs(size)[0] <= FEW_POINTS
 
 
 @constant

@@ -10,11 +10,10 @@ from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem
 from projunn_kernels.convolution import eager
 from projunn_kernels.convolution.grid import frequencies
-from projunn_kernels.convolution.tables import padded, points_and_pairs
+from projunn_kernels.convolution.tables import few_points, padded
 from projunn_kernels.precision import matmul_precision
 
-# Points up to which one product is made, and of a side, that kernels transform.
-FEW_POINTS, LONGEST_SIDE = 64, 64
+LONGEST_SIDE = 64  # points of a side that kernels transform
 # Points of a height up to which a program has whole planes where operands of products need registers,
 # and of a slice of those that are taller.
 _LONGEST_HEIGHT, _SLICE = 32, 16
@@ -26,11 +25,6 @@ _IMAGES = 256  # that transforms are tuned for
 def has_kernels(size: Sequence[int]) -> bool:
     """True if kernels transform real signals of this size."""
     return len(size) <= 2 and max(size) <= LONGEST_SIDE
-
-
-def few_points(size: Sequence[int]) -> bool:
-    """True if the matrix of the whole transform is multiplied by, and not rows and columns."""
-    return points_and_pairs(size)[0] <= FEW_POINTS
 
 
 def _tiles(problem: Problem, device: Device) -> Config:
