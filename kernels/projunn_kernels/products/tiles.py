@@ -21,22 +21,11 @@ from projunn_kernels.configs.kernel import (
     no_complex_half,
 )
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
-from projunn_kernels.constants import MAX_RANK, MAX_ROW
+from projunn_kernels.constants import MAX_ROW
 from projunn_kernels.products import eager
 
 # An accumulator of a tile and a column is a float a thread; about 32 of them fit.
 _ACCUMULATORS = 4096
-
-
-def row_splits(problem: Problem, config: Config, device: Device) -> int:
-    """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
-
-    Twice for many columns, whose partial sums are large.  At least 64 rows each, so that the partial
-    sums of a few stay a few percent of the traffic.
-    """
-    tiles = -(-problem.n // config.columns) * max(1, problem.matrices)
-    wanted = -(-(4 if problem.k <= MAX_RANK else 2) * device.processors // tiles)
-    return max(1, min(wanted, problem.m // 64))
 
 
 def _adjoint_tiles(problem: Problem, device: Device) -> Config:

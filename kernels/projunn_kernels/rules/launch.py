@@ -23,7 +23,7 @@ from projunn_kernels.launching import (
     options,
     table_of,
 )
-from projunn_kernels.products.tiles import row_splits
+from projunn_kernels.products.launch import row_splits
 from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.kernels import PARTS, rule_kernel, rule_product_kernel, sound_kernel
 

@@ -17,7 +17,7 @@ from projunn_kernels.launching import (
     half_precision,
     options,
 )
-from projunn_kernels.products.tiles import row_splits
+from projunn_kernels.products.launch import row_splits
 from projunn_kernels.retraction.launch import rotation_launch
 from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.launch import Look
