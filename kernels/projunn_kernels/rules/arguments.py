@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 RULES = ("momentum", "rmsprop", "adamw", "lion")
+# The `RuleStep.form` of steps along gradients as they are.
+NO_RULE: dict[str, str | bool] = {"rule": "none", "mean": False, "other": False, "nesterov": False}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class RuleStep:
     steps: int
     counted: list[Tensor]
     pairs: bool = False
+
+    @property
+    def form(self) -> dict[str, str | bool]:
+        """The rule, and which averages it has: what kernels are compiled for."""
+        has = {"mean": bool(self.means), "other": bool(self.others)}
+        return {"rule": self.rule, **has, "nesterov": self.nesterov}
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,8 @@ class Look:
         floats = m * n * (2 if pairs else 1)
         matrices = first.numel() // (m * n)
         count = matrices * len(step.gradients)
-        has = {"mean": bool(step.means), "other": bool(step.others), "counted": bool(step.counted)}
-        variant = {"rule": step.rule, "nesterov": step.nesterov, **has}
-        config = configured("rule", first.reshape(-1, m, n), 1, count, **variant)
+        form, counts = step.form, bool(step.counted)
+        config = configured("rule", first.reshape(-1, m, n), 1, count, **form, counted=counts)
         self.block, self.warps = config.columns, config.warps
         stretch = max(_STRETCH, -(-floats // PARTS.value))
         stretch = -(-stretch // self.block) * self.block
@@ -121,7 +120,7 @@ class Look:
             matrices=matrices,
             size=floats,
             stretch=stretch,
-            COUNTED=bool(step.counted),
+            COUNTED=counts,
             CORRECTED=step.rule == "adamw",
             PAIRS=pairs,
             B=self.block,
@@ -130,8 +129,8 @@ class Look:
         )
         lists = {"means": step.means, "squares": step.squares, "others": step.others}
         tables = {name: address_table(own) if own else missed for name, own in lists.items()}
-        kind = {"RULE": step.rule, "MEAN": has["mean"], "OTHER": has["other"]}
-        self.arguments = {**shared, **tables, "parts": parts, **kind, "NESTEROV": step.nesterov}
+        constants = {name.upper(): value for name, value in form.items()}
+        self.arguments = {**shared, **tables, "parts": parts, **constants}
 
     def __call__(self, step: RuleStep, gradients: Tensor) -> dict[str, Tensor]:
         """Look at the gradients of a step, of which there is the table of their addresses.
@@ -207,8 +206,7 @@ class FollowedProduct:
         pairs, count = first.is_complex(), math.prod(batch) * len(step.gradients)
         self._shape = count, m, n
         self.directions = Matrices.of(first.new_empty(1).expand(count, m, n))
-        variant = {name: look.arguments[name.upper()] for name in ("rule", "mean", "other", "nesterov")}
-        config = configured("rule_product", first.reshape(-1, m, n), k, count, **variant)
+        config = configured("rule_product", first.reshape(-1, m, n), k, count, **step.form)
         problem = Problem("rule_product", pairs, k, m, n, count)
         splits = row_splits(problem, config, device_of(first.device))
         rows_each = -(-m // (splits * config.rows)) * config.rows

@@ -6,7 +6,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from projunn_kernels.configs.problem import Problem, device_of
+from projunn_kernels.configs.problem import Config, Device, Problem, device_of
 from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.keeping import unread
 from projunn_kernels.launching import (
@@ -19,14 +19,13 @@ from projunn_kernels.launching import (
 )
 from projunn_kernels.products.launch import row_splits
 from projunn_kernels.retraction.launch import rotation_launch
-from projunn_kernels.rules.arguments import RuleStep
+from projunn_kernels.rules.arguments import NO_RULE, RuleStep
 from projunn_kernels.rules.launch import Look
 from projunn_kernels.single_pass.kernels import (
     ahead_is_sound_kernel,
     both_products_kernel,
     rotate_ahead_kernel,
 )
-from projunn_kernels.single_pass.tiles import row_groups, variant_of
 from projunn_kernels.step.arguments import FusedStep, batch_of
 
 
@@ -71,14 +70,14 @@ class SinglePass:
         self._look = None if rule is None else Look(rule)
         # What a rule has counted must not be counted again.
         self._uncounted = [] if rule is None else [unread(t) for t in step.missed]
-        variant = {"gradient": half_precision(directions.sample), **variant_of(rule)}
-        tile = weights.config("both_products", 1, **variant)
+        form = NO_RULE if rule is None else rule.form
+        tile = weights.config("both_products", 1, gradient=half_precision(directions.sample), **form)
         panel = weights.config("rotate_ahead", 1)
         tiles, sized = -(-n // tile.columns), Problem("both_products", pairs, 1, m, n, count)
         splits = row_splits(sized, tile, device_of(device))
         rows_each = -(-m // (splits * tile.rows)) * tile.rows
         splits = -(-m // rows_each)
-        panels = -(-m // (row_groups(sized, panel, device_of(device)) * panel.rows))
+        panels = -(-m // (_row_groups(sized, panel, device_of(device)) * panel.rows))
         groups = -(-m // (panels * panel.rows))
         pulled = torch.empty(count, splits, 1, n, **like)
         pushed = torch.empty(count, tiles, 1, m, **like)
@@ -182,10 +181,19 @@ class SinglePass:
         return all(known() is basis for known, basis in zip(last, bases, strict=True))
 
 
+def _row_groups(problem: Problem, config: Config, device: Device) -> int:
+    """Programs that share the rows of a matrix: two for each multiprocessor, all matrices together.
+
+    Each leaves a row of partial sums, and so has at least eight rows.
+    """
+    wanted = -(-2 * device.processors // max(1, problem.matrices))
+    return max(1, min(wanted, problem.m // max(8, config.rows)))
+
+
 def _no_rule(anything: Tensor) -> dict[str, Any]:
     """What `Look.arguments` has where no rule is followed: tensors that are not read."""
     unread = ("means", "squares", "others", "missed", "finite", "shares", "numbers")
-    constants = {"RULE": "none", "MEAN": False, "OTHER": False, "NESTEROV": False}
+    constants = {name.upper(): value for name, value in NO_RULE.items()}
     return {**dict.fromkeys(unread, anything), "parts": 0, **constants}
 
 

@@ -12,7 +12,7 @@ from projunn_kernels.configs.closed_form import around, neighbours, sizes, warps
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel, no_complex_half
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import PROBE
-from projunn_kernels.rules.arguments import RULES, RuleStep
+from projunn_kernels.rules.arguments import NO_RULE, RULES, RuleStep
 from projunn_kernels.rules.eager import follow_rule
 from projunn_kernels.rules.tiles import CHANGED, drawn_averages, has_form, rule_of
 from projunn_kernels.step import eager
@@ -22,15 +22,6 @@ from projunn_kernels.step.tiles import step_of
 # Real numbers of a row, which stays in registers beside a sum of rows; tiles have 16 columns or more.
 MAX_WIDTH = 8192
 _RATE = 0.25
-
-
-def row_groups(problem: Problem, config: Config, device: Device) -> int:
-    """Programs that share the rows of a matrix: two for each multiprocessor, all matrices together.
-
-    Each leaves a row of partial sums, and so has at least eight rows.
-    """
-    wanted = -(-2 * device.processors // max(1, problem.matrices))
-    return max(1, min(wanted, problem.m // max(8, config.rows)))
 
 
 def _both_tiles(problem: Problem, device: Device) -> Config:
@@ -75,14 +66,6 @@ def _small_rows(problem: Problem, config: Config) -> Problem:
     """Rows as wide as they are, two panels of them and a tail."""
     m = min(max(3 * config.rows - 1, 19), problem.n)
     return Problem(problem.operation, problem.pairs, 1, m, problem.n, 3)
-
-
-def variant_of(rule: RuleStep | None) -> dict[str, Any]:
-    """What a variant of the kernels says of a rule."""
-    if rule is None:
-        return {"rule": "none", **dict.fromkeys(("mean", "other", "nesterov"), False)}
-    has = {"mean": bool(rule.means), "other": bool(rule.others)}
-    return {"rule": rule.rule, **has, "nesterov": rule.nesterov}
 
 
 def _case(
@@ -172,7 +155,7 @@ def _averages(
 def _allowed(problem: Problem, variant: Mapping[str, Any]) -> bool:
     form = {name: value for name, value in variant.items() if name != "gradient"}
     if form["rule"] == "none":
-        return form == variant_of(None) and no_complex_half(problem, variant)
+        return form == NO_RULE and no_complex_half(problem, variant)
     return has_form(**form) and variant["gradient"] is None
 
 
