@@ -11,7 +11,15 @@ Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
 from projunn import interruption  # noqa: F401  # first: the other imports take seconds
 
 # isort: split
-from projunn import diagnostics, distributed, init, models, nn, optim
+from projunn import (
+    diagnostics,
+    distributed,
+    factored_rules,  # noqa: F401  # enters what operations on a FactoredTensor compute
+    init,
+    models,
+    nn,
+    optim,
+)
 from projunn.conversion import convert
 from projunn.diagnostics import unitarity_defect
 from projunn.factored import FactoredTensor

@@ -1,11 +1,25 @@
 """Tensors stored as low-rank factors: the gradients of layers with ``sketch_rank``."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from projunn_kernels.precision import in_full_precision
+
+# What an operator of ATen computes where tensors in factors are among its arguments.  The rules are in
+# `projunn.factored_rules`, which enters them here.
+RULES: dict[Any, Callable[..., Any]] = {}
+# Those that only look at entries are given all entries.  Any other operator is refused.
+_READING = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "abs", "any", "all", "count_nonzero"),
+        *("sum", "mean", "std", "var", "var_mean", "amax", "amin", "max", "min", "aminmax", "histc"),
+        *("pow", "sign", "equal"),
+    )
+}
 
 
 class FactoredTensor(torch.Tensor):
@@ -179,9 +193,14 @@ class FactoredTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
     ) -> Any:
-        from projunn.factored_rules import carry_out  # which needs this class
-
-        return carry_out(operator, arguments, options or {})
+        options = options or {}
+        rule = RULES.get(operator)
+        if rule is not None:
+            return rule(*arguments, **options)
+        if operator.overloadpacket in _READING and not operator._schema.is_mutable:
+            dense = [t.to_dense() if isinstance(t, FactoredTensor) else t for t in arguments]
+            return operator(*dense, **options)
+        raise refusal(f"{operator} is not known for")
 
 
 class TraceableFactors(FactoredTensor):
@@ -204,6 +223,15 @@ class TraceableFactors(FactoredTensor):
 
     def _stable_hash_for_caching(self) -> str:
         return f"projunn.FactoredTensor pairs={self.pairs} group={self.group}"
+
+
+def refusal(what: str) -> TypeError:
+    """The error for what tensors in factors cannot do."""
+    return TypeError(
+        f"{what} a gradient in low-rank factors (projunn.FactoredTensor), which optimizers of"
+        " projunn.optim step and others do not: call to_dense() on it first (p.grad ="
+        " p.grad.to_dense() is taken by the optimizer), or build the layer without sketch_rank"
+    )
 
 
 def squared_norm(left: Tensor, right: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What operations on a `projunn.FactoredTensor` compute: right, or refused in words.
 
-No rule depends on shapes that happen to fit.  An operation that is in no list here is refused.
+No rule depends on shapes that happen to fit.  What has no rule, and does not only look at entries, is
+refused (`projunn.factored`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,32 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projunn.factored import FactoredTensor, squared_norm
+from projunn.factored import RULES, FactoredTensor, refusal, squared_norm
 
 aten = torch.ops.aten
-
-
-def carry_out(operator: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The result of an operator of ATen, some of whose arguments are in factors.
-
-    Raises:
-        TypeError: there is no rule for it.
-    """
-    rule = _RULES.get(operator)
-    if rule is not None:
-        return rule(*arguments, **options)
-    if operator.overloadpacket in _READING and not operator._schema.is_mutable:
-        dense = [t.to_dense() if isinstance(t, FactoredTensor) else t for t in arguments]
-        return operator(*dense, **options)
-    raise _refusal(f"{operator} is not known for")
-
-
-def _refusal(what: str) -> TypeError:
-    return TypeError(
-        f"{what} a gradient in low-rank factors (projunn.FactoredTensor), which optimizers of"
-        " projunn.optim step and others do not: call to_dense() on it first (p.grad ="
-        " p.grad.to_dense() is taken by the optimizer), or build the layer without sketch_rank"
-    )
 
 
 def _shared(a: FactoredTensor) -> FactoredTensor:
@@ -50,15 +28,15 @@ def _clone(a: FactoredTensor, **_: Any) -> FactoredTensor:
 def _scalar(a: Any, factor: Any) -> Any:
     """A factor that scales all entries alike, as a number or a tensor without axes."""
     if not isinstance(a, FactoredTensor):
-        raise _refusal("division by, or a product in place with,")
+        raise refusal("division by, or a product in place with,")
     if isinstance(factor, Tensor):
         if isinstance(factor, FactoredTensor) or factor.numel() != 1 or factor.ndim > a.ndim:
-            raise _refusal(f"a factor of shape {tuple(factor.shape)}, wanted a number, for")
+            raise refusal(f"a factor of shape {tuple(factor.shape)}, wanted a number, for")
         is_complex = factor.is_complex()
     else:
         is_complex = isinstance(factor, complex)
     if is_complex and not a.is_complex():
-        raise _refusal("a complex factor, wanted a real one, for the real numbers of")
+        raise refusal("a complex factor, wanted a real one, for the real numbers of")
     return factor.reshape(()) if isinstance(factor, Tensor) else factor
 
 
@@ -126,7 +104,7 @@ def _add_(a: Any, b: Any, alpha: Any = 1) -> Tensor:
             " backward, or build the layer without sketch_rank"
         )
     if not _alike(a, b):
-        raise _refusal(f"a sum in place with factors of shape {tuple(b.shape)} is not known for")
+        raise refusal(f"a sum in place with factors of shape {tuple(b.shape)} is not known for")
     return a.replace_(*_sum(a, b, alpha, a.dtype))
 
 
@@ -160,7 +138,7 @@ def _convert(
         to.is_complex if a.is_complex() else to.is_floating_point or (to.is_complex and not a.pairs)
     )
     if layout not in (None, torch.strided) or not possible or (a.pairs and to == torch.bfloat16):
-        raise _refusal(f"a conversion to {layout or to} is not known for")
+        raise refusal(f"a conversion to {layout or to} is not known for")
     options = {"device": device, "dtype": dtype, "non_blocking": non_blocking, "copy": True}
     return a.with_factors(*(t.to(**options) for t in a._held))
 
@@ -176,7 +154,7 @@ def _norm(
     axes = range(a.ndim)
     over = {dim} if isinstance(dim, int) else set(dim or axes)
     if {d % a.ndim for d in over} != set(axes):
-        raise _refusal(f"a norm over dim {dim}, wanted one over all, for")
+        raise refusal(f"a norm over dim {dim}, wanted one over all, for")
     real = a.dtype.to_real()
     total = squared_norm(a.left, a.right).sum().sqrt() if order in (None, 2) else _entry_norm(a, order)
     total = total.to(real if dtype is None else dtype.to_real())
@@ -247,45 +225,39 @@ def _each_(single: Callable[..., Tensor]) -> Callable[..., None]:
     return change
 
 
-_RULES: dict[Any, Callable[..., Any]] = {
-    aten.detach.default: _shared,
-    aten.alias.default: _shared,
-    aten.clone.default: _clone,
-    aten._to_copy.default: _convert,
-    aten.mul.Tensor: _scale,
-    aten.mul.Scalar: _scale,
-    aten.mul_.Tensor: _scale_,
-    aten.mul_.Scalar: _scale_,
-    aten.mul.out: _refuse_bucket,
-    aten.div.Tensor: _divide,
-    aten.div.Scalar: _divide,
-    aten.div_.Tensor: _divide_,
-    aten.div_.Scalar: _divide_,
-    aten.neg.default: lambda a: _scale(a, -1),
-    aten.add.Tensor: _add,
-    aten.add_.Tensor: _add_,
-    aten.sub.Tensor: _subtract,
-    aten.sub_.Tensor: lambda a, b, alpha=1: _add_(a, b, -alpha),
-    aten.zero_.default: _zero_,
-    aten.copy_.default: _copy_,
-    aten.norm.Scalar: _norm,
-    aten.linalg_vector_norm.default: _norm,
-    aten.stack.default: _stack,
-    aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
-    aten._foreach_norm.Scalar: _each(torch.linalg.vector_norm),
-    aten._foreach_mul.Scalar: _each(torch.mul),
-    aten._foreach_mul.Tensor: _each(torch.mul),
-    aten._foreach_mul_.Scalar: _each_(Tensor.mul_),
-    aten._foreach_mul_.Tensor: _each_(Tensor.mul_),
-    aten._foreach_div_.Scalar: _each_(Tensor.div_),
-    aten._foreach_div_.Tensor: _each_(Tensor.div_),
-    aten._foreach_zero_.default: _each_(Tensor.zero_),
-}
-_READING = {
-    getattr(aten, name)
-    for name in (
-        *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "abs", "any", "all", "count_nonzero"),
-        *("sum", "mean", "std", "var", "var_mean", "amax", "amin", "max", "min", "aminmax", "histc"),
-        *("pow", "sign", "equal"),
-    )
-}
+RULES.update(
+    {
+        aten.detach.default: _shared,
+        aten.alias.default: _shared,
+        aten.clone.default: _clone,
+        aten._to_copy.default: _convert,
+        aten.mul.Tensor: _scale,
+        aten.mul.Scalar: _scale,
+        aten.mul_.Tensor: _scale_,
+        aten.mul_.Scalar: _scale_,
+        aten.mul.out: _refuse_bucket,
+        aten.div.Tensor: _divide,
+        aten.div.Scalar: _divide,
+        aten.div_.Tensor: _divide_,
+        aten.div_.Scalar: _divide_,
+        aten.neg.default: lambda a: _scale(a, -1),
+        aten.add.Tensor: _add,
+        aten.add_.Tensor: _add_,
+        aten.sub.Tensor: _subtract,
+        aten.sub_.Tensor: lambda a, b, alpha=1: _add_(a, b, -alpha),
+        aten.zero_.default: _zero_,
+        aten.copy_.default: _copy_,
+        aten.norm.Scalar: _norm,
+        aten.linalg_vector_norm.default: _norm,
+        aten.stack.default: _stack,
+        aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
+        aten._foreach_norm.Scalar: _each(torch.linalg.vector_norm),
+        aten._foreach_mul.Scalar: _each(torch.mul),
+        aten._foreach_mul.Tensor: _each(torch.mul),
+        aten._foreach_mul_.Scalar: _each_(Tensor.mul_),
+        aten._foreach_mul_.Tensor: _each_(Tensor.mul_),
+        aten._foreach_div_.Scalar: _each_(Tensor.div_),
+        aten._foreach_div_.Tensor: _each_(Tensor.div_),
+        aten._foreach_zero_.default: _each_(Tensor.zero_),
+    }
+)
