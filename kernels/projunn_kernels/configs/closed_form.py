@@ -70,14 +70,14 @@ def warps_for(floats: int, each: int) -> int:
 
 
 def neighbours(
-    problem: Problem, first: Config, columns: Iterable[int], floats: Callable[[Config], int], most: int
+    problem: Problem, first: Config, columns: Iterable[int], tiles: int = 1, most: int = 32
 ) -> list[Config]:
     """Configurations around the closed form ``first`` whose tiles fit into registers.
 
     Args:
         columns: the widths of tiles to try.
-        floats: counts the floats of a configuration's tile.
-        most: the most floats of a tile that one thread may have.
+        tiles: how many numbers are in registers for each one of a tile.
+        most: the most floats that one thread may have in them.
     """
     found = [first]
     least = min(4.0, power_of_two(problem.m) * power_of_two(problem.n) * problem.width / 128)
@@ -87,7 +87,8 @@ def neighbours(
                 config = Config(rows, width, warps, first.hold)
                 if config in found or not _in_range(config, problem):
                     continue
-                if least <= floats(config) / (32 * warps) <= most:
+                floats = tiles * rows * width * problem.width
+                if least <= floats / (32 * warps) <= most:
                     found.append(config)
     return found
 

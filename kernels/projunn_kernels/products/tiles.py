@@ -53,10 +53,7 @@ def _many_tiles(problem: Problem, device: Device) -> Config:
 
 
 def _candidates(problem: Problem, first: Config) -> list[Config]:
-    def floats(config: Config) -> int:
-        return config.rows * config.columns * problem.width * problem.columns
-
-    return neighbours(problem, first, around(first.columns), floats, 32)
+    return neighbours(problem, first, around(first.columns), tiles=problem.columns)
 
 
 def _small(problem: Problem, config: Config) -> Problem:

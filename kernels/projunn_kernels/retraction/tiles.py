@@ -103,13 +103,9 @@ def _row_tiles(problem: Problem, device: Device) -> Config:
 
 def _row_candidates(problem: Problem, device: Device) -> list[Config]:
     p, first = problem, _row_tiles(problem, device)
-
-    def floats(config: Config) -> int:
-        return config.rows * config.columns * p.width * (1 if config.hold else 2 * p.columns)
-
     columns = (first.columns,) if first.hold else around(first.columns)
     most = 16 if first.hold and p.columns * p.width > 2 else 32
-    return neighbours(p, first, columns, floats, most)
+    return neighbours(p, first, columns, tiles=1 if first.hold else 2 * p.columns, most=most)
 
 
 def _small_rows(problem: Problem, config: Config) -> Problem:

@@ -32,12 +32,8 @@ def _both_tiles(problem: Problem, device: Device) -> Config:
 
 def _both_candidates(problem: Problem, device: Device) -> list[Config]:
     first = _both_tiles(problem, device)
-
-    def floats(config: Config) -> int:
-        return 2 * config.rows * config.columns * problem.width
-
     # With 64, RMSprop with all of its averages spills on sm_90, and a table has one entry for all rules.
-    found = neighbours(problem, first, around(first.columns), floats, 32)
+    found = neighbours(problem, first, around(first.columns), tiles=2)
     return [config for config in found if config.rows >= 16]
 
 
@@ -49,11 +45,7 @@ def _row_tiles(problem: Problem, device: Device) -> Config:
 
 def _row_candidates(problem: Problem, device: Device) -> list[Config]:
     first = _row_tiles(problem, device)
-
-    def floats(config: Config) -> int:
-        return config.rows * config.columns * problem.width
-
-    return neighbours(problem, first, (first.columns,), floats, 32)
+    return neighbours(problem, first, (first.columns,))
 
 
 def _small_both(problem: Problem, config: Config) -> Problem:
