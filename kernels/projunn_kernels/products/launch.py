@@ -22,15 +22,17 @@ from projunn_kernels.products.kernels import (
 )
 
 
-def row_splits(problem: Problem, config: Config, device: Device) -> int:
-    """Programs that share the rows of an adjoint product: enough to fill the GPU four times.
+def row_splits(problem: Problem, config: Config, device: Device) -> tuple[int, int]:
+    """How many programs share the rows of an adjoint product, and how many rows each of them has.
 
-    Twice for many columns, whose partial sums are large.  At least 64 rows each, so that the partial
-    sums of a few stay a few percent of the traffic.
+    They are enough to fill the GPU four times; twice for many columns, whose partial sums are large.
+    Each has at least 64 rows, so that the partial sums of a few stay a few percent of the traffic.
     """
     tiles = -(-problem.n // config.columns) * max(1, problem.matrices)
     wanted = -(-(4 if problem.k <= MAX_RANK else 2) * device.processors // tiles)
-    return max(1, min(wanted, problem.m // 64))
+    splits = max(1, min(wanted, problem.m // 64))
+    rows_each = -(-problem.m // (splits * config.rows)) * config.rows
+    return -(-problem.m // rows_each), rows_each
 
 
 def adjoint_launch(
@@ -50,9 +52,7 @@ def adjoint_launch(
     )
     config = where.config(name, k, listed=kind, gradient=half_precision(matrix))
     problem = Problem(name, matrix.is_complex(), k, m, n, where.count)
-    splits = row_splits(problem, config, device_of(matrix.device))
-    rows_each = -(-m // (splits * config.rows)) * config.rows
-    splits = -(-m // rows_each)
+    splits, rows_each = row_splits(problem, config, device_of(matrix.device))
     dtype = torch.complex64 if matrix.is_complex() else torch.float32
     partial = torch.empty(where.count, splits, k, n, dtype=dtype, device=matrix.device)
     made = Launch(

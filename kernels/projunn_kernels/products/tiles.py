@@ -56,14 +56,14 @@ def _candidates(problem: Problem, first: Config) -> list[Config]:
     return neighbours(problem, first, around(first.columns), tiles=problem.columns)
 
 
-def _small(problem: Problem, config: Config) -> Problem:
+def small_product(problem: Problem, config: Config) -> Problem:
     """More than two tiles each way, with a tail; enough rows to be split."""
     m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
     return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
 
 
 def _small_many(problem: Problem, config: Config) -> Problem:
-    """`_small`, with more turns of the loops than the first and last ones, which are made ahead."""
+    """More turns of the loops too than the first and last ones, which are made ahead."""
     turns = (8, 2) if problem.operation == "adjoint_many" else (2, 4)  # rows are shared by two programs
     m, n = max(turns[0] * config.rows + 3, 131), turns[1] * config.columns + 5
     return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
@@ -153,7 +153,7 @@ ADJOINT_PRODUCT = Kernel(
     closed_form=_adjoint_tiles,
     candidates=lambda problem, device: _candidates(problem, _adjoint_tiles(problem, device)),
     case=_adjoint_case,
-    small=_small,
+    small=small_product,
     variants={**LISTED_GRADIENTS, "listed": (*LISTED, "bases")},  # of directions, X being their bases
     allowed=no_complex_half,
     problem=matrix_problem("adjoint_product"),
@@ -166,7 +166,7 @@ PRODUCT = Kernel(
     closed_form=_product_tiles,
     candidates=lambda problem, device: _candidates(problem, _product_tiles(problem, device)),
     case=_product_case,
-    small=_small,
+    small=small_product,
     variants=LISTED_GRADIENTS,
     allowed=no_complex_half,
     problem=matrix_problem("product"),

@@ -208,9 +208,7 @@ class FollowedProduct:
         self.directions = Matrices.of(first.new_empty(1).expand(count, m, n))
         config = configured("rule_product", first.reshape(-1, m, n), k, count, **step.form)
         problem = Problem("rule_product", pairs, k, m, n, count)
-        splits = row_splits(problem, config, device_of(first.device))
-        rows_each = -(-m // (splits * config.rows)) * config.rows
-        splits = -(-m // rows_each)
+        splits, rows_each = row_splits(problem, config, device_of(first.device))
         self.partial = first.new_empty(count, splits, k, n)
         self._move = Launch(
             rule_product_kernel,

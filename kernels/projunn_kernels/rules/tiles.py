@@ -9,6 +9,7 @@ from torch import Tensor
 from projunn_kernels.configs.closed_form import sizes
 from projunn_kernels.configs.kernel import Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.products.tiles import small_product
 from projunn_kernels.rules import eager
 from projunn_kernels.rules.arguments import RULES, RuleNumbers, RuleStep
 
@@ -141,12 +142,6 @@ def _product_case(
     return Case(tensors, launch, in_eager, changed=CHANGED)
 
 
-def _small_product(problem: Problem, config: Config) -> Problem:
-    """More than two tiles each way, with a tail; enough rows to be split."""
-    m, n = max(2 * config.rows + 3, 131), 2 * config.columns + 5
-    return Problem(problem.operation, problem.pairs, problem.k, m, n, 3)
-
-
 CHANGED = ("means", "squares", "others", "missed")  # in the step of a rule
 
 
@@ -174,7 +169,7 @@ RULE_PRODUCT = Kernel(
     functions=("rule_product_kernel",),
     closed_form=_product_tiles,
     case=_product_case,
-    small=_small_product,
+    small=small_product,
     variants={"rule": RULES, **dict.fromkeys(("mean", "other", "nesterov"), (False, True))},
     allowed=lambda problem, variant: has_form(**variant),
     compiled=sizes("rule_product", [(1, 1024, 1024), (3, 100, 100)]),

@@ -74,9 +74,7 @@ class SinglePass:
         tile = weights.config("both_products", 1, gradient=half_precision(directions.sample), **form)
         panel = weights.config("rotate_ahead", 1)
         tiles, sized = -(-n // tile.columns), Problem("both_products", pairs, 1, m, n, count)
-        splits = row_splits(sized, tile, device_of(device))
-        rows_each = -(-m // (splits * tile.rows)) * tile.rows
-        splits = -(-m // rows_each)
+        splits, rows_each = row_splits(sized, tile, device_of(device))
         panels = -(-m // (_row_groups(sized, panel, device_of(device)) * panel.rows))
         groups = -(-m // (panels * panel.rows))
         pulled = torch.empty(count, splits, 1, n, **like)
