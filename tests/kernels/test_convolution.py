@@ -194,7 +194,7 @@ def test_no_backward_copies_numbers_from_the_host(real):
     y, *spectrum = fourier_convolution(x, weight, own, bias, size)
     bases = torch.randn_like(weight[..., :1, :]), None if own is None else torch.randn_like(own[..., :1])
     for gradients in (
-        lambda: fourier._gradients(y, *spectrum, weight, own, size, [True] * 3),
+        lambda: fourier._gradients(fourier._FAST, y, *spectrum, weight, own, size, [True] * 3),
         lambda: fourier._sketched_gradients(y, spectrum, weight, own, *bases, size, [True] * 3),
     ):
         expected = gradients()

@@ -17,8 +17,10 @@ With groups, matrices and spectra have ``paired groups`` and ``own groups`` entr
 frequency, of m and n channels each, while x has ``groups n`` channels and y has ``groups m``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,7 +123,22 @@ def fourier_convolution_sketch(
     return by_input, left, right, own_left, own_right, by_bias
 
 
+class _Parts(NamedTuple):
+    """What the convolution and its gradients are made of: `plain` operations, or faster ones."""
+
+    transform: Callable[..., Spectrum]
+    inverse: Callable[..., Tensor]
+    product: Callable[..., Spectrum]
+    adjoint: Callable[..., Spectrum]
+    gradient: Callable[..., Spectrum]
+
+
+_FAST = _Parts(fourier_transform, fourier_inverse, products.product, products.adjoint, products.gradient)
+_PLAIN = _Parts(plain.transform, plain.inverse, plain.product, plain.adjoint, plain.gradient)
+
+
 def _convolve(
+    by: _Parts,
     input: Tensor,
     weight: Tensor,
     own_weight: Tensor | None,
@@ -130,30 +147,15 @@ def _convolve(
     keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     real, groups = own_weight is not None, groups_of(input, weight.shape[2])
-    spectrum = products.split(fourier_transform(input, size, real), groups)
-    moved = products.merge(products.product(spectrum, weight, own_weight), groups)
-    output = fourier_inverse(*moved, bias, size, real)
+    spectrum = products.split(by.transform(input, size, real), groups)
+    moved = products.merge(by.product(spectrum, weight, own_weight), groups)
+    output = by.inverse(*moved, bias, size, real)
     paired, own = spectrum if keep else (input.new_empty(0), input.new_empty(0))
     return output, paired, own
 
 
-def _plainly(
-    input: Tensor,
-    weight: Tensor,
-    own_weight: Tensor | None,
-    bias: Tensor | None,
-    size: list[int],
-    keep: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    real, groups = own_weight is not None, groups_of(input, weight.shape[2])
-    spectrum = products.split(plain.transform(input, size, real), groups)
-    moved = products.merge(plain.product(spectrum, weight, own_weight), groups)
-    output = plain.inverse(*moved, bias, size, real)
-    paired, own = spectrum if keep else (input.new_zeros(0), input.new_zeros(0))
-    return output, paired, own
-
-
 def _gradients(
+    by: _Parts,
     grad: Tensor,
     paired: Tensor,
     own: Tensor,
@@ -164,36 +166,13 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     real = own_weight is not None
     results = [grad.new_empty(0) for _ in range(4)]
-    whole, groups = fourier_transform(grad, size, real), groups_of(grad, weight.shape[1])
+    whole, groups = by.transform(grad, size, real), groups_of(grad, weight.shape[1])
     g = products.split(whole, groups)
     if wanted[0]:
-        moved = products.merge(products.adjoint(g, weight, own_weight), groups)
-        results[0] = fourier_inverse(*moved, None, size, real)
+        moved = products.merge(by.adjoint(g, weight, own_weight), groups)
+        results[0] = by.inverse(*moved, None, size, real)
     if wanted[1]:
-        results[1:3] = products.gradient(g, (paired, own))
-    if wanted[2]:
-        results[3] = _sum_of_points(whole, size, real)
-    return results[0], results[1], results[2], results[3]
-
-
-def _plain_gradients(
-    grad: Tensor,
-    paired: Tensor,
-    own: Tensor,
-    weight: Tensor,
-    own_weight: Tensor | None,
-    size: list[int],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    real = own_weight is not None
-    results = [grad.new_zeros(0) for _ in range(4)]
-    whole, groups = plain.transform(grad, size, real), groups_of(grad, weight.shape[1])
-    g = products.split(whole, groups)
-    if wanted[0]:
-        moved = products.merge(plain.adjoint(g, weight, own_weight), groups)
-        results[0] = plain.inverse(*moved, None, size, real)
-    if wanted[1]:
-        results[1:3] = plain.gradient(g, (paired, own))
+        results[1:3] = by.gradient(g, (paired, own))
     if wanted[2]:
         results[3] = _sum_of_points(whole, size, real)
     return results[0], results[1], results[2], results[3]
@@ -333,22 +312,22 @@ def _second_backward(
 
 _convolution = Operation(
     name="fourier_convolution",
-    eager=_convolve,
+    eager=partial(_convolve, _FAST),
     fake=shapes.convolution,
     on="input",
     derivative=Derivative(_setup_context, _backward),
-    plain=_plainly,
+    plain=partial(_convolve, _PLAIN),
     flops=shapes.convolution_flops,
     autocast=True,
     tf32=True,
 )
 _convolution_backward = Operation(
     name="fourier_convolution_backward",
-    eager=_gradients,
+    eager=partial(_gradients, _FAST),
     fake=shapes.gradients,
     on="grad",
     derivative=Derivative(_setup_second, _second_backward),
-    plain=_plain_gradients,
+    plain=partial(_gradients, _PLAIN),
     flops=shapes.gradients_flops,
     autocast=True,
     tf32=True,
