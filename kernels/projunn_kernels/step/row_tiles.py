@@ -27,11 +27,7 @@ def _tiles(problem: Problem, device: Device) -> Config:
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
     first = _tiles(problem, device)
-
-    def floats(config: Config) -> int:
-        return config.rows * config.columns * problem.width
-
-    return neighbours(problem, first, (first.columns,), floats, 32)
+    return neighbours(problem, first, (first.columns,))
 
 
 def fits_rows(problem: Problem, device: Device) -> bool:
