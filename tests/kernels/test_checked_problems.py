@@ -11,7 +11,7 @@ from projunn_kernels import selfcheck
 from projunn_kernels.configs.closed_form import closed_form
 from projunn_kernels.configs.kernel import KERNELS, Inputs
 from projunn_kernels.configs.problem import Config, Device, Problem
-from projunn_kernels.factorization.launch import gram_launch
+from projunn_kernels.factorization.launch import Parts
 from projunn_kernels.language.blocks import SPREAD
 from projunn_kernels.language.small import SOUND
 from projunn_kernels.retraction import RETRACTIONS
@@ -81,8 +81,7 @@ def test_parts_of_columns_are_checked_with_several_turns():
         config = closed_form(problem, Device())
         small = selfcheck.smaller(KERNELS[name], problem, config)
         columns = torch.randn(2, 1, small.k, small.n)
-        (launch, shared) = gram_launch(None, columns, 4, False, config)
-        assert launch is not None
+        shared = Parts.of(columns, 4, False, config)
         assert shared.parts > 8  # as many as are added up at a time
         assert shared.each > 2 * config.columns
 

@@ -19,12 +19,12 @@ from tests.launches import watched
 # Calls of PyTorch's library that a GPU is asked for; views and empty tensors cost the host alone.
 LIBRARY = {"bmm", "sum", "copy_", "add_", "add", "mul", "div", "cat", "where", "fill_", "zero_"}
 # k: launches of ours, of the library's products, and of its sums and copies, for parameters of a shape
-BUDGETS = {1: (4, 0, 0), 4: (10, 0, 0), 16: (18, 4, 0), 64: (26, 4, 0)}
+BUDGETS = {1: (4, 0, 0), 4: (8, 0, 0), 16: (18, 4, 0), 64: (26, 4, 0)}
 MODELS = {"one": [192], "twenty": [192] * 20, "mixed": [192, 192, 160, 192, 160]}
 # Python functions called in a step of one parameter, and of twenty of one shape.
 PYTHON = {
     "SGD": (SGD, {}, {1: 135, 20: 147}),
-    "SGD at rank 4": (SGD, {"rank": 4}, {1: 174, 20: 153}),
+    "SGD at rank 4": (SGD, {"rank": 4}, {1: 161, 20: 147}),
     "AdamW in one pass": (AdamW, {"factorization": "single_pass"}, {1: 201, 20: 277}),
 }
 
@@ -55,7 +55,7 @@ def test_launches_of_a_step(kernels, model, k):
     found = Counter(name for name in seen.calls if name in LIBRARY)
     if k in (4, 64):  # as many matrices as multiprocessors have no launches for parts of one
         many = [n for n in set(sizes) if sizes.count(n) >= device.processors]
-        ours -= len(many) * {4: 3, 64: 8}[k]
+        ours -= len(many) * {4: 2, 64: 8}[k]
     assert len(seen.kernels) == ours
     assert found.pop("bmm", 0) == products
     assert found.total() == others

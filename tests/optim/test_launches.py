@@ -86,8 +86,7 @@ def _plain_budget(k, m, n, count, kind):
     if m > n:  # the columns of Q are padded to a power of two
         pushed = "adjoint_product" if 2 * k <= 8 else "adjoint_many"
         return [*factors, "product", *_basis(k, m, count), pushed, "rank_update", *warm]
-    warm = warm if k > 1 else []
-    return [*factors, "adjoint_product", *_basis(k, n, count), *warm, "rotate_rows"]
+    return [*factors, "adjoint_product", *_basis(k, n, count), "rotate_rows"]
 
 
 def _orthonormal(k, length, count):

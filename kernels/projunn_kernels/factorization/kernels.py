@@ -19,22 +19,13 @@ from projunn_kernels.language.blocks import (
     store_numbers,
     triangle,
 )
-from projunn_kernels.language.columns import (
-    gram_of_combined,
-    gram_of_part,
-    load_combined,
-    load_gram,
-    store_gram,
-)
+from projunn_kernels.language.columns import gram_of_part, store_gram
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.orthonormal import DEPENDENT, orthonormal_part
 from projunn_kernels.language.plane import TINY, dot
-from projunn_kernels.language.small import SOUND, eye, matmul, orthonormalizer
 from projunn_kernels.language.small import dot as block_product
-
-# Square of the norm that a column keeps where the others before it are removed, relative to the shift
-# that the first Cholesky factor adds.  Below it the column is rounding, about 1e-9 of what it was.
-_DEPENDENT = tl.constexpr(1e-3)
+from projunn_kernels.language.small import eye
 
 
 @triton.jit
@@ -81,17 +72,33 @@ def unit_kernel(
 
 
 @triton.jit
+def _store_gram(
+    right, partial, columns, grams, place, part, each, n, k, splits, scale,
+    BOTH: tl.constexpr, PAIRS: tl.constexpr, BN: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """`gram_of_part` into the place of an entry of ``grams``."""
+    gr, gi = gram_of_part(right, partial, columns, part, each, n, k, splits, scale, BOTH, PAIRS, BN, S)
+    store_gram(grams + place * (S * S * (2 if PAIRS else 1)), gr, gi, S, PAIRS)
+
+
+@triton.jit
 def gram_kernel(
     right,
     partial,
     columns,
     gram,
+    left,
+    left_columns,
+    left_gram,
     rate_tensor,
     rate,
+    m,
     n,
     k,
     splits,
     each,
+    left_each,
+    parts,
     BOTH: tl.constexpr,
     PAIRS: tl.constexpr,
     HAS_RATE: tl.constexpr,
@@ -100,18 +107,25 @@ def gram_kernel(
 ):
     """P of partial sums, or [Y, -rate Z], into ``columns`` (S, n), and parts of P^H P into ``gram``.
 
-    Grid (parts, matrices): a part has ``each`` numbers of a column.
+    Grid (parts, matrices): a part has ``each`` numbers of a column.  Programs beyond ``parts``, if there
+    are any, do the same for ``left``, X (k, m), S / 2 columns whose parts have ``left_each`` numbers.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    if HAS_RATE:
-        rate *= tl.load(rate_tensor).to(tl.float32)
-    at = slot * n * WIDTH
-    gr, gi = gram_of_part(
-        right + at * k, partial + at * splits * k, columns + at * S, part, each, n, k, splits,
-        -rate, BOTH, PAIRS, BN, S,
-    )  # fmt: skip
-    store_gram(gram + (slot * parts + part) * (S * S * WIDTH), gr, gi, S, PAIRS)
+    part, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    source = partial + slot * n * splits * k * WIDTH
+    own, place = columns + slot * n * S * WIDTH, slot * parts + part
+    if not BOTH:
+        _store_gram(source, source, own, gram, place, part, each, n, k, splits, 1.0, False, PAIRS, BN, S)
+    elif part < parts:
+        y = right + slot * n * k * WIDTH
+        if HAS_RATE:
+            rate *= tl.load(rate_tensor).to(tl.float32)
+        _store_gram(y, source, own, gram, place, part, each, n, k, splits, -rate, True, PAIRS, BN, S)
+    else:
+        x, part = left + slot * m * k * WIDTH, part - parts
+        own = left_columns + slot * m * (S // 2) * WIDTH
+        place = slot * (tl.num_programs(0) - parts) + part
+        _store_gram(x, x, own, left_gram, place, part, left_each, m, k, 1, 1.0, False, PAIRS, BN, S // 2)
 
 
 @triton.jit
@@ -131,33 +145,12 @@ def orthonormal_kernel(
 ):
     """1 < k <= K: ``orth`` of the columns P, (K, n), whose Gram matrix comes in parts: Cholesky.
 
-    Grid (parts, matrices); every program of a matrix finds the same factor, and applies it to its part.
-    ALONE: there is one part, whose program makes P and its Gram matrix.  Where columns depend on each
-    other a second factor follows.  Columns that depend on those before them come out zero: both factors
-    are applied at once, and would blow rounding up to any size.
+    Grid (parts, matrices); ALONE, and how, as in `orthonormal_part`.
     """
-    WIDTH: tl.constexpr = 2 if PAIRS else 1
-    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    at = slot * n * WIDTH
-    columns += at * K
-    if ALONE:
-        gr, gi = gram_of_part(
-            partial, partial + at * splits * k, columns, part, each, n, k, splits,
-            1.0, False, PAIRS, BN, K,
-        )  # fmt: skip
-        tl.debug_barrier()
-    else:
-        gr, gi = load_gram(gram + slot * parts * (K * K * WIDTH), parts, K, PAIRS)
-    tr, ti, _r, _i, volume = orthonormalizer(gr, gi, K, PAIRS)
-    if volume < SOUND:
-        hr, hi = gram_of_combined(columns, n, tr, ti, BN, K, PAIRS)
-        kept = tl.where(tl.sum(hr * eye(K), axis=0) < _DEPENDENT, 0.0, 1.0)  # NaN is kept
-        both = kept[:, None] * kept[None, :]
-        ur, ui, _r, _i, _volume = orthonormalizer(hr * both, hi * both, K, PAIRS)
-        tr, ti = matmul(tr, ti, ur, ui, PAIRS)
-    for first in range(part * each, tl.minimum((part + 1) * each, n), BN):
-        yr, yi = load_combined(columns, first, n, tr, ti, BN, K, PAIRS)
-        store_columns(factor + at * k, first, n, k, yr, yi, BN, K, PAIRS)
+    orthonormal_part(
+        partial, columns, gram, factor, tl.program_id(0), tl.num_programs(0), each, n, k, splits,
+        PAIRS, ALONE, BN, K,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -188,7 +181,7 @@ def triangle_kernel(
     matrix = (blocks * B) * (blocks * B)
     a = scratch + program.to(tl.int64) * 2 * matrix
     inverse = a + matrix
-    dropped = _DEPENDENT if DROP else 0.0
+    dropped = DEPENDENT if DROP else 0.0
     split = size * size * WIDTH
     shift = tl.zeros((), tl.float64) + SHIFT * (size * WIDTH)
     for index in range(program, count, programs):

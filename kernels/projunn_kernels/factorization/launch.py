@@ -85,9 +85,9 @@ def orthonormal(partial: Tensor) -> Tensor:
 def orthonormal_launch(
     partial: Tensor, alone: bool | None = None, times: int = 2
 ) -> tuple[Launch | Chain, Tensor]:
-    """A launch of `orthonormal`, or a few, and its result (A, k, n); ``alone`` as in `gram_launch`.
+    """A launch of `orthonormal`, or a few, and its result (A, k, n).
 
-    For k > MAX_RANK by ``times`` Cholesky factors.
+    ``alone`` if one program makes all of a matrix.  For k > MAX_RANK by ``times`` Cholesky factors.
     """
     if partial.shape[2] > MAX_RANK:
         return _many_orthonormal(partial, times)
@@ -109,7 +109,7 @@ def orthonormal_launch(
             **options(config.warps),
         )
         return made, result
-    first, shared = gram_launch(None, partial, power_of_two(k), alone, config)
+    shared = Parts.of(partial, power_of_two(k), alone, config)
     last = Launch(
         orthonormal_kernel,
         (shared.parts, count),
@@ -127,23 +127,37 @@ def orthonormal_launch(
         K=power_of_two(k),
         **options(config.warps),
     )
-    return (last if first is None else Chain([first], last)), result
+    return (last if alone else Chain([gram_launch(partial, shared, config)], last)), result
 
 
 class Parts(NamedTuple):
     """What the programs of a matrix share, 1 < k <= 8.
 
     Attributes:
+        size: S, the columns of P, of which there are k or 2 k, rounded up to a power of two.
         parts: how many parts a column has, of which each has a program.
         each: how many numbers a part has.
         columns: a place for P, (A, S, n), in float64.
         gram: a place for the Gram matrices of the parts of P.
     """
 
+    size: int
     parts: int
     each: int
     columns: Tensor
     gram: Tensor
+
+    @classmethod
+    def of(cls, columns: Tensor, size: int, alone: bool, config: Config) -> "Parts":
+        """Those of columns like (A, .., n), of which P has ``size``; ``alone`` there is one."""
+        count, n = columns.shape[0], columns.shape[-1]
+        chunks = -(-n // config.columns)
+        chunks_each = -(-chunks // (1 if alone else min(chunks, MAX_PARTS)))
+        parts = -(-chunks // chunks_each)
+        numbers = count * size * (2 if columns.is_complex() else 1)
+        lengths = numbers * n, 1 if alone else numbers * parts * size
+        places = (torch.empty(n, dtype=torch.float64, device=columns.device) for n in lengths)
+        return cls(size, parts, chunks_each * config.columns, *places)
 
 
 def is_alone(partial: Tensor) -> bool:
@@ -153,54 +167,49 @@ def is_alone(partial: Tensor) -> bool:
 
 
 def gram_launch(
-    right: Tensor | None,
     partial: Tensor,
-    size: int,
-    alone: bool,
+    shared: Parts,
     config: Config,
+    right: Tensor | None = None,
     rate: float = -1.0,
     scale: Tensor | None = None,
-) -> tuple[Launch | None, Parts]:
-    """A launch that makes P, ``size`` columns, and its Gram matrices.
+    left: tuple[Tensor, Parts] | None = None,
+) -> Launch:
+    """A launch that makes P, and the Gram matrices of its parts.
 
-    There is none if one program is to do it all, ``alone``.
-
-    P is the sum of the partial sums; with Y as ``right``, (A, k, n), it is [Y, -rate Z], and the rate
-    that is launched is times ``scale``.
+    P is the sum of the partial sums (A, splits, k, n); with Y as ``right``, (A, k, n), it is [Y, -rate
+    Z], and the rate that is launched is times ``scale``.  The launch may do the same for ``left``, X as
+    (A, k, m) and what its programs share.
     """
-    (count, splits, k, n), pairs = partial.shape, partial.is_complex()
-    chunks = -(-n // config.columns)
-    chunks_each = -(-chunks // (1 if alone else min(chunks, MAX_PARTS)))
-    each, parts = chunks_each * config.columns, -(-chunks // chunks_each)
-    numbers = count * size * (2 if pairs else 1)
-    columns, gram = (
-        torch.empty(length, dtype=torch.float64, device=partial.device)
-        for length in (numbers * n, 1 if alone else numbers * parts * size)
-    )
-    shared = Parts(parts, each, columns, gram)
-    if alone:
-        return None, shared
-    made = Launch(
+    count, splits, k, n = partial.shape
+    other, of_other = (partial, shared) if left is None else left
+    more = 0 if left is None else of_other.parts
+    return Launch(
         gram_kernel,
-        (parts, count),
+        (shared.parts + more, count),
         right=floats(partial if right is None else right),
         partial=floats(partial),
-        columns=columns,
-        gram=gram,
-        rate_tensor=gram if scale is None else scale,
+        columns=shared.columns,
+        gram=shared.gram,
+        left=floats(other),
+        left_columns=of_other.columns,
+        left_gram=of_other.gram,
+        rate_tensor=shared.gram if scale is None else scale,
         rate=rate,
+        m=other.shape[-1],
         n=n,
         k=k,
         splits=splits,
-        each=each,
+        each=shared.each,
+        left_each=of_other.each,
+        parts=shared.parts,
         BOTH=right is not None,
-        PAIRS=pairs,
+        PAIRS=partial.is_complex(),
         HAS_RATE=scale is not None,
         BN=config.columns,
-        S=size,
+        S=shared.size,
         **options(config.warps),
     )
-    return made, shared
 
 
 def _many_orthonormal(partial: Tensor, times: int) -> tuple[Chain, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from projunn_kernels.batches import as_matrices, flattened
 from projunn_kernels.configs.problem import power_of_two
 from projunn_kernels.constants import MAX_MANY, MAX_RANK
-from projunn_kernels.factorization.launch import gram_launch, is_alone
+from projunn_kernels.factorization.launch import Parts, gram_launch, is_alone
 from projunn_kernels.launching import (
     PRECISION,
     Chain,
@@ -143,20 +143,30 @@ def _rotate_few(
 
 
 class Warm(NamedTuple):
-    """What a step makes the bases of the next one from: ``R <- S + 0.01 probe``, where it is taken.
+    """What a step that is taken makes the bases of the next one from: ``R <- orth(X) + 0.01 probe``.
 
     Attributes:
-        columns: S, (A, k, m), orthonormal; for k = 1 a column that is still to be divided by its norm.
-        inverses: a place for 1 / norm, (A,) in float64, k = 1.
+        columns: X, (A, k, m).
+        found: a place for what is found of it between the passes: for k = 1 one over its norm, (A,) in
+            float64, else orth(X), (A, k, m).
         bases, probes, skipped, missed: tables of the addresses of these tensors of `FusedStep`.
     """
 
     columns: Tensor
-    inverses: Tensor
+    found: Tensor
     bases: Tensor
     probes: Tensor
     skipped: Tensor
     missed: Tensor
+
+    @classmethod
+    def of(cls, columns: Tensor, *tables: Tensor) -> "Warm":
+        """Of columns X, and the tables."""
+        if columns.shape[1] > 1:
+            found = torch.empty_like(columns)
+        else:
+            found = torch.empty(columns.shape[0], dtype=torch.float64, device=columns.device)
+        return cls(columns, found, *tables)
 
 
 def rotation_launch(
@@ -171,10 +181,10 @@ def rotation_launch(
 ) -> tuple[Launch | Chain, Rotation]:
     """A launch that makes Q and T of the step ``-rate Z Y^H``, and where it makes them.
 
-    Or a few launches; ``alone`` as in `gram_launch`.  Y is ``factor``, (A, k, n), Z the sum of
-    ``pulled``, (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if given.
-    For k = 1 Y may come as partial sums too, (A, splits, 1, n), and the launch makes the norms of
-    ``warm``.
+    Or a few launches; ``alone`` if one program makes all of a matrix.  Y is ``factor``, (A, k, n), Z the
+    sum of ``pulled``, (A, splits, k, n), and the rate is ``rate``, times the 0-d tensor ``scale`` if
+    given.  For k = 1 Y may come as partial sums too, (A, splits, 1, n).  For k <= MAX_RANK what is found
+    of the columns of ``warm`` is made too.
     """
     count, splits, k, length = pulled.shape
     if k > MAX_RANK:
@@ -184,7 +194,7 @@ def rotation_launch(
     taken = torch.empty(count, dtype=torch.int8, device=pulled.device)
     alone = is_alone(pulled) if alone is None else alone and k > 1
     variant = {"retraction": retraction, "scaled": scale is not None, "alone": alone}
-    config = where.config("basis", k, **variant, warm=k == 1 and warm is not None)
+    config = where.config("basis", k, **variant, warm=warm is not None)
     arguments = {
         "right": floats(factor),
         "partial": floats(pulled),
@@ -207,13 +217,21 @@ def rotation_launch(
         arguments |= {"WARM": warm is not None, "left": floats(q), "inverses": taken, "m": 0}
         if warm is not None:
             columns = warm.columns
-            arguments |= {"left": floats(columns), "inverses": warm.inverses, "m": columns.shape[-1]}
+            arguments |= {"left": floats(columns), "inverses": warm.found, "m": columns.shape[-1]}
         return Launch(plane_basis_kernel, (count,), **arguments), rotation
-    first, shared = gram_launch(factor, pulled, 2 * rank, alone, config, rate, scale)
+    shared = Parts.of(pulled, 2 * rank, alone, config)
+    left = None if warm is None else (warm.columns, Parts.of(warm.columns, rank, alone, config))
+    columns, other = (q, shared) if left is None else left
     arguments |= {"columns": shared.columns, "gram": shared.gram, "each": shared.each}
-    grid = shared.parts, count
+    arguments |= {"parts": shared.parts, "left_each": other.each, "m": columns.shape[-1]}
+    arguments |= {"left_columns": other.columns, "left_gram": other.gram, "left": floats(columns)}
+    arguments["left_factor"] = floats(q if warm is None else warm.found)
+    grid = shared.parts + (0 if left is None else other.parts), count
     last = Launch(basis_kernel, grid, k=k, K=rank, ALONE=alone, **arguments)
-    return (last if first is None else Rates(first, last)), rotation
+    if alone:
+        return last, rotation
+    first = gram_launch(pulled, shared, config, factor, rate, scale, left)
+    return Rates(first, last), rotation
 
 
 class Rates(Chain):
@@ -245,8 +263,10 @@ def rows_launch(where: Matrices, rotation: Rotation, warm: Warm | None = None) -
         names = ("columns", "inverses", "bases", "probes", "skipped", "missed")
         arguments |= {**dict.fromkeys(names, rotation.taken), "k": 0, "WARM": False}  # not read
     else:
-        arguments |= {**warm._asdict(), "columns": floats(warm.columns)}
-        arguments |= {"k": warm.columns.shape[1], "WARM": True}
+        x, found, *tables = warm
+        columns, inverses = (x, found) if s == 2 else (found, rotation.taken)
+        arguments |= dict(zip(("bases", "probes", "skipped", "missed"), tables, strict=True))
+        arguments |= {"columns": floats(columns), "inverses": inverses, "k": x.shape[1], "WARM": True}
     return Launch(
         rotate_rows_kernel,
         (-(-m // config.rows), where.count),

@@ -17,6 +17,7 @@ from projunn_kernels.configs.closed_form import (
 from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel, Variant
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
 from projunn_kernels.constants import PROBE
+from projunn_kernels.factorization.eager import orthonormalize
 from projunn_kernels.factorization.tiles import (
     block_tiles,
     column_candidates,
@@ -41,9 +42,16 @@ def _basis_case(
 ) -> Case:
     """A whole retraction, whose result does not depend on the choice of the basis.
 
-    With ``warm`` also 1 / |x| of the columns x of the steps taken.
+    With ``warm`` also, of the steps taken, 1 / |x| of the columns x or, at higher ranks, the projection
+    on their span, in a few columns.
     """
     p, rate = problem, -1.0 if not scaled else 2.0
+
+    def of_left(found: Tensor, taken: Tensor) -> Tensor:
+        """What was found of the columns of X, where the step is taken."""
+        if p.k == 1:
+            return torch.where(taken, found, 0.0)
+        return torch.where(taken[:, None, None], found[..., :8].mH @ found, 0.0)
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
         from projunn_kernels.launching import Matrices, as_columns
@@ -51,21 +59,26 @@ def _basis_case(
         from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
 
         where, pulled = Matrices.of(weight), adjoint_partials(weight, as_columns(left), None)
-        inverses = torch.empty(p.matrices, dtype=torch.float64, device=weight.device)
-        kept = Warm(as_columns(left), inverses, *[inverses] * 4) if warm else None
+        kept = Warm.of(as_columns(left), *[weight] * 4) if warm else None
         way = retraction, rate, scale, alone, kept
         run, found = rotation_launch(where, as_columns(right), pulled, *way)
         run()
         rows_launch(where, found)()
-        more = [torch.where(found.taken > 0, inverses, 0.0).float()] if warm else []
-        return [weight, found.taken.to(weight.dtype), *more]
+        if kept is None or inputs.hollow:
+            return [weight, found.taken.to(weight.dtype)]
+        more = of_left(kept.found, found.taken > 0)
+        return [weight, found.taken.to(weight.dtype), more.float() if p.k == 1 else more]
 
     def in_eager(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
-        inverses = 1 / torch.linalg.vector_norm(left, dim=(-2, -1))
-        left = left if scale is None else left * (-rate * scale)
-        taken = eager.retract(weight, left, right, retraction)
-        more = [torch.where(taken, inverses, 0.0)] if warm else []
-        return [weight, taken.to(weight.dtype), *more]
+        moved = left if scale is None else left * (-rate * scale)
+        taken = eager.retract(weight, moved, right, retraction)
+        if not warm:
+            return [weight, taken.to(weight.dtype)]
+        if p.k == 1:
+            found = 1 / torch.linalg.vector_norm(left, dim=(-2, -1))
+        else:
+            found = orthonormalize(left.nan_to_num(0.0, 0.0, 0.0)).mT
+        return [weight, taken.to(weight.dtype), of_left(found, taken)]
 
     left = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5)
     right = inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype, scale=p.n**-0.5)
@@ -133,7 +146,8 @@ def _rows_case(problem: Problem, inputs: Inputs, *, listed: str, warm: bool) -> 
             columns, probes = tensors["columns"], inputs.apart(tensors["probe"])
             bases, *counters = (address_table(each) for each in parts[1:])
             inverses = 1 / torch.linalg.vector_norm(columns, dim=(-2, -1)).double()
-            kept = Warm(columns, inverses, bases, address_table(probes), *counters)
+            found = inverses if p.k == 1 else columns
+            kept = Warm(columns, found, bases, address_table(probes), *counters)
         weight = tensors["weight"]
         where = Matrices.of_all(parts[0]) if parts else Matrices.of(weight, tensors["active"])
         rows_launch(where, Rotation(tensors["q"], tensors["t"], tensors["taken"].char()), kept)()
@@ -177,7 +191,7 @@ def _rows_allowed(problem: Problem, variant: Variant) -> bool:
 
 
 def _basis_allowed(problem: Problem, variant: Variant) -> bool:
-    return one_part(problem, variant) and (problem.k == 1 or not variant["warm"])
+    return one_part(problem, variant)
 
 
 def rotations_of(problem: Problem, variant: Any) -> list[Any]:

@@ -4,8 +4,7 @@
     orthonormal       Y = orth(D^H R)
     product           X = D Y                                    reads D
     adjoint_product   partial sums of W^H X                      reads W
-    basis             Q and T = Q F^H of the step -rate X Y^H
-    orthonormal       S = orth(X), for k > 1
+    basis             Q and T = Q F^H of the step -rate X Y^H;  S = orth(X)
     rotate_rows       W += (W Q) T^H                             reads and writes W
                       R <- S + 0.01 probe; counts the steps that were not taken
 
@@ -164,20 +163,17 @@ class _Turn:
         if sketched.shape[1] == 1 and _short_rows(weights, left.shape[1]):
             refreshed = Refreshed(sketched, bases.base, *tables)
             self._turn, taken = plane_rows_launch(weights, right, pulled, refreshed, *way)
+        elif sketched.shape[1] == left.shape[1] <= MAX_RANK:
+            warm = Warm.of(sketched, bases.base, *tables)
+            self._turn, rotation = rotation_launch(weights, right, pulled, *way, warm=warm)
+            self._last, taken = (rows_launch(weights, rotation, warm),), rotation.taken
         else:
-            first: list[Launch | Chain] = []
+            self._turn, rotation = rotation_launch(weights, right, pulled, *way)
+            self._last, taken = (rows_launch(weights, rotation),), rotation.taken
             if sketched.shape[1] > 1:
                 run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
-                first.append(run)
-            warm = None
-            if sketched.shape[1] == left.shape[1] <= MAX_RANK:
-                inverses = torch.empty(weights.count, dtype=torch.float64, device=left.device)
-                warm = Warm(sketched, inverses, bases.base, *tables)
-            self._turn, rotation = rotation_launch(weights, right, pulled, *way, warm=warm)
-            last = [*first, rows_launch(weights, rotation, warm)]
-            if warm is None:
-                last.append(warm_bases_launch(sketched, bases, rotation.taken, tables))
-            self._last, taken = tuple(last), rotation.taken
+                self._last = run, *self._last
+            self._last = *self._last, warm_bases_launch(sketched, bases, taken, tables)
         self._mask = taken.view(torch.bool).view(batch_of(step))
 
     def __call__(self, step: FusedStep | FactoredStep) -> Tensor:

@@ -14,6 +14,7 @@ from projunn_kernels.language.columns import (
 from projunn_kernels.language.counters import count_missed, count_skipped
 from projunn_kernels.language.factors import load_columns, store_columns, sum_partials
 from projunn_kernels.language.float64 import reciprocal, square_root
+from projunn_kernels.language.orthonormal import orthonormal_part
 from projunn_kernels.language.plane import PROBE, ROUNDING, TINY, dot, rotated
 from projunn_kernels.language.plane import product as scaled
 from projunn_kernels.language.small import (
@@ -176,37 +177,21 @@ def plane_basis_kernel(
 
 
 @triton.jit
-def basis_kernel(
-    right,
-    partial,
-    columns,
-    gram,
-    basis,
-    rotated_basis,
-    taken_mask,
-    rate_tensor,
-    rate,
-    n,
-    k,
-    splits,
-    each,
-    precision,
-    ROTATE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    HAS_RATE: tl.constexpr,
-    ALONE: tl.constexpr,
-    BN: tl.constexpr,
-    K: tl.constexpr,
-):
-    """1 < k <= K: Q and Q F^H, (2K, n) each, those columns that the step does not have zero.
+def _basis_part(
+    right, partial, columns, gram, basis, rotated_basis, taken_mask, rate_tensor, rate,
+    part, parts, each, n, k, splits, precision,
+    ROTATE: tl.constexpr, PAIRS: tl.constexpr, HAS_RATE: tl.constexpr, ALONE: tl.constexpr,
+    BN: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """A part of Q and Q F^H, (2K, n) each, those columns that the step does not have zero.
 
-    Grid (parts, matrices), and ALONE, as in `orthonormal_kernel`; P is [Y, -rate Z].  Where columns are
-    close to dependent another factor takes the place of the first, without those that are, and up to two
-    more follow; two also follow where columns are large.
+    P is [Y, -rate Z]; parts and ALONE as in `orthonormal_part`.  Where columns are close to dependent
+    another factor takes the place of the first, without those that are, and up to two more follow; two
+    also follow where columns are large.
     """
     WIDTH: tl.constexpr = 2 if PAIRS else 1
     S: tl.constexpr = 2 * K
-    part, parts, slot = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(1).to(tl.int64)
     at = slot * n * WIDTH
     columns += at * S
     if ALONE:
@@ -250,6 +235,55 @@ def basis_kernel(
         vr, vi = combine(tl.trans(fr), -tl.trans(fi), pr, pi, PAIRS)
         store_columns(basis + at * S, first, n, S, pr, pi, BN, S, PAIRS)
         store_columns(rotated_basis + at * S, first, n, S, vr, vi, BN, S, PAIRS)
+
+
+@triton.jit
+def basis_kernel(
+    right,
+    partial,
+    columns,
+    gram,
+    basis,
+    rotated_basis,
+    taken_mask,
+    left,
+    left_columns,
+    left_gram,
+    left_factor,
+    rate_tensor,
+    rate,
+    m,
+    n,
+    k,
+    splits,
+    each,
+    left_each,
+    parts,
+    precision,
+    ROTATE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HAS_RATE: tl.constexpr,
+    ALONE: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+):
+    """1 < k <= K: Q and Q F^H of the step ``-rate Z Y^H``.
+
+    Grid (parts, matrices).  Programs beyond ``parts``, if there are any, make ``orth`` of the columns
+    ``left``, X (k, m), into ``left_factor``: the next step needs it, and it would take a launch.
+    """
+    part = tl.program_id(0)
+    if part >= parts:
+        orthonormal_part(
+            left, left_columns, left_gram, left_factor, part - parts, tl.num_programs(0) - parts,
+            left_each, m, k, 1, PAIRS, ALONE, BN, K,
+        )  # fmt: skip
+    else:
+        _basis_part(
+            right, partial, columns, gram, basis, rotated_basis, taken_mask, rate_tensor, rate,
+            part, parts, each, n, k, splits, precision,
+            ROTATE, PAIRS, HAS_RATE, ALONE, BN, K,
+        )  # fmt: skip
 
 
 @triton.jit
