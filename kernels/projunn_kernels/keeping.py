@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from threading import RLock
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
@@ -128,21 +128,39 @@ def sent(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def outside_of_graphs(make: Callable[[], _Prepared], device: torch.device) -> _Prepared | None:
+    """What ``make`` returns, in memory that belongs to no graph; None during a capture, which has none.
+
+    While ``torch.compile`` warms up what it will capture, what this thread allocates belongs to the
+    graph.  Another thread then calls ``make``.
+    """
+    if not capturing(device):
+        return make()
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    with ThreadPoolExecutor(1) as another:
+        return another.submit(make).result()
+
+
 def constant(make: Callable[_Arguments, _Prepared]) -> Callable[_Arguments, _Prepared]:
     """Decorates a function that makes constants on a device, one of its arguments, and keeps them.
 
-    While ``torch.compile`` warms up what it will capture, what this thread allocates belongs to the
-    graph.  Another thread then makes the constants.
+    It keeps those used last, and those that a graph reads for ever.
     """
     kept = lru_cache(maxsize=256)(make)
+    in_graphs: dict[tuple[Any, ...], _Prepared] = {}
 
     @wraps(make)
     def found(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Prepared:
         (device,) = (value for value in arguments if isinstance(value, torch.device))
-        if device.type != "cuda" or not private.warms_up_a_graph(device):
+        if not capturing(device):
             return kept(*arguments, **options)  # type: ignore[arg-type]
-        with ThreadPoolExecutor(1) as another:
-            return another.submit(kept, *arguments, **options).result()  # type: ignore[arg-type]
+        key = (arguments, *options.items())
+        if key not in in_graphs:
+            one = partial(kept, *arguments, **options)  # type: ignore[arg-type]
+            made = outside_of_graphs(one, device)
+            in_graphs[key] = one() if made is None else made
+        return in_graphs[key]
 
     return found
 

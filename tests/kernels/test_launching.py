@@ -336,6 +336,7 @@ def test_constants_are_not_made_in_the_memory_of_a_graph(monkeypatch, warms_up):
         makers.append(threading.get_ident())
         return torch.full((size,), 1.0)
 
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(private, "warms_up_a_graph", lambda device: warms_up)
     for _ in range(2):
         assert torch.equal(number(2, torch.device("cuda", 0)), torch.ones(2))
@@ -344,6 +345,21 @@ def test_constants_are_not_made_in_the_memory_of_a_graph(monkeypatch, warms_up):
     monkeypatch.undo()
     assert number(3, torch.device("cpu")).shape == (3,)
     assert makers[1] == threading.get_ident()
+
+
+def test_constants_that_a_graph_reads_are_never_forgotten(monkeypatch):
+    """A replay reads them where they were at its capture."""
+    number = constant(lambda size, device: torch.zeros(1))
+    device, capturing = torch.device("cuda", 0), [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    gone = weakref.ref(number(0, device))
+    capturing[0] = True
+    read = weakref.ref(number(1, device))
+    capturing[0] = False
+    for size in range(2, 300):
+        number(size, device)
+    assert gone() is None
+    assert read() is not None
 
 
 @pytest.mark.parametrize("n", [6, 140])

@@ -1,5 +1,6 @@
 """Steps that read their direction once: against their definition, and what invalidates W^H R."""
 
+import threading
 from weakref import ref
 
 import pytest
@@ -211,6 +212,48 @@ def test_steps_that_a_graph_has_are_never_trusted_to_versions(kernels, launches,
     assert names[1] == step
     assert all(names[number] == ["ahead_is_sound", "rotate_ahead", *step] for number in range(2, 6))
     assert [kept is not None for kept in launch._in_graphs.values()] == [True]
+
+
+@pytest.mark.interpreter_only
+@pytest.mark.parametrize("warms_up", [True, False])
+def test_memory_of_a_graph_is_not_trusted(kernels, monkeypatch, warms_up):
+    """Between two replays other launches of the graph write there, in columns that no kernel looks at.
+
+    While ``torch.compile`` warms up, memory can be had that is no graph's; a capture has none.
+    """
+    from projunn_kernels import keeping
+    from projunn_kernels.step import launch
+
+    monkeypatch.setattr(launch, "_in_graphs", {})
+    for module in (keeping, launch):
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: not warms_up)
+    made, makers, empty = [], [], torch.empty
+
+    class Noted(launch.SinglePass):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    def noted(*arguments, **options):
+        makers.append(threading.get_ident())
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(launch, "SinglePass", Noted)
+    tensors = [t.to(kernels.device) for t in draw(torch.float32, 40, 40)]
+    monkeypatch.setattr(torch, "empty", noted)
+    with kernels.backend():
+        take(tensors)
+        (run,) = made
+        assert run.lasts is warms_up
+        assert any(maker != threading.get_ident() for maker in makers) is warms_up
+        if warms_up:  # what is captured then finds it
+            take(tensors)
+            assert made[-1].ahead is run.ahead
+            return
+        step = FusedStep(*([t] for t in tensors), RATE, factorization="single_pass")
+        run.ahead[..., 1:] = 0.3
+        check(tensors, "exp", lambda _: run(step))
 
 
 @pytest.mark.interpreter_only

@@ -1,5 +1,6 @@
 """Launches of a step that reads its direction once."""
 
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from projunn_kernels.configs.problem import Config, Device, Problem, device_of
 from projunn_kernels.factorization.launch import orthonormal_launch
-from projunn_kernels.keeping import unread
+from projunn_kernels.keeping import outside_of_graphs, unread
 from projunn_kernels.launching import (
     Launch,
     Matrices,
@@ -38,7 +39,8 @@ class SinglePass:
     kernels, which compare it with a few columns of W: that step is not taken.
 
     Versions tell nothing where a graph replays steps.  To ``mend`` the kernels look before the step, and
-    make W^H R anew where it is wrong.
+    make W^H R anew where it is wrong.  They look at a few columns, so that memory of a graph's own, in
+    which other launches leave what they like between two replays, is never trusted.
 
     Args:
         step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
@@ -50,6 +52,7 @@ class SinglePass:
 
     Attributes:
         ahead: partial sums of W^H R.
+        lasts: whether nothing else can be written there: the memory is no graph's own.
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class SinglePass:
         groups = -(-m // (panels * panel.rows))
         pulled = torch.empty(count, splits, 1, n, **like)
         pushed = torch.empty(count, tiles, 1, m, **like)
-        self.ahead = torch.empty(count, groups, n, **like) if ahead is None else ahead
+        make = partial(torch.empty, count, groups, n, **like)
+        ahead = outside_of_graphs(make, device) if ahead is None else ahead
+        self.lasts = ahead is not None
+        self.ahead = make() if ahead is None else ahead
         moved = torch.empty(count, 1, 1, n, **like)
         sound = torch.empty(count, tiles, dtype=torch.int8, device=device)
         bases = address_table(step.bases)
@@ -127,7 +133,8 @@ class SinglePass:
         self._mend, self._turn = (
             Launch(rotate_ahead_kernel, (groups, count), STEP=step, **turn) for step in (False, True)
         )
-        self._unsound, self._loaded = sound if mend else torch.zeros_like(sound), mend
+        looks = mend and self.lasts
+        self._unsound, self._loaded = sound if looks else torch.zeros_like(sound), mend
         self._check = Launch(
             ahead_is_sound_kernel,
             (tiles, count),
@@ -152,10 +159,10 @@ class SinglePass:
             The mask of the steps taken, which the next call overwrites.
         """
         versions = None if self._mends else _versions(step)
-        if self._mends:
+        if self._mends and self.lasts:
             self._check()
             self._mend()
-        elif not self._has_seen(step.bases) or versions is None or versions != self._known:
+        elif versions is None or not self._has_seen(step.bases) or versions != self._known:
             if not self._loaded:  # a graph may be next, and no capture may load a kernel
                 self._check()
                 self._loaded = True

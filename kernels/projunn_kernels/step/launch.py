@@ -203,7 +203,10 @@ def _fresh(
 ) -> "Program | Passes | SinglePass":
     if step.factorization == "single_pass":
         shared = _of_any_stream(key)
-        return SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs, rule=rule)
+        made = SinglePass(step, _in_graphs.get(shared), mend=shared in _in_graphs, rule=rule)
+        if shared in _in_graphs and made.lasts:
+            _in_graphs[shared] = made.ahead
+        return made
     return Program(step) if step.fits_a_program and rule is None else Passes(step, rule)
 
 
