@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import projunn
-from bench.gpu import convolution, linear, recurrence
+from bench.gpu import convolution, linear, recurrence, steps
 from bench.gpu.accuracy import double, share
 from bench.gpu.case import Case
 from bench.gpu.machine import Machine
@@ -32,6 +32,7 @@ def cases(on: Machine, small: bool = False) -> list[Case]:
     """All checks; with ``small``, as many as compute-sanitizer gets through."""
     return [
         *_steps(on, small),
+        *steps.checks(on, small),
         *recurrence.checks(on, small),
         *convolution.checks(on, small),
         *linear.checks(on, small),

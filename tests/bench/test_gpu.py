@@ -48,7 +48,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     assert {row["stage"] for row in checked} == {"tests", "checks"}
     families = {row["kind"].split()[0] for row in checked if row["stage"] == "checks"}
     assert families == {
-        "step,", "time", "spectral", "sketch", "retract", "factor", "rank_update", "kernel",
+        "step,", "step", "time", "spectral", "sketch", "retract", "factor", "rank_update", "kernel",
     }  # fmt: skip
 
     found = rows(tmp_path / "rows.jsonl")
