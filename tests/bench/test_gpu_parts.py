@@ -20,7 +20,6 @@ from bench.gpu import (
     published,
     reporter,
     stages,
-    steps,
     suite,
     summary,
     targets,
@@ -395,21 +394,3 @@ def test_a_kernel_that_distrusts_itself_is_a_failure_although_pytorch_takes_its_
         ("self-check rotate_rows real k=1", ""),
         ("self-check basis real k=2", "it is wrong"),
     ]
-
-
-@pytest.mark.interpreter_only
-def test_a_step_along_the_gradient_of_another_is_noticed(monkeypatch):
-    """It leaves the weights unitary."""
-    from projunn_kernels.step import launch
-
-    on, tables, table_of = Machine(dry=True), [], launch.table_of
-    call = functools.partial(steps.compared, on, "SGD", (2, 5, 5), torch.float32, "rank 1")
-
-    def first(addresses, device):
-        tables.append(table_of(addresses, device))
-        return tables[0]
-
-    with projunn.backend("interpret"):
-        assert call() < 1
-        monkeypatch.setattr(launch, "table_of", first)
-        assert call() > 100

@@ -8,30 +8,42 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.requires_cpp
 pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("driver")
+    return printed("tests.launcher.job", str(tmp_path_factory.mktemp("driver")))
+
+
+def printed(module, *arguments):
+    """What a program prints that needs Triton's compiler, not its interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.launcher.job", str(folder)]
+    command = [sys.executable, "-m", module, *arguments]
     job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert job.returncode == 0, job.stderr
     return json.loads(job.stdout)
+
+
+def test_every_launch_is_of_the_binary_that_triton_would_choose():
+    """Sizes, alignments and dtypes of steps and layers, through several of each."""
+    launches = printed("tests.launcher.choices")
+    assert launches["wrong"] == []
+    assert 100 < launches["asked"] < launches["direct"] / 10
 
 
 def bits(number):
     return struct.unpack("I", struct.pack("f", number))[0]
 
 
+@pytest.mark.requires_cpp
 def test_triton_is_asked_once(shown):
     _, *arrived = shown
     assert [launch["asked"] for launch in arrived] == [1] * 5 + [2] * 2
     assert [launch["made"] for launch in arrived] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.requires_cpp
 def test_every_parameter_arrives(shown):
     """Addresses, a float, sizes; what is 1, a constant or an option is part of the binary."""
     addresses, first, *_ = shown
@@ -39,6 +51,7 @@ def test_every_parameter_arrives(shown):
     assert (first["grid"], first["block"], first["stream"]) == ([3, 2, 1], 64, 4096)
 
 
+@pytest.mark.requires_cpp
 def test_launches_by_addresses_arrive_like_those_of_triton(shown):
     """What a call does not name is as it was in the first."""
     addresses, first, *others = shown[:6]
@@ -48,6 +61,7 @@ def test_launches_by_addresses_arrive_like_those_of_triton(shown):
         assert launch == first | {"values": values, "made": launch["made"]}
 
 
+@pytest.mark.requires_cpp
 def test_launches_that_overlap_say_so(shown):
     """To the driver, Triton's own and those by addresses."""
     assert [launch["overlaps"] for launch in shown[1:]] == [0] * 5 + [1] * 2
