@@ -122,8 +122,8 @@ def capturing(device: torch.device) -> bool:
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:
-    """Copies a CPU tensor to a device; the host waits for it only while a graph is captured."""
-    if device.type != "cuda" or capturing(device):
+    """Copies a CPU tensor to a device; the host waits for it only under a trace or a capture."""
+    if device.type != "cuda" or torch.compiler.is_compiling() or capturing(device):
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 

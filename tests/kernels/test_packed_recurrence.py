@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 import projunn
+from projunn.nn import UnitaryRNN
+from projunn.nn.recurrent import sequences
 from projunn_kernels import RecurrenceBackward, recurrence, recurrence_backward
-from projunn_kernels.time_loop import eager, padded, plain
+from projunn_kernels.time_loop import eager, padded, plain, steps
 from projunn_kernels.time_loop.arguments import Recurrence
 
 SIZES = [5, 5, 4, 4, 1, 1]
@@ -139,3 +142,15 @@ def test_factors_of_the_kernels_are_those_of_pytorch(kernels, complex_, packed, 
 
 def _numbers(tensor, complex_):
     return torch.view_as_complex(tensor) if complex_ else tensor
+
+
+def test_a_gpu_is_told_where_rows_lie_without_waiting_for_it(monkeypatch):
+    """A copy from memory that is not pinned waits for all that the GPU has been asked for."""
+    packed = pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    resets = packed._replace(data=torch.zeros(6, dtype=torch.bool))
+    copied = []
+    for module in (sequences, steps):
+        monkeypatch.setattr(module, "sent", lambda host, _: copied.append(host.tolist()) or host)
+    UnitaryRNN(3, 5, bidirectional=True)(packed, resets=resets)
+    # Each row from the other end of its sequence, the step before in there, and the last rows, twice.
+    assert copied == [[5, 3, 4, 1, 2, 0], [0, 1, 2, 4], [5, 3], [5, 3]]

@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from projunn_kernels.keeping import sent
+
 _PANEL = 512  # rows
 
 
@@ -100,7 +102,8 @@ class Steps:
         """The last state of each sequence, (batch, ...): a copy."""
         if not self.packed:
             return states[-1].clone()
-        return states.index_select(0, torch.tensor(self.ends(), device=states.device))
+        ends = torch.tensor(self.ends(), device="cpu")
+        return states.index_select(0, sent(ends, states.device))
 
     def ends(self) -> list[int]:
         """The last row of each sequence among all rows of packed tensors."""

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from projunn_kernels.keeping import sent
+
 
 class Sequences:
     """The lengths of a batch of sequences, and where their states are reset.
@@ -29,7 +31,7 @@ class Sequences:
         if self.batch_sizes is None:
             return rows.flip(0)
         if self._mirror is None:
-            self._mirror = _mirror(self.batch_sizes).to(rows.device)
+            self._mirror = sent(_mirror(self.batch_sizes), rows.device)
         return rows.index_select(0, self._mirror)
 
     def flipped(self) -> "Sequences":
@@ -47,8 +49,9 @@ class Sequences:
             else:
                 sizes, first = torch.tensor(self.batch_sizes, device="cpu"), self.batch_sizes[0]
                 earlier = sizes[:-1].repeat_interleave(sizes[1:])  # how far off the last step's row is
-                before = (torch.arange(first, len(later), device="cpu") - earlier).to(later.device)
-                resets = torch.cat([torch.zeros_like(later[:first]), later[before]])
+                before = torch.arange(first, len(later), device="cpu") - earlier
+                moved = later.index_select(0, sent(before, later.device))
+                resets = torch.cat([torch.zeros_like(later[:first]), moved])
         found = Sequences(self.steps, self.batch_sizes, resets)
         found._mirror = self._mirror
         return found
