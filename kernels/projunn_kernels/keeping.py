@@ -81,7 +81,9 @@ class Recent(OrderedDict[tuple[Any, ...], _Prepared]):
         if refused is not None:
             raise type(refused)(*refused.args)
         try:
-            return self.keep(key, make())
+            with torch.inference_mode(False):  # whose memory only calls in that mode may write to
+                made = make()
+            return self.keep(key, made)
         except selfcheck.Unchecked:  # a later step may find memory
             raise
         except (selfcheck.Distrusted, TooManyPrograms) as error:

@@ -137,3 +137,15 @@ def test_kernels_read_half_precision_and_zeros(kernels):
     assert ((left @ right.mH).cpu() - full).norm() < 0.03 * full.norm()
     assert nothing.count_nonzero() == empty.count_nonzero() == 0
     assert some.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_launches_kept_in_inference_mode_serve_training(kernels, k):
+    """What lies between them may be written to later."""
+    tensors = [t.to(kernels.device) for t in problem(torch.float32, rows=11, n=13, m=9, k=k)]
+    x, g, basis = tensors
+    with kernels.backend():
+        with torch.inference_mode():
+            first = sketch([x], [g], basis)
+        for found, before in zip(sketch([x], [g], basis), first, strict=True):
+            assert torch.equal(found, before)
