@@ -11,6 +11,7 @@ import projunn
 from projunn import diagnostics
 from projunn.tasks import METRICS, LogPoint, Task
 from projunn.training.config import OPTIMIZERS, TrainConfig
+from projunn_kernels.keeping import sent
 
 _HOPELESS = 100  # steps in a row without a finite loss, after which a model is given up
 _FAR = 1e-3  # a unitarity defect that no training leaves behind
@@ -61,7 +62,7 @@ class Learner:
     def take_step(self) -> None:
         """Train on one batch, and log if a log point is reached."""
         started = time.perf_counter()
-        x, y = (t.to(self.device) for t in self.task.batch(self.generator))
+        x, y = (sent(t, self.device) for t in self.task.batch(self.generator))
         self.optimizer.zero_grad()
         loss = self.task.loss(self.model(x), y)
         loss.backward()

@@ -12,7 +12,7 @@ import torch
 
 from projunn.optim.options import unitary_learning_rate
 from projunn.tasks import TASKS, declarations
-from projunn.training import Run, TrainConfig, train
+from projunn.training import Run, TrainConfig, learner, train
 from projunn.training.checkpoint import load_checkpoint
 from projunn.training.learner import Learner, rate_factor
 from projunn_kernels.files import replacing
@@ -114,6 +114,13 @@ def test_a_time_budget_has_a_cooldown_too():
     learner.seconds = 9.0
     learner.take_step()
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * config.lr)
+
+
+def test_batches_go_to_a_gpu_without_waiting_for_the_step_before(tmp_path, monkeypatch):
+    went = []
+    monkeypatch.setattr(learner, "sent", lambda host, device: went.append(host.shape) or host.to(device))
+    run(tmp_path / "r", 2)
+    assert len(went) == 4
 
 
 def test_compared_models_see_the_same_batches(tmp_path):
