@@ -30,10 +30,13 @@ def column_tiles(problem: Problem, device: Device) -> Config:
     # Matrices of 16 x 16 numbers fill the registers of one.  Products of tiles take 16 columns or more.
     size = p.columns * (2 if p.operation == "basis" else 1)
     warps = 4 if size == 16 else 1
-    full = p.operation == "basis" and (p.pairs or size == 8)
-    if full and device.capability in _WITHOUT_TENSOR_CORES:
-        warps = max(warps, 2)  # one spilled 12 to 56 bytes on sm_89 and sm_120
-    return Config(1, max(16, min(n, 32 // p.width)), warps)
+    columns = 32 // p.width
+    if p.operation == "basis" and device.capability in _WITHOUT_TENSOR_CORES:
+        if p.pairs or size == 8:
+            warps = max(warps, 2)  # one spilled 12 to 56 bytes on sm_89 and sm_120
+        if size == 16:
+            columns = 16  # 32 real ones spilled 20 bytes with Triton 3.6
+    return Config(1, max(16, min(n, columns)), warps)
 
 
 def column_candidates(problem: Problem, device: Device) -> list[Config]:
