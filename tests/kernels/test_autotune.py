@@ -9,6 +9,7 @@ from projunn_kernels.configs import choice as tuning
 from projunn_kernels.configs import tables
 from projunn_kernels.configs.closed_form import candidates, closed_form, tuned
 from projunn_kernels.configs.problem import Device, Problem
+from tests.launches import watched
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("folders")
@@ -45,6 +46,22 @@ def tune(problem, times, **options):
 
 def written():
     return tables.read_table(file()).entries
+
+
+@pytest.mark.parametrize("operation", tuned())
+def test_what_is_timed_beside_a_kernel_does_not_grow_with_the_matrices(kernels, operation):
+    """Copies of each matrix would hide what tiles change: a candidate has to win by 2 % of it all."""
+    from projunn_kernels.tuning import autotune
+
+    def calls(matrices):
+        run, _ = autotune._case(Problem(operation, False, 1, 16, 16, matrices), kernels.device)
+        with kernels.backend():
+            run()  # makes the tables of addresses
+        with watched(kernels, run=False) as seen:
+            run()
+        return seen.calls
+
+    assert calls(1) == calls(5)
 
 
 @interpreted

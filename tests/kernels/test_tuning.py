@@ -96,16 +96,17 @@ def test_complex_banks_share_multiprocessors(n):
 
 
 def test_what_is_tried_for_a_problem_is_tried_for_its_bucket():
-    """Or a winner would be left out when its table is read."""
+    """Or a winner would be left out when its table is read.  The closed form is none."""
     draw = random.Random(0)
-    for _ in range(2000):
-        operation = draw.choice(tuned())
-        m, n = (draw.randint(1, 128 if operation == "fused_step" else 5000) for _ in range(2))
-        k, pairs = draw.randint(1, 8), draw.random() < 0.5
-        problem = Problem(operation, pairs, k, m, n, draw.randint(1, 2000))
+    for _ in range(4000):
+        operation, k = draw.choice(tuned()), draw.choice([1, 1, draw.randint(2, 8)])
+        most = {"fused_step": 128, "unit_product": 1024, "plane_rows": 1024}.get(operation, 5000)
+        m, n = (draw.randint(1, most) for _ in range(2))
+        pairs = draw.random() < 0.5
+        problem = Problem(operation, pairs, k, m, n, draw.choice([1, 2, draw.randint(1, 2000)]))
         bucket = Problem.of_bucket(problem.bucket)
         assert bucket.bucket == problem.bucket
-        assert set(candidates(problem, GPU)) <= set(candidates(bucket, GPU)), problem
+        assert set(candidates(problem, GPU)[1:]) <= set(candidates(bucket, GPU)), problem
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def _case(problem: Problem, inputs: Inputs, *, alone: bool) -> Case:
 
     def projector(columns: Tensor) -> list[Tensor]:
         """Y Y^H of each matrix, its first rows."""
-        return [one[:8] @ one.mH for one in columns]
+        return list((columns[:, :8] @ columns.mH).unbind())
 
     def launch(partial: Tensor) -> list[Tensor]:
         from projunn_kernels.factorization.launch import orthonormal_launch

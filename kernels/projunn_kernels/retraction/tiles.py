@@ -47,11 +47,11 @@ def _basis_case(
     """
     p, rate = problem, -1.0 if not scaled else 2.0
 
-    def of_left(found: Tensor, taken: Tensor) -> Tensor:
+    def of_left(found: Tensor, taken: Tensor) -> list[Tensor]:
         """What was found of the columns of X, where the step is taken."""
         if p.k == 1:
-            return torch.where(taken, found, 0.0)
-        return torch.where(taken[:, None, None], found[..., :8].mH @ found, 0.0)
+            return [torch.where(taken, found, 0.0)]
+        return list(torch.where(taken[:, None, None], found[..., :8].mH @ found, 0.0).unbind())
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
         from projunn_kernels.launching import Matrices, as_columns
@@ -66,8 +66,8 @@ def _basis_case(
         rows_launch(where, found)()
         if kept is None or inputs.hollow:
             return [weight, found.taken.to(weight.dtype)]
-        more = of_left(kept.found, found.taken > 0)
-        return [weight, found.taken.to(weight.dtype), more.float() if p.k == 1 else more]
+        more = of_left(kept.found.float() if p.k == 1 else kept.found, found.taken > 0)
+        return [weight, found.taken.to(weight.dtype), *more]
 
     def in_eager(weight: Tensor, left: Tensor, right: Tensor, scale: Tensor | None) -> list[Tensor]:
         moved = left if scale is None else left * (-rate * scale)
@@ -78,11 +78,12 @@ def _basis_case(
             found = 1 / torch.linalg.vector_norm(left, dim=(-2, -1))
         else:
             found = orthonormalize(left.nan_to_num(0.0, 0.0, 0.0)).mT
-        return [weight, taken.to(weight.dtype), of_left(found, taken)]
+        return [weight, taken.to(weight.dtype), *of_left(found, taken)]
 
     left = inputs.normal(p.matrices, p.m, p.k, dtype=p.dtype, scale=0.3 * p.m**-0.5)
     right = inputs.normal(p.matrices, p.k, p.n, dtype=p.dtype, scale=p.n**-0.5)
     right = inputs.last_nearly_dependent(right) if p.operation == "basis" else right
+    left = inputs.last_nearly_dependent(left.mT).mT.contiguous() if warm else left
     if p.matrices > 1 and not inputs.hollow:
         left[-1] *= 0.25 * p.k**-0.5  # below the `limit` of all retractions, which the others exceed
         left[1:-1] = torch.inf  # a step that is not taken
@@ -115,10 +116,16 @@ def _row_tiles(problem: Problem, device: Device) -> Config:
 
 
 def _row_candidates(problem: Problem, device: Device) -> list[Config]:
-    p, first = problem, _row_tiles(problem, device)
-    columns = (first.columns,) if first.hold else around(first.columns)
-    most = 16 if first.hold and p.columns * p.width > 2 else 32
-    return neighbours(p, first, columns, tiles=1 if first.hold else 2 * p.columns, most=most)
+    """The closed form, and tiles around that of the largest problem of the bucket.
+
+    An entry of a table is for a bucket, and is left out unless it would be tried for that.
+    """
+    p = Problem.of_bucket(problem.bucket)
+    first, center = _row_tiles(problem, device), _row_tiles(p, device)
+    columns = (center.columns,) if center.hold else around(center.columns)
+    most = 16 if center.hold and p.columns * p.width > 2 else 32
+    found = neighbours(p, center, columns, tiles=1 if center.hold else 2 * p.columns, most=most)
+    return [first, *(config for config in found if config != first)]
 
 
 def _small_rows(problem: Problem, config: Config) -> Problem:

@@ -26,8 +26,14 @@ def _tiles(problem: Problem, device: Device) -> Config:
 
 
 def _candidates(problem: Problem, device: Device) -> list[Config]:
-    first = _tiles(problem, device)
-    return neighbours(problem, first, (first.columns,))
+    """The closed form, and tiles around that of the largest problem of the bucket.
+
+    An entry of a table is for a bucket, and is left out unless it would be tried for that.
+    """
+    largest = Problem.of_bucket(problem.bucket)
+    first, center = _tiles(problem, device), _tiles(largest, device)
+    found = neighbours(largest, center, (center.columns,))
+    return [first, *(config for config in found if config != first)]
 
 
 def fits_rows(problem: Problem, device: Device) -> bool:
@@ -50,7 +56,7 @@ def _small(problem: Problem, config: Config) -> Problem:
 def _product_case(
     problem: Problem, inputs: Inputs, *, listed: str, gradient: torch.dtype | None
 ) -> Case:
-    p, splits = problem, 2
+    p, splits = problem, max(2, problem.m // 128)  # about as many as there are in a step
 
     def launch(matrix: Tensor, partial: Tensor) -> list[Tensor]:
         from projunn_kernels.launching import Matrices
@@ -76,56 +82,52 @@ def _product_case(
 
 
 def _rows_case(problem: Problem, inputs: Inputs, *, retraction: str, scaled: bool) -> Case:
+    """Of one parameter, so that what is timed in tuning has no copies of matrices beside the launch."""
     p, rate = problem, 1.0 if scaled else _RATE
 
-    def launch(scale: Tensor | None, left: Tensor, right: Tensor, **changed: Tensor) -> list[Tensor]:
+    def launch(
+        scale: Tensor | None, left: Tensor, right: Tensor, probe: Tensor, **changed: Tensor
+    ) -> list[Tensor]:
         from projunn_kernels.launching import Matrices, address_table
         from projunn_kernels.products.launch import adjoint_partials
         from projunn_kernels.step.rows import Refreshed, plane_rows_launch
 
-        weights, bases, *counters, probes = (inputs.apart(t) for t in changed.values())
-        tables = [address_table(t) for t in (bases, probes, *counters)]
-        pulled = adjoint_partials(changed["weight"], left, None)
-        where, step = Matrices.of_all(weights), (retraction, rate, scale)
+        weight, basis, *counters = changed.values()
+        tables = [address_table([t]) for t in (basis, probe, *counters)]
+        pulled = adjoint_partials(weight, left, None)
+        where, step = Matrices.of_all([weight]), (retraction, rate, scale)
         run, taken = plane_rows_launch(where, right, pulled, Refreshed(left, *tables), *step)
         run()
-        if inputs.hollow:
-            return []
-        return [*(torch.cat(t) for t in (weights, bases, *counters)), taken.float()]
+        return [*changed.values(), taken]
 
     def in_eager(
-        *,
-        scale: Tensor | None,
-        left: Tensor,
-        right: Tensor,
-        weight: Tensor,
-        basis: Tensor,
-        skipped: Tensor,
-        missed: Tensor,
-        probe: Tensor,
+        scale: Tensor | None, left: Tensor, right: Tensor, probe: Tensor, **changed: Tensor
     ) -> list[Tensor]:
+        weight, basis, skipped, missed = changed.values()
         moved = left * (-rate if scale is None else -rate * scale)
         taken = retraction_eager.retract(weight, moved.mT, right.mT, retraction)
         fresh = left.mT / torch.linalg.vector_norm(left, dim=-1)[..., None] + PROBE * probe
         basis = torch.where(taken[:, None, None], fresh, basis)
-        lost = (~taken).to(skipped.dtype)
-        return [weight, basis, skipped + lost, missed + lost.long(), taken.to(skipped.dtype)]
+        lost = (~taken).to(missed.dtype)
+        return [weight, basis, skipped + lost.sum(), missed + lost, taken.to(torch.int8)]
 
     left = inputs.normal(p.matrices, 1, p.m, dtype=p.dtype, scale=0.3 * p.m**-0.5)
     if p.matrices > 1 and not inputs.hollow:
         left[-1] *= 0.25
         left[1:-1] = torch.inf  # a step that is not taken
+    changed = {
+        "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
+        "basis": inputs.normal(p.matrices, p.m, 1, dtype=p.dtype),
+        "skipped": inputs.full(0.0),
+        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
+    }
     tensors = {
         "scale": inputs.full(_RATE) if scaled else None,
         "left": left,
         "right": inputs.normal(p.matrices, 1, p.n, dtype=p.dtype, scale=p.n**-0.5),
-        "weight": inputs.unitary(p.matrices, p.m, p.n, p.dtype),
-        "basis": inputs.normal(p.matrices, p.m, 1, dtype=p.dtype),
-        "skipped": inputs.full(0.0, p.matrices),
-        "missed": inputs.full(0, p.matrices, dtype=torch.int64),
         "probe": inputs.normal(p.matrices, p.m, 1, dtype=p.dtype),
     }
-    return Case(tensors, launch, in_eager, changed=("weight", "basis", "skipped", "missed"))
+    return Case(tensors | changed, launch, in_eager, changed=tuple(changed))
 
 
 def _problem(name: str) -> Callable[..., Problem | None]:
