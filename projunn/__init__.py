@@ -1,9 +1,11 @@
 """Train neural networks with unitary and orthogonal weights by low-rank updates (projUNN).
 
-`projunn.nn` has layers with unitary weights, `constrain` makes the weight of another layer unitary, and
-the optimizers of `projunn.optim` keep such weights unitary.  They are built on two functions:
-`factorize`, low-rank factors of a gradient, and `retract`, the step along them.  `backend` chooses
-between PyTorch operations and Triton kernels.
+`projunn.nn` has layers with unitary weights.  `constrain` makes the weights of other layers unitary, and
+`convert` takes over those that another library keeps orthogonal.  The optimizers of `projunn.optim` keep
+all of them unitary, and step other parameters as `torch.optim` does.  They are built on two functions:
+`factorize`, low-rank factors of a gradient, and `retract`, the step along them.  `unitarity_defect`
+measures how far a weight is from unitary, and `project_` replaces it by the nearest unitary one.
+`backend` chooses between PyTorch operations and Triton kernels.
 
 Source: Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483.
 """

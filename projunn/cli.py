@@ -1,4 +1,4 @@
-"""The command line: ``projunn train TASK``, ``projunn autotune``, ``projunn info``."""
+"""The command line: ``projunn train``, ``projunn reproduce``, ``projunn autotune``, ``projunn info``."""
 
 import argparse
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Unitary weights in data-parallel training."""
+"""Unitary weights in jobs of many processes: `reduce_sketches` for DDP, `replicate` for FSDP2."""
 
 from functools import cache
 from typing import Any, TypeVar

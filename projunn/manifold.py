@@ -93,9 +93,8 @@ def constrain(
     that tied weights, optimizers that hold it and the flat weights of ``nn.RNN`` go on working: those of
     `projunn.optim` keep its momentum and second moments.  One that is unitary already is projected
     again; with other ``blocks`` than before it needs a new optimizer.  On the meta device there is
-    nothing to project yet.  A ``state_dict`` does not tell which parameters are unitary: a model that
-    loads one is to be constrained again before, or the weights load as plain parameters, without a
-    warning.
+    nothing to project yet.  A ``state_dict`` does not tell which parameters are unitary: constrain a
+    model before it loads one, too.  Otherwise the weights load as plain parameters, without a warning.
 
     Args:
         module: for instance an ``nn.Linear``, ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, in float32,

@@ -22,8 +22,8 @@ class OrthogonalFinetuning(UnitaryModule):
 
     The layer computes what the pretrained one did until R is trained, and W keeps its singular values
     and the angles between its rows.  R is trained with `projunn.optim`, which keeps each block
-    orthogonal to 1e-6 whatever the steps.  The field has a Cayley transform in every forward instead,
-    truncated to a series.  `merge` gives the plain layer with the weight ``W R^T``.
+    orthogonal to 1e-6 whatever the steps.  Published code computes a Cayley transform in every forward
+    instead, by a truncated series.  `merge` gives the plain layer with the weight ``W R^T``.
 
     Args:
         linear: the pretrained layer, whose parameters are taken, not copied, and get no gradients.
@@ -267,8 +267,8 @@ def skew_from_rotation(rotation: Tensor, *, transposed: bool = False) -> Tensor:
     q = (q - q.mT) / 2
     if failed.any() or not bool((q.abs() < _LARGEST).all()):
         raise ValueError(
-            "rotation: a matrix has an eigenvalue -1, or one close to it, as the Cayley transform of a"
-            " skew-symmetric matrix has not"
+            "rotation: a matrix has an eigenvalue -1, or one close to it; wanted a rotation by angles"
+            " below a half turn, which has a skew-symmetric matrix that it is the Cayley transform of"
         )
     rows, columns = torch.triu_indices(size, size, 1, device=r.device)
     return (-q if transposed else q)[..., rows, columns].to(rotation.dtype)

@@ -118,11 +118,14 @@ class UnitaryModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def train(self, mode: bool = True) -> Self:
-        """As in ``nn.Module``.  Weights are checked at eval().
+        """As in ``nn.Module``; ``eval()`` measures first whether the weights are unitary.
 
-        On a GPU those alone that no optimizer of ours steps, because a check waits for the device.  In
-        evaluation mode, where a copy that averages weights often is from the start, those that PyTorch
-        has seen change.
+        On a GPU it leaves out weights that an optimizer of ours steps, because a check waits for the
+        device.  A layer that is in evaluation mode already, as copies that average weights often are
+        from the start, checks the weights that have been changed in place since the last call.
+
+        Warns:
+            OffManifoldWarning: a weight is not unitary.
         """
         found = None if torch.compiler.is_compiling() else declaration(self)
         if found is not None and not mode:

@@ -155,7 +155,7 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         return fewer
 
     def count_elsewhere(self, count: int) -> None:
-        """Says how many unitary parameters that are trained other processes of the job step."""
+        """Sets how many trained unitary parameters other processes step, for ``unitary_lr``."""
         if count != self._elsewhere:
             self._elsewhere = count
             self._count_unitary()
@@ -173,8 +173,8 @@ class UnitaryOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: a unitary parameter is in half precision, or has a sparse gradient of another kind
                 than `projunn.nn.select_blocks` makes or, under ``torch.compile``, one that is not dense.
-            ValueError: the rule cannot take a sketched gradient with these options, or the factorization
-                draws numbers on the host, which a captured or traced step cannot.
+            ValueError: the rule cannot take a sketched gradient with these options, or "lsi" or "column"
+                cannot draw on the host, as steps are counted on a GPU (capturable, compiled).
             RuntimeError: a CUDA graph is being captured, and the step would have to wait for the device.
         """
         loss = None

@@ -40,12 +40,12 @@ class CapturedStep:
     step that is missed only delays a polish.  So the weights are those of the first graph, bit for bit.
 
     A learning rate that a scheduler changes at every step has to be a tensor on the device: a number
-    is part of the graph, and each new one asks for a new capture.  Hooks of ``optimizer.step`` run when
-    it is captured, each time twice, and taken, not when it is replayed.
+    is part of the graph, and each new one asks for a new capture.  Hooks of ``optimizer.step`` run in
+    steps that are taken as usual, and twice in a capture, but not in replays.
 
     Args:
-        optimizer: one of `projunn.optim` or `torch.optim`, with ``capturable=True`` and all parameters
-            on one GPU.
+        optimizer: one of `projunn.optim` or `torch.optim` that takes ``capturable=True``, with that, and
+            with all parameters on one GPU.
 
     Attributes:
         captures, replays: how many there have been.

@@ -37,8 +37,9 @@ class RMSprop(UnitaryOptimizer):
         rank, retraction, factorization, averages, polish_every: as in `projunn.optim.SGD`.
         unitary_lr: learning rate of the unitary parameters; default 16 lr / sqrt(mn) for m x n matrices,
             and 256 lr / (N sqrt(mn)) where the optimizer trains N > 16 of them, so that a step
-            turns each matrix by about 16 lr radians, and those of N layers by no more than 256 lr in
-            all.  A scheduler that changes ``lr`` changes it in proportion.
+            along a direction of rank 1 turns its matrix by about 16 lr radians (of higher rank, by
+            less), and those of N layers by no more than 256 lr in all.  A scheduler that changes ``lr``
+            changes it in proportion.
 
     Steps that cannot be taken, parameter groups, errors and the source are as in `projunn.optim.SGD`.
     """

@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
     _add_declared(train.add_argument_group("task"), "task")
     model = train.add_argument_group("model")
     _add_declared(model, "model")
-    _add_option(model, "dtype", str, "dtype of the weights: orthogonal or unitary")
+    _add_option(model, "dtype", str, "dtype of the weights, orthogonal if real, unitary if complex")
     compared = _by_task({name: ", ".join(task.compared) for name, task in TASKS.items()})
     model.add_argument(
         "--compare",

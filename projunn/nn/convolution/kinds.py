@@ -62,8 +62,9 @@ class UnitaryConv2d(UnitaryConvolution):
         output_size: spatial_size / stride, rounded up.
         grid_size: output_size / dilation, the size of the filter in cells.
         keep_spectrum: True, the default, keeps the spectrum of the input for the backward: as many
-            numbers as the input has, in float32 or float64.  False keeps the input in its place, which
-            costs no memory where its maker keeps it too (as a ReLU does), and one transform more.
+            numbers as the input has, in float32 or float64.  False keeps the input
+            instead, which costs no memory if the layer before keeps it too (as a ReLU does), and
+            transforms it once more in the backward.
 
     Raises:
         ValueError: a size that is not positive, a dilation that does not divide ``spatial_size`` or

@@ -249,7 +249,7 @@ class UnitaryConvolution(FilterBank):
 
         That of `UnitaryConv2d` is a `UnitaryConvTranspose2d`, and the reverse.  Where the matrices are
         square it undoes the convolution.  Its parameters are copies: a loss of its output has no
-        gradient for this layer.  ``torch.func.vjp`` of a real layer is its adjoint too, and has one.
+        gradient for this layer.  ``torch.func.vjp`` of a real layer is its adjoint too, with gradients.
 
         Raises:
             ValueError: the stride does not divide ``spatial_size``.

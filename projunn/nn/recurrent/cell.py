@@ -11,9 +11,9 @@ class UnitaryRNNCell(RecurrentModule):
     """``h' = f(W_ih x + b_ih + W_hh h)`` with W_hh unitary: called like `torch.nn.RNNCell`.
 
     It is for programs that write the loop over time themselves; over a whole sequence `UnitaryRNN` is
-    faster.  Its arguments are those of `UnitaryRNN` without ``num_layers``, ``batch_first`` and
-    ``dropout``.  So are its attributes, whose names lack ``_l[k]``: ``weight_hh``, ``weight_ih``,
-    ``bias_ih``, ``modrelu_bias``.
+    faster.  Its arguments are those of `torch.nn.RNNCell`, in that order, and ``sketch_rank``, with the
+    meaning that they have in `UnitaryRNN`.  So are its attributes, whose names lack ``_l[k]``:
+    ``weight_hh``, ``weight_ih``, ``bias_ih``, ``modrelu_bias``.
 
     Shape:
         ``input`` is (batch, input_size) or (input_size,), and ``hx`` (batch, n) or (n,), zeros if not
