@@ -2,7 +2,7 @@
 
 They take a `projunn.UnitaryParameter` or any floating-point tensor (*batch, m, n), real or complex, and
 return it.  ``parameter.data`` is read as the parameter is (`projunn.matrix_view`).  They compute in
-float64, so that float32 weights start with the defect of one rounding, 1.3e-7.  Rectangular matrices get
+float64, so that float32 weights start with the defect of one rounding, 4e-8.  Rectangular matrices get
 orthonormal rows or columns, whichever are fewer.  ``generator`` is the source of the random numbers, on
 the tensor's device; by default it is PyTorch's own.  A tensor that does not hold real or complex
 matrices, or an expanded one, raises ``ValueError``, and what is no tensor or no generator ``TypeError``.

@@ -110,7 +110,7 @@ class UnitaryConvTranspose2d(UnitaryConvolution):
         out_channels: channels of the output.
         spatial_size: height and width of the input, or one integer for both.
         stride: upsampling, one or two integers.
-        bias, dilation, groups, device, dtype, sketch_rank: as in `UnitaryConv2d`.
+        bias, dilation, groups, device, dtype, sketch_rank, padding: as in `UnitaryConv2d`.
 
     Shape:
         input (batch, in_channels, *spatial_size), output (batch, out_channels, *output_size); both also
