@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import projunn
 from projunn import optim
 from projunn.nn import UnitaryLinear
 from tests.dense import retracted
@@ -36,6 +37,22 @@ def test_full_rank_step_follows_torchs_direction(name, options):
         step = free.detach() - before
         expected = retracted(weight, step, torch.eye(4, dtype=torch.float64), "exp")
         torch.testing.assert_close(layer.matrix.detach(), expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW", "Lion"])
+def test_weight_decay_acts_on_plain_parameters_alone(name):
+    torch.manual_seed(0)
+    ends = {}
+    start, gradients = torch.randn(2, 4, 4), torch.randn(3, 2, 4, 4)
+    for decay in (0.0, 0.5):
+        unitary = projunn.UnitaryParameter(projunn.project_(start[0].clone()))
+        plain = nn.Parameter(start[1].clone())
+        optimizer = getattr(optim, name)([unitary, plain], lr=LR, unitary_lr=LR, weight_decay=decay)
+        for unitary.grad, plain.grad in gradients:
+            optimizer.step()
+        ends[decay] = unitary.detach(), plain.detach()
+    assert torch.equal(ends[0.0][0], ends[0.5][0])
+    assert not torch.equal(ends[0.0][1], ends[0.5][1])
 
 
 def complex_direction(name, options, gradients):
