@@ -34,8 +34,8 @@ class SGD(UnitaryOptimizer):
             what moves a unitary W, and reads W more often.  ``"single_pass"`` projects the direction on
             the span of the last one's left factor, and reads D and W once; its kernels are for rank 1.
             This and ``"subspace"`` test at every 64th step whether their factors have become normal to
-            the manifold, where they would stop for good, and go on as ``"tangent"`` if so; with counters
-            on the GPU (``capturable``, ``torch.compile``) they do not test it.
+            the manifold, where they would stop for good, and go on as ``"tangent"`` if so; under
+            ``torch.compile``, and with ``capturable`` on a GPU, they do not test it.
         averages: what momentum and second moments average: ``"gradient"``, G as in `torch.optim`, or
             ``"tangent"``, the tangent part A = (W^H G - G^H W)/2 of G in the frame of a square W (the
             direction is then W times that of A), or (G - W G^H W)/2 of a rectangular one.  This takes
