@@ -67,6 +67,8 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     chosen = checks(args.arch, args.op, args.tiles)[args.first :: args.every]
+    if not chosen:
+        parser.error(f"op: got {args.op}, wanted the names of kernels that have problems to compile")
     started, failed = time.perf_counter(), 0
     for place, one in enumerate(chosen):
         for order in args.order:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.ptx.__main__ import main
 from tests.ptx.machine import Loaded, Schedule, Wrong
 from tests.ptx.program import Unknown
 from tests.ptx.reading import read
@@ -226,3 +227,11 @@ def norms(*sizes):
     found = subprocess.run(command, env=clean, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     return [line.split() for line in found.stdout.splitlines()]
+
+
+def test_kernels_that_do_not_exist_are_no_success(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(sys, "argv", ["ptx", "--op", "shear"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "got ['shear'], wanted the names of kernels" in capsys.readouterr().err
