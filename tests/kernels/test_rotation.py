@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from projunn import UnitaryParameter, init
+from projunn.optim import SGD
+from projunn_kernels import RETRACTIONS as DECLARED
 from projunn_kernels import rotation
-from tests.dense import RETRACTIONS, unitary_factor
+from projunn_kernels.retraction.rotations.declaration import Retraction
+from tests.dense import RETRACTIONS, defect, unitary_factor
 
 KINDS = (torch.float64, torch.complex128)
 PRECISION = 1e-16
@@ -84,3 +88,22 @@ def test_a_single_matrix_agrees_with_a_batch(retraction):
         g, one_usable = rotation(e[i], retraction, PRECISION)
         assert bool(one_usable) == bool(usable[i])
         torch.testing.assert_close(g, f[i], atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("shape", [(8, 8), (9, 3), (3, 9), (5, 4, 4), (300, 300)])
+def test_a_retraction_of_one_function_steps_as_one_with_all_that_makes_it_faster(
+    shape, k, dtype, monkeypatch
+):
+    monkeypatch.setitem(DECLARED, "plain", Retraction("plain", dense=DECLARED["cayley"].dense))
+    start, gradients = init.haar_(torch.empty(shape, dtype=dtype)), torch.randn(3, *shape, dtype=dtype)
+    ends = []
+    for retraction in ("plain", "cayley"):
+        weight = UnitaryParameter(start.clone())
+        optimizer = SGD([weight], lr=1.0, unitary_lr=0.1, rank=k, retraction=retraction)
+        for weight.grad in gradients:
+            optimizer.step()
+        ends.append(weight.detach())
+    assert defect(ends[0]) < 1e-6
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)

@@ -128,7 +128,8 @@ def rotated_basis(
     factor: Tensor, pulled: Tensor, retraction: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q F^H and Q, zero where the step is not taken, and where it is."""
-    if factor.shape == (factor.shape[0], 1) and dtype == torch.float32 and not on_device(factor):
+    one = factor.shape == (factor.shape[0], 1) and dtype == torch.float32 and not on_device(factor)
+    if one and named(retraction).plane is not None:
         plane = _rotated_plane(factor, pulled, retraction)
         if plane is not None:
             return *plane, EVERY
