@@ -160,6 +160,14 @@ def test_the_interpreter_is_refused(monkeypatch, capsys):
     assert "TRITON_INTERPRET" in capsys.readouterr().err
 
 
+def test_a_name_of_no_kernel_is_refused(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(sys, "argv", ["aot", "--op", "rotate_row_"])
+    with pytest.raises(SystemExit):
+        aot.main()
+    assert "op: got 'rotate_row_', wanted a part of one of adjoint_many," in capsys.readouterr().err
+
+
 def test_a_time_step_does_not_wait_for_what_the_next_one_reads():
     result = python("-c", WAITING)
     assert result.returncode == 0, result.stderr

@@ -124,6 +124,8 @@ def main() -> int:
         parser.error(
             f"arch: got {', '.join(sorted(unknown))}, wanted some of {', '.join(ARCHITECTURES)}"
         )
+    if not any(arguments.op in name for name in KERNELS):
+        parser.error(f"op: got {arguments.op!r}, wanted a part of one of {', '.join(sorted(KERNELS))}")
     if arguments.carried:
         return _check_carried(binaries(architectures[:1], variants(), arguments.op))
     if arguments.tiny or arguments.variants:
