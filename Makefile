@@ -36,7 +36,7 @@ setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) \
-	  else "projunn needs Python 3.11 to 3.14; $(PYTHON) is %d.%d (make PYTHON=...)" % v)'
+	  else "projunn needs Python 3.11 to 3.13; $(PYTHON) is %d.%d (make PYTHON=...)" % v)'
 	@echo "Setting up $(VENV): a minute or two"
 	@$(PYTHON) -m venv $(VENV)
 	@command -v nvidia-smi >/dev/null || $(INSTALL) "torch==$(TORCH)+cpu" 2>/dev/null \

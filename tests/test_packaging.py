@@ -109,11 +109,11 @@ def test_one_version_is_said_everywhere():
     assert f"\nversion: {version}\n" in citation
     (released,) = re.findall(r'^date-released: "(.*)"$', citation, re.MULTILINE)
     assert f"## {version} ({released})" in (ROOT / "CHANGELOG.md").read_text()
-    # The Pythons of the package, of make and of the workflow are the same.
+    # The Pythons of the package and of make are the same; the workflow tries newer ones too.
     named = {c.rsplit(" ", 1)[1] for c in project["classifiers"] if "Python :: 3." in c}
     workflow = (ROOT / ".github/workflows/tests.yml").read_text()
     (matrix,) = re.findall(r"^        python: \[(.*)\]$", workflow, re.MULTILINE)
-    assert {word.strip('" ') for word in matrix.split(",")} == named
+    assert {word.strip('" ') for word in matrix.split(",")} >= named
     assert "- run: .ci/run\n" in workflow
     first, last = min(named, key=_minor), max(named, key=_minor)
     assert project["requires-python"] == f">={first}"
