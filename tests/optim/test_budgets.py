@@ -29,9 +29,9 @@ PYTHON = {
 }
 
 
-def parameters(kernels, sizes):
-    for n in sizes:
-        weight = projunn.UnitaryParameter(init.haar_(torch.empty(n, n)).to(kernels.device))
+def parameters(kernels, shapes):
+    for shape in shapes:
+        weight = projunn.UnitaryParameter(init.haar_(torch.empty(shape)).to(kernels.device))
         weight.grad = torch.randn_like(weight)
         yield weight
 
@@ -42,7 +42,8 @@ def test_launches_of_a_step(kernels, model, k):
     """As many for each shape, however many parameters have it."""
     sizes = MODELS[model]
     plain = [torch.nn.Parameter(torch.randn(5, device=kernels.device)) for _ in range(model == "mixed")]
-    optimizer = SGD([*parameters(kernels, sizes), *plain], lr=0.1, rank=k, polish_every=0)
+    weights = parameters(kernels, [(n, n) for n in sizes])
+    optimizer = SGD([*weights, *plain], lr=0.1, rank=k, polish_every=0)
     with watched(kernels, run=False) as seen:
         optimizer.step()
         seen.clear()
@@ -64,7 +65,8 @@ def test_launches_of_a_step(kernels, model, k):
 @pytest.mark.interpreter_only
 @pytest.mark.parametrize("count", [1, 20])
 @pytest.mark.parametrize("rule", PYTHON)
-def test_python_of_a_step(kernels, count, rule, monkeypatch):
+@pytest.mark.parametrize("shape", [(192, 192), (192, 64)], ids=str)
+def test_python_of_a_step(kernels, count, rule, shape, monkeypatch):
     """Functions of Python called in a step whose launches do nothing: time, without a clock."""
     # A test with several processes before this one has set up what such jobs ask before each step.
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_global_optimizer_pre_hooks", {})
@@ -77,7 +79,9 @@ def test_python_of_a_step(kernels, count, rule, monkeypatch):
             return lambda **arguments: None
 
     made, options, most = PYTHON[rule]
-    weights = list(parameters(kernels, [192] * count))
+    if shape[0] > shape[1] and options.get("factorization") == "single_pass":
+        pytest.skip("has kernels for m <= n")
+    weights = list(parameters(kernels, [shape] * count))
     optimizer = made(weights, lr=0.1, polish_every=0, **options)
     called = []
     with intercepted(Nothing), kernels.backend():
@@ -88,4 +92,5 @@ def test_python_of_a_step(kernels, count, rule, monkeypatch):
             optimizer.step()
         finally:
             sys.setprofile(None)
-    assert len(called) <= most[count], Counter(c.co_qualname for c in called).most_common(20)
+    most = most[count] + 33 * (shape[0] > shape[1])  # W is read once more
+    assert len(called) <= most, Counter(c.co_qualname for c in called).most_common(20)

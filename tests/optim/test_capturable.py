@@ -58,6 +58,7 @@ def pretend_to_capture(patch):
     """Tensors on the meta device are those of a graph from now on."""
     patch.setattr(private, "is_fake", lambda tensor: False)
     patch.setattr(keeping, "capturing", lambda device: True)
+    patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
 
 
 @pytest.fixture(params=["kernels", "PyTorch"])

@@ -56,7 +56,7 @@ def feed(*parameters):
 def budget(k, m, n, count, kind=torch.float32):
     """Kernels of a step of one bank whose rule has averages."""
     plain = _plain_budget(k, m, n, count, kind)
-    if plain[0] == "adjoint_product" and m <= n:
+    if plain[0] == "adjoint_product":
         return ["sound", "rule_product", *plain[1:]]
     return [*FOLLOWED, *plain]
 
@@ -64,28 +64,25 @@ def budget(k, m, n, count, kind=torch.float32):
 def _plain_budget(k, m, n, count, kind):
     if k == 1 and m <= n <= MAX_FUSED:
         return ["plane_step"]
-    if m <= n and fits_rows(Problem("plane_rows", kind.is_complex, k, m, n, count), Device()):
+    short = fits_rows(Problem("plane_rows", kind.is_complex, k, m, n, count), Device())
+    if short and m <= n:
         return ["adjoint_product", "unit_product", "adjoint_product", "plane_rows"]
     if k > 8:
-        once = 1 if m <= n else 2  # Cholesky factors, where columns need not be orthonormal
-        columns = ["gather", *["triangle", "combine"] * once]
+        columns = ["gather", "triangle", "combine"]  # they need not be orthonormal: one Cholesky factor
         factors = ["adjoint_many", *columns, "product_many"]
-        pulled, *last = (
-            ("product_many", "adjoint_many", "update_many")
-            if m > n
-            else ("adjoint_many", "product_many", "update_many")
-        )
+        pulled, *last = ("adjoint_many", "product_many", "update_many")
+        if m > n:
+            pulled, *last = ("product_many", "adjoint_many", "update_many")
         whole = 2 * k >= max(m, n)  # the identity is a basis
         basis, turned = ([], []) if whole else (["triangle", "combine"], ["combine"])
         basis = ["gather", *basis, *_polar(k, max(m, n), count, kind), "turn", *turned]
-        if m > n:
-            return [*factors, pulled, *basis, *last, *columns]
         return [*factors, pulled, *basis, *columns, *last, "warm_basis"]
     factors = ["adjoint_product", *_orthonormal(k, n, count), "product"]
-    warm = _orthonormal(k, m, count) if k > 1 else ["warm_basis"]
+    if short:
+        factors = ["adjoint_product", "unit_product"]
     if m > n:  # the columns of Q are padded to a power of two
         pushed = "adjoint_product" if 2 * k <= 8 else "adjoint_many"
-        return [*factors, "product", *_basis(k, m, count), pushed, "rank_update", *warm]
+        return [*factors, "product", *_basis(k, m, count), pushed, "rank_update", "warm_basis"]
     return [*factors, "adjoint_product", *_basis(k, n, count), "rotate_rows"]
 
 

@@ -25,6 +25,7 @@ def rank_update_kernel(
     left,
     right,
     listed,
+    matrices,
     m,
     n,
     k,
@@ -36,7 +37,7 @@ def rank_update_kernel(
 ):
     """L is (k, m) and R (k, n) for each active matrix; K is k rounded up to a power of two."""
     WIDTH: tl.constexpr = 2 if PAIRS else 1
-    w, present = matrix_place(weight, listed, 1, m * n * WIDTH, 2, LISTED, tl.float32)
+    w, present = matrix_place(weight, listed, matrices, m * n * WIDTH, 2, LISTED, tl.float32)
     if not present:
         return
     slot = tl.program_id(2).to(tl.int64)

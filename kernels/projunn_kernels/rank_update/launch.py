@@ -11,7 +11,6 @@ from projunn_kernels.launching import (
     as_columns,
     exact_dot,
     floats,
-    launch,
     options,
 )
 from projunn_kernels.rank_update.kernels import rank_update_kernel, update_many_kernel
@@ -28,19 +27,25 @@ def update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = 
 def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None = None) -> None:
     """``W[i] += L[i] R[i]^H``, in place, for any k: one launch."""
     where, k = Matrices.of(weight, active), left.shape[-1]
-    _, m, n = weight.shape
     if where.count == 0 or weight.numel() == 0 or k == 0:
         return
-    if k > _FEW:
-        update_launch(where, as_columns(left), as_columns(right))()
-        return
+    make = update_launch if k > _FEW else few_launch
+    make(where, as_columns(left), as_columns(right))()
+
+
+def few_launch(where: Matrices, left: Tensor, right: Tensor) -> Launch:
+    """A launch that makes ``W += L R^H``, from L as (A, k, m) and R as (A, k, n), k <= 2 MAX_RANK."""
+    weight, k = where.sample, left.shape[1]
+    _, m, n = weight.shape
     config = where.config("rank_update", min(k, MAX_RANK), listed=where.listed)
-    launch(
+    arguments = {name: value for name, value in where.arguments.items() if name != "TYPE"}
+    return Launch(
         rank_update_kernel,
         (-(-m // config.rows), -(-n // config.columns), where.count),
-        weight=floats(weight),
-        left=floats(as_columns(left)),
-        right=floats(as_columns(right)),
+        weight=where.base,
+        left=floats(left),
+        right=floats(right),
+        **arguments,
         m=m,
         n=n,
         k=k,
@@ -48,8 +53,6 @@ def rank_update(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | No
         BM=config.rows,
         BN=config.columns,
         K=power_of_two(k),
-        listed=where.arguments["listed"],
-        LISTED=where.listed,
         **options(config.warps),
     )
 

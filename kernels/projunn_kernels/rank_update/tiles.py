@@ -13,6 +13,7 @@ from projunn_kernels.configs.closed_form import (
 )
 from projunn_kernels.configs.kernel import LISTED, Case, Inputs, Kernel
 from projunn_kernels.configs.problem import Config, Device, Problem, power_of_two
+from projunn_kernels.constants import MAX_RANK
 from projunn_kernels.rank_update import eager
 
 
@@ -79,10 +80,15 @@ def _case(problem: Problem, inputs: Inputs, *, listed: str) -> Case:
     count = p.matrices if chosen is None else len(chosen)
 
     def launch(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
-        from projunn_kernels.rank_update.launch import rank_update
+        from projunn_kernels.launching import Matrices, as_columns
+        from projunn_kernels.rank_update.launch import few_launch, rank_update
 
-        rank_update(weight, left, right, active)
-        return [weight]
+        if listed != "table":
+            rank_update(weight, left, right, active)
+            return [weight]
+        parts = inputs.apart(weight)
+        few_launch(Matrices.of_all(parts), as_columns(left), as_columns(right))()
+        return parts if inputs.hollow else [torch.cat(parts)]
 
     def in_eager(weight: Tensor, left: Tensor, right: Tensor, active: Tensor | None) -> list[Tensor]:
         eager.rank_update(weight, left, right, active)
@@ -104,7 +110,8 @@ RANK_UPDATE = Kernel(
     candidates=_candidates,
     case=_case,
     small=_small,
-    variants={"listed": ("all", "active")},
+    variants={"listed": LISTED},
+    allowed=lambda problem, variant: variant["listed"] != "table" or problem.k <= 2 * MAX_RANK,
     problem=matrix_problem("rank_update"),
     standard=standard_matrices("rank_update"),
     # The step of a tall matrix updates it by twice its rank, and an update has any rank.

@@ -1,5 +1,7 @@
 """Launches of a retraction: the factors of the step between two passes over W."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +21,14 @@ from projunn_kernels.launching import (
     options,
 )
 from projunn_kernels.products.launch import (
+    adjoint_launch,
     adjoint_partials,
     adjoint_product,
     product,
     product_columns,
     product_launch,
 )
-from projunn_kernels.rank_update.launch import rank_update, update_launch
+from projunn_kernels.rank_update.launch import few_launch, rank_update, update_launch
 from projunn_kernels.retraction import rotations
 from projunn_kernels.retraction.eager import rotated_basis
 from projunn_kernels.retraction.kernels import (
@@ -245,6 +248,22 @@ class Rates(Chain):
         """Launch both."""
         self._first(**changed)
         self.main(**changed)
+
+
+def columns_launch(where: Matrices, rotation: Rotation) -> Chain:
+    """Launches that make ``W += T (W^H Q)^H`` in place, m > n, where the step is taken.
+
+    They are the mirror image of `rows_launch`, Q and T being of the left side, and a sum between them.
+    """
+    push, partial = adjoint_launch(where, rotation.basis.shape[1], rotation.basis)
+    before: list[Callable[[], object]] = [push]
+    pushed = partial[:, 0]
+    if partial.shape[1] > 1:
+        pushed = torch.empty_like(pushed, memory_format=torch.contiguous_format)
+        before.append(functools.partial(torch.sum, partial, 1, out=pushed))
+    if rotation.many:
+        return Chain(before, update_launch(where, rotation.rotated, pushed, rotation.taken))
+    return Chain(before, few_launch(where, rotation.rotated, pushed))
 
 
 def rows_launch(where: Matrices, rotation: Rotation, warm: Warm | None = None) -> Launch | Chain:

@@ -10,8 +10,8 @@ factors already, with the left factors S of their gradients.  A matrix whose ste
 finite; W + D singular) is left as it was, its basis too, and counted.
 
 On a GPU, matrices of up to 128 columns with m <= n go at rank 1 in one launch for all parameters, each
-matrix read and written once; larger ones, and all at higher ranks, in a launch for each pass, for all
-parameters too (`projunn_kernels.step.passes`).
+matrix read and written once; larger ones, those with m > n, and all at higher ranks, in a launch for
+each pass, for all parameters too (`projunn_kernels.step.passes`).
 Which of the two it is depends on sizes and dtypes alone: tensors that are not contiguous are copied.
 """
 
@@ -100,9 +100,8 @@ def _fake_of_all(step: FactoredStep | FollowedStep) -> Tensor:
 
 
 def _fits_factored(step: FactoredStep) -> bool:
-    m, n = step.lefts[0].shape[-2], step.rights[0].shape[-2]
     few = all(0 < f[0].shape[-1] <= MAX_MANY for f in (step.lefts, step.sketched))
-    return few and m <= n and named(step.retraction).kernels is not None
+    return few and named(step.retraction).kernels is not None
 
 
 def _fits_launches(step: FusedStep) -> bool:
@@ -111,10 +110,10 @@ def _fits_launches(step: FusedStep) -> bool:
     few = 0 < k <= MAX_MANY and (step.active is None or step.fits_a_program)
     if step.factorization == "single_pass":
         width = n * (2 if step.pairs or step.weights[0].is_complex() else 1)
-        few = k == 1 and step.active is None and width <= MAX_WIDTH
+        few = k == 1 and m <= n and step.active is None and width <= MAX_WIDTH
     else:
         few = few and step.factorization == "subspace"
-    return few and m <= n and named(step.retraction).kernels is not None
+    return few and named(step.retraction).kernels is not None
 
 
 def _fits_one_pass(step: FollowedStep) -> bool:

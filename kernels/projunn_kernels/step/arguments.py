@@ -54,17 +54,16 @@ class FusedStep:
     @property
     def fits_a_program(self) -> bool:
         """Whether the step of a matrix is one program, which holds its rows in registers."""
-        _, n, k = self.sizes
-        return k == 1 and n <= MAX_FUSED
+        m, n, k = self.sizes
+        return k == 1 and m <= n <= MAX_FUSED
 
     @property
     def follows_in_a_pass(self) -> bool:
         """Whether kernels that read D may as well make it, by a rule whose averages move."""
         if self.factorization == "single_pass":
             return True
-        m, n, k = self.sizes
         subspace = self.factorization == "subspace" and self.active is None
-        return subspace and m <= n and k <= MAX_RANK and not self.fits_a_program
+        return subspace and self.sizes[2] <= MAX_RANK and not self.fits_a_program
 
 
 @dataclass(frozen=True)

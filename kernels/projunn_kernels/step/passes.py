@@ -16,6 +16,14 @@ launches less (`projunn_kernels.step.kernels.rows`):
     adjoint_product   partial sums of W^H X
     plane_rows        Q and T,  W += (W Q) T^H,  R               reads and writes W
 
+With m > n Q and T are of the left side, which takes a read of W more:
+
+    product           W Y                                        reads W
+    basis             Q and T = Q F^H of the step -rate W Y X^H;  S = orth(X)
+    adjoint_product   partial sums of W^H Q, added up by PyTorch reads W
+    rank_update       W += T (W^H Q)^H                           reads and writes W
+    warm_basis        R <- S + 0.01 probe; counts the steps that were not taken
+
 Of a direction that is in factors already, X Y^H, the first three are not needed; where its bases have
 other columns than X, a launch of `warm_basis` makes them, as it does for k > 8.
 
@@ -35,7 +43,7 @@ from projunn_kernels.factorization.launch import orthonormal_launch
 from projunn_kernels.keeping import unread
 from projunn_kernels.launching import Chain, Launch, Matrices, address_table
 from projunn_kernels.products.launch import adjoint_launch, product_launch
-from projunn_kernels.retraction.launch import Warm, rotation_launch, rows_launch
+from projunn_kernels.retraction.launch import Warm, columns_launch, rotation_launch, rows_launch
 from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.launch import FollowedProduct
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
@@ -48,7 +56,7 @@ class Passes:
     """The launches of a step, made once.
 
     Args:
-        step: the step, without ``active``: weights (*batch, m, n), m <= n, directions, bases
+        step: the step, without ``active``: weights (*batch, m, n), directions, bases
             (*batch, m, k), k <= MAX_MANY, all contiguous, and counters.
         rule: what finds the directions from gradients, which ``step`` has in their place, k <= MAX_RANK;
             its averages are contiguous too.  It counts what is ``missed``.
@@ -111,8 +119,8 @@ class FactoredPasses:
     """The launches of a step along factors, made once.
 
     Args:
-        step: the step: weights (*batch, m, n), m <= n, and bases, contiguous, factors of up to MAX_MANY
-            columns, and counters.
+        step: the step: weights (*batch, m, n) and bases, contiguous, factors of up to MAX_MANY columns,
+            and counters.
     """
 
     def __init__(self, step: FactoredStep) -> None:
@@ -155,25 +163,36 @@ class _Turn:
         sketched: Tensor,
     ) -> None:
         weights = Matrices.of_all(step.weights, step.pairs)
-        self._pull, pulled = adjoint_launch(weights, left.shape[1], left)
+        _, m, n = weights.sample.shape
+        k, r, tall = left.shape[1], sketched.shape[1], m > n
         tables = [address_table(t) for t in (step.probes, step.skipped, step.missed)]
         way = step.retraction, step.rate, step.scale
+        if tall:
+            self._pull, moved = product_launch(weights, right)
+            factor, pulled = left, moved.unsqueeze(1)
+        else:
+            self._pull, pulled = adjoint_launch(weights, k, left)
+            factor = right
         self._turn: Launch | Chain
         self._last: tuple[Launch | Chain, ...] = ()
-        if sketched.shape[1] == 1 and _short_rows(weights, left.shape[1]):
+        if r == 1 and not tall and _short_rows(weights, k):
             refreshed = Refreshed(sketched, bases.base, *tables)
             self._turn, taken = plane_rows_launch(weights, right, pulled, refreshed, *way)
-        elif sketched.shape[1] == left.shape[1] <= MAX_RANK:
-            warm = Warm.of(sketched, bases.base, *tables)
-            self._turn, rotation = rotation_launch(weights, right, pulled, *way, warm=warm)
-            self._last, taken = (rows_launch(weights, rotation, warm),), rotation.taken
         else:
-            self._turn, rotation = rotation_launch(weights, right, pulled, *way)
-            self._last, taken = (rows_launch(weights, rotation),), rotation.taken
-            if sketched.shape[1] > 1:
-                run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
-                self._last = run, *self._last
-            self._last = *self._last, warm_bases_launch(sketched, bases, taken, tables)
+            warm = Warm.of(sketched, bases.base, *tables) if r == k <= MAX_RANK else None
+            self._turn, rotation = rotation_launch(weights, factor, pulled, *way, warm=warm)
+            taken = rotation.taken
+            if warm is not None and not tall:
+                self._last = (rows_launch(weights, rotation, warm),)
+            else:
+                update = columns_launch if tall else rows_launch
+                self._last = (update(weights, rotation),)
+                if warm is None and r > 1:
+                    run, sketched = orthonormal_launch(sketched.unsqueeze(1), times=1)
+                    self._last = run, *self._last
+                elif warm is not None and r > 1:
+                    sketched = warm.found
+                self._last = *self._last, warm_bases_launch(sketched, bases, taken, tables)
         self._mask = taken.view(torch.bool).view(batch_of(step))
 
     def __call__(self, step: FusedStep | FactoredStep) -> Tensor:
