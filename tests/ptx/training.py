@@ -21,11 +21,12 @@ STEPS = 3
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: projunn.nn.UnitaryLinear(24, 24), (40, 24)),
     "long": (lambda: projunn.nn.UnitaryLinear(200, 200), (40, 200)),
+    "tall": (lambda: projunn.nn.UnitaryLinear(40, 150), (30, 40)),
     "wide": (lambda: projunn.nn.UnitaryLinear(160, 160, dtype=torch.complex64), (40, 160)),
     "recurrent": (lambda: projunn.nn.UnitaryRNN(6, 20, nonlinearity="tanh"), (12, 5, 6)),
     "convolution": (lambda: projunn.nn.UnitaryConv2d(8, 8, 8), (3, 8, 8, 8)),
 }
-RANKS = {"linear": 1, "long": 1, "wide": 12, "recurrent": 2, "convolution": 2}
+RANKS = {"linear": 1, "long": 1, "tall": 3, "wide": 12, "recurrent": 2, "convolution": 2}
 
 
 def trained(name: str, machine: Machine | None, steps: int = STEPS) -> list[Tensor]:
