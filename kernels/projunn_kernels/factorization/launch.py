@@ -156,7 +156,7 @@ class Parts(NamedTuple):
         parts = -(-chunks // chunks_each)
         numbers = count * size * (2 if columns.is_complex() else 1)
         lengths = numbers * n, 1 if alone else numbers * parts * size
-        places = (torch.empty(n, dtype=torch.float64, device=columns.device) for n in lengths)
+        places = (torch.empty(each, dtype=torch.float64, device=columns.device) for each in lengths)
         return cls(size, parts, chunks_each * config.columns, *places)
 
 

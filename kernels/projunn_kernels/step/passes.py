@@ -48,7 +48,7 @@ from projunn_kernels.rules.arguments import RuleStep
 from projunn_kernels.rules.launch import FollowedProduct
 from projunn_kernels.step.arguments import FactoredStep, FusedStep, batch_of
 from projunn_kernels.step.row_tiles import fits_rows
-from projunn_kernels.step.rows import Refreshed, plane_rows_launch, unit_product_launch
+from projunn_kernels.step.rows import plane_rows_launch, unit_product_launch
 from projunn_kernels.warm_basis.launch import warm_bases_launch
 
 
@@ -175,11 +175,10 @@ class _Turn:
             factor = right
         self._turn: Launch | Chain
         self._last: tuple[Launch | Chain, ...] = ()
-        if r == 1 and not tall and _short_rows(weights, k):
-            refreshed = Refreshed(sketched, bases.base, *tables)
-            self._turn, taken = plane_rows_launch(weights, right, pulled, refreshed, *way)
+        warm = Warm.of(sketched, bases.base, *tables) if r == k <= MAX_RANK else None
+        if warm is not None and not tall and _short_rows(weights, k):
+            self._turn, taken = plane_rows_launch(weights, right, pulled, warm, *way)
         else:
-            warm = Warm.of(sketched, bases.base, *tables) if r == k <= MAX_RANK else None
             self._turn, rotation = rotation_launch(weights, factor, pulled, *way, warm=warm)
             taken = rotation.taken
             if warm is not None and not tall:

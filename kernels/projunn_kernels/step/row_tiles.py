@@ -90,13 +90,14 @@ def _rows_case(problem: Problem, inputs: Inputs, *, retraction: str, scaled: boo
     ) -> list[Tensor]:
         from projunn_kernels.launching import Matrices, address_table
         from projunn_kernels.products.launch import adjoint_partials
-        from projunn_kernels.step.rows import Refreshed, plane_rows_launch
+        from projunn_kernels.retraction.launch import Warm
+        from projunn_kernels.step.rows import plane_rows_launch
 
         weight, basis, *counters = changed.values()
         tables = [address_table([t]) for t in (basis, probe, *counters)]
         pulled = adjoint_partials(weight, left, None)
         where, step = Matrices.of_all([weight]), (retraction, rate, scale)
-        run, taken = plane_rows_launch(where, right, pulled, Refreshed(left, *tables), *step)
+        run, taken = plane_rows_launch(where, right, pulled, Warm.of(left, *tables), *step)
         run()
         return [*changed.values(), taken]
 

@@ -1,28 +1,11 @@
 """Launches of the passes of a step of rank 1 whose programs make the columns that they need."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from projunn_kernels.launching import PRECISION, Launch, Matrices, floats, half_precision, options
-from projunn_kernels.retraction.launch import device_function
+from projunn_kernels.retraction.launch import Warm, device_function
 from projunn_kernels.step.kernels import plane_rows_kernel, unit_product_kernel
-
-
-class Refreshed(NamedTuple):
-    """What `plane_rows_launch` makes the bases of the next step from.
-
-    Attributes:
-        columns: x, (A, 1, m).
-        bases, probes, skipped, missed: tables of the addresses of these tensors of `FusedStep`.
-    """
-
-    columns: Tensor
-    bases: Tensor
-    probes: Tensor
-    skipped: Tensor
-    missed: Tensor
 
 
 def unit_product_launch(where: Matrices, partial: Tensor) -> tuple[Launch, Tensor, Tensor]:
@@ -58,7 +41,7 @@ def plane_rows_launch(
     weights: Matrices,
     right: Tensor,
     pulled: Tensor,
-    refreshed: Refreshed,
+    warm: Warm,
     retraction: str,
     rate: float,
     scale: Tensor | None,
@@ -66,7 +49,8 @@ def plane_rows_launch(
     """A launch that takes the steps ``-rate Z y^H`` and makes the next bases, and the mask of both.
 
     y is ``right``, (A, 1, n), Z the sum of ``pulled``, (A, splits, 1, n), the rate is ``rate``, times
-    the 0-d tensor ``scale`` if given, and ``weights`` are those of a table of addresses.
+    the 0-d tensor ``scale`` if given, and ``weights`` are those of a table of addresses.  Every program
+    finds the norms of the columns of ``warm`` itself.
     """
     (_, m, n), splits = weights.sample.shape, pulled.shape[1]
     config = weights.config("plane_rows", 1, retraction=retraction, scaled=scale is not None)
@@ -77,7 +61,11 @@ def plane_rows_launch(
         weights=weights.base,
         right=floats(right),
         partial=floats(pulled),
-        **refreshed._replace(columns=floats(refreshed.columns))._asdict(),
+        columns=floats(warm.columns),
+        bases=warm.bases,
+        probes=warm.probes,
+        skipped=warm.skipped,
+        missed=warm.missed,
         taken_mask=taken,
         rate_tensor=taken if scale is None else scale,
         rate=rate,
